@@ -1,0 +1,81 @@
+"""Correct hubness in embedding retrieval with Dual Bank Normalization, in JAX.
+
+    query and gallery banks -> bank_statistics -> a normalizer -> apply_correction or top_k
+
+Names resolve on first use, so that importing the package imports neither JAX nor optax.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0.dev0"
+
+if TYPE_CHECKING:
+    from dbnorm_jax._src import hubness as hubness
+    from dbnorm_jax._src import metrics as metrics
+    from dbnorm_jax._src.banks import bank_statistics as bank_statistics
+    from dbnorm_jax._src.banks import merge as merge
+    from dbnorm_jax._src.banks import responsibilities as responsibilities
+    from dbnorm_jax._src.banks import stream_bank_statistics as stream_bank_statistics
+    from dbnorm_jax._src.conformance import published_scores as published_scores
+    from dbnorm_jax._src.io import load as load
+    from dbnorm_jax._src.io import save as save
+    from dbnorm_jax._src.normalizers import (
+        dual_dynamic_inverted_softmax as dual_dynamic_inverted_softmax,
+    )
+    from dbnorm_jax._src.normalizers import dual_inverted_softmax as dual_inverted_softmax
+    from dbnorm_jax._src.normalizers import dynamic_inverted_softmax as dynamic_inverted_softmax
+    from dbnorm_jax._src.normalizers import inverted_softmax as inverted_softmax
+    from dbnorm_jax._src.retrieval import apply_correction as apply_correction
+    from dbnorm_jax._src.retrieval import gates as gates
+    from dbnorm_jax._src.retrieval import stream_top_k as stream_top_k
+    from dbnorm_jax._src.retrieval import top_k as top_k
+    from dbnorm_jax._src.similarity import cosine_similarity as cosine_similarity
+    from dbnorm_jax._src.similarity import dot_product as dot_product
+    from dbnorm_jax._src.similarity import negative_squared_euclidean as negative_squared_euclidean
+    from dbnorm_jax._src.types import BankStatistics as BankStatistics
+    from dbnorm_jax._src.types import Correction as Correction
+    from dbnorm_jax._src.types import SearchResult as SearchResult
+
+_MODULES = ("hubness", "metrics")
+_HOME = {
+    "BankStatistics": "types",
+    "Correction": "types",
+    "SearchResult": "types",
+    "apply_correction": "retrieval",
+    "bank_statistics": "banks",
+    "cosine_similarity": "similarity",
+    "dot_product": "similarity",
+    "dual_dynamic_inverted_softmax": "normalizers",
+    "dual_inverted_softmax": "normalizers",
+    "dynamic_inverted_softmax": "normalizers",
+    "gates": "retrieval",
+    "inverted_softmax": "normalizers",
+    "load": "io",
+    "merge": "banks",
+    "negative_squared_euclidean": "similarity",
+    "published_scores": "conformance",
+    "responsibilities": "banks",
+    "save": "io",
+    "stream_bank_statistics": "banks",
+    "stream_top_k": "retrieval",
+    "top_k": "retrieval",
+}
+
+__all__ = ["__version__", *_HOME, *_MODULES]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    """Resolves a public name on first use (PEP 562)."""
+    if name in _MODULES:
+        value = importlib.import_module(f"dbnorm_jax._src.{name}")
+    elif name in _HOME:
+        value = getattr(importlib.import_module(f"dbnorm_jax._src.{_HOME[name]}"), name)
+    else:
+        raise AttributeError(f"module 'dbnorm_jax' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""The `dbnorm` command: reading files, the embedded demo, evaluation, tables, plots."""

@@ -1,0 +1,314 @@
+"""`dbnorm evaluate`: the same comparison on the user's files. All checks come before any work."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn, get_args
+
+from dbnorm_jax._cli import files, sets
+from dbnorm_jax._cli import output as results
+from dbnorm_jax._cli.evaluation import (
+    DUAL,
+    NEIGHBORS,
+    QUERY_BANK_ONLY,
+    Kind,
+    Method,
+    ResultRow,
+    choose_methods,
+    count_steps,
+    evaluate,
+    num_transductive,
+)
+from dbnorm_jax._cli.files import Source
+from dbnorm_jax._cli.progress import Progress
+from dbnorm_jax._cli.reporting import FILES, contents, print_paths, require
+from dbnorm_jax._cli.sets import EvaluationSet, SimilaritySet
+from dbnorm_jax._cli.table import Report, show, to_json
+
+_DEFAULT_BETAS = {"query": 20.0, "gallery": 1.0}  # for cosines only
+_CHOICES = tuple(kind for kind in get_args(Kind) if kind != "published")
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """The options of the command, by their names."""
+
+    files: tuple[str, ...] = ()
+    query_bank: str | None = None
+    gallery_bank: str | None = None
+    relevant: str | None = None
+    bank_pairs: str | None = None
+    similarity: str | None = None
+    beta_query: float | None = None
+    beta_gallery: float | None = None
+    methods: str | None = None
+    published: bool = False
+    reverse: bool = False
+    similarities: str | None = None
+    query_bank_similarities: str | None = None
+    gallery_bank_similarities: str | None = None
+    output: Path | None = None
+    force: bool = False
+    as_json: bool = False
+
+    @property
+    def measure(self) -> str:
+        """The similarity function; None means the default."""
+        return self.similarity or "cosine"
+
+
+def run(request: Request) -> None:
+    """Checks, reads, evaluates, prints and, with --output, writes."""
+    require(*["rich"] * (not request.as_json), *["matplotlib"] * (request.output is not None))
+    _check_combination(request)
+    methods = _methods(request)
+    if request.output is not None:
+        results.check_folder("--output", request.output, list(FILES), force=request.force)
+    with Progress(count_steps(methods)) as progress:
+        test = read(request)
+        rows = evaluate(test, methods, progress)
+        report = _report(request, test, methods, rows)
+        made = contents(report) if request.output is not None else {}
+        paths = results.write(request.output, made) if request.output is not None else []
+    if request.as_json:
+        print(to_json(report), end="")
+    else:
+        show(report)
+    print_paths(paths, to_stderr=request.as_json)
+
+
+def _check_combination(request: Request) -> None:
+    """Which options go together, before any file is opened."""
+    given = {
+        "--query-bank": request.query_bank,
+        "--gallery-bank": request.gallery_bank,
+        "--relevant": request.relevant,
+        "--bank-pairs": request.bank_pairs,
+    }
+    matrices = {
+        "--query-bank-similarities": request.query_bank_similarities,
+        "--gallery-bank-similarities": request.gallery_bank_similarities,
+    }
+    count = len(request.files)
+    if request.similarities is not None:
+        others = [
+            name for name in ("--query-bank", "--gallery-bank", "--bank-pairs") if given[name]
+        ]
+        others += ["--similarity"] * (request.similarity is not None)
+        others += ["--reverse"] * request.reverse + ["QUERIES or GALLERY"] * bool(count)
+        if others:
+            _fail("--similarities: expected matrices alone", ", ".join(others), "leave that out")
+        if request.query_bank_similarities is None:
+            _fail(
+                "--query-bank-similarities: expected the query bank x gallery matrix beside "
+                "--similarities",
+                "none",
+                "name the file",
+            )
+        return
+    lonely = [name for name, value in matrices.items() if value is not None]
+    if lonely:
+        _fail(
+            f"{lonely[0]}: expected --similarities beside it",
+            "none",
+            "name the queries x gallery file",
+        )
+    if count == 1:
+        others = [name for name, value in given.items() if value is not None]
+        if others:
+            _fail(
+                "SET.npz: expected all arrays in the set",
+                f"{', '.join(others)} beside it",
+                "leave that out, or give QUERIES and GALLERY",
+            )
+    elif count != 2:
+        _fail(
+            "evaluate: expected SET.npz, or QUERIES and GALLERY, or --similarities",
+            f"{count} files",
+            "see dbnorm evaluate --help",
+        )
+    elif request.query_bank is None:
+        _fail(
+            "--query-bank: expected a file of other items like the queries",
+            "none",
+            "it is what hubs are learnt from; training queries serve well",
+        )
+
+
+def _methods(request: Request) -> list[Method]:
+    """The methods asked for with their betas, checked."""
+    alone = request.similarities is not None and request.gallery_bank_similarities is None
+    kinds: list[Kind]
+    if request.methods is None:
+        kinds = [kind for kind in _CHOICES if kind in QUERY_BANK_ONLY or not alone]
+    else:
+        names = [name.strip().lower() for name in request.methods.split(",")]
+        unknown = [name for name in names if name not in _CHOICES]
+        if unknown:
+            _fail(
+                f"--methods: expected a list of {', '.join(_CHOICES)}",
+                repr(unknown[0]),
+                "write for instance --methods is,dualis",
+            )
+        kinds = [kind for kind in _CHOICES if kind in names]
+    if request.published:
+        kinds.append("published")
+    dual = [kind for kind in kinds if kind in DUAL]
+    if dual and alone:
+        what = "--published" if dual == ["published"] else dual[0]
+        _fail(
+            f"--gallery-bank-similarities: expected a gallery bank x gallery matrix for {what}",
+            "none",
+            "name the file, or run is and dis alone",
+        )
+    beta_query = _beta(request, "query") if set(kinds) - {"raw"} else None
+    beta_gallery = _beta(request, "gallery") if dual else None
+    return choose_methods(kinds, beta_query, beta_gallery)
+
+
+def _beta(request: Request, bank: str) -> float:
+    given = request.beta_query if bank == "query" else request.beta_gallery
+    option = f"--beta-{bank}"
+    if given is None:
+        if request.similarities is None and request.measure == "cosine":
+            return _DEFAULT_BETAS[bank]
+        kind = "similarity matrices" if request.similarities else f"{request.measure} similarity"
+        _fail(
+            f"{option}: expected a number with {kind}",
+            "none",
+            "beta has the unit 1/similarity, so only cosines have a default",
+        )
+    if not (math.isfinite(given) and given > 0):
+        _fail(
+            f"{option}: expected a positive number",
+            f"{given:g}",
+            "for cosines, 20 and 1 are a start",
+        )
+    return given
+
+
+def read(request: Request) -> EvaluationSet | SimilaritySet:
+    """The set to evaluate: every file opened and its shape compared before values are read."""
+    if request.similarities is not None:
+        return _read_matrices(request)
+    if len(request.files) == 1:
+        test = files.read_set(request.files[0], request.measure)
+    else:
+        test = _read_embeddings(request)
+    return sets.reversed_set(test) if request.reverse else test
+
+
+def _read_embeddings(request: Request) -> EvaluationSet:
+    sources = [Source.parse("QUERIES", request.files[0]), Source.parse("GALLERY", request.files[1])]
+    for option, text in (
+        ("--query-bank", request.query_bank),
+        ("--gallery-bank", request.gallery_bank),
+    ):
+        if text is not None:
+            sources.append(Source.parse(option, text))
+    arrays = {str(source): files.read_floats(source) for source in sources}
+    sets.check_same_columns(arrays, "embedding dimensions")
+    sizes = [len(array) for array in arrays.values()]
+    relevant = _relevant(request, *sizes[:2])
+    pairs = None
+    if request.bank_pairs is not None:
+        # Without a gallery bank the gallery stands in for it.
+        pairs = _pairs(request.bank_pairs, sizes[2], sizes[3] if len(sizes) > 3 else sizes[1])
+    embeddings = [sets.prepared(name, array, request.measure) for name, array in arrays.items()]
+    return EvaluationSet(
+        name=" -> ".join(_title(source) for source in sources[:2]),
+        queries=embeddings[0],
+        gallery=embeddings[1],
+        query_bank=embeddings[2],
+        gallery_bank=embeddings[3] if len(embeddings) > 3 else None,
+        relevant=relevant,
+        bank_pairs=pairs,
+        similarity=request.measure,
+    )
+
+
+def _read_matrices(request: Request) -> SimilaritySet:
+    sources = [
+        Source.parse(option, text)
+        for option, text in (
+            ("--similarities", request.similarities),
+            ("--query-bank-similarities", request.query_bank_similarities),
+            ("--gallery-bank-similarities", request.gallery_bank_similarities),
+        )
+        if text is not None
+    ]
+    arrays = {str(source): files.read_floats(source) for source in sources}
+    sets.check_same_columns(arrays, "gallery items")
+    relevant = _relevant(request, *next(iter(arrays.values())).shape)
+    matrices = [sets.prepared(name, array, None) for name, array in arrays.items()]
+    return SimilaritySet(
+        name=_title(sources[0]),
+        similarities=matrices[0],
+        query_bank=matrices[1],
+        gallery_bank=matrices[2] if len(matrices) > 2 else None,
+        relevant=relevant,
+    )
+
+
+def _title(source: Source) -> str:
+    return source.path.stem if source.member is None else source.member
+
+
+def _relevant(request: Request, num_queries: int, num_gallery: int) -> sets.Csr | None:
+    if request.relevant is not None:
+        source = Source.parse("--relevant", request.relevant)
+        return files.read_relevant(source, num_queries, num_gallery)
+    return sets.rows_relevant(num_queries) if num_queries == num_gallery else None
+
+
+def _pairs(text: str, num_query_bank: int, num_gallery_bank: int) -> sets.Integers:
+    if text == "rows":
+        if num_query_bank != num_gallery_bank:
+            _fail(
+                "--bank-pairs rows: expected banks of equal length",
+                f"{num_query_bank} and {num_gallery_bank} rows",
+                "give a file of gallery-bank rows",
+            )
+        return sets.rows_relevant(num_query_bank)[1]
+    source = Source.parse("--bank-pairs", text)
+    array = files.read_integers(source)
+    return sets.checked_pairs(str(source), array, num_query_bank, num_gallery_bank)
+
+
+def _report(
+    request: Request,
+    test: EvaluationSet | SimilaritySet,
+    methods: Sequence[Method],
+    rows: Sequence[ResultRow],
+) -> Report:
+    if isinstance(test, EvaluationSet):
+        similarity, own_gallery_bank = request.measure, test.gallery_bank is None
+        num_queries, num_gallery = len(test.queries), len(test.gallery)
+    else:
+        similarity, own_gallery_bank = "as given in matrices", False
+        num_queries, num_gallery = test.similarities.shape
+    sizes = {"queries": num_queries, "gallery": num_gallery, "query_bank": len(test.query_bank)}
+    if test.gallery_bank is not None:
+        sizes["gallery_bank"] = len(test.gallery_bank)
+    notes = []
+    if test.relevant is None:
+        notes.append(
+            "No right items are known, so the retrieval columns are empty: give --relevant."
+        )
+    return Report(
+        name=test.name,
+        similarity=similarity,
+        sizes=sizes,
+        beta_query=next((m.beta_query for m in methods if m.beta_query is not None), None),
+        beta_gallery=next((m.beta_gallery for m in methods if m.beta_gallery is not None), None),
+        own_gallery_bank=own_gallery_bank,
+        num_equal_rows=num_transductive(test),
+        k=min(NEIGHBORS, num_gallery),
+        rows=rows,
+        notes=tuple(notes),
+    )
+
+
+def _fail(expected: str, actual: str, remedy: str) -> NoReturn:
+    raise ValueError(f"{expected}, got {actual}; {remedy}")

@@ -1,0 +1,259 @@
+"""What is evaluated: embeddings or similarity matrices of a test and its banks, checked."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float32]
+Integers = npt.NDArray[np.int64]
+Csr = tuple[Integers, Integers]  # (indptr, indices)
+
+SIMILARITIES = ("cosine", "dot", "euclidean")
+
+# Rows converted at once: a memory-mapped file is never copied whole in float64.
+_ROWS = 8192
+
+# Rows closer than this share of their largest value are the same item.
+_ROUNDING = 1e-6
+# So many neighbors in projection are compared, against clusters that would take forever.
+_MOST_NEIGHBORS = 256
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EvaluationSet:
+    """Embeddings of a test and its banks.
+
+    Attributes:
+      name: what to call the set in titles.
+      queries: [num_queries, dim] float32; unit rows under cosine.
+      gallery: [num_gallery, dim].
+      query_bank: [num_query_bank, dim], other items of the query modality.
+      gallery_bank: [num_gallery_bank, dim]; None: the gallery serves, each item excluded from its
+        own sum.
+      relevant: CSR pair, the right gallery rows of each query; None when nothing is known.
+      bank_pairs: [num_query_bank], the gallery-bank row of each query-bank row, -1 for none.
+      similarity: "cosine", "dot" or "euclidean".
+      query_labels: a name per query, or None.
+      gallery_labels: a name per gallery item, or None.
+    """
+
+    name: str
+    queries: Floats
+    gallery: Floats
+    query_bank: Floats
+    gallery_bank: Floats | None = None
+    relevant: Csr | None = None
+    bank_pairs: Integers | None = None
+    similarity: str = "cosine"
+    query_labels: tuple[str, ...] | None = None
+    gallery_labels: tuple[str, ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SimilaritySet:
+    """Similarities of a test and its banks; columns are gallery items everywhere.
+
+    Attributes:
+      name: what to call the set in titles.
+      similarities: [num_queries, num_gallery] float32.
+      query_bank: [num_query_bank, num_gallery], query bank against the gallery.
+      gallery_bank: [num_gallery_bank, num_gallery], or None: only IS and DIS run.
+      relevant: CSR pair, the right gallery rows of each query; None when nothing is known.
+    """
+
+    name: str
+    similarities: Floats
+    query_bank: Floats
+    gallery_bank: Floats | None = None
+    relevant: Csr | None = None
+
+
+def prepared(argument: str, array: Array, similarity: str | None) -> Floats:
+    """`array` in float32, all values finite; rows of unit length under cosine.
+
+    `argument` names it in errors. A memory-mapped float32 file that needs no change stays mapped.
+    """
+    unit = similarity == "cosine"
+    keep = not unit and array.dtype == np.dtype("=f4") and array.flags.c_contiguous
+    out: Floats = array if keep else np.empty(array.shape, np.float32)
+    for start in range(0, array.shape[0], _ROWS):
+        block = np.asarray(array[start : start + _ROWS])
+        _check_finite(argument, block, start)
+        if keep:
+            continue
+        if unit:
+            block = _unit_rows(argument, block.astype(np.float64), start)
+        with np.errstate(over="ignore"):
+            out[start : start + _ROWS] = block
+        _check_finite(argument, out[start : start + _ROWS], start, " in float32")
+    return out
+
+
+def _check_finite(argument: str, block: Array, start: int, when: str = "") -> None:
+    bad = ~np.isfinite(block)
+    if bad.any():
+        row, column = np.argwhere(bad)[0].tolist()
+        raise ValueError(
+            f"{argument}: expected finite values, got {block[row, column]}{when} at row "
+            f"{start + row}, column {column}; remove or repair that row"
+        )
+
+
+def _unit_rows(argument: str, block: npt.NDArray[np.float64], start: int) -> Array:
+    largest = np.abs(block).max(axis=1, keepdims=True)
+    if not largest.all():
+        raise ValueError(
+            f"{argument}: expected rows of non-zero length under cosine similarity, got norm 0 at "
+            f"row {start + int(largest.argmin())}; remove that row or use --similarity dot"
+        )
+    block = block / largest  # first, so that no square overflows or vanishes
+    unit: Array = block / np.linalg.norm(block, axis=1, keepdims=True)
+    return unit
+
+
+def check_same_columns(arrays: dict[str, Array], meaning: str) -> None:
+    """Raises unless all arrays have as many columns as the first; keys name them in errors."""
+    (first_name, first), *others = arrays.items()
+    for name, array in others:
+        if array.shape[1] != first.shape[1]:
+            transposed = array.shape[0] == first.shape[1] or array.shape[1] == first.shape[0]
+            raise ValueError(
+                f"{name}: expected {first.shape[1]} columns ({meaning}) as in {first_name}, got "
+                f"shape {array.shape}"
+                + ("; is it transposed? rows are items" if transposed else "; use files made alike")
+            )
+
+
+def relevant_from_indices(argument: str, indices: Array, num_queries: int, num_gallery: int) -> Csr:
+    """One right gallery row per query (-1: none) as CSR, checked."""
+    if indices.shape != (num_queries,):
+        raise ValueError(
+            f"{argument}: expected one gallery row per query, shape ({num_queries},), got shape "
+            f"{indices.shape}; for several right items use an npz with gt_indptr and gt_indices"
+        )
+    _check_range(argument, indices, -1, num_gallery, "gallery rows", " (-1: none)")
+    answered = np.asarray(indices >= 0)
+    indptr = np.concatenate([[0], np.cumsum(answered)])
+    return indptr.astype(np.int64), indices[answered].astype(np.int64)
+
+
+def relevant_from_csr(
+    argument: str, indptr: Array, indices: Array, num_queries: int, num_gallery: int
+) -> Csr:
+    """A CSR pair of right gallery rows, checked."""
+    if indptr.shape != (num_queries + 1,):
+        raise ValueError(
+            f"{argument}: expected gt_indptr of shape ({num_queries + 1},), one more than there "
+            f"are queries, got shape {indptr.shape}"
+        )
+    if indices.ndim != 1:
+        raise ValueError(f"{argument}: expected gt_indices with 1 axis, got shape {indices.shape}")
+    if int(indptr[0]) != 0 or int(indptr[-1]) != len(indices) or (indptr[1:] < indptr[:-1]).any():
+        raise ValueError(
+            f"{argument}: expected gt_indptr to rise from 0 to the length of gt_indices "
+            f"({len(indices)}), got {indptr[0]} to {indptr[-1]}"
+        )
+    _check_range(argument, indices, 0, num_gallery, "gallery rows in gt_indices", "")
+    return indptr.astype(np.int64), indices.astype(np.int64)
+
+
+def rows_relevant(count: int) -> Csr:
+    """Row i belongs to row i."""
+    return np.arange(count + 1), np.arange(count)
+
+
+def checked_pairs(
+    argument: str, pairs: Array, num_query_bank: int, num_gallery_bank: int
+) -> Integers:
+    """The gallery-bank row of each query-bank row (-1: none), checked."""
+    if pairs.shape != (num_query_bank,):
+        raise ValueError(
+            f"{argument}: expected one gallery-bank row per query-bank row, shape "
+            f"({num_query_bank},), got shape {pairs.shape}"
+        )
+    _check_range(argument, pairs, -1, num_gallery_bank, "gallery-bank rows", " (-1: none)")
+    return pairs.astype(np.int64)
+
+
+def _check_range(argument: str, values: Array, low: int, high: int, what: str, remark: str) -> None:
+    if values.size and (values.min() < low or values.max() >= high):
+        raise ValueError(
+            f"{argument}: expected {what} between {low}{remark} and {high - 1}, got values from "
+            f"{values.min()} to {values.max()}; rows are counted from 0"
+        )
+
+
+def reversed_set(test: EvaluationSet) -> EvaluationSet:
+    """The other direction: the two sides change places, in the test and in the banks."""
+    if test.gallery_bank is None:
+        raise ValueError(
+            "--reverse: expected a gallery bank, since it becomes the query bank, got none; give "
+            "--gallery-bank"
+        )
+    pairs = None
+    if test.bank_pairs is not None:
+        pairs = np.full(len(test.gallery_bank), -1, np.int64)
+        rows = np.flatnonzero(test.bank_pairs >= 0)[::-1]  # the first of several partners stays
+        pairs[test.bank_pairs[rows]] = rows
+    return dataclasses.replace(
+        test,
+        name=f"{test.name} (reversed)",
+        queries=test.gallery,
+        gallery=test.queries,
+        query_bank=test.gallery_bank,
+        gallery_bank=test.query_bank,
+        relevant=None if test.relevant is None else _transposed(test.relevant, len(test.gallery)),
+        bank_pairs=pairs,
+        query_labels=test.gallery_labels,
+        gallery_labels=test.query_labels,
+    )
+
+
+def _transposed(relevant: Csr, num_gallery: int) -> Csr:
+    indptr, indices = relevant
+    queries = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
+    order = np.argsort(indices, kind="stable")
+    counts = np.bincount(indices, minlength=num_gallery)
+    return np.concatenate([[0], np.cumsum(counts)]), queries[order]
+
+
+def num_equal_rows(bank: Array, test: Array) -> int:
+    """How many bank rows equal some test row, up to the rounding of float32.
+
+    Not value for value: a file saved in float64, or scaled and normalized again, differs in the
+    last bits. Rows are sorted by one random projection, where equal rows are neighbors, and only
+    neighbors are compared: no bank x test matrix.
+    """
+    direction = np.random.default_rng(0).normal(size=test.shape[1:])
+    keys = _projected(test, direction)
+    order = np.argsort(keys)
+    keys = keys[order]
+    count = 0
+    for start in range(0, len(bank), _ROWS):
+        rows = np.asarray(bank[start : start + _ROWS])
+        key = rows.astype(np.float64) @ direction
+        size = np.abs(rows).max(axis=1)
+        reach = _ROUNDING * size * np.abs(direction).sum()
+        place, end = np.searchsorted(keys, key - reach), np.searchsorted(keys, key + reach, "right")
+        open_rows = np.arange(len(rows))  # not found yet, and with neighbors left
+        for _ in range(_MOST_NEIGHBORS):
+            open_rows = open_rows[place[open_rows] < end[open_rows]]
+            if not len(open_rows):
+                break
+            others = test[order[place[open_rows]]]
+            apart = np.abs(rows[open_rows] - others).max(axis=1)
+            equal = apart <= _ROUNDING * size[open_rows]
+            count += int(equal.sum())
+            place[open_rows] += 1
+            open_rows = open_rows[~equal]
+    return count
+
+
+def _projected(rows: Array, direction: Array) -> npt.NDArray[np.float64]:
+    blocks = [
+        rows[i : i + _ROWS].astype(np.float64) @ direction for i in range(0, len(rows), _ROWS)
+    ]
+    return np.concatenate(blocks)

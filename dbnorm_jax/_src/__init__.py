@@ -1,0 +1,1 @@
+"""The implementation; the public names are those of `dbnorm_jax`."""

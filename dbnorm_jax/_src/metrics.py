@@ -1,0 +1,425 @@
+"""Retrieval metrics: the rank of each query's best right item, and numbers made from ranks.
+
+    rank(q) = 1 + wrong items strictly above the best right item + half of those level with it
+
+Ranks come from counting, not sorting, and ties are averaged, so that a constant matrix scores what
+chance would. Which items are right is given as
+
+    an int array [num_queries]          one right item per query, -1 for none
+    an int array [num_queries, most]    several, padded with -1
+    a bool matrix [num_queries, num_gallery]
+    a CSR pair (indptr [num_queries + 1], indices)
+
+Queries without a right item have rank NaN and are left out of the numbers. Recall is a fraction.
+
+    >>> from dbnorm_jax import metrics
+    >>> import jax.numpy as jnp
+    >>> scores = jnp.array([[0.9, 0.8, 0.1], [0.5, 0.5, 0.5]])
+    >>> ranks = metrics.ranks(scores, jnp.array([1, 0]))
+    >>> print(ranks, metrics.recall_at(ranks, 1), metrics.mean_reciprocal_rank(ranks))
+    [2. 2.] 0.0 0.5
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dbnorm_jax._src import checks, numerics, streaming
+from dbnorm_jax._src.retrieval import check_streamed, over_gates
+from dbnorm_jax._src.similarity import SimilarityFn, check_rows, dot_product
+from dbnorm_jax._src.types import Correction
+
+# Share of the level items that count as above.
+_TIES = {"average": 0.5, "min": 0.0, "max": 1.0}
+
+
+def ranks(scores: Any, relevant: Any, *, ties: str = "average", where: Any = None) -> jax.Array:
+    """Rank of each query's best right item.
+
+    Args:
+      scores: [num_queries, num_gallery], higher is better; may hold infinities, not NaN.
+      relevant: the right items, in one of the forms of this module.
+      ties: "average", "min" (ties broken in favour of the right item) or "max" (static).
+      where: optional bool mask [num_queries, num_gallery] of valid pairs; others do not exist,
+        also right ones.
+
+    Returns:
+      [num_queries] float, 1 = best; NaN for queries without a right item. Other right items never
+      count. Inside a caller's jit, where values cannot be checked, NaN ranks below every number.
+
+    Raises:
+      ValueError: NaN scores, right items out of range, shapes that do not fit, an unknown `ties`.
+      TypeError: scores that are not floating point, right items that are not integers or bools.
+
+    Example:
+      >>> from dbnorm_jax import metrics
+      >>> import jax.numpy as jnp
+      >>> scores = jnp.array([[0.3, 0.7, 0.7, 0.1]])
+      >>> print(metrics.ranks(scores, jnp.array([1])), metrics.ranks(scores, jnp.array([0])))
+      [1.5] [3.]
+    """
+    scores = checks.floating("scores", scores, ndim=2, finite=False)
+    _check_no_nan("scores", scores)
+    share = _share_of_ties(ties)
+    right = _right_matrix(relevant, scores.shape)
+    if where is not None:
+        where = checks.mask("where", where)
+        if where.shape != scores.shape:
+            raise ValueError(
+                f"`where` must have the shape of `scores` {scores.shape}, got {where.shape}"
+            )
+    return _ranks(scores, right, where, share=share)
+
+
+@partial(jax.jit, static_argnames="share")
+def _ranks(
+    scores: jax.Array, right: jax.Array, where: jax.Array | None, *, share: float
+) -> jax.Array:
+    scores = numerics.below_every_number(scores)
+    wrong = ~right
+    if where is not None:
+        right, wrong = right & where, wrong & where
+    best = jnp.where(right, scores, -jnp.inf).max(axis=-1, keepdims=True)
+    return _rank(streaming.compare(scores, best, wrong), right.any(axis=-1), share, scores.dtype)
+
+
+def _rank(
+    standing: streaming.Standing, answered: jax.Array, share: float, dtype: jnp.dtype
+) -> jax.Array:
+    dtype = numerics.accumulation_dtype(dtype)
+    rank = 1 + standing.above.astype(dtype) + share * standing.level.astype(dtype)
+    return jnp.where(answered, rank, jnp.nan)
+
+
+def stream_ranks(
+    queries: Any,
+    gallery: Any,
+    relevant: Any,
+    correction: Correction | None = None,
+    *,
+    ties: str = "average",
+    similarity_fn: SimilarityFn = dot_product,
+    chunk_size: int = streaming.DEFAULT_CHUNK_SIZE,
+) -> jax.Array:
+    """Ranks from embeddings in one pass, never holding queries x gallery.
+
+    Equal to `ranks(apply_correction(similarity_fn(queries, gallery), correction), relevant)`.
+
+    Args:
+      queries: [num_queries, dim] embeddings.
+      gallery: [num_gallery, dim] embeddings.
+      relevant: the right items, in one of the forms of this module; a CSR pair or a bool matrix
+        must be concrete here (inside jit, pass the padded int array).
+      correction: optional, fields [num_terms, num_gallery].
+      ties: as in `ranks` (static).
+      similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static).
+      chunk_size: queries held at once (static).
+
+    Returns:
+      [num_queries] float, 1 = best; NaN for queries without a right item.
+
+    Raises:
+      ValueError: empty, non-finite or mismatched embeddings, right items out of range, a correction
+        fitted on another number of gallery items.
+      TypeError: embeddings that are not floating point, right items that are not integers.
+
+    Example:
+      >>> from dbnorm_jax import metrics
+      >>> import jax.numpy as jnp
+      >>> gallery = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+      >>> print(metrics.stream_ranks(jnp.array([[0.6, 0.8]]), gallery, jnp.array([0])))
+      [2.]
+    """
+    queries = checks.embeddings("queries", queries)
+    gallery = checks.embeddings("gallery", gallery)
+    checks.same_dimension("queries", queries, "gallery", gallery)
+    check_rows(similarity_fn, queries=queries, gallery=gallery)
+    chunk_size = checks.integer("chunk_size", chunk_size, low=1)
+    right = _right_rows(relevant, (queries.shape[0], gallery.shape[0]))
+    if correction is not None:
+        check_streamed(correction, gallery)
+    return _stream_ranks(
+        queries,
+        gallery,
+        right,
+        correction,
+        share=_share_of_ties(ties),
+        similarity_fn=similarity_fn,
+        chunk_size=chunk_size,
+    )
+
+
+@partial(jax.jit, static_argnames=("share", "similarity_fn", "chunk_size"))
+def _stream_ranks(
+    queries: jax.Array,
+    gallery: jax.Array,
+    right: jax.Array,
+    correction: Correction | None,
+    *,
+    share: float,
+    similarity_fn: SimilarityFn,
+    chunk_size: int,
+) -> jax.Array:
+    count = partial(
+        streaming.count_above,
+        queries,
+        gallery,
+        right,
+        similarity_fn=similarity_fn,
+        chunk_size=chunk_size,
+    )
+    standing = over_gates(count, queries, gallery, correction, similarity_fn, chunk_size)
+    return _rank(standing, (right >= 0).any(axis=1), share, gallery.dtype)
+
+
+def recall_at(ranks: Any, k: float) -> jax.Array:
+    """R@k, the share of queries with rank <= k, in [0, 1].
+
+    Args:
+      ranks: [...] float ranks, NaN = left out.
+      k: the cut-off, >= 1.
+
+    Returns:
+      Scalar; NaN when no query counts.
+
+    Example:
+      >>> from dbnorm_jax import metrics
+      >>> import jax.numpy as jnp
+      >>> print(metrics.recall_at(jnp.array([1.0, 3.0, 2.0, 9.0, jnp.nan]), 2))
+      0.5
+    """
+    return _recall_at(_check_ranks(ranks), k)
+
+
+@jax.jit
+def _recall_at(ranks: jax.Array, k: jax.Array) -> jax.Array:
+    return jnp.nanmean(jnp.where(jnp.isnan(ranks), jnp.nan, (ranks <= k).astype(ranks.dtype)))
+
+
+def median_rank(ranks: Any) -> jax.Array:
+    """MdR, the median rank, at least 1.
+
+    Args:
+      ranks: [...] float ranks, NaN = left out.
+
+    Returns:
+      Scalar; NaN when no query counts.
+
+    Example:
+      >>> from dbnorm_jax import metrics
+      >>> import jax.numpy as jnp
+      >>> print(metrics.median_rank(jnp.array([1.0, 3.0, 20.0])))
+      3.0
+    """
+    return jnp.nanmedian(_check_ranks(ranks))
+
+
+def mean_rank(ranks: Any) -> jax.Array:
+    """MnR, the mean rank, at least 1.
+
+    Args:
+      ranks: [...] float ranks, NaN = left out.
+
+    Returns:
+      Scalar; NaN when no query counts.
+
+    Example:
+      >>> from dbnorm_jax import metrics
+      >>> import jax.numpy as jnp
+      >>> print(metrics.mean_rank(jnp.array([1.0, 3.0, 20.0])))
+      8.0
+    """
+    return jnp.nanmean(_check_ranks(ranks))
+
+
+def mean_reciprocal_rank(ranks: Any) -> jax.Array:
+    """MRR, the mean of 1 / rank, in (0, 1].
+
+    Args:
+      ranks: [...] float ranks, NaN = left out.
+
+    Returns:
+      Scalar; NaN when no query counts.
+
+    Example:
+      >>> from dbnorm_jax import metrics
+      >>> import jax.numpy as jnp
+      >>> print(metrics.mean_reciprocal_rank(jnp.array([1.0, 2.0, 4.0])).round(4))
+      0.5833
+    """
+    return jnp.nanmean(1 / _check_ranks(ranks))
+
+
+def geometric_mean_recall(ranks: Any, ks: Sequence[int] = (1, 5, 10)) -> jax.Array:
+    """Geometric mean of R@k over several cut-offs, in [0, 1].
+
+    Args:
+      ranks: [...] float ranks, NaN = left out.
+      ks: the cut-offs.
+
+    Returns:
+      Scalar; 0 when one of the recalls is 0.
+
+    Example:
+      >>> from dbnorm_jax import metrics
+      >>> import jax.numpy as jnp
+      >>> ranks = jnp.array([1.0, 4.0, 8.0, 50.0])    # R@1, 5, 10: 1/4, 2/4, 3/4
+      >>> print(metrics.geometric_mean_recall(ranks).round(4))    # cube root of 3/32
+      0.4543
+    """
+    ranks = _check_ranks(ranks)
+    recalls = jnp.stack([_recall_at(ranks, k) for k in ks])
+    # Not exp(mean(log)): its slope at a recall of 0 is NaN.
+    return jnp.prod(recalls) ** (1 / len(ks))
+
+
+def mean_average_precision(scores: Any, relevant: Any) -> jax.Array:
+    """mAP: the mean over queries of the mean over right items of precision at their rank.
+
+    `precision(i) = right_rank(i) / rank(i)`, both ranks with averaged ties, the first among the
+    right items alone.
+
+    Args:
+      scores: [num_queries, num_gallery], higher is better; may hold infinities, not NaN.
+      relevant: the right items, in one of the forms of this module.
+
+    Returns:
+      Scalar in [0, 1]; queries without a right item are left out.
+
+    Raises:
+      ValueError: NaN scores, right items out of range, shapes that do not fit.
+      TypeError: scores that are not floating point, right items that are not integers or bools.
+
+    Example:
+      >>> from dbnorm_jax import metrics
+      >>> import jax.numpy as jnp
+      >>> scores = jnp.array([[0.9, 0.8, 0.7]])
+      >>> print(metrics.mean_average_precision(scores, jnp.array([[True, False, True]])).round(4))
+      0.8333
+    """
+    scores = checks.floating("scores", scores, ndim=2, finite=False)
+    _check_no_nan("scores", scores)
+    return _mean_average_precision(scores, _right_matrix(relevant, scores.shape))
+
+
+@jax.jit
+def _mean_average_precision(scores: jax.Array, right: jax.Array) -> jax.Array:
+    dtype = numerics.accumulation_dtype(scores.dtype)
+    scores = scores.astype(dtype)
+    largest = jnp.finfo(dtype).max  # type: ignore[no-untyped-call]
+
+    def average_rank(row: jax.Array, among: jax.Array) -> jax.Array:
+        ordered = jnp.sort(jnp.where(among, row, jnp.inf))  # those outside stand at the top
+        outside = (~among).sum()
+        not_above = jnp.searchsorted(ordered, row, side="right")
+        below = jnp.searchsorted(ordered, row, side="left")
+        above = jnp.maximum(row.shape[0] - outside - not_above, 0).astype(dtype)
+        level = (not_above - below).astype(dtype)
+        return 1 + above + (level - 1) / 2
+
+    def average_precision(row: jax.Array, right: jax.Array) -> jax.Array:
+        row = jnp.clip(numerics.below_every_number(row), max=largest)
+        precision = average_rank(row, right) / average_rank(row, jnp.ones_like(right))
+        count = right.sum()
+        total = jnp.where(right, precision, 0).sum()
+        return jnp.where(count > 0, total / jnp.maximum(count, 1).astype(dtype), jnp.nan)
+
+    return jnp.nanmean(jax.vmap(average_precision)(scores, right))
+
+
+def _check_no_nan(name: str, scores: jax.Array) -> None:
+    if checks.is_concrete(scores) and bool(jnp.isnan(scores).any()):
+        place = np.argwhere(np.isnan(np.asarray(scores, np.float64)))[0].tolist()
+        raise ValueError(f"`{name}` must not hold NaN, found one at index {place}")
+
+
+def _check_ranks(ranks: Any) -> jax.Array:
+    ranks = checks.floating("ranks", ranks, finite=False)
+    return ranks.astype(numerics.accumulation_dtype(ranks.dtype))
+
+
+def _share_of_ties(ties: str) -> float:
+    if ties not in _TIES:
+        raise ValueError(f"`ties` must be one of {sorted(_TIES)}, got {ties!r}")
+    return _TIES[ties]
+
+
+def _right_matrix(relevant: Any, shape: tuple[int, int]) -> jax.Array:
+    """The right items as a bool matrix [num_queries, num_gallery]."""
+    num_queries, num_gallery = shape
+    if isinstance(relevant, tuple):
+        indptr, indices = _csr(relevant, shape)
+        rows = jnp.searchsorted(indptr, jnp.arange(indices.shape[0]), side="right") - 1
+        return jnp.zeros(shape, bool).at[rows, indices].set(True)
+    array = checks.as_array("relevant", relevant)
+    if array.dtype == bool:
+        if array.shape != shape:
+            raise ValueError(
+                f"`relevant` as a bool matrix must have shape {shape}, got {array.shape}"
+            )
+        return array
+    rows = _index_rows(array, num_queries, num_gallery)
+    places = jnp.where(rows < 0, num_gallery, rows)  # out of bounds: dropped
+    queries = jnp.arange(num_queries)[:, None]
+    return jnp.zeros(shape, bool).at[queries, places].set(True, mode="drop")
+
+
+def _right_rows(relevant: Any, shape: tuple[int, int]) -> jax.Array:
+    """The right items as int32 [num_queries, most], padded with -1."""
+    num_queries, num_gallery = shape
+    remedy = "inside jit, pass an int array [num_queries, most] padded with -1"
+    if isinstance(relevant, tuple):
+        if not checks.is_concrete(relevant):
+            raise TypeError(f"`relevant` as a CSR pair must be concrete; {remedy}")
+        indptr, indices = (np.asarray(part) for part in _csr(relevant, shape))
+    else:
+        array = checks.as_array("relevant", relevant)
+        if array.dtype != bool:
+            return _index_rows(array, num_queries, num_gallery)
+        if not checks.is_concrete(array):
+            raise TypeError(f"`relevant` as a bool matrix must be concrete; {remedy}")
+        matrix = np.asarray(_right_matrix(array, shape))
+        indptr = np.concatenate([[0], matrix.sum(axis=1).cumsum()])
+        indices = np.nonzero(matrix)[1]
+    counts = np.diff(indptr)
+    padded = np.full((num_queries, max(int(counts.max(initial=0)), 1)), -1, np.int32)
+    padded[np.arange(padded.shape[1]) < counts[:, None]] = indices
+    return jnp.asarray(padded)
+
+
+def _index_rows(array: jax.Array, num_queries: int, num_gallery: int) -> jax.Array:
+    array = checks.indices("relevant", array, low=-1, high=num_gallery)
+    if array.ndim not in (1, 2) or array.shape[0] != num_queries:
+        raise ValueError(
+            f"`relevant` must have one entry (or row) per query, expected {num_queries}, "
+            f"got shape {array.shape}; several right items: a CSR pair or a bool matrix"
+        )
+    return array[:, None] if array.ndim == 1 else array
+
+
+def _csr(relevant: tuple[Any, ...], shape: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
+    num_queries, num_gallery = shape
+    if len(relevant) != 2:
+        raise ValueError(f"`relevant` as CSR must be (indptr, indices), got {len(relevant)} parts")
+    length = checks.as_array("relevant[1] (indices)", relevant[1]).shape[0]
+    indptr = checks.indices(
+        "relevant[0] (indptr)", relevant[0], low=0, high=length + 1, ndim=1, of="offsets"
+    )
+    indices = checks.indices("relevant[1] (indices)", relevant[1], low=0, high=num_gallery, ndim=1)
+    if indptr.shape[0] != num_queries + 1:
+        raise ValueError(
+            f"`relevant[0]` (indptr) must have num_queries + 1 = {num_queries + 1} entries, "
+            f"got {indptr.shape[0]}"
+        )
+    if checks.is_concrete(indptr):
+        host = np.asarray(indptr)
+        if host[0] != 0 or host[-1] != length or (np.diff(host) < 0).any():
+            raise ValueError(
+                f"`relevant[0]` (indptr) must rise from 0 to the number of indices {length}, "
+                f"got {host[0]} to {host[-1]}"
+            )
+    return indptr, indices

@@ -1,0 +1,246 @@
+"""Numerics shared by the matrix and the streamed path, each trick with its reason.
+
+The running log-sum holds, per gallery column, the maximum similarity `m` seen so far and the sum
+`z = sum_b w_b exp(beta (s(b, g) - m(g)))`. It starts at `(LOWEST, 0)`, takes any number of blocks
+of bank rows in any order, and ends as `log Z = beta m + log z`.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+# A finite start for the running maximum: -inf - -inf would be NaN.
+LOWEST = -1e30
+# Bounds exp of the excess over the maximum of the rows that count: only others reach it.
+_LARGEST_EXPONENT = 80.0
+# Columns per block of the two-level top-k: two AVX-512 registers or one warp of float32.
+BLOCK = 32
+
+
+def accumulation_dtype(*dtypes: jnp.dtype) -> jnp.dtype:
+    """The dtype of results: at least float32, float64 where one input is."""
+    return jnp.dtype(jnp.float64 if jnp.dtype(jnp.float64) in dtypes else jnp.float32)
+
+
+def matmul_precision() -> lax.Precision | None:
+    """float32 means float32 on every backend, unless the caller has set JAX's own default.
+
+    GPUs may round to tf32 and TPUs to bf16 by default.
+    """
+    chosen = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    return lax.Precision.HIGHEST if chosen is None else None
+
+
+def product_transposed(rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """`rows @ columns.T`, accumulated in at least float32."""
+    dtype = accumulation_dtype(rows.dtype, columns.dtype)
+    if rows.dtype != columns.dtype:
+        rows, columns = rows.astype(dtype), columns.astype(dtype)
+    return lax.dot_general(
+        rows,
+        columns,
+        (((1,), (1,)), ((), ())),
+        precision=matmul_precision(),
+        preferred_element_type=dtype,
+    )
+
+
+def normalize_rows(rows: jax.Array) -> jax.Array:
+    """Rows of unit Euclidean length in at least float32; a zero row stays zero.
+
+    Rows are scaled by their largest entry first: the square of 1e30 overflows float32 and the
+    square of 1e-30 vanishes.
+    """
+    rows = rows.astype(accumulation_dtype(rows.dtype))
+    largest = lax.stop_gradient(jnp.abs(rows).max(axis=-1, keepdims=True))
+    filled = largest > 0
+    scaled = rows / jnp.where(filled, largest, 1)
+    # Double where: sqrt has an infinite slope at 0.
+    squares = jnp.where(filled, (scaled * scaled).sum(axis=-1, keepdims=True), 1)
+    return scaled / jnp.sqrt(squares)
+
+
+class RunningLogSum(NamedTuple):
+    """Per gallery column: largest similarity so far, and the shifted sum of exponentials."""
+
+    maximum: jax.Array  # [num_gallery]
+    total: jax.Array  # [num_gallery]
+
+
+def start_log_sum(num_gallery: int, dtype: jnp.dtype) -> RunningLogSum:
+    """The running log-sum of no rows."""
+    return RunningLogSum(jnp.full(num_gallery, LOWEST, dtype), jnp.zeros(num_gallery, dtype))
+
+
+def add_rows(
+    state: RunningLogSum,
+    similarities: jax.Array,
+    beta: jax.Array,
+    weights: jax.Array,
+    *,
+    valid: jax.Array | None = None,
+    weighted: bool = False,
+) -> RunningLogSum:
+    """Adds rows of similarities [num_rows, num_gallery] with weights [num_rows].
+
+    Args:
+      state: the running log-sum.
+      similarities: [num_rows, num_gallery].
+      beta: scalar inverse temperature.
+      weights: [num_rows]; without `weighted`, 0 only on rows that entered before (padding).
+      valid: optional [num_rows, num_gallery] bool.
+      weighted: whether a weight may be 0 on a row that did not enter before.
+    """
+    counted = valid
+    if weighted:
+        # A row of weight 0 must not move the maximum: exp of all the others could vanish.
+        present = (weights > 0)[:, None]
+        counted = present if valid is None else valid & present
+    top = similarities if counted is None else jnp.where(counted, similarities, LOWEST)
+    # The shift cancels in log Z, so its gradient is left out.
+    maximum = lax.stop_gradient(jnp.maximum(state.maximum, top.max(axis=0)))
+    excess = beta * (similarities - maximum[None])
+    if counted is not None:
+        excess = jnp.minimum(excess, _LARGEST_EXPONENT)
+    powers = jnp.exp(excess)
+    if valid is not None:
+        powers = jnp.where(valid, powers, 0)
+    # A product with the weights sums the rows and drops the padding in one fast operation.
+    total = state.total * jnp.exp(beta * lax.stop_gradient(state.maximum - maximum)) + jnp.matmul(
+        weights, powers, precision=matmul_precision()
+    )
+    return RunningLogSum(maximum, total)
+
+
+def finish_log_sum(state: RunningLogSum, beta: jax.Array) -> jax.Array:
+    """[num_gallery] `log Z = beta m + log z`, -inf where nothing entered."""
+    filled = state.total > 0
+    log_total = jnp.log(jnp.where(filled, state.total, 1))
+    return jnp.where(filled, beta * state.maximum + log_total, -jnp.inf)
+
+
+def log_add(first: jax.Array, second: jax.Array) -> jax.Array:
+    """`log(exp(first) + exp(second))` with finite gradients also where both are -inf."""
+    maximum = lax.stop_gradient(jnp.maximum(jnp.maximum(first, second), LOWEST))
+    total = jnp.exp(first - maximum) + jnp.exp(second - maximum)
+    filled = total > 0
+    return jnp.where(filled, maximum + jnp.log(jnp.where(filled, total, 1)), -jnp.inf)
+
+
+def below_every_number(values: jax.Array) -> jax.Array:
+    """NaN and -inf as the lowest finite number: `lax.top_k` would rank NaN first.
+
+    -inf stays free to mean that there is no item at all.
+    """
+    lowest = _lowest(values)
+    return jnp.where(values >= lowest, values, lowest)
+
+
+def is_number(values: jax.Array) -> jax.Array:
+    """Where `below_every_number` found a number."""
+    return values > _lowest(values)
+
+
+def _lowest(values: jax.Array) -> jax.Array:
+    return jnp.asarray(jnp.finfo(values.dtype).min, values.dtype)  # type: ignore[no-untyped-call]
+
+
+def vectorize(function: Callable[..., Any], signature: str) -> Callable[..., Any]:
+    """`jnp.vectorize` that also works where a caller forbids implicit rank promotion."""
+    vectorized = jnp.vectorize(function, signature=signature)
+    inputs = signature.split("->", maxsplit=1)[0]
+    core = [len(dims.split(",")) if dims else 0 for dims in re.findall(r"\(([^)]*)\)", inputs)]
+
+    def call(*arrays: jax.Array) -> Any:
+        lead = max(array.ndim - ndim for array, ndim in zip(arrays, core, strict=True))
+        return vectorized(
+            *(
+                jnp.expand_dims(array, tuple(range(lead + ndim - array.ndim)))
+                for array, ndim in zip(arrays, core, strict=True)
+            )
+        )
+
+    return call
+
+
+def argmax(row: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(largest value, its lowest index) of one row without NaN; `jnp.argmax` is slow on CPU."""
+    value = row.max()
+    places = lax.iota(jnp.int32, row.shape[0])
+    return value, jnp.where(row == value, places, row.shape[0]).min()
+
+
+def _candidates(row: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """(values, indices): a short list that holds the k largest of one row, in order of index.
+
+    The k largest lie in the k blocks with the largest block maxima; of two blocks with equal maxima
+    the earlier one is kept, so ties at the k-th place are right too.
+    """
+    size = row.shape[0]
+    num_blocks = -(-size // BLOCK)
+    if 2 * k >= num_blocks:
+        return row, lax.iota(jnp.int32, size)
+    # Padding stands last, and each chosen block holds an item: it never gets among the k largest.
+    row = jnp.pad(row, (0, num_blocks * BLOCK - size), constant_values=-jnp.inf)
+    blocks = row.reshape(num_blocks, BLOCK)
+    maxima = blocks.max(axis=1)
+    chosen = argmax(maxima)[1][None] if k == 1 else jnp.sort(lax.top_k(maxima, k)[1])
+    indices = chosen[:, None] * BLOCK + lax.iota(jnp.int32, BLOCK)[None]
+    return blocks[chosen].reshape(-1), indices.reshape(-1)
+
+
+def largest(row: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """(values, indices) of the k largest of one row, best first, ties to the lowest index.
+
+    NaN ranks below every number and comes out as -inf.
+    """
+    values, indices = _take_largest(*_candidates(below_every_number(row), k), k)
+    return jnp.where(is_number(values), values, -jnp.inf), indices
+
+
+def _take_largest(values: jax.Array, indices: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    if k == 1:
+        value, place = argmax(values)
+        return value[None], indices[place][None]
+    values, places = lax.top_k(values, k)
+    return values, indices[places]
+
+
+class Nearest(NamedTuple):
+    """The running k nearest gallery items of one row, best first; -inf where none is known yet."""
+
+    values: jax.Array  # [k]
+    indices: jax.Array  # [k] int32
+
+
+def start_nearest(shape: tuple[int, ...], dtype: jnp.dtype) -> Nearest:
+    """No neighbours yet; `shape` is [..., k]."""
+    return Nearest(jnp.full(shape, -jnp.inf, dtype), jnp.zeros(shape, jnp.int32))
+
+
+def add_columns(
+    nearest: Nearest, row: jax.Array, start: jax.Array, valid: jax.Array | None
+) -> Nearest:
+    """Adds a row of similarities to gallery items `start, start + 1, ...`, all after those before.
+
+    Args:
+      nearest: the running k nearest.
+      row: [num_columns] similarities of one row.
+      start: gallery index of the first column.
+      valid: optional [num_columns] bool.
+    """
+    k = nearest.values.shape[0]
+    row = below_every_number(row)
+    values, places = _candidates(row if valid is None else jnp.where(valid, row, -jnp.inf), k)
+    # Earlier items stand first in the list: equal values keep the order of the gallery.
+    return Nearest(
+        *_take_largest(
+            jnp.concatenate([nearest.values, values]),
+            jnp.concatenate([nearest.indices, places + start]),
+            k,
+        )
+    )

@@ -1,0 +1,111 @@
+"""The state of every correction: two flat pytrees, and the pair a search returns.
+
+Axes: gallery is always last; leading axes (`...`) are batch, as `jax.vmap` makes them.
+
+    BankStatistics  what a bank says about each gallery item; merges over parts of the bank
+    Correction      one bias per term and gallery item, with the gate's activation set
+    SearchResult    scores and gallery indices of the nearest items
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class BankStatistics:
+    """What a bank says about each gallery item.
+
+    Attributes:
+      log_normalizer: [..., num_gallery], `log sum_b w_b exp(beta s(b, g))`; -inf where no bank item
+        entered the column.
+      mass: [..., num_gallery], sum of the weights that entered the column.
+      beta: [...], inverse temperature, 1 / [unit of similarity].
+      k_occurrence: [..., num_gallery] int32, number of bank items that have g among their `k`
+        nearest; None when `k == 0`.
+      k: size of the neighbourhoods behind the activation set (static).
+
+    Example:
+      >>> import dbnorm_jax as dbn
+      >>> import jax.numpy as jnp
+      >>> s = jnp.array([[0.9, 0.1, 0.2], [0.8, 0.1, 0.3]])
+      >>> statistics = dbn.bank_statistics(s, beta=20.0, k=1)
+      >>> print(statistics.active, statistics.bias.round(3))
+      [ True False False] [0.872 0.1   0.272]
+    """
+
+    log_normalizer: jax.Array
+    mass: jax.Array
+    beta: jax.Array
+    k_occurrence: jax.Array | None
+    k: int = dataclasses.field(metadata={"static": True})
+
+    @property
+    def bias(self) -> jax.Array:
+        """[..., num_gallery], `(log_normalizer - log mass) / beta`, unit of similarity.
+
+        Lies between the mean and the maximum of the column's similarities; 0 for an empty column.
+        """
+        filled = self.mass > 0
+        # Double where: the untaken branch must be finite too, or its NaN enters the gradient.
+        mass = jnp.where(filled, self.mass, 1)
+        log_normalizer = jnp.where(filled, self.log_normalizer, 0)
+        return jnp.where(filled, (log_normalizer - jnp.log(mass)) / self.beta[..., None], 0)
+
+    @property
+    def active(self) -> jax.Array | None:
+        """[..., num_gallery] bool, the activation set `A_B(k)`; None when `k == 0`."""
+        return None if self.k_occurrence is None else self.k_occurrence > 0
+
+    @property
+    def num_gallery(self) -> int:
+        """Number of gallery items."""
+        return self.log_normalizer.shape[-1]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Correction:
+    """All that query time needs: `score(q, g) = s(q, g) - sum_t gate_t(q) bias_t(g)`.
+
+    Attributes:
+      bias: [..., num_terms, num_gallery], weights applied, unit of similarity; larger = more of a
+        hub.
+      active: [..., num_terms, num_gallery] bool, or soft in [0, 1]: a term acts on query q iff the
+        raw top-1 of q is active; None = every term always acts.
+
+    Example:
+      >>> import dbnorm_jax as dbn
+      >>> import jax.numpy as jnp
+      >>> correction = dbn.Correction(bias=jnp.array([[0.3, 0.0]]), active=None)
+      >>> print(dbn.apply_correction(jnp.array([[0.6, 0.5]]), correction).round(3))
+      [[0.3 0.5]]
+    """
+
+    bias: jax.Array
+    active: jax.Array | None
+
+    @property
+    def num_gallery(self) -> int:
+        """Number of gallery items."""
+        return self.bias.shape[-1]
+
+    @property
+    def num_terms(self) -> int:
+        """Number of terms: one per bank."""
+        return self.bias.shape[-2]
+
+
+class SearchResult(NamedTuple):
+    """The nearest gallery items of each query, best first.
+
+    Attributes:
+      scores: [..., num_queries, k].
+      indices: [..., num_queries, k] int32, gallery rows.
+    """
+
+    scores: jax.Array
+    indices: jax.Array

@@ -1,0 +1,36 @@
+"""Strict JAX for every test: no silent promotion, eight devices, warnings are errors."""
+
+import os
+
+# Read when JAX starts; sharded and unsharded code see the same eight CPU devices.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import hypothesis
+import jax
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+hypothesis.settings.register_profile(
+    "default", deadline=None, derandomize=bool(os.environ.get("CI")), max_examples=25
+)
+hypothesis.settings.register_profile("thorough", deadline=None, max_examples=400)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_compiled_programs():
+    """A process may map only so many of them."""
+    yield
+    jax.clear_caches()
+
+
+@pytest.fixture
+def x64():
+    """float64 for the duration of a test."""
+    with jax.enable_x64(True):
+        yield
