@@ -59,7 +59,7 @@ def bank_statistics(
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
       >>> statistics = dbn.bank_statistics(jnp.array([[0.9, 0.1], [0.7, 0.1]]), beta=1.0)
-      >>> print(statistics.bias.round(4))    # between the mean and the largest similarity
+      >>> print(jnp.array_str(statistics.bias, precision=4))    # between the mean and the largest similarity
       [0.805 0.1  ]
 
     References:
@@ -180,7 +180,7 @@ def stream_bank_statistics(
       >>> import jax.numpy as jnp
       >>> bank, gallery = jnp.array([[1.0, 0.0], [0.6, 0.8]]), jnp.array([[1.0, 0.0], [0.0, 1.0]])
       >>> statistics = dbn.stream_bank_statistics(bank, gallery, beta=20.0)
-      >>> print(statistics.k_occurrence, statistics.bias.round(3))
+      >>> print(statistics.k_occurrence, jnp.array_str(statistics.bias, precision=3))
       [1 1] [0.965 0.765]
 
     References:

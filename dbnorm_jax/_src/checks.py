@@ -6,6 +6,7 @@ away, which is also the way to opt out of their cost, one pass over the input.
 """
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,8 +19,35 @@ def is_concrete(*arrays: Any) -> bool:
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arrays))
 
 
+def found(problem: Callable[[jax.Array], jax.Array], array: jax.Array) -> bool:
+    """Whether a concrete array has a problem, looked up where it lives; never on traced ones.
+
+    Arrays that a function under trace closes over are concrete: they are checked too.
+    """
+    if not is_concrete(array):
+        return False
+    with jax.ensure_compile_time_eval():
+        return bool(problem(array))
+
+
+def converted(array: Any, dtype: Any) -> jax.Array:
+    """`array` with another dtype; concrete stays concrete, also under a trace."""
+    if not is_concrete(array):
+        return jnp.asarray(array, dtype)
+    with jax.ensure_compile_time_eval():
+        return jnp.asarray(array, dtype)
+
+
 def as_array(name: str, value: Any) -> jax.Array:
     """`value` as a JAX array; NumPy float64 becomes float32 unless x64 is enabled, as in JAX."""
+    array = _numeric(name, value)
+    if isinstance(array, jax.Array):
+        return array
+    return converted(array, jax.dtypes.canonicalize_dtype(array.dtype))
+
+
+def _numeric(name: str, value: Any) -> "jax.Array | np.ndarray[Any, np.dtype[Any]]":
+    """A JAX array as it is; anything else as a NumPy array in native byte order."""
     if isinstance(value, jax.Array):
         return value
     try:
@@ -30,7 +58,7 @@ def as_array(name: str, value: Any) -> jax.Array:
         raise TypeError(
             f"`{name}` must be a numeric array, got {type(value).__name__} of dtype {array.dtype}"
         )
-    return jnp.asarray(array.astype(array.dtype.newbyteorder("="), copy=False))
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def floating(
@@ -53,13 +81,13 @@ def floating(
 
 
 @jax.jit
-def _all_finite(array: jax.Array) -> jax.Array:
-    return jnp.isfinite(array).all()
+def _not_finite(array: jax.Array) -> jax.Array:
+    return ~jnp.isfinite(array).all()
 
 
 def check_finite(name: str, array: jax.Array) -> None:
     """Raises where a concrete array holds NaN or infinity, naming the first such place."""
-    if is_concrete(array) and not _all_finite(array):
+    if found(_not_finite, array):
         place = np.argwhere(~np.isfinite(np.asarray(array, dtype=np.float64)))[0].tolist()
         raise ValueError(
             f"`{name}` must be finite, found {np.asarray(array)[tuple(place)]} at index {place}; "
@@ -133,15 +161,15 @@ def positive(name: str, value: Any, dtype: Any, unit: str = "") -> jax.Array:
     if not (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):
         raise TypeError(f"`{name}` must be a real number, got dtype {array.dtype}")
     # Converted first: 1e-50 is positive as a Python float and 0 as float32.
-    array = jnp.asarray(array, dtype=dtype)
-    if is_concrete(array) and not bool(jnp.all((array > 0) & jnp.isfinite(array))):
+    array = converted(array, dtype)
+    if found(lambda array: ~((array > 0) & jnp.isfinite(array)).all(), array):
         raise ValueError(f"`{name}` must be positive and finite{unit}, got {value}")
     return array
 
 
 def real_as_floating(array: jax.Array) -> jax.Array:
     """Numbers of any dtype as float32, float64 as it is."""
-    return array if array.dtype == jnp.float64 else array.astype(jnp.float32)
+    return array if array.dtype == jnp.float64 else converted(array, jnp.float32)
 
 
 def bank_weights(name: str, value: Any, shape: tuple[int, ...]) -> jax.Array:
@@ -154,8 +182,10 @@ def bank_weights(name: str, value: Any, shape: tuple[int, ...]) -> jax.Array:
             f"`{name}` must have one entry per bank row, expected shape {shape}, got {array.shape}"
         )
     array = floating(name, real_as_floating(array))
-    if is_concrete(array) and bool((array < 0).any()):
-        raise ValueError(f"`{name}` must not be negative, got a minimum of {array.min()}")
+    if found(lambda array: (array < 0).any(), array):
+        raise ValueError(
+            f"`{name}` must not be negative, got a minimum of {np.asarray(array).min()}"
+        )
     return array
 
 
@@ -163,20 +193,22 @@ def indices(
     name: str, value: Any, *, low: int, high: int, ndim: int | None = None, of: str = "gallery rows"
 ) -> jax.Array:
     """An integer array with values in [low, high), as int32."""
-    array = as_array(name, value)
+    array = _numeric(name, value)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"`{name}` must hold integers ({of}), got dtype {array.dtype}")
     if ndim is not None and array.ndim != ndim:
         raise ValueError(f"`{name}` must have {ndim} axes, got shape {array.shape}")
     if array.size and is_concrete(array):
-        smallest, largest = int(array.min()), int(array.max())
+        # As Python integers, before the conversion: int64 may not fit, int8 and uint not compare.
+        with jax.ensure_compile_time_eval():
+            smallest, largest = int(array.min()), int(array.max())
         if smallest < low or largest >= high:
             none = f" ({low} marks none)" if low == -1 else ""
             raise ValueError(
                 f"`{name}` must hold {of} between {low}{none} and {high - 1}, "
                 f"got values from {smallest} to {largest}"
             )
-    return array.astype(jnp.int32)
+    return converted(array, jnp.int32)
 
 
 def mask(name: str, value: Any) -> jax.Array:

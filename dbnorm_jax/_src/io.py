@@ -24,7 +24,7 @@ import json
 import os
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 import jax.numpy as jnp
@@ -110,17 +110,9 @@ def load(path: str | os.PathLike[str]) -> State:
       ValueError: ...: expected an .npz written by dbnorm_jax.save, got other contents
     """
     path = Path(path)
-    try:
-        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
-            size = os.fstat(file.fileno()).st_size
-            header = _read_header(path, archive, size)
-            kind, static = _KINDS[header["kind"]], header["static"]
-            arrays = {name: _read(path, archive, name, size) for name in header["arrays"]}
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, UnicodeDecodeError) as error:
-        contents = "other contents"
-        if zipfile.is_zipfile(path):
-            contents = f"a damaged archive ({error})"
-        raise _refusal(path, contents) from None
+    with path.open("rb") as file:
+        header, arrays = _read_file(path, file)
+    kind, static = _KINDS[header["kind"]], header["static"]
     for name, array in arrays.items():
         if header["arrays"][name] != _description(array):
             raise ValueError(
@@ -169,6 +161,20 @@ def _digest(header: dict[str, Any], arrays: Arrays) -> str:
 
 def _refusal(path: Path, contents: str) -> ValueError:
     return ValueError(f"{path}: expected an .npz written by dbnorm_jax.save, got {contents}")
+
+
+def _read_file(path: Path, file: BinaryIO) -> tuple[dict[str, Any], Arrays]:
+    size = os.fstat(file.fileno()).st_size
+    try:
+        with zipfile.ZipFile(file) as archive:
+            header = _read_header(path, archive, size)
+            return header, {name: _read(path, archive, name, size) for name in header["arrays"]}
+    # A damaged archive may also lead zipfile to seek to nowhere.
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, OSError) as error:
+        contents = "other contents"
+        if zipfile.is_zipfile(file):
+            contents = f"a damaged archive ({error})"
+        raise _refusal(path, contents) from None
 
 
 def _read_header(path: Path, archive: zipfile.ZipFile, size: int) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def inverted_softmax(query_statistics: BankStatistics) -> Correction:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
       >>> statistics = dbn.bank_statistics(jnp.array([[0.9, 0.1]]), beta=20.0)
-      >>> print(dbn.inverted_softmax(statistics).bias.round(3))
+      >>> print(jnp.array_str(dbn.inverted_softmax(statistics).bias, precision=3))
       [[0.9 0.1]]
 
     References:

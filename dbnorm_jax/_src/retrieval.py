@@ -299,7 +299,7 @@ def over_gates(
 
     num_terms = correction.num_terms
     if correction.active.dtype == bool and num_terms <= _MOST_COMBINED_TERMS:
-        combinations = np.array(list(itertools.product((0, 1), repeat=num_terms)), np.float32)
+        combinations = np.array(list(itertools.product((0, 1), repeat=num_terms)), bias.dtype)
         offsets = jnp.stack(
             [
                 sum(gate * term for gate, term in zip(row, bias, strict=True))

@@ -85,9 +85,9 @@ def negative_squared_euclidean(rows: jax.Array, columns: jax.Array) -> jax.Array
     Example:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
-      >>> rows, columns = jnp.array([[1.0, 0.0]]), jnp.array([[1.0, 2.0], [1.0, 0.0]])
+      >>> rows, columns = jnp.array([[1.0, 0.0]]), jnp.array([[1.0, 2.0], [0.0, 0.0]])
       >>> print(dbn.negative_squared_euclidean(rows, columns))
-      [[-4. -0.]]
+      [[-4. -1.]]
     """
     return _negative_squared_euclidean(*_checked(rows, columns))
 
@@ -97,13 +97,12 @@ def check_rows(similarity_fn: SimilarityFn, **embeddings: jax.Array) -> None:
     if similarity_fn is not cosine_similarity:
         return
     for name, rows in embeddings.items():
-        if checks.is_concrete(rows):
-            zero = np.asarray(~jnp.any(rows != 0, axis=1))
-            if zero.any():
-                raise ValueError(
-                    f"`{name}` must have no zero row under cosine similarity, found "
-                    f"{int(zero.sum())}, the first at row {int(zero.argmax())}; remove them"
-                )
+        if checks.found(lambda rows: ~(rows != 0).any(axis=1).all(), rows):
+            zero = ~np.asarray(rows).astype(bool).any(axis=1)
+            raise ValueError(
+                f"`{name}` must have no zero row under cosine similarity, found "
+                f"{int(zero.sum())}, the first at row {int(zero.argmax())}; remove them"
+            )
 
 
 def tile(similarity_fn: SimilarityFn, rows: jax.Array, columns: jax.Array) -> jax.Array:

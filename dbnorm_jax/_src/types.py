@@ -33,7 +33,7 @@ class BankStatistics:
       >>> import jax.numpy as jnp
       >>> s = jnp.array([[0.9, 0.1, 0.2], [0.8, 0.1, 0.3]])
       >>> statistics = dbn.bank_statistics(s, beta=20.0, k=1)
-      >>> print(statistics.active, statistics.bias.round(3))
+      >>> print(statistics.active, jnp.array_str(statistics.bias, precision=3))
       [ True False False] [0.872 0.1   0.272]
     """
 
