@@ -230,6 +230,23 @@ def test_sweeping_beta_compiles_once(function):
     assert compiled._cache_size() == 1
 
 
+def test_batched_masks_and_weights():
+    stack = np.stack([problem(seed).query_bank_similarities for seed in range(3)])
+    random = np.random.default_rng(0)
+    rows, pairs = random.random((3, 6)) > 0.4, random.random((3, 6, 7)) > 0.4
+    weights = random.integers(0, 3, (3, 6))
+    for options in ({"where": rows}, {"where": pairs, "weights": weights}, {"weights": weights}):
+        batched = dbn.bank_statistics(stack, beta=20.0, **options)
+        shares = dbn.responsibilities(stack, batched, **options)
+        for place in range(3):
+            own = {name: value[place] for name, value in options.items()}
+            single = dbn.bank_statistics(stack[place], beta=20.0, **own)
+            assert_statistics(jax.tree.map(lambda x, place=place: x[place], batched), single)
+            chex.assert_trees_all_close(
+                shares[place], dbn.responsibilities(stack[place], single, **own), atol=1e-6
+            )
+
+
 def test_statistics_of_the_gallery_itself_leave_the_item_out():
     gallery = problem(4).gallery
     found = dbn.stream_bank_statistics(gallery, gallery, beta=5.0, exclude=np.arange(7))

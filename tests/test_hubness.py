@@ -49,7 +49,7 @@ def _counts(rng, shape, most=5):
     """Counts with zeros, among them a row that is constant and one of nothing."""
     counts = rng.integers(0, most + 1, shape) * rng.integers(0, 2, shape)
     if rng.random() < 0.5:
-        counts[..., :] += 1  # no zeros
+        counts += 1  # no zeros
     if rng.random() < 0.2:
         counts[:] = rng.integers(0, most + 1)
     return counts
@@ -69,10 +69,10 @@ def test_measure_matches_reference(name, options, shape, most, seed):
 
 
 @every_measure
-@pytest.mark.parametrize("num_gallery", [1, 3, 7, 100, 3000])
-@pytest.mark.parametrize("value", [0, 1, 3, 1_000_001])
-def test_measure_of_constant_counts(name, options, num_gallery, value):
-    counts = np.full(num_gallery, value)
+@pytest.mark.parametrize("num_gallery", [1, 7, 100, 3000])
+def test_measure_of_constant_counts(name, options, num_gallery):
+    # The sums of the last row are no float32 numbers.
+    counts = np.tile(np.array([[0], [1], [3], [1_000_001]]), num_gallery)
     _assert_close(_measure(name, options, counts), _expected(name, options, counts))
 
 
@@ -218,7 +218,7 @@ def test_k_occurrence_keeps_int32_under_x64(x64):
 BAD_COUNTS = [
     (TypeError, np.array([True, False]), ("numbers", "bool")),
     (TypeError, np.array(["a"]), ("numeric", "<U1")),
-    (TypeError, np.array([1 + 1j, 2]), ("complex64",)),
+    (TypeError, np.array([1 + 1j, 2]), ("complex",)),
     (ValueError, np.array([1, -1]), ("negative", "-1")),
     (ValueError, np.array([1, np.nan], np.float32), ("NaN", "nan")),
     (ValueError, np.array(3), ("num_gallery", "()")),
@@ -226,13 +226,13 @@ BAD_COUNTS = [
 ]
 
 
-@every_measure
 @pytest.mark.parametrize(("error", "counts", "words"), BAD_COUNTS)
-def test_bad_counts_are_refused(name, options, error, counts, words):
-    with pytest.raises(error, match="`counts`") as caught:
-        _measure(name, options, counts)
-    for word in words:
-        assert word in str(caught.value)
+def test_bad_counts_are_refused(error, counts, words):
+    for name, options in MEASURES:
+        with pytest.raises(error, match="`counts`") as caught:
+            _measure(name, options, counts)
+        for word in words:
+            assert word in str(caught.value)
 
 
 @pytest.mark.parametrize("epsilon", [0, -1.0, float("nan")])
@@ -246,7 +246,7 @@ BAD_PLACES = [
     (ValueError, (np.array([[0, 3]]), 3), {}, ("`indices`", "between -1", "2", "0 to 3")),
     (ValueError, (np.array([[0, -2]]), 3), {}, ("`indices`", "-1 marks none", "-2 to 0")),
     (ValueError, (np.array([0, 1]), 3), {}, ("`indices`", "(2,)", "indices[:, None]")),
-    (TypeError, (np.array([[0.0]]), 3), {}, ("`indices`", "integers", "float32")),
+    (TypeError, (np.array([[0.0]]), 3), {}, ("`indices`", "integers", "float")),
     (ValueError, (INDICES, 0), {}, ("`num_gallery`", "at least 1", "got 0")),
     (TypeError, (INDICES, 3.0), {}, ("`num_gallery`", "integer", "3.0")),
     (TypeError, (INDICES, True), {}, ("`num_gallery`", "integer", "True")),

@@ -82,7 +82,8 @@ def bank_statistics(
 def _pairs(where: Any, shape: tuple[int, ...]) -> jax.Array:
     """A mask of rows or pairs as a mask of pairs that broadcasts against `shape`."""
     where = checks.mask("where", where)
-    if where.ndim == 1 or (where.shape == shape[:-1] and where.ndim != 2):
+    given = where.shape
+    if where.ndim == 1 or (where.shape == shape[:-1] and where.shape != shape[-2:]):
         where = where[..., None]
     try:
         fits = jnp.broadcast_shapes(where.shape, shape)[-2:] == tuple(shape[-2:])
@@ -90,7 +91,7 @@ def _pairs(where: Any, shape: tuple[int, ...]) -> jax.Array:
         fits = False
     if not fits:
         raise ValueError(
-            f"`where` must mask bank rows {shape[:-1]} or pairs {shape}, got {where.shape}"
+            f"`where` must mask bank rows {shape[:-1]} or pairs {shape}, got {given}"
         )
     return jnp.broadcast_to(where, (*where.shape[:-2], *shape[-2:]))
 

@@ -117,8 +117,8 @@ def add_rows(
 
 
 def finish_log_sum(state: RunningLogSum, beta: jax.Array) -> jax.Array:
-    """[num_gallery] `log Z = beta m + log z`, -inf where nothing entered."""
-    filled = state.total > 0
+    """[num_gallery] `log Z = beta m + log z`, -inf where nothing entered; NaN stays NaN."""
+    filled = state.total != 0
     log_total = jnp.log(jnp.where(filled, state.total, 1))
     return jnp.where(filled, beta * state.maximum + log_total, -jnp.inf)
 
@@ -127,7 +127,7 @@ def log_add(first: jax.Array, second: jax.Array) -> jax.Array:
     """`log(exp(first) + exp(second))` with finite gradients also where both are -inf."""
     maximum = lax.stop_gradient(jnp.maximum(jnp.maximum(first, second), LOWEST))
     total = jnp.exp(first - maximum) + jnp.exp(second - maximum)
-    filled = total > 0
+    filled = total != 0  # true of NaN, which must not pass for an empty part
     return jnp.where(filled, maximum + jnp.log(jnp.where(filled, total, 1)), -jnp.inf)
 
 
