@@ -91,9 +91,9 @@ def test_published_scores_are_the_released_ones_up_to_a_factor_per_row(
     statistics = statistics_of(golden, dtype, betas, k)
     scores = np.asarray(dbn.published_scores(similarities, *statistics), np.float64)
     expected = golden[name]
-    # A raw factor near 0 has no relative accuracy, and float32 ends 1e55 below the row's best.
+    # A raw factor near 0 has no relative accuracy, and float32 ends 1e72 below the row's best.
     compared = np.abs(similarities) > 0.02
-    compared &= np.abs(expected) > 1e-50 * np.abs(expected).max(axis=1, keepdims=True)
+    compared &= np.abs(expected) > 1e-70 * np.abs(expected).max(axis=1, keepdims=True)
     assert compared.mean() > 0.9
     ratios = np.where(compared, scores / expected, np.nan)
     middle = np.nanmedian(ratios, axis=1, keepdims=True)

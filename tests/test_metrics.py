@@ -17,8 +17,8 @@ from dbnorm_jax._src import streaming
 metrics = dbn.metrics
 SEEDS = st.integers(0, 2**31)
 # Few shapes: each one compiles anew.
-SHAPES = [(5, 7), (8, 3), (1, 6)]
-FORMS = ["padded", "bool", "csr"]
+SHAPES = [(5, 7), (8, 3)]
+FORMS = ["single", "padded", "bool", "csr"]
 TIES = ["average", "min", "max"]
 NUM_QUERIES, NUM_GALLERY = 10, 9
 NORMALIZERS = [f"{kind}inverted_softmax" for kind in ("", "dynamic_", "dual_", "dual_dynamic_")]
@@ -28,9 +28,6 @@ NUMBERS = [
     *[("mean_reciprocal_rank",), ("geometric_mean_recall",), ("geometric_mean_recall", (2, 3))],
 ]
 every_number = pytest.mark.parametrize("number", NUMBERS, ids=str)
-matrix_functions = pytest.mark.parametrize(
-    "function", [metrics.ranks, metrics.mean_average_precision]
-)
 
 
 def _scores(rng, shape):
@@ -40,24 +37,21 @@ def _scores(rng, shape):
     return np.where(rng.random(shape) < 0.2, infinite, scores).astype(np.float32)
 
 
-def _right(rng, shape):
-    """A bool matrix of a fixed number of right pairs: some queries get none, some several."""
-    matrix = np.zeros(shape[0] * shape[1], bool)
-    matrix[rng.permutation(matrix.size)[: shape[0] + 1]] = True
-    return matrix.reshape(shape)
-
-
-def _as_form(rng, matrix, form):
-    if form == "bool":
-        return matrix
-    if form == "csr":
-        return np.concatenate([[0], matrix.sum(axis=1).cumsum()]), np.nonzero(matrix)[1]
-    items = np.where(matrix, np.arange(matrix.shape[1])[None], -1)
-    return rng.permuted(items, axis=1)  # an empty place may stand anywhere
-
-
-def _lists(matrix):
-    return [np.flatnonzero(row) for row in matrix]
+def _relevant(rng, shape, form):
+    """Right items in one of the forms, and as lists; some queries have none, some several."""
+    num_queries, num_gallery = shape
+    places = rng.permutation(num_queries * num_gallery).reshape(shape)
+    matrix = places <= num_queries  # a fixed number of pairs
+    if form == "single":
+        matrix &= matrix.cumsum(axis=1) == 1
+    items = np.where(matrix, np.arange(num_gallery)[None], -1)
+    relevant = {
+        "single": lambda: items.max(axis=1),
+        "padded": lambda: rng.permuted(items, axis=1),  # an empty place may stand anywhere
+        "bool": lambda: matrix,
+        "csr": lambda: (np.concatenate([[0], matrix.sum(axis=1).cumsum()]), np.nonzero(matrix)[1]),
+    }[form]()
+    return relevant, [np.flatnonzero(row) for row in matrix]
 
 
 def _signs(rng, num_rows):
@@ -70,15 +64,15 @@ def _normalize(name, statistics):
     return getattr(dbn, name)(*statistics[: 1 + name.startswith("dual")])
 
 
-def _correction(rng, kind, num_gallery=NUM_GALLERY):
+def _correction(rng, kind):
     """A correction with biases in multiples of 1/64: scores are exact, so ties are too."""
     if kind is None:
         return None
     if kind in NORMALIZERS:
-        banks = rng.normal(size=(2, 6, num_gallery)).astype(np.float32)
+        banks = rng.normal(size=(2, 6, NUM_GALLERY)).astype(np.float32)
         correction = _normalize(kind, [dbn.bank_statistics(bank, beta=3.0) for bank in banks])
         return dataclasses.replace(correction, bias=jnp.round(correction.bias * 64) / 64)
-    bias = jnp.asarray(rng.integers(-64, 64, (2 if kind == "soft" else 3, num_gallery)) / 64)
+    bias = jnp.asarray(rng.integers(-64, 64, (2 if kind == "soft" else 3, NUM_GALLERY)) / 64)
     active = rng.integers(0, 5, bias.shape) / 4
     return dbn.Correction(bias, jnp.asarray(active if kind == "soft" else active < 0.5))
 
@@ -95,18 +89,20 @@ def _corrected(similarities, correction):
     return scores
 
 
-def _check_stream(rng, correction, similarity_fn, chunk_size, num_gallery=NUM_GALLERY):
+def _check_stream(rng, similarity_fn, correction=None, form="padded", **options):
+    num_gallery = NUM_GALLERY if correction is None else correction.num_gallery
     queries, gallery = _signs(rng, NUM_QUERIES), _signs(rng, num_gallery)
-    matrix = _right(rng, (NUM_QUERIES, num_gallery))
-    relevant = _as_form(rng, matrix, "padded")
-    options = {"similarity_fn": similarity_fn, "chunk_size": chunk_size}
-    streamed = metrics.stream_ranks(queries, gallery, relevant, correction, **options)
+    relevant, lists = _relevant(rng, (NUM_QUERIES, num_gallery), form)
+    streamed = metrics.stream_ranks(
+        queries, gallery, relevant, correction, similarity_fn=similarity_fn, **options
+    )
     scores = similarity_fn(queries, gallery)
     if correction is not None:
         scores = dbn.apply_correction(scores, correction)
-    np.testing.assert_array_equal(streamed, metrics.ranks(scores, relevant))
+    ties = options.get("ties", "average")
+    np.testing.assert_array_equal(streamed, metrics.ranks(scores, relevant, ties=ties))
     exact = getattr(reference, similarity_fn.__name__)(queries, gallery)
-    expected = reference.ranks(_corrected(exact, correction), _lists(matrix))
+    expected = reference.ranks(_corrected(exact, correction), lists, ties=ties)
     np.testing.assert_array_equal(streamed, expected)
 
 
@@ -116,52 +112,48 @@ def _check_stream(rng, correction, similarity_fn, chunk_size, num_gallery=NUM_GA
 @given(st.sampled_from(SHAPES), st.sampled_from(FORMS), st.sampled_from(TIES), st.booleans(), SEEDS)
 def test_ranks_match_reference(shape, form, ties, masked, seed):
     rng = np.random.default_rng(seed)
-    scores, matrix = _scores(rng, shape), _right(rng, shape)
+    scores, (relevant, lists) = _scores(rng, shape), _relevant(rng, shape, form)
     where = rng.random(shape) < 0.7 if masked else None
-    actual = metrics.ranks(scores, _as_form(rng, matrix, form), ties=ties, where=where)
-    expected = reference.ranks(scores, _lists(matrix), ties=ties, where=where)
+    actual = metrics.ranks(scores, relevant, ties=ties, where=where)
+    expected = reference.ranks(scores, lists, ties=ties, where=where)
     np.testing.assert_array_equal(actual, expected)
-
-
-@given(st.sampled_from(SHAPES), SEEDS)
-def test_ranks_of_one_right_item_per_query(shape, seed):
-    rng = np.random.default_rng(seed)
-    scores, relevant = _scores(rng, shape), rng.integers(-1, shape[1], shape[0])
-    expected = reference.ranks(scores, [[item] if item >= 0 else [] for item in relevant])
-    np.testing.assert_array_equal(metrics.ranks(scores, relevant), expected)
 
 
 @given(st.sampled_from(SHAPES), SEEDS)
 def test_ranks_do_not_depend_on_the_order_of_the_gallery(shape, seed):
     rng = np.random.default_rng(seed)
-    scores, matrix, order = _scores(rng, shape), _right(rng, shape), rng.permutation(shape[1])
-    np.testing.assert_array_equal(
-        metrics.ranks(scores[:, order], matrix[:, order]), metrics.ranks(scores, matrix)
-    )
+    scores, (matrix, _) = _scores(rng, shape), _relevant(rng, shape, "bool")
+    order = rng.permutation(shape[1])
+    actual = metrics.ranks(scores[:, order], matrix[:, order])
+    np.testing.assert_array_equal(actual, metrics.ranks(scores, matrix))
 
 
 def test_constant_scores_rank_in_the_middle():
-    scores, relevant = np.zeros((4, 7), np.float32), np.arange(4)
+    scores, relevant = np.zeros((5, 7), np.float32), np.arange(5)
     ranks = metrics.ranks(scores, relevant)
-    np.testing.assert_array_equal(ranks, np.full(4, (1 + 7) / 2))
+    np.testing.assert_array_equal(ranks, np.full(5, (1 + 7) / 2))
     assert metrics.recall_at(ranks, 1) == 0
     assert metrics.mean_average_precision(scores, relevant) < 1
+    assert np.isnan(metrics.mean_average_precision(scores, -np.ones(5, int)))  # nothing is right
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_ranks_keep_float64(x64, form):
-    scores = np.array([[1.0, 1.0 + 1e-12], [0.5, 0.5]])  # level in float32
-    ranks = metrics.ranks(scores, _as_form(np.random.default_rng(0), np.eye(2, dtype=bool), form))
+@pytest.mark.parametrize("form", ["padded", "csr"])
+@pytest.mark.parametrize("function", [metrics.ranks, metrics.stream_ranks])
+def test_ranks_keep_float64(x64, form, function):
+    rng = np.random.default_rng(0)
+    queries, gallery = rng.normal(size=(5, 1)), 1 + 1e-12 * rng.normal(size=(7, 1))
+    scores, (relevant, lists) = queries @ gallery.T, _relevant(rng, (5, 7), form)
+    ranks = function(*([scores] if function is metrics.ranks else [queries, gallery]), relevant)
     assert ranks.dtype == jnp.float64
-    np.testing.assert_array_equal(ranks, [2, 1.5])
+    np.testing.assert_array_equal(ranks, reference.ranks(scores, lists))  # all level in float32
 
 
-def test_bfloat16_scores_give_float32_ranks():
-    # 600 level items: their count is no bfloat16 number.
-    scores = jnp.zeros((1, 602), jnp.bfloat16)
-    ranks = metrics.ranks(scores, jnp.array([0]))
-    assert ranks.dtype == jnp.float32
-    np.testing.assert_array_equal(ranks, [1 + 601 / 2])
+def test_ranks_of_bfloat16_are_counted_in_float32():
+    rows = jnp.ones((602, 1), jnp.bfloat16)  # all level, and 301.5 is no bfloat16 number
+    streamed = metrics.stream_ranks(rows[:1], rows, jnp.array([0]))
+    for ranks in (metrics.ranks(rows.T, jnp.array([0])), streamed):
+        assert ranks.dtype == jnp.float32
+        np.testing.assert_array_equal(ranks, [1 + 601 / 2])
 
 
 # --- streamed ranks ------------------------------------------------------------------------------
@@ -169,10 +161,18 @@ def test_bfloat16_scores_give_float32_ranks():
 
 @pytest.mark.parametrize("kind", [None, *NORMALIZERS, "soft", "three terms"])
 @settings(max_examples=8)
-@given(st.sampled_from([1, 7, NUM_QUERIES, 64]), SEEDS)
-def test_stream_ranks_equal_ranks_of_corrected_similarities(kind, chunk_size, seed):
+@given(SEEDS)
+def test_stream_ranks_equal_ranks_of_corrected_similarities(kind, seed):
     rng = np.random.default_rng(seed)
-    _check_stream(rng, _correction(rng, kind), dbn.dot_product, chunk_size)
+    _check_stream(rng, dbn.dot_product, _correction(rng, kind), chunk_size=4)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 7, NUM_QUERIES, 64])
+@settings(max_examples=5)
+@given(SEEDS)
+def test_stream_ranks_do_not_depend_on_chunk_size(chunk_size, seed):
+    rng = np.random.default_rng(seed)
+    _check_stream(rng, dbn.dot_product, _correction(rng, NORMALIZERS[-1]), chunk_size=chunk_size)
 
 
 @pytest.mark.parametrize("similarity_fn", SIMILARITIES)
@@ -180,23 +180,29 @@ def test_stream_ranks_equal_ranks_of_corrected_similarities(kind, chunk_size, se
 @given(SEEDS)
 def test_stream_ranks_under_each_similarity(similarity_fn, seed):
     rng = np.random.default_rng(seed)
-    _check_stream(rng, _correction(rng, NORMALIZERS[-1]), similarity_fn, chunk_size=4)
+    _check_stream(rng, similarity_fn, _correction(rng, NORMALIZERS[-1]), chunk_size=4)
 
 
-@pytest.mark.parametrize("kind", [None, "dynamic_inverted_softmax"])
-def test_stream_ranks_over_several_gallery_tiles(kind):
-    num_gallery = streaming._SEARCH_COLUMNS + 37  # the second tile overlaps the first
+@pytest.mark.parametrize(
+    ("form", "ties"), [*zip(FORMS, ["average"] * 4, strict=True), ("padded", "min"), ("csr", "max")]
+)
+def test_stream_ranks_take_every_form_and_tie_rule(form, ties):
+    _check_stream(np.random.default_rng(2), dbn.dot_product, form=form, ties=ties)
+
+
+def test_stream_ranks_over_several_gallery_tiles():
     rng = np.random.default_rng(5)
-    correction = _correction(rng, kind, num_gallery)
-    _check_stream(rng, correction, dbn.dot_product, 64, num_gallery)
+    num_gallery = streaming._SEARCH_COLUMNS + 37  # the second tile overlaps the first
+    bias = jnp.asarray(rng.integers(-64, 64, (1, num_gallery)) / 64)
+    correction = dbn.Correction(bias, jnp.asarray(rng.random(bias.shape) < 0.5))
+    _check_stream(rng, dbn.dot_product, correction, form="single")
 
 
 @pytest.mark.parametrize("name", NORMALIZERS)
 def test_stream_ranks_match_the_formula_of_each_normalizer(name):
     rng = np.random.default_rng(1)
-    queries, gallery, *banks = (
-        rng.normal(size=(rows, 4)).astype(np.float32) for rows in (40, 30, 12, 12)
-    )
+    sizes = (40, 4), (30, 4), (12, 4), (12, 4)
+    queries, gallery, *banks = (rng.normal(size=size).astype(np.float32) for size in sizes)
     statistics = [dbn.stream_bank_statistics(bank, gallery, beta=2.0) for bank in banks]
     num_banks = 1 + name.startswith("dual")
     products = [reference.dot_product(rows, gallery) for rows in (queries, *banks[:num_banks])]
@@ -207,42 +213,13 @@ def test_stream_ranks_match_the_formula_of_each_normalizer(name):
     np.testing.assert_array_equal(actual, reference.ranks(scores, relevant[:, None]))
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("ties", TIES)
-def test_stream_ranks_take_every_form_and_tie_rule(form, ties):
-    rng = np.random.default_rng(2)
-    queries, gallery = _signs(rng, NUM_QUERIES), _signs(rng, NUM_GALLERY)
-    matrix = _right(rng, (NUM_QUERIES, NUM_GALLERY))
-    actual = metrics.stream_ranks(queries, gallery, _as_form(rng, matrix, form), ties=ties)
-    expected = reference.ranks(queries @ gallery.T, _lists(matrix), ties=ties)
-    np.testing.assert_array_equal(actual, expected)
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_stream_ranks_keep_float64(x64, form):
-    relevant = _as_form(np.random.default_rng(0), np.array([[True, False]]), form)
-    ranks = metrics.stream_ranks(np.array([[1.0]]), np.array([[1.0], [1.0 + 1e-12]]), relevant)
-    assert ranks.dtype == jnp.float64
-    np.testing.assert_array_equal(ranks, [2])
-
-
-def test_stream_ranks_take_bfloat16():
-    rng = np.random.default_rng(3)
-    queries, gallery = _signs(rng, NUM_QUERIES), _signs(rng, NUM_GALLERY)  # exact in bfloat16
-    relevant = rng.integers(0, NUM_GALLERY, NUM_QUERIES)
-    halves = [jnp.asarray(array, jnp.bfloat16) for array in (queries, gallery)]
-    ranks = metrics.stream_ranks(*halves, relevant)
-    assert ranks.dtype == jnp.float32
-    np.testing.assert_array_equal(ranks, metrics.stream_ranks(queries, gallery, relevant))
-
-
 # --- numbers -------------------------------------------------------------------------------------
 
 
 def _some_ranks(rng, shape=(12,)):
     ranks = rng.integers(2, 26, shape) / 2
     ranks = np.where(rng.random(shape) < 0.2, np.nan, ranks)
-    ranks.reshape(-1)[0] = 1.0  # at least one counts
+    ranks.reshape(-1)[0] = rng.choice([1, 12])  # at least one counts; a recall may be 0
     return ranks.astype(np.float32)
 
 
@@ -267,18 +244,15 @@ def test_numbers_are_nan_when_no_query_counts(number, count):
 
 
 @every_number
-def test_numbers_keep_float64(x64, number):
-    ranks = _some_ranks(np.random.default_rng(4)).astype(np.float64)
-    actual = _number(number, ranks)
-    assert actual.dtype == jnp.float64
-    np.testing.assert_allclose(actual, _number(number, ranks, reference), rtol=1e-14)
-
-
-@every_number
-def test_numbers_of_bfloat16_ranks_are_float32(number):
-    actual = _number(number, jnp.array([1, 2, 4], jnp.bfloat16))
-    assert actual.dtype == jnp.float32
-    np.testing.assert_allclose(actual, _number(number, [1, 2, 4], reference), rtol=1e-6)
+@pytest.mark.parametrize(
+    ("given_as", "computed_in"), [(jnp.float64, jnp.float64), (jnp.bfloat16, jnp.float32)]
+)
+def test_numbers_are_computed_in_at_least_float32(x64, number, given_as, computed_in):
+    ranks = _some_ranks(np.random.default_rng(4))  # exact in bfloat16
+    actual = _number(number, jnp.asarray(ranks, given_as))
+    assert actual.dtype == computed_in
+    rtol = 10 * jnp.finfo(computed_in).eps
+    np.testing.assert_allclose(actual, _number(number, ranks, reference), rtol=rtol)
 
 
 @pytest.mark.parametrize("kind", [int, np.int64, np.float32, jnp.asarray])
@@ -286,21 +260,13 @@ def test_recall_takes_any_number_as_cut_off(kind):
     assert metrics.recall_at(np.array([1.0, 3.0, 9.0, 9.0], np.float32), kind(3)) == 2 / 4
 
 
-def test_geometric_mean_of_a_zero_recall_is_zero():
-    assert metrics.geometric_mean_recall(np.array([2.0, 3.0], np.float32)) == 0
-
-
 @given(st.sampled_from(SHAPES), st.sampled_from(FORMS), SEEDS)
 def test_mean_average_precision_matches_reference(shape, form, seed):
     rng = np.random.default_rng(seed)
-    scores, matrix = _scores(rng, shape), _right(rng, shape)
-    actual = metrics.mean_average_precision(scores, _as_form(rng, matrix, form))
-    expected = reference.mean_average_precision(scores, _lists(matrix))
+    scores, (relevant, lists) = _scores(rng, shape), _relevant(rng, shape, form)
+    actual = metrics.mean_average_precision(scores, relevant)
+    expected = reference.mean_average_precision(scores, lists)
     np.testing.assert_allclose(actual, expected, rtol=1e-6)
-
-
-def test_mean_average_precision_is_nan_when_no_query_counts():
-    assert np.isnan(metrics.mean_average_precision(np.zeros((2, 3), np.float32), [-1, -1]))
 
 
 def test_mean_average_precision_keeps_float64(x64):
@@ -309,23 +275,15 @@ def test_mean_average_precision_keeps_float64(x64):
     np.testing.assert_allclose(actual, 1 / 2)  # level in float32, so 1 / 1.5
 
 
-# --- transforms ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("form", FORMS)
-@matrix_functions
-def test_jit_of_matrix_functions_equals_eager(function, form):
+@pytest.mark.parametrize("form", ["padded", "csr"])
+@pytest.mark.parametrize("function", [metrics.ranks, metrics.mean_average_precision])
+def test_jit_and_vmap_of_matrix_functions_equal_a_loop(function, form):
     rng = np.random.default_rng(6)
-    scores, relevant = _scores(rng, (5, 7)), _as_form(rng, _right(rng, (5, 7)), form)
-    np.testing.assert_array_equal(jax.jit(function)(scores, relevant), function(scores, relevant))
-
-
-@matrix_functions
-def test_vmap_of_matrix_functions_equals_loop(function):
-    rng = np.random.default_rng(9)
-    scores, matrices = _scores(rng, (3, 5, 7)), np.stack([_right(rng, (5, 7)) for _ in range(3)])
-    expected = [function(*pair) for pair in zip(scores, matrices, strict=True)]
-    np.testing.assert_array_equal(jax.vmap(function)(scores, matrices), expected)
+    scores = _scores(rng, (3, 5, 7))
+    relevant = [_relevant(rng, (5, 7), form)[0] for _ in range(3)]
+    expected = [function(*pair) for pair in zip(scores, relevant, strict=True)]
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *relevant)
+    np.testing.assert_array_equal(jax.jit(jax.vmap(function))(scores, stacked), expected)
 
 
 @every_number
@@ -360,11 +318,10 @@ def test_inside_jit_nan_ranks_below_every_number(right, rank):
 
 def test_inputs_are_not_changed():
     rng = np.random.default_rng(11)
-    queries, gallery = _signs(rng, 5), _signs(rng, 7)
-    scores, relevant, where = queries @ gallery.T, np.array([0, -1, 2, 3, 6]), np.ones((5, 7), bool)
-    arrays = [queries, gallery, scores, relevant, where]
+    queries, gallery, relevant = _signs(rng, 5), _signs(rng, 7), np.arange(-1, 4)
+    arrays = scores, *_ = queries @ gallery.T, queries, gallery, relevant
     copies = [array.copy() for array in arrays]
-    metrics.ranks(scores, relevant, where=where)
+    metrics.ranks(scores, relevant)
     metrics.stream_ranks(queries, gallery, relevant)
     metrics.mean_average_precision(scores, relevant)
     for array, copy in zip(arrays, copies, strict=True):
@@ -374,90 +331,69 @@ def test_inputs_are_not_changed():
 # --- errors --------------------------------------------------------------------------------------
 
 SCORES, EYE, RELEVANT = np.eye(2, 3, dtype=np.float32), np.eye(3, dtype=np.float32), [0, 1]
+EMBEDDINGS = {"queries": SCORES, "gallery": EYE, "relevant": RELEVANT}
+INTS, COSINE = np.ones((2, 3), int), {"similarity_fn": dbn.cosine_similarity}
+NAN = np.where(np.arange(6).reshape(2, 3) == 1, np.nan, 0)
+BIAS, BATCHED = jnp.zeros((1, 4)), dbn.Correction(jnp.zeros((1, 1, 3)), None)
 BAD_SCORES = [
-    (ValueError, np.array([[0, np.nan, 0], [0, 0, 0]], np.float32), ("NaN", "[0, 1]")),
-    (ValueError, SCORES[0], ("2 axes", "(3,)")),
-    (TypeError, np.eye(2, 3, dtype=np.int32), ("floating point", "int32")),
+    (ValueError, {"scores": NAN}, ("`scores`", "NaN", "[0, 1]")),
+    (ValueError, {"scores": SCORES[0]}, ("`scores`", "2 axes", "(3,)")),
+    (TypeError, {"scores": INTS}, ("`scores`", "floating point", "int")),
 ]
-BAD_RELEVANT = [
-    (ValueError, [0, 3], ("between -1", "2", "from 0 to 3")),
-    (ValueError, [-2, 0], ("between -1", "from -2 to 0")),
-    (ValueError, [0], ("per query", "expected 2", "(1,)")),
-    (ValueError, [[[0]], [[0]]], ("per query", "(2, 1, 1)")),
-    (ValueError, np.ones((3, 2), bool), ("bool matrix", "(2, 3)", "(3, 2)")),
-    (TypeError, [0.0, 1.0], ("integers", "float")),
-    (TypeError, ["a", "b"], ("numeric", "<U1")),
-    (ValueError, ([0, 1, 2],), ("(indptr, indices)", "1 parts")),
-    (ValueError, ([0, 2], [0, 1]), ("num_queries + 1 = 3", "got 2")),
-    (ValueError, ([0, 2, 1], [0, 1]), ("rise", "indices 2", "0 to 1")),
-    (ValueError, ([0, 3, 2], [0, 1]), ("offsets", "0 to 3")),
-    (ValueError, ([0, 1, 2], [-1, 1]), ("(indices)", "-1 to 1")),
-    (ValueError, ([0, 1, 2], 0), ("(indices)", "1 axes", "()")),
-]
-INTS, OPTIONS = np.ones((2, 3), int), {"similarity_fn": dbn.cosine_similarity}
-BAD_RANKS_OPTIONS = [
+BAD_OPTIONS = [
     (ValueError, {"ties": "mean"}, ("`ties`", "'average'", "'mean'")),
     (ValueError, {"where": np.ones(3, bool)}, ("`where`", "(2, 3)", "(3,)")),
     (TypeError, {"where": INTS}, ("`where`", "bool", "int")),
+    (ValueError, {"scores": np.zeros((2, 0)), "relevant": [-1, -1]}, ("`scores`",)),
 ]
-BIAS, BATCHED = jnp.zeros((1, 4)), dbn.Correction(jnp.zeros((1, 1, 3)), None)
-BAD_STREAM_ARGUMENTS = [
+BAD_RELEVANT = [
+    (ValueError, {"relevant": [0, 3]}, ("`relevant`", "between -1", "from 0 to 3")),
+    (ValueError, {"relevant": [-2, 0]}, ("`relevant`", "between -1", "from -2 to 0")),
+    (ValueError, {"relevant": [0]}, ("`relevant`", "per query", "expected 2", "(1,)")),
+    (ValueError, {"relevant": [[[0]], [[0]]]}, ("`relevant`", "per query", "(2, 1, 1)")),
+    (ValueError, {"relevant": np.ones((3, 2), bool)}, ("`relevant`", "bool", "(2, 3)", "(3, 2)")),
+    (TypeError, {"relevant": [0.0, 1.0]}, ("`relevant`", "integers", "float")),
+    (TypeError, {"relevant": ["a", "b"]}, ("`relevant`", "numeric", "<U1")),
+    (ValueError, {"relevant": ([0, 1, 2],)}, ("`relevant`", "(indptr, indices)", "1 parts")),
+    (ValueError, {"relevant": ([0, 2], [0, 1])}, ("(indptr)", "num_queries + 1 = 3", "got 2")),
+    (ValueError, {"relevant": ([0, 2, 1], [0, 1])}, ("(indptr)", "rise", "0 to 1")),
+    (ValueError, {"relevant": ([0, 3, 2], [0, 1])}, ("(indptr)", "offsets", "0 to 3")),
+    (ValueError, {"relevant": ([0, 1, 2], [-1, 1])}, ("(indices)", "-1 to 1")),
+    (ValueError, {"relevant": ([0, 1, 2], 0)}, ("(indices)", "1 axes", "()")),
+]
+BAD_STREAM = [
     (ValueError, {"ties": "mean"}, ("`ties`", "'average'", "'mean'")),
     (ValueError, {"chunk_size": 0}, ("`chunk_size`", "at least 1", "got 0")),
     (ValueError, {"gallery": EYE[:, :2]}, ("`queries`", "`gallery`", "(2, 3)", "(3, 2)")),
     (TypeError, {"gallery": INTS}, ("`gallery`", "floating point", "int")),
-    (ValueError, {"queries": SCORES * np.nan}, ("`queries`", "finite", "nan", "[0, 0]")),
-    (ValueError, {"queries": 0 * SCORES, **OPTIONS}, ("`queries`", "zero row", "row 0")),
+    (ValueError, {"queries": NAN}, ("`queries`", "finite", "nan", "[0, 1]")),
+    (ValueError, {"queries": 0 * SCORES, **COSINE}, ("`queries`", "zero row", "row 0")),
     (TypeError, {"correction": BIAS}, ("`correction`", "Correction")),
     (ValueError, {"correction": dbn.Correction(BIAS, None)}, ("`correction`", "4 gallery", "(3,)")),
     (ValueError, {"correction": BATCHED}, ("`correction`", "[num_terms, num_gallery]", "vmap")),
 ]
+BAD_RANKS = [(TypeError, {"ranks": np.array([1, 2], np.int32)}, ("`ranks`", "floating", "int32"))]
+REMEDY = ("`relevant`", "concrete", "padded with -1")  # for sets inside jit
+BAD_TRACED = [(TypeError, {"relevant": sets}, REMEDY) for sets in (INTS > 0, ([0, 1, 2], [0, 1]))]
+BAD = [
+    (function, good | arguments, error, words)
+    for function, good, cases in (
+        (metrics.ranks, {"scores": SCORES, "relevant": RELEVANT}, BAD_SCORES + BAD_OPTIONS),
+        (metrics.mean_average_precision, {"relevant": RELEVANT}, BAD_SCORES),
+        (metrics.ranks, {"scores": SCORES}, BAD_RELEVANT),
+        (metrics.mean_average_precision, {"scores": SCORES}, BAD_RELEVANT),
+        (metrics.stream_ranks, EMBEDDINGS, BAD_RELEVANT + BAD_STREAM),
+        (jax.jit(metrics.stream_ranks), EMBEDDINGS, BAD_TRACED),
+        (metrics.recall_at, {"k": 1}, BAD_RANKS),
+        (metrics.median_rank, {}, BAD_RANKS),
+    )
+    for error, arguments, words in cases
+]
 
 
-def _assert_raises(error, words, function, *arguments, **options):
+@pytest.mark.parametrize(("function", "arguments", "error", "words"), BAD)
+def test_bad_arguments_are_refused(function, arguments, error, words):
     with pytest.raises(error) as caught:
-        function(*arguments, **options)
+        function(**arguments)
     for word in words:
         assert word in str(caught.value)
-
-
-@matrix_functions
-@pytest.mark.parametrize(("error", "scores", "words"), BAD_SCORES)
-def test_bad_scores_are_refused(function, error, scores, words):
-    _assert_raises(error, ("`scores`", *words), function, scores, RELEVANT)
-
-
-@pytest.mark.parametrize(("error", "relevant", "words"), BAD_RELEVANT)
-def test_bad_right_items_are_refused(error, relevant, words):
-    words = ("`relevant", *words)
-    _assert_raises(error, words, metrics.ranks, SCORES, relevant)
-    _assert_raises(error, words, metrics.mean_average_precision, SCORES, relevant)
-    _assert_raises(error, words, metrics.stream_ranks, SCORES, EYE, relevant)
-
-
-@pytest.mark.parametrize("form", ["bool", "csr"])
-def test_stream_ranks_name_the_remedy_for_traced_sets(form):
-    relevant = _as_form(None, np.eye(2, 3, dtype=bool), form)
-    words = ("`relevant`", "concrete", "padded with -1")
-    _assert_raises(TypeError, words, jax.jit(metrics.stream_ranks), SCORES, EYE, relevant)
-
-
-@pytest.mark.parametrize(("error", "options", "words"), BAD_RANKS_OPTIONS)
-def test_bad_options_of_ranks_are_refused(error, options, words):
-    _assert_raises(error, words, metrics.ranks, SCORES, RELEVANT, **options)
-
-
-@pytest.mark.parametrize(("error", "arguments", "words"), BAD_STREAM_ARGUMENTS)
-def test_bad_arguments_of_stream_ranks_are_refused(error, arguments, words):
-    good = {"queries": SCORES, "gallery": EYE, "relevant": RELEVANT}
-    _assert_raises(error, words, metrics.stream_ranks, **good | arguments)
-
-
-def test_an_empty_gallery_is_refused():
-    _assert_raises(ValueError, ("`scores`",), metrics.ranks, np.zeros((2, 0)), [-1, -1])
-
-
-@every_number
-def test_integer_ranks_are_refused(number):
-    words = ("`ranks`", "floating point", "int32")
-    _assert_raises(TypeError, words, _number, number, np.array([1, 2], np.int32))

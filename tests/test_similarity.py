@@ -188,8 +188,7 @@ def test_gradient_of_distance_vanishes_where_vectors_coincide():
 @every_similarity
 def test_gradients_equal_finite_differences(x64, function):
     arrays = [array.astype(np.float64) for array in _vectors(11)]
-    check_grads(function, arrays, order=2, modes=["rev"], rtol=1e-5, atol=1e-5)
-    check_grads(function, arrays, order=1, modes=["fwd"], rtol=1e-6, atol=1e-6)
+    check_grads(function, arrays, order=1, modes=["fwd", "rev"], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("scale", [1e18, 1e-18])

@@ -59,7 +59,7 @@ def bank_statistics(
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
       >>> statistics = dbn.bank_statistics(jnp.array([[0.9, 0.1], [0.7, 0.1]]), beta=1.0)
-      >>> print(jnp.array_str(statistics.bias, precision=4))    # between the mean and the largest similarity
+      >>> print(jnp.array_str(statistics.bias, precision=4))    # from mean to maximum
       [0.805 0.1  ]
 
     References:
@@ -90,9 +90,7 @@ def _pairs(where: Any, shape: tuple[int, ...]) -> jax.Array:
     except ValueError:
         fits = False
     if not fits:
-        raise ValueError(
-            f"`where` must mask bank rows {shape[:-1]} or pairs {shape}, got {given}"
-        )
+        raise ValueError(f"`where` must mask bank rows {shape[:-1]} or pairs {shape}, got {given}")
     return jnp.broadcast_to(where, (*where.shape[:-2], *shape[-2:]))
 
 

@@ -34,7 +34,8 @@ def converted(array: Any, dtype: Any) -> jax.Array:
     """`array` with another dtype; concrete stays concrete, also under a trace."""
     if not is_concrete(array):
         return jnp.asarray(array, dtype)
-    with jax.ensure_compile_time_eval():
+    # What leaves the range of the dtype becomes infinite, which the value checks then name.
+    with jax.ensure_compile_time_eval(), np.errstate(over="ignore"):
         return jnp.asarray(array, dtype)
 
 
@@ -158,7 +159,7 @@ def integer(name: str, value: Any, *, low: int, high: int | None = None, of: str
 def positive(name: str, value: Any, dtype: Any, unit: str = "") -> jax.Array:
     """A positive, finite scalar or array, as `dtype`."""
     array = as_array(name, value)
-    if not (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):
+    if not is_real(array):
         raise TypeError(f"`{name}` must be a real number, got dtype {array.dtype}")
     # Converted first: 1e-50 is positive as a Python float and 0 as float32.
     array = converted(array, dtype)
@@ -167,15 +168,20 @@ def positive(name: str, value: Any, dtype: Any, unit: str = "") -> jax.Array:
     return array
 
 
+def is_real(array: jax.Array) -> bool:
+    """Whether the dtype holds real numbers; bool is none."""
+    return jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)
+
+
 def real_as_floating(array: jax.Array) -> jax.Array:
-    """Numbers of any dtype as float32, float64 as it is."""
+    """Real numbers of any dtype as float32, float64 as it is."""
     return array if array.dtype == jnp.float64 else converted(array, jnp.float32)
 
 
 def bank_weights(name: str, value: Any, shape: tuple[int, ...]) -> jax.Array:
     """Finite multiplicities >= 0, one per bank row."""
     array = as_array(name, value)
-    if array.dtype == bool or not jnp.issubdtype(array.dtype, jnp.number):
+    if not is_real(array):
         raise TypeError(f"`{name}` must be numbers (multiplicities), got dtype {array.dtype}")
     if array.shape[-1:] != shape[-1:]:
         raise ValueError(

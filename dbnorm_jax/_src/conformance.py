@@ -10,8 +10,9 @@ from dbnorm_jax._src import checks, numerics
 from dbnorm_jax._src.retrieval import gates
 from dbnorm_jax._src.types import BankStatistics, Correction
 
-# The largest exponential of a row is exp of this: room for the small ones, none for overflow.
-_HEADROOM = 40.0
+# exp of both is a float32; half the first less half the log of the smallest one is the second.
+_LARGEST_PRODUCT = 80.0
+_LARGEST_EXPONENT = 85.0
 
 
 def published_scores(
@@ -41,7 +42,7 @@ def published_scores(
     Returns:
       [..., num_queries, num_gallery]; equal to the released scores up to a positive factor per row,
       chosen so that nothing overflows. Products smaller than the row's largest by a factor beyond
-      the range of the dtype are 0 (float32: about 1e55).
+      the range of the dtype are 0 (float32: about 1e72).
 
     Raises:
       ValueError: a non-finite matrix, statistics of another number of gallery items, an unknown
@@ -75,7 +76,9 @@ def published_scores(
 
 @jax.jit
 def _published_scores(similarities: jax.Array, banks: tuple[BankStatistics, ...]) -> jax.Array:
-    dtype = numerics.accumulation_dtype(similarities.dtype, banks[0].log_normalizer.dtype)
+    dtype = numerics.accumulation_dtype(
+        similarities.dtype, *(bank.log_normalizer.dtype for bank in banks)
+    )
     similarities = similarities.astype(dtype)
 
     def ratio(row: jax.Array, log_normalizer: jax.Array, beta: jax.Array) -> jax.Array:
@@ -85,13 +88,22 @@ def _published_scores(similarities: jax.Array, banks: tuple[BankStatistics, ...]
     def product(row: jax.Array, opens: jax.Array, log_ratios: jax.Array) -> jax.Array:
         exponent = jnp.where(opens[:, None], log_ratios, 0).sum(axis=0)
         factor = jnp.where(opens[:, None], 1, row[None]).prod(axis=0)
-        # One exponential for the whole product, shifted: the ranking of the row is unchanged.
-        shifted = exponent - lax.stop_gradient(exponent.max()) + _HEADROOM
-        return jnp.exp(jnp.where(opens.any(), shifted, 0)) * factor
+        # One exponential for the whole product, shifted to make the best of the range: that leaves
+        # the ranking of the row. Taken in halves, so that a small raw factor comes in between; the
+        # bound only acts where the factor is 0.
+        sizes = exponent + jnp.log(jnp.where(factor == 0, 1, jnp.abs(factor)))
+        top = jnp.where(factor == 0, numerics.LOWEST, sizes).max()
+        shifted = exponent - lax.stop_gradient(top) + _LARGEST_PRODUCT
+        half = jnp.exp(jnp.where(opens.any(), jnp.minimum(shifted / 2, _LARGEST_EXPONENT), 0))
+        return half * factor * half
 
     ratios = numerics.vectorize(ratio, "(g),(g),()->(g)")
     log_ratios = [
-        ratios(similarities, bank.log_normalizer[..., None, :], bank.beta[..., None])
+        ratios(
+            similarities,
+            bank.log_normalizer[..., None, :].astype(dtype),
+            bank.beta[..., None].astype(dtype),
+        )
         for bank in banks
     ]
     opens = [_gate(similarities, bank) for bank in banks]

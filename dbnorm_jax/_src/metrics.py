@@ -62,8 +62,7 @@ def ranks(scores: Any, relevant: Any, *, ties: str = "average", where: Any = Non
       >>> print(metrics.ranks(scores, jnp.array([1])), metrics.ranks(scores, jnp.array([0])))
       [1.5] [3.]
     """
-    scores = checks.floating("scores", scores, ndim=2, finite=False)
-    _check_no_nan("scores", scores)
+    scores = _check_scores(scores)
     share = _share_of_ties(ties)
     right = _right_matrix(relevant, scores.shape)
     if where is not None:
@@ -192,7 +191,8 @@ def recall_at(ranks: Any, k: float) -> jax.Array:
       >>> print(metrics.recall_at(jnp.array([1.0, 3.0, 2.0, 9.0, jnp.nan]), 2))
       0.5
     """
-    return _recall_at(_check_ranks(ranks), k)
+    ranks = _check_ranks(ranks)
+    return _recall_at(ranks, checks.converted(k, ranks.dtype))
 
 
 @jax.jit
@@ -215,7 +215,8 @@ def median_rank(ranks: Any) -> jax.Array:
       >>> print(metrics.median_rank(jnp.array([1.0, 3.0, 20.0])))
       3.0
     """
-    return jnp.nanmedian(_check_ranks(ranks))
+    ranks = _check_ranks(ranks)
+    return jnp.nanmedian(ranks) if ranks.size else jnp.asarray(jnp.nan, ranks.dtype)
 
 
 def mean_rank(ranks: Any) -> jax.Array:
@@ -272,7 +273,7 @@ def geometric_mean_recall(ranks: Any, ks: Sequence[int] = (1, 5, 10)) -> jax.Arr
       0.4543
     """
     ranks = _check_ranks(ranks)
-    recalls = jnp.stack([_recall_at(ranks, k) for k in ks])
+    recalls = jnp.stack([_recall_at(ranks, checks.converted(k, ranks.dtype)) for k in ks])
     # Not exp(mean(log)): its slope at a recall of 0 is NaN.
     return jnp.prod(recalls) ** (1 / len(ks))
 
@@ -301,8 +302,7 @@ def mean_average_precision(scores: Any, relevant: Any) -> jax.Array:
       >>> print(metrics.mean_average_precision(scores, jnp.array([[True, False, True]])).round(4))
       0.8333
     """
-    scores = checks.floating("scores", scores, ndim=2, finite=False)
-    _check_no_nan("scores", scores)
+    scores = _check_scores(scores)
     return _mean_average_precision(scores, _right_matrix(relevant, scores.shape))
 
 
@@ -314,7 +314,7 @@ def _mean_average_precision(scores: jax.Array, right: jax.Array) -> jax.Array:
 
     def average_rank(row: jax.Array, among: jax.Array) -> jax.Array:
         ordered = jnp.sort(jnp.where(among, row, jnp.inf))  # those outside stand at the top
-        outside = (~among).sum()
+        outside = (~among).sum(dtype=jnp.int32)
         not_above = jnp.searchsorted(ordered, row, side="right")
         below = jnp.searchsorted(ordered, row, side="left")
         above = jnp.maximum(row.shape[0] - outside - not_above, 0).astype(dtype)
@@ -331,10 +331,14 @@ def _mean_average_precision(scores: jax.Array, right: jax.Array) -> jax.Array:
     return jnp.nanmean(jax.vmap(average_precision)(scores, right))
 
 
-def _check_no_nan(name: str, scores: jax.Array) -> None:
+def _check_scores(scores: Any) -> jax.Array:
+    scores = checks.floating("scores", scores, ndim=2, finite=False)
+    if scores.shape[1] == 0:
+        raise ValueError(f"`scores` must have at least one gallery item, got shape {scores.shape}")
     if checks.found(lambda scores: jnp.isnan(scores).any(), scores):
         place = np.argwhere(np.isnan(np.asarray(scores, np.float64)))[0].tolist()
-        raise ValueError(f"`{name}` must not hold NaN, found one at index {place}")
+        raise ValueError(f"`scores` must not hold NaN, found one at index {place}")
+    return scores
 
 
 def _check_ranks(ranks: Any) -> jax.Array:
@@ -353,7 +357,8 @@ def _right_matrix(relevant: Any, shape: tuple[int, int]) -> jax.Array:
     num_queries, num_gallery = shape
     if isinstance(relevant, tuple):
         indptr, indices = _csr(relevant, shape)
-        rows = jnp.searchsorted(indptr, jnp.arange(indices.shape[0]), side="right") - 1
+        places = jnp.arange(indices.shape[0], dtype=jnp.int32)
+        rows = jnp.searchsorted(indptr, places, side="right") - 1
         return jnp.zeros(shape, bool).at[rows, indices].set(True)
     array = checks.as_array("relevant", relevant)
     if array.dtype == bool:
@@ -405,11 +410,11 @@ def _csr(relevant: tuple[Any, ...], shape: tuple[int, int]) -> tuple[jax.Array, 
     num_queries, num_gallery = shape
     if len(relevant) != 2:
         raise ValueError(f"`relevant` as CSR must be (indptr, indices), got {len(relevant)} parts")
-    length = checks.as_array("relevant[1] (indices)", relevant[1]).shape[0]
+    indices = checks.indices("relevant[1] (indices)", relevant[1], low=0, high=num_gallery, ndim=1)
+    length = indices.shape[0]
     indptr = checks.indices(
         "relevant[0] (indptr)", relevant[0], low=0, high=length + 1, ndim=1, of="offsets"
     )
-    indices = checks.indices("relevant[1] (indices)", relevant[1], low=0, high=num_gallery, ndim=1)
     if indptr.shape[0] != num_queries + 1:
         raise ValueError(
             f"`relevant[0]` (indptr) must have num_queries + 1 = {num_queries + 1} entries, "

@@ -196,7 +196,7 @@ def _weights(weights: Any) -> tuple[jax.Array, jax.Array] | None:
     pair = []
     for index, weight in enumerate((query_weight, gallery_weight)):
         array = checks.as_array(f"weights[{index}]", weight)
-        if array.dtype == bool or not jnp.issubdtype(array.dtype, jnp.number):
+        if not checks.is_real(array):
             raise TypeError(f"`weights[{index}]` must be a number, got dtype {array.dtype}")
         pair.append(checks.floating(f"weights[{index}]", checks.real_as_floating(array)))
     return pair[0], pair[1]

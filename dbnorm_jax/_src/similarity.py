@@ -128,8 +128,9 @@ _dot_product = jax.jit(numerics.product_transposed)
 
 @jax.jit
 def _cosine_similarity(rows: jax.Array, columns: jax.Array) -> jax.Array:
+    dtype = numerics.accumulation_dtype(rows.dtype, columns.dtype)
     return numerics.product_transposed(
-        numerics.normalize_rows(rows), numerics.normalize_rows(columns)
+        numerics.normalize_rows(rows.astype(dtype)), numerics.normalize_rows(columns.astype(dtype))
     )
 
 
