@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
+    from dbnorm_jax._src import baselines as baselines
     from dbnorm_jax._src import hubness as hubness
     from dbnorm_jax._src import metrics as metrics
     from dbnorm_jax._src.banks import bank_statistics as bank_statistics
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from dbnorm_jax._src.conformance import published_scores as published_scores
     from dbnorm_jax._src.io import load as load
     from dbnorm_jax._src.io import save as save
+    from dbnorm_jax._src.largest import largest_similarities as largest_similarities
+    from dbnorm_jax._src.largest import (
+        stream_largest_similarities as stream_largest_similarities,
+    )
     from dbnorm_jax._src.normalizers import (
         dual_dynamic_inverted_softmax as dual_dynamic_inverted_softmax,
     )
@@ -35,12 +40,14 @@ if TYPE_CHECKING:
     from dbnorm_jax._src.similarity import negative_squared_euclidean as negative_squared_euclidean
     from dbnorm_jax._src.types import BankStatistics as BankStatistics
     from dbnorm_jax._src.types import Correction as Correction
+    from dbnorm_jax._src.types import LargestSimilarities as LargestSimilarities
     from dbnorm_jax._src.types import SearchResult as SearchResult
 
-_MODULES = ("hubness", "metrics")
+_MODULES = ("baselines", "hubness", "metrics")
 _HOME = {
     "BankStatistics": "types",
     "Correction": "types",
+    "LargestSimilarities": "types",
     "SearchResult": "types",
     "apply_correction": "retrieval",
     "bank_statistics": "banks",
@@ -51,6 +58,7 @@ _HOME = {
     "dynamic_inverted_softmax": "normalizers",
     "gates": "retrieval",
     "inverted_softmax": "normalizers",
+    "largest_similarities": "largest",
     "load": "io",
     "merge": "banks",
     "negative_squared_euclidean": "similarity",
@@ -58,6 +66,7 @@ _HOME = {
     "responsibilities": "banks",
     "save": "io",
     "stream_bank_statistics": "banks",
+    "stream_largest_similarities": "largest",
     "stream_top_k": "retrieval",
     "top_k": "retrieval",
 }

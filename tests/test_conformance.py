@@ -150,7 +150,7 @@ def test_ranking_is_right_where_the_released_code_overflows(query_k, gallery_k, 
 
 
 def test_products_within_the_promised_range_are_kept():
-    exponents = np.arange(0, np.log(1e37), 12)
+    exponents = np.arange(0, np.log(1e72), 12)
     statistics = dbn.bank_statistics(np.zeros((1, len(exponents)), np.float32), beta=1.0, k=0)
     scores = dbn.published_scores(-exponents.astype(np.float32)[None], statistics)
     scores = np.asarray(scores, np.float64)[0]

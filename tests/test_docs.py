@@ -32,7 +32,9 @@ def public_functions():
                 for inner, function in vars(value).items()
                 if inspect.isfunction(function)
                 and not inner.startswith("_")
-                and function.__module__ == value.__name__
+                and (
+                    inner in getattr(value, "__all__", ()) or function.__module__ == value.__name__
+                )
             )
         elif inspect.isfunction(value):
             yield pytest.param(value, id=name)

@@ -11,10 +11,20 @@ ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "dbnorm_jax"
 LAYERS = [
     {"types", "checks", "numerics", "binary_files"},
-    {"similarity"},
+    {"similarity", "relevance"},
     {"streaming"},
-    {"banks", "normalizers", "retrieval", "hubness"},
-    {"metrics", "conformance", "io"},
+    {
+        "banks",
+        "largest",
+        "bank_means",
+        "sinkhorn",
+        "rescaling",
+        "neighborhoods",
+        "normalizers",
+        "retrieval",
+        "hubness",
+    },
+    {"baselines", "metrics", "conformance", "io"},
 ]
 FILES = sorted(PACKAGE.rglob("*.py"))
 SOURCES = sorted((PACKAGE / "_src").glob("*.py"))

@@ -141,6 +141,13 @@ def test_zero_row_is_refused_under_cosine():
         dbn.cosine_similarity(columns, zero)
 
 
+def test_a_row_that_computation_takes_for_zero_is_refused_as_one():
+    # XLA flushes subnormal numbers to zero; NumPy does not.
+    rows = np.array([[1.0, 2.0], [1e-40, 0.0]], np.float32)
+    with pytest.raises(ValueError, match=r"`rows`.*zero row.*found 1, the first at row 1"):
+        dbn.cosine_similarity(rows, np.eye(2, dtype=np.float32))
+
+
 @pytest.mark.parametrize("function", [dbn.dot_product, dbn.negative_squared_euclidean])
 def test_zero_row_is_taken_by_the_others(function):
     rows, columns = _vectors(8)

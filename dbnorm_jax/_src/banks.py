@@ -16,7 +16,7 @@ parts of a bank give those of the whole, so banks grow, shards reduce and long f
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ from jax import lax
 
 from dbnorm_jax._src import checks, numerics, streaming
 from dbnorm_jax._src.similarity import SimilarityFn, check_rows, dot_product
-from dbnorm_jax._src.types import BankStatistics
+from dbnorm_jax._src.types import BankStatistics, LargestSimilarities
 
 _BETA_UNIT = " (inverse temperature, in 1/[unit of similarity])"
 
@@ -73,25 +73,10 @@ def bank_statistics(
     dtype = numerics.accumulation_dtype(similarities.dtype)
     beta = checks.positive("beta", beta, dtype, _BETA_UNIT)
     if where is not None:
-        where = _pairs(where, similarities.shape)
+        where = checks.pairs(where, similarities.shape)
     if weights is not None:
         weights = checks.bank_weights("weights", weights, (num_bank,)).astype(dtype)
     return _bank_statistics(similarities.astype(dtype), beta, where, weights, k=k)
-
-
-def _pairs(where: Any, shape: tuple[int, ...]) -> jax.Array:
-    """A mask of rows or pairs as a mask of pairs that broadcasts against `shape`."""
-    where = checks.mask("where", where)
-    given = where.shape
-    if where.ndim == 1 or (where.shape == shape[:-1] and where.shape != shape[-2:]):
-        where = where[..., None]
-    try:
-        fits = jnp.broadcast_shapes(where.shape, shape)[-2:] == tuple(shape[-2:])
-    except ValueError:
-        fits = False
-    if not fits:
-        raise ValueError(f"`where` must mask bank rows {shape[:-1]} or pairs {shape}, got {given}")
-    return jnp.broadcast_to(where, (*where.shape[:-2], *shape[-2:]))
 
 
 @partial(jax.jit, static_argnames="k")
@@ -195,14 +180,9 @@ def stream_bank_statistics(
     beta = checks.positive("beta", beta, dtype, _BETA_UNIT)
     if weights is not None:
         weights = checks.bank_weights("weights", weights, (num_bank,)).astype(dtype)
+        checks.one_per_bank_row("weights", weights, num_bank)
     if exclude is not None:
-        exclude = checks.indices("exclude", exclude, low=-1, high=num_gallery, ndim=1)
-    for name, vector in (("weights", weights), ("exclude", exclude)):
-        if vector is not None and vector.shape != (num_bank,):
-            raise ValueError(
-                f"`{name}` must have one entry per bank row, expected shape {(num_bank,)}, "
-                f"got {vector.shape}"
-            )
+        exclude = checks.exclusions(exclude, num_bank, num_gallery)
     return _stream_bank_statistics(
         bank,
         gallery,
@@ -234,22 +214,26 @@ def _stream_bank_statistics(
     return BankStatistics(sums.log_normalizer, sums.mass, beta, sums.k_occurrence if k else None, k)
 
 
-def merge(first: BankStatistics, second: BankStatistics) -> BankStatistics:
+State = TypeVar("State", BankStatistics, LargestSimilarities)
+
+
+def merge(first: State, second: State) -> State:
     """Statistics of two parts of a bank -> those of the whole.
 
-    `log Z = logaddexp(log Z_1, log Z_2)`, masses and k-occurrences add. Associative, commutative,
-    and statistics of mass 0 and log-normalizer -inf are its identity.
+    `log Z = logaddexp(log Z_1, log Z_2)`, masses and k-occurrences add; of the largest similarities
+    of both parts the k largest stay. Associative, commutative, and what a part without items gives
+    is the identity.
 
     Args:
-      first: statistics of one part.
-      second: statistics of another, on the same gallery with the same beta and k.
+      first: BankStatistics or LargestSimilarities of one part.
+      second: of another, on the same gallery with the same k (and beta).
 
     Returns:
-      BankStatistics of both parts together.
+      That of both parts together.
 
     Raises:
       ValueError: galleries of different size, different k, or different (concrete) betas.
-      TypeError: anything but BankStatistics.
+      TypeError: other types, or two different ones.
 
     Example:
       >>> import dbnorm_jax as dbn
@@ -259,8 +243,8 @@ def merge(first: BankStatistics, second: BankStatistics) -> BankStatistics:
       [2.] [0.6931]
     """
     remedy = "merge joins the statistics of parts of one bank"
-    checks.instance("first", first, BankStatistics, remedy)
-    checks.instance("second", second, BankStatistics, remedy)
+    checks.instance("first", first, (BankStatistics, LargestSimilarities), remedy)
+    checks.instance("second", second, type(first), remedy)
     if first.num_gallery != second.num_gallery:
         raise ValueError(
             f"`first` has {first.num_gallery} gallery items but `second` has "
@@ -268,9 +252,11 @@ def merge(first: BankStatistics, second: BankStatistics) -> BankStatistics:
         )
     if first.k != second.k:
         raise ValueError(
-            f"`first` has k={first.k} but `second` has k={second.k}; activation sets of different "
-            f"neighbourhoods do not merge"
+            f"`first` has k={first.k} but `second` has k={second.k}; different neighborhoods do "
+            f"not merge"
         )
+    if isinstance(first, LargestSimilarities):
+        return _merge_largest(first, second)
     if checks.is_concrete(first.beta, second.beta) and not np.array_equal(first.beta, second.beta):
         raise ValueError(
             f"`first` has beta={first.beta} but `second` has beta={second.beta}; log-normalizers "
@@ -293,6 +279,12 @@ def _merge(first: BankStatistics, second: BankStatistics) -> BankStatistics:
         occurrence,
         first.k,
     )
+
+
+@jax.jit
+def _merge_largest(first: LargestSimilarities, second: LargestSimilarities) -> LargestSimilarities:
+    both = jnp.concatenate([first.values, second.values], axis=-2)
+    return LargestSimilarities(numerics.largest_of_columns(both, first.k))
 
 
 def responsibilities(
@@ -331,7 +323,7 @@ def responsibilities(
         "statistics", statistics.num_gallery, "similarities", similarities.shape
     )
     if where is not None:
-        where = _pairs(where, similarities.shape)
+        where = checks.pairs(where, similarities.shape)
     if weights is not None:
         weights = checks.bank_weights("weights", weights, similarities.shape[-2:-1])
     return _responsibilities(similarities, statistics, weights, where)

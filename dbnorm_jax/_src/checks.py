@@ -217,12 +217,43 @@ def indices(
     return converted(array, jnp.int32)
 
 
+def exclusions(value: Any, num_bank: int, num_gallery: int) -> jax.Array:
+    """The argument `exclude`: the gallery row of each bank item's own copy, -1 for none."""
+    array = indices("exclude", value, low=-1, high=num_gallery, ndim=1)
+    one_per_bank_row("exclude", array, num_bank)
+    return array
+
+
+def one_per_bank_row(name: str, vector: jax.Array, num_bank: int) -> None:
+    """Raises unless the vector has one entry per bank row."""
+    if vector.shape != (num_bank,):
+        raise ValueError(
+            f"`{name}` must have one entry per bank row, expected shape {(num_bank,)}, "
+            f"got {vector.shape}"
+        )
+
+
 def mask(name: str, value: Any) -> jax.Array:
     """A bool array."""
     array = as_array(name, value)
     if array.dtype != bool:
         raise TypeError(f"`{name}` must be a bool mask (True = valid), got dtype {array.dtype}")
     return array
+
+
+def pairs(where: Any, shape: tuple[int, ...]) -> jax.Array:
+    """A mask of rows or pairs as a mask of pairs that broadcasts against `shape`."""
+    where = mask("where", where)
+    given = where.shape
+    if where.ndim == 1 or (where.shape == shape[:-1] and where.shape != shape[-2:]):
+        where = where[..., None]
+    try:
+        fits = jnp.broadcast_shapes(where.shape, shape)[-2:] == tuple(shape[-2:])
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(f"`where` must mask bank rows {shape[:-1]} or pairs {shape}, got {given}")
+    return jnp.broadcast_to(where, (*where.shape[:-2], *shape[-2:]))
 
 
 def instance(name: str, value: Any, expected: type | tuple[type, ...], remedy: str) -> None:

@@ -210,6 +210,18 @@ def _take_largest(values: jax.Array, indices: jax.Array, k: int) -> tuple[jax.Ar
     return values, indices[places]
 
 
+def largest_of_columns(matrix: jax.Array, k: int) -> jax.Array:
+    """[..., k, num_columns] the k largest of each column, best first; -inf where there are fewer.
+
+    NaN comes out as -inf.
+    """
+    rows = below_every_number(jnp.swapaxes(matrix, -1, -2))
+    values = lax.top_k(rows, min(k, rows.shape[-1]))[0]
+    values = jnp.where(is_number(values), values, -jnp.inf)
+    missing = [(0, 0)] * (values.ndim - 1) + [(0, k - values.shape[-1])]
+    return jnp.swapaxes(jnp.pad(values, missing, constant_values=-jnp.inf), -1, -2)
+
+
 class Nearest(NamedTuple):
     """The running k nearest gallery items of one row, best first; -inf where none is known yet."""
 

@@ -184,6 +184,7 @@ def search(
     k: int,
     similarity_fn: SimilarityFn,
     chunk_size: int,
+    exclude: jax.Array | None = None,
 ) -> Nearest:
     """The k nearest gallery items of each query under several offsets at once, one matmul for all.
 
@@ -197,23 +198,29 @@ def search(
       k: neighbours per list.
       similarity_fn: the similarity.
       chunk_size: queries held at once.
+      exclude: optional [num_gallery] int32, the row of the one query that never sees the item.
 
     Returns:
-      Nearest of [num_queries, num_lists, k], best first.
+      Nearest of [num_queries, num_lists, k], best first; with k above the number of items, -inf.
     """
     num_lists = offsets.shape[1] if mixtures is None else 1
 
-    def search_one(query: jax.Array, mixture: jax.Array | None) -> Nearest:
+    def search_one(query: jax.Array, mixture: jax.Array | None, place: jax.Array) -> Nearest:
         def add_gallery_tile(nearest: Nearest, block: Block) -> tuple[Nearest, None]:
-            scores = _scores(query, mixture, block, similarity_fn)
+            items, tile_offsets, excluded = block.rows
+            scores = _scores(query, mixture, items, tile_offsets, similarity_fn)
+            valid = _both(None if excluded is None else excluded != place, block.fresh)
             add = jax.vmap(numerics.add_columns, in_axes=(0, 0, None, None))
-            return add(nearest, scores, block.start, block.fresh), None
+            return add(nearest, scores, block.start, valid), None
 
         start = numerics.start_nearest((num_lists, k), offsets.dtype)
-        return scan_chunks(add_gallery_tile, start, (gallery, offsets), _SEARCH_COLUMNS)[0]
+        arrays = (gallery, offsets, exclude)
+        return scan_chunks(add_gallery_tile, start, arrays, _SEARCH_COLUMNS)[0]
 
     def search_chunk(carry: None, chunk: Block) -> tuple[None, Nearest]:
-        return carry, jax.vmap(search_one)(*chunk.rows)
+        rows, chunk_mixtures = chunk.rows
+        places = chunk.start + lax.iota(jnp.int32, rows.shape[0])
+        return carry, jax.vmap(search_one)(rows, chunk_mixtures, places)
 
     nearest = scan_chunks(search_chunk, None, (queries, mixtures), chunk_size)[1]
     return nearest._replace(
@@ -222,10 +229,13 @@ def search(
 
 
 def _scores(
-    query: jax.Array, mixture: jax.Array | None, block: Block, similarity_fn: SimilarityFn
+    query: jax.Array,
+    mixture: jax.Array | None,
+    items: jax.Array,
+    offsets: jax.Array,
+    similarity_fn: SimilarityFn,
 ) -> jax.Array:
     """[num_lists, num_columns]: one query's similarities to a gallery tile, less each offset."""
-    items, offsets = block.rows
     offsets = offsets.T
     if mixture is not None:
         offsets = (mixture[:, None] * offsets).sum(axis=0, keepdims=True)
@@ -289,7 +299,8 @@ def count_above(
     ) -> tuple[Standing, jax.Array]:
         def add_gallery_tile(carry: Any, block: Block) -> tuple[Any, None]:
             standing, nearest = carry
-            scores = _scores(query, mixture, block, similarity_fn)
+            items, tile_offsets = block.rows
+            scores = _scores(query, mixture, items, tile_offsets, similarity_fn)
             nearest = numerics.add_columns(nearest, scores[0], block.start, block.fresh)
             places = block.start + lax.iota(jnp.int32, scores.shape[1])
             wrong = (places[:, None] != right[None]).all(axis=1)

@@ -1,10 +1,11 @@
-"""The state of every correction: two flat pytrees, and the pair a search returns.
+"""The state of every correction: flat pytrees, and the pair a search returns.
 
 Axes: gallery is always last; leading axes (`...`) are batch, as `jax.vmap` makes them.
 
-    BankStatistics  what a bank says about each gallery item; merges over parts of the bank
-    Correction      one bias per term and gallery item, with the gate's activation set
-    SearchResult    scores and gallery indices of the nearest items
+    BankStatistics       what a bank says about each gallery item; merges over parts of the bank
+    LargestSimilarities  each gallery item's nearest bank items; merges likewise
+    Correction           one bias per term and gallery item, with the gate's activation set
+    SearchResult         scores and gallery indices of the nearest items
 """
 
 import dataclasses
@@ -64,6 +65,45 @@ class BankStatistics:
     def num_gallery(self) -> int:
         """Number of gallery items."""
         return self.log_normalizer.shape[-1]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class LargestSimilarities:
+    """The largest similarities of each gallery item to a bank; what CSLS and NNN average.
+
+    Attributes:
+      values: [..., k, num_gallery], best first; -inf in places that no bank item fills. Inside a
+        caller's jit, where values cannot be checked, NaN fills none.
+
+    Example:
+      >>> import dbnorm_jax as dbn
+      >>> import jax.numpy as jnp
+      >>> s = jnp.array([[0.5, 0.25], [1.0, 0.0], [0.25, 0.75]])
+      >>> print(dbn.largest_similarities(s, k=2).values)
+      [[1.   0.75]
+       [0.5  0.25]]
+    """
+
+    values: jax.Array
+
+    @property
+    def num_gallery(self) -> int:
+        """Number of gallery items."""
+        return self.values.shape[-1]
+
+    @property
+    def k(self) -> int:
+        """How many are kept."""
+        return self.values.shape[-2]
+
+    @property
+    def mean(self) -> jax.Array:
+        """[..., num_gallery], mean of the places filled; NaN where none is."""
+        filled = self.values > -jnp.inf
+        count = filled.sum(axis=-2).astype(self.values.dtype)
+        total = jnp.where(filled, self.values, 0).sum(axis=-2)
+        return jnp.where(count > 0, total / jnp.where(count > 0, count, 1), jnp.nan)
 
 
 @jax.tree_util.register_dataclass

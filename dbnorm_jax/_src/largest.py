@@ -1,0 +1,135 @@
+"""Each gallery item's largest similarities to a bank: what CSLS and NNN average.
+
+    similarities [num_bank, num_gallery]  ->  LargestSimilarities [k, num_gallery]
+
+They merge over parts of a bank, like bank statistics.
+
+    >>> import dbnorm_jax as dbn
+    >>> import jax.numpy as jnp
+    >>> bank, gallery = jnp.array([[1.0, 0.0], [0.5, 1.0]]), jnp.array([[1.0, 0.0], [0.0, 1.0]])
+    >>> print(dbn.stream_largest_similarities(bank, gallery, k=1).values)
+    [[1. 1.]]
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dbnorm_jax._src import checks, numerics, streaming
+from dbnorm_jax._src.similarity import SimilarityFn, check_rows, dot_product
+from dbnorm_jax._src.types import LargestSimilarities
+
+
+def largest_similarities(similarities: Any, *, k: int, where: Any = None) -> LargestSimilarities:
+    """The k largest entries of each column of a similarity matrix.
+
+    Args:
+      similarities: [..., num_bank, num_gallery], higher is closer.
+      k: how many per gallery item, at least 1 (static); may exceed the bank.
+      where: optional bool mask, [..., num_bank] of valid bank rows or [..., num_bank, num_gallery]
+        of valid pairs.
+
+    Returns:
+      LargestSimilarities of [..., k, num_gallery].
+
+    Raises:
+      ValueError: an empty or non-finite matrix, k < 1, a mask that does not fit.
+      TypeError: a matrix that is not floating point.
+
+    Example:
+      >>> import dbnorm_jax as dbn
+      >>> import jax.numpy as jnp
+      >>> similarities = jnp.array([[0.5, 0.25], [1.0, 0.0], [0.25, 0.75]])
+      >>> print(dbn.largest_similarities(similarities, k=2).values)
+      [[1.   0.75]
+       [0.5  0.25]]
+    """
+    similarities = checks.similarities("similarities", similarities, rows="bank items")
+    k = checks.integer("k", k, low=1)
+    if where is not None:
+        where = checks.pairs(where, similarities.shape)
+    return _largest_similarities(similarities, where, k=k)
+
+
+@partial(jax.jit, static_argnames="k")
+def _largest_similarities(
+    similarities: jax.Array, where: jax.Array | None, *, k: int
+) -> LargestSimilarities:
+    matrix = similarities.astype(numerics.accumulation_dtype(similarities.dtype))
+    if where is not None:
+        matrix = jnp.where(jnp.broadcast_to(where, matrix.shape), matrix, jnp.nan)
+    return LargestSimilarities(numerics.largest_of_columns(matrix, k))
+
+
+def stream_largest_similarities(
+    bank: Any,
+    gallery: Any,
+    *,
+    k: int,
+    exclude: Any = None,
+    similarity_fn: SimilarityFn = dot_product,
+    chunk_size: int = streaming.DEFAULT_CHUNK_SIZE,
+) -> LargestSimilarities:
+    """The k largest similarities of each gallery item to a bank, never holding bank x gallery.
+
+    Equal to `largest_similarities(similarity_fn(bank, gallery), k=k)` up to rounding.
+
+    Args:
+      bank: [num_bank, dim] embeddings of bank items.
+      gallery: [num_gallery, dim] embeddings of gallery items.
+      k: how many per gallery item, at least 1 (static); may exceed the bank.
+      exclude: optional int [num_bank], the gallery row that is the bank item's own copy, -1 for
+        none.
+      similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static).
+      chunk_size: gallery items held at once (static).
+
+    Returns:
+      LargestSimilarities of [k, num_gallery].
+
+    Raises:
+      ValueError: empty, non-finite or mismatched embeddings, k < 1, `exclude` that does not fit.
+      TypeError: embeddings that are not floating point.
+
+    Example:
+      >>> import dbnorm_jax as dbn
+      >>> import jax.numpy as jnp
+      >>> gallery = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+      >>> print(dbn.stream_largest_similarities(gallery, gallery, k=1, exclude=[0, 1]).values)
+      [[0. 0.]]
+    """
+    bank, gallery = checks.embeddings("bank", bank), checks.embeddings("gallery", gallery)
+    checks.same_dimension("bank", bank, "gallery", gallery)
+    check_rows(similarity_fn, bank=bank, gallery=gallery)
+    k = checks.integer("k", k, low=1)
+    chunk_size = checks.integer("chunk_size", chunk_size, low=1)
+    if exclude is not None:
+        exclude = checks.exclusions(exclude, bank.shape[0], gallery.shape[0])
+    return _stream_largest_similarities(
+        bank, gallery, exclude, k=k, similarity_fn=similarity_fn, chunk_size=chunk_size
+    )
+
+
+@partial(jax.jit, static_argnames=("k", "similarity_fn", "chunk_size"))
+def _stream_largest_similarities(
+    bank: jax.Array,
+    gallery: jax.Array,
+    exclude: jax.Array | None,
+    *,
+    k: int,
+    similarity_fn: SimilarityFn,
+    chunk_size: int,
+) -> LargestSimilarities:
+    # The gallery asks and the bank answers: a search with the roles exchanged.
+    nearest = streaming.search(
+        gallery,
+        bank,
+        jnp.zeros((bank.shape[0], 1), numerics.accumulation_dtype(bank.dtype, gallery.dtype)),
+        None,
+        k=k,
+        similarity_fn=lambda items, rows: similarity_fn(rows, items).T,
+        chunk_size=chunk_size,
+        exclude=exclude,
+    )
+    return LargestSimilarities(nearest.values[:, 0].T)
