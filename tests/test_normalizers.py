@@ -137,6 +137,15 @@ def test_published_weights_are_the_shares_of_the_betas(case):
     np.testing.assert_allclose(found.bias[1], 0.25 * gallery_statistics.bias, rtol=1e-6)
 
 
+def test_one_bank_in_float64_gives_float64(x64):
+    test = problem(8)
+    wide = dbn.bank_statistics(test.query_bank_similarities.astype(np.float64), beta=20.0)
+    narrow = dbn.bank_statistics(test.gallery_bank_similarities, beta=jnp.float32(2))
+    for function in (dbn.dual_inverted_softmax, dbn.dual_dynamic_inverted_softmax):
+        assert function(wide, narrow).bias.dtype == jnp.float64
+        assert function(narrow, wide).bias.dtype == jnp.float64
+
+
 def test_betas_and_weights_may_be_batched():
     test = problem(7)
     betas = jnp.array([1.0, 20.0, 50.0])

@@ -185,6 +185,10 @@ def recall_at(ranks: Any, k: float) -> jax.Array:
     Returns:
       Scalar; NaN when no query counts.
 
+    Raises:
+      ValueError: k < 1.
+      TypeError: ranks that are not floating point, k that is no number.
+
     Example:
       >>> from dbnorm_jax import metrics
       >>> import jax.numpy as jnp
@@ -192,7 +196,7 @@ def recall_at(ranks: Any, k: float) -> jax.Array:
       0.5
     """
     ranks = _check_ranks(ranks)
-    return _recall_at(ranks, checks.converted(k, ranks.dtype))
+    return _recall_at(ranks, _cut_off(k, ranks.dtype))
 
 
 @jax.jit
@@ -273,7 +277,7 @@ def geometric_mean_recall(ranks: Any, ks: Sequence[int] = (1, 5, 10)) -> jax.Arr
       0.4543
     """
     ranks = _check_ranks(ranks)
-    recalls = jnp.stack([_recall_at(ranks, checks.converted(k, ranks.dtype)) for k in ks])
+    recalls = jnp.stack([_recall_at(ranks, _cut_off(k, ranks.dtype)) for k in ks])
     # Not exp(mean(log)): its slope at a recall of 0 is NaN.
     return jnp.prod(recalls) ** (1 / len(ks))
 
@@ -344,6 +348,15 @@ def _check_scores(scores: Any) -> jax.Array:
 def _check_ranks(ranks: Any) -> jax.Array:
     ranks = checks.floating("ranks", ranks, finite=False)
     return ranks.astype(numerics.accumulation_dtype(ranks.dtype))
+
+
+def _cut_off(k: Any, dtype: jnp.dtype) -> jax.Array:
+    array = checks.as_array("k", k)
+    if not checks.is_real(array) or array.ndim:
+        raise TypeError(f"`k` must be a number, got {k!r}")
+    if checks.found(lambda k: k < 1, array):
+        raise ValueError(f"`k` must be at least 1, the best rank, got {k}")
+    return checks.converted(array, dtype)
 
 
 def _share_of_ties(ties: str) -> float:

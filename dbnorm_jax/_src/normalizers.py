@@ -27,7 +27,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dbnorm_jax._src import checks
+from dbnorm_jax._src import checks, numerics
 from dbnorm_jax._src.types import BankStatistics, Correction
 
 
@@ -233,17 +233,17 @@ def _dual_jit(
     query_active: jax.Array | None,
     gallery_active: jax.Array | None,
 ) -> Correction:
+    banks = (query_statistics, gallery_statistics)
+    dtype = numerics.accumulation_dtype(*(bank.log_normalizer.dtype for bank in banks))
     if weights is None:
-        total = query_statistics.beta + gallery_statistics.beta
-        weights = (query_statistics.beta / total, gallery_statistics.beta / total)
+        betas = jnp.broadcast_arrays(*(bank.beta.astype(dtype) for bank in banks))
+        weights = (betas[0] / (betas[0] + betas[1]), betas[1] / (betas[0] + betas[1]))
     terms = [
         functools.reduce(
             jnp.multiply,
-            jnp.broadcast_arrays(
-                weight.astype(statistics.log_normalizer.dtype)[..., None], statistics.bias
-            ),
+            jnp.broadcast_arrays(weight.astype(dtype)[..., None], statistics.bias.astype(dtype)),
         )
-        for weight, statistics in zip(weights, (query_statistics, gallery_statistics), strict=True)
+        for weight, statistics in zip(weights, banks, strict=True)
     ]
     active = None
     if query_active is not None and gallery_active is not None:

@@ -40,7 +40,7 @@ def dot_product(rows: jax.Array, columns: jax.Array) -> jax.Array:
 
 
 def cosine_similarity(rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """Cosines `s(r, c) = <r, c> / (|r| |c|)`, between -1 and 1.
+    """Cosines `s(r, c) = <r, c> / (|r| |c|)`, between -1 and 1 up to rounding.
 
     Args:
       rows: [num_rows, dim] floating point, no zero row.
@@ -69,7 +69,8 @@ def negative_squared_euclidean(rows: jax.Array, columns: jax.Array) -> jax.Array
     """Negative squared distances `s(r, c) = -|r - c|^2`, at most 0.
 
     Expanded as `2 <r, c> - |r|^2 - |c|^2`: the absolute error is a few float32 roundings of the
-    squared norms, so centre data that lies far from the origin.
+    squared norms, so center data that lies far from the origin. Squared norms must stay within the
+    range of the dtype (float32: norms up to 1e19).
 
     Args:
       rows: [num_rows, dim] floating point.
@@ -97,12 +98,19 @@ def check_rows(similarity_fn: SimilarityFn, **embeddings: jax.Array) -> None:
     if similarity_fn is not cosine_similarity:
         return
     for name, rows in embeddings.items():
-        if checks.found(lambda rows: ~(rows != 0).any(axis=1).all(), rows):
-            zero = ~np.asarray(rows).astype(bool).any(axis=1)
+        if checks.found(lambda rows: _is_zero(rows).any(), rows):
+            with jax.ensure_compile_time_eval():
+                zero = np.asarray(_is_zero(rows))
             raise ValueError(
                 f"`{name}` must have no zero row under cosine similarity, found "
                 f"{int(zero.sum())}, the first at row {int(zero.argmax())}; remove them"
             )
+
+
+@jax.jit
+def _is_zero(rows: jax.Array) -> jax.Array:
+    """[num_rows], where a row is zero to the device, which may take the smallest numbers for it."""
+    return ~(rows != 0).any(axis=1)
 
 
 def tile(similarity_fn: SimilarityFn, rows: jax.Array, columns: jax.Array) -> jax.Array:
