@@ -47,17 +47,15 @@ import numpy as np
 
 from benchmarks import paper_sets
 from benchmarks.paper_sets import DATASETS, DIRECTIONS, TEXT_TO_VISUAL, DataSet, Published
+from dbnorm_jax._cli import methods
 from dbnorm_jax._cli.evaluation import (
-    NAMES,
-    Kind,
-    Method,
-    choose_methods,
     evaluate,
     num_transductive,
 )
+from dbnorm_jax._cli.methods import Method, choose_methods
 from dbnorm_jax._cli.sets import EvaluationSet, SimilaritySet
 
-KINDS: tuple[Kind, ...] = ("raw", "is", "dis", "dualis", "dualdis", "published")
+KINDS: tuple[str, ...] = ("raw", "is", "dis", "dualis", "dualdis", "published")
 BETAS = {"query": 20.0, "gallery": 1.0}  # for cosines only
 NOT_RUN = "not run here"
 
@@ -109,7 +107,7 @@ def standard_details(dataset: DataSet) -> list[str]:
     ]
 
 
-def table(dataset: DataSet, direction: str, ours: Mapping[Kind, float]) -> list[str]:
+def table(dataset: DataSet, direction: str, ours: Mapping[str, float]) -> list[str]:
     """One line per method: published R@1, ours, the difference and the source of the former.
 
     `ours` is R@1 in percent by method; methods that are not in it were not run.
@@ -122,14 +120,14 @@ def table(dataset: DataSet, direction: str, ours: Mapping[Kind, float]) -> list[
     for kind in KINDS:
         theirs, mine = _recall(first, kind), ours.get(kind, math.nan)
         cells = (
-            NAMES[kind],
+            methods.KINDS[kind].name,
             _number(theirs, f".{first.digits}f"),
             NOT_RUN if kind not in ours else _number(mine, ".2f"),
             _number(mine - theirs, "+.2f"),
         )
         source = "-" if math.isnan(theirs) else f"{first.features}; {first.source}"
         lines.append(_line(cells, source))
-    lines += ["", f"{NAMES['published']}: scores in the released code's form."]
+    lines += ["", f"{methods.KINDS['published'].name}: scores in the released code's form."]
     if not published:
         lines.append("No published numbers known here for this direction of this data set.")
     else:
@@ -143,7 +141,7 @@ def _line(cells: Sequence[str], source: str) -> str:
     return f"{name:<20}" + "".join(f"{cell:>14}" for cell in numbers) + f"   {source}"
 
 
-def _recall(published: Published, kind: Kind) -> float:
+def _recall(published: Published, kind: str) -> float:
     # The number published for DualDIS stands beside both forms: the released code has its own.
     return published.recall_at_1.get("dualdis" if kind == "published" else kind, math.nan)
 
@@ -154,7 +152,7 @@ def _number(value: float, form: str) -> str:
 
 def _mention(published: Published) -> str:
     numbers = ", ".join(
-        f"{NAMES[kind]} {value:.{published.digits}f}"
+        f"{methods.KINDS[kind].name} {value:.{published.digits}f}"
         for kind, value in published.recall_at_1.items()
     )
     return f"Also published: {numbers} ({published.features}; {published.source})."

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from dbnorm_jax._cli import files, sets
-from dbnorm_jax._cli.evaluation import Kind
 from dbnorm_jax._cli.files import Source
 from dbnorm_jax._cli.sets import Array, Csr, EvaluationSet, SimilaritySet
 
@@ -38,7 +37,7 @@ class Published:
 
     features: str
     source: str
-    recall_at_1: Mapping[Kind, float]
+    recall_at_1: Mapping[str, float]
     digits: int = 2
 
 
@@ -95,7 +94,7 @@ class DataSet:
 
 def _as_cited(features: str, *recalls: float) -> Published:
     """Balance Act's own table was not at hand; later work cites it."""
-    kinds: tuple[Kind, ...] = ("raw", "is", "dis", "dualis", "dualdis")
+    kinds: tuple[str, ...] = ("raw", "is", "dis", "dualis", "dualdis")
     return Published(
         features, "Balance Act, as cited by later work", dict(zip(kinds, recalls, strict=True))
     )

@@ -14,6 +14,7 @@ import zipfile
 import numpy as np
 import pytest
 import reference
+import reference_baselines as baselines
 
 pytest.importorskip("click")
 pytest.importorskip("rich")
@@ -28,7 +29,16 @@ from dbnorm_jax._cli.emoji_names import emoji_names
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = {"results.csv", "results.json", "k_occurrence.png", "methods.png"}
-NUMBERS = ("recall_at_1", "recall_at_5", "recall_at_10", "median_rank", "mean_rank", "skewness")
+NUMBERS = (
+    "recall_at_1",
+    "gain",
+    "gain_interval",
+    "recall_at_5",
+    "recall_at_10",
+    "median_rank",
+    "mean_rank",
+    "skewness",
+)
 # One shape throughout, so that everything compiles once.
 NUM_QUERIES, NUM_BANK, DIM = 40, 60, 8
 
@@ -189,7 +199,7 @@ def test_demo_prints_a_table(demo):
     assert sizes.startswith("641 queries, 641 gallery items")
     labels = ["raw", "IS(20)", "DIS(20)", "DualIS(20, 1)", "DualDIS(20, 1)", "DualIS(20, 20)"]
     lines = [line for line in done.stdout.splitlines() if line.startswith(tuple(labels))]
-    assert [len(line.split()) for line in lines[:3]] == [10, 10, 10]  # no column cut
+    assert [len(line.split()) for line in lines[:3]] == [12, 12, 12]  # no column cut
     assert all(any(line.startswith(label) for line in lines) for label in labels)
     assert "Worst hub: '" in done.stdout
 
@@ -221,7 +231,7 @@ def test_demo_files(demo):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
     content = json.loads((folder / "results.json").read_text("utf-8"))
     lines = list(csv.DictReader(io.StringIO((folder / "results.csv").read_text("utf-8"))))
-    assert len(lines) == len(content["rows"]) == 6
+    assert len(lines) == len(content["rows"]) == 8
     for line, row in zip(lines, content["rows"], strict=True):
         assert (line["method"], line["kind"]) == (row["method"], "inductive")
         assert all(float(line[name]) == row[name] for name in NUMBERS)
@@ -288,6 +298,9 @@ def expected(arrays):
         "DualDIS (published)": reference.published_dual_dynamic_inverted_softmax(
             similarities, query_bank, gallery_bank, 20.0, 1.0, 1
         ),
+        "CSLS": baselines.csls_scores(similarities, query_bank, 10),
+        # The bank has 60 items: the mean of the 128 largest is that of all.
+        "NNN": baselines.nearest_neighbor_normalization_scores(similarities, query_bank, 60, 0.75),
     }
     right = [[query] for query in range(NUM_QUERIES)]
     return {
@@ -321,7 +334,7 @@ def test_matrices_give_the_same_numbers(folder, arrays, call_json, tmp_path):
     assert_same_rows(embedded, given)
     assert given["similarity"] != "cosine"
     alone = call_json("evaluate", *matrices)
-    assert list(by_method(alone)) == ["raw", "IS", "DIS"]
+    assert list(by_method(alone)) == ["raw", "IS", "DIS", "CSLS", "NNN"]
     assert "gallery_bank" not in alone["sizes"]
 
 
@@ -422,8 +435,8 @@ def test_table_is_plain_and_uncut_when_piped(folder, call, monkeypatch):
     assert "…" not in out
     assert out.splitlines()[0] == "query -> gallery: inductive"
     line = next(line for line in out.splitlines() if line.startswith("DualDIS (published)"))
-    assert len(line.split()) == 11
-    assert max(map(len, out.splitlines()[4:11])) <= 80
+    assert len(line.split()) == 13
+    assert max(map(len, out.splitlines()[4:13])) <= 88
 
 
 def test_transductive_banks_are_named(folder, arrays, call, call_json, tmp_path):

@@ -13,8 +13,9 @@ import reference
 pytest.importorskip("emoji")
 
 from dbnorm_jax._cli.emoji_names import emoji_names
-from dbnorm_jax._cli.evaluation import choose_methods, evaluate
+from dbnorm_jax._cli.evaluation import evaluate
 from dbnorm_jax._cli.files import read_set
+from dbnorm_jax._cli.methods import choose_methods
 from dbnorm_jax._cli.sets import reversed_set
 
 SETS = sorted((pathlib.Path(__file__).parents[2] / "shared" / "data").glob("*/data.npz"))

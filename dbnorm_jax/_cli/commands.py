@@ -93,7 +93,9 @@ def demo(source: str, target: str, seed: int, output: Path) -> None:
 @click.option(
     "--methods",
     metavar="LIST",
-    help="Which to run, of is,dis,dualis,dualdis; raw is always there.  [default: all]",
+    help="Which to run, by name or group (all, paper, means, transport, rescaling, vectors, "
+    "transductive), with parameters as nnn:k=64:weight=0.5; raw is always there.  "
+    "[default: paper,csls,nnn]",
 )
 @click.option("--published", is_flag=True, help="Add DualDIS as the released code scores it.")
 @click.option("--reverse", is_flag=True, help="Swap both sides: the gallery queries the queries.")
@@ -121,7 +123,8 @@ def demo(source: str, target: str, seed: int, output: Path) -> None:
 def evaluate(**options: Any) -> None:
     """Compare the corrections on your embeddings.
 
-    The table sets raw retrieval beside IS, DIS, DualIS and DualDIS.
+    The table sets raw retrieval beside IS, DIS, DualIS, DualDIS, CSLS and NNN; docs/methods.md
+    has the list of all methods.
 
     Files are .npy (memory-mapped) or .npz (FILE.npz:name picks an array), one row per item. A
     SET.npz holds query, gallery and query_bank, and possibly gallery_bank, gt_indptr with

@@ -6,26 +6,24 @@ from dbnorm_jax._cli import output as results
 from dbnorm_jax._cli.emoji_names import EMOJI_VERSION, emoji_names
 from dbnorm_jax._cli.evaluation import (
     NEIGHBORS,
-    Method,
     ResultRow,
     count_steps,
     evaluate,
     num_transductive,
 )
+from dbnorm_jax._cli.methods import DEFAULT_BETAS, Method, choose_methods
 from dbnorm_jax._cli.progress import Progress
 from dbnorm_jax._cli.reporting import FILES, contents, print_paths, require
 from dbnorm_jax._cli.sets import EvaluationSet
 from dbnorm_jax._cli.table import Report, show
 
-_BETA_QUERY, _BETA_GALLERY = 20.0, 1.0
+_BETA_QUERY, _BETA_GALLERY = DEFAULT_BETAS.values()
+_BEST, _EQUAL = (Method("dualis", _BETA_QUERY, beta) for beta in (_BETA_GALLERY, _BETA_QUERY))
 
 METHODS = (
-    Method("raw"),
-    Method("is", _BETA_QUERY),
-    Method("dis", _BETA_QUERY),
-    Method("dualis", _BETA_QUERY, _BETA_GALLERY),
-    Method("dualdis", _BETA_QUERY, _BETA_GALLERY),
-    Method("dualis", _BETA_QUERY, _BETA_QUERY),
+    *choose_methods(("is", "dis", "dualis", "dualdis"), _BETA_QUERY, _BETA_GALLERY),
+    _EQUAL,
+    *choose_methods(("csls", "nnn"), None, None)[1:],
 )
 
 
@@ -73,12 +71,13 @@ def _report(test: EvaluationSet, rows: list[ResultRow]) -> Report:
 
 def _sentences(test: EvaluationSet, rows: list[ResultRow]) -> list[str]:
     """What to see in the table, read off its numbers."""
-    raw, best, equal = rows[0], rows[3], rows[5]
+    by_method = {row.method: row for row in rows}
+    raw, best, equal = (by_method[method] for method in (Method("raw"), _BEST, _EQUAL))
     assert test.query_labels is not None
     assert test.gallery_labels is not None
     hub = int(raw.k_occurrence.argmax())
     before, after = int(raw.k_occurrence[hub]), int(best.k_occurrence[hub])
-    gains = [row.recall_at_1 - raw.recall_at_1 for row in (best, equal)]
+    gains = [best.gain, equal.gain]
     worst = (
         f"Worst hub: '{test.gallery_labels[hub]}' ({test.query_labels[hub]}) is in the top "
         f"{NEIGHBORS} of {before} of {len(test.queries)} queries; with {best.method.label}, of "

@@ -2,32 +2,33 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NoReturn, get_args
+from typing import NoReturn
 
 from dbnorm_jax._cli import files, sets
 from dbnorm_jax._cli import output as results
 from dbnorm_jax._cli.evaluation import (
-    DUAL,
     NEIGHBORS,
-    QUERY_BANK_ONLY,
-    Kind,
-    Method,
     ResultRow,
-    choose_methods,
     count_steps,
     evaluate,
     num_transductive,
 )
 from dbnorm_jax._cli.files import Source
+from dbnorm_jax._cli.methods import (
+    DEFAULT,
+    DEFAULT_BETAS,
+    KINDS,
+    Method,
+    Wish,
+    make_method,
+    parse,
+)
 from dbnorm_jax._cli.progress import Progress
 from dbnorm_jax._cli.reporting import FILES, contents, print_paths, require
 from dbnorm_jax._cli.sets import EvaluationSet, SimilaritySet
 from dbnorm_jax._cli.table import Report, show, to_json
-
-_DEFAULT_BETAS = {"query": 20.0, "gallery": 1.0}  # for cosines only
-_CHOICES = tuple(kind for kind in get_args(Kind) if kind != "published")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,42 +138,56 @@ def _check_combination(request: Request) -> None:
 
 
 def _methods(request: Request) -> list[Method]:
-    """The methods asked for with their betas, checked."""
-    alone = request.similarities is not None and request.gallery_bank_similarities is None
-    kinds: list[Kind]
-    if request.methods is None:
-        kinds = [kind for kind in _CHOICES if kind in QUERY_BANK_ONLY or not alone]
-    else:
-        names = [name.strip().lower() for name in request.methods.split(",")]
-        unknown = [name for name in names if name not in _CHOICES]
-        if unknown:
-            _fail(
-                f"--methods: expected a list of {', '.join(_CHOICES)}",
-                repr(unknown[0]),
-                "write for instance --methods is,dualis",
-            )
-        kinds = [kind for kind in _CHOICES if kind in names]
+    """The methods asked for with their parameters, checked."""
+    text = ",".join(DEFAULT) if request.methods is None else request.methods
+    wishes = parse(text)
     if request.published:
-        kinds.append("published")
-    dual = [kind for kind in kinds if kind in DUAL]
-    if dual and alone:
-        what = "--published" if dual == ["published"] else dual[0]
-        _fail(
-            f"--gallery-bank-similarities: expected a gallery bank x gallery matrix for {what}",
-            "none",
-            "name the file, or run is and dis alone",
-        )
-    beta_query = _beta(request, "query") if set(kinds) - {"raw"} else None
-    beta_gallery = _beta(request, "gallery") if dual else None
-    return choose_methods(kinds, beta_query, beta_gallery)
+        wishes.append(Wish("published", {}, by_name=True))
+    methods = {Method("raw"): None}
+    for wish in wishes:
+        obstacle = _obstacle(request, wish)
+        if obstacle is None:
+            methods[_method(request, wish)] = None
+        elif wish.by_name and (request.methods is not None or wish.kind == "published"):
+            option = "--published" if wish.kind == "published" else f"--methods {wish.kind}"
+            _fail(f"{option}: expected {obstacle[0]}", obstacle[1], obstacle[2])
+    return list(methods)
 
 
-def _beta(request: Request, bank: str) -> float:
-    given = request.beta_query if bank == "query" else request.beta_gallery
-    option = f"--beta-{bank}"
+def _obstacle(request: Request, wish: Wish) -> tuple[str, str, str] | None:
+    """What keeps a method from running on this input: expected, actual, remedy."""
+    about = KINDS[wish.kind]
+    matrices = request.similarities is not None
+    if about.embeddings and matrices:
+        return "embeddings", "matrices", "leave it out"
+    if about.gallery_bank and matrices and request.gallery_bank_similarities is None:
+        remedy = "name the file, or leave it out"
+        return "--gallery-bank-similarities, a gallery bank x gallery matrix", "none", remedy
+    if wish.kind == "dn" and request.measure == "euclidean":
+        return "cosine or dot similarity", "euclidean", "leave it out"
+    if about.group == "rescaling" and about.embeddings and request.measure == "dot":
+        return "cosine or euclidean similarity", "dot", "leave it out"
+    unknown = "temperature" in about.unit and "temperature" not in wish.parameters
+    if unknown and (matrices or request.measure != "cosine"):
+        remedy = f"write {wish.kind}:temperature=T, in the unit of similarity"
+        return "a temperature, which only cosines have a default for", "none", remedy
+    return None
+
+
+def _method(request: Request, wish: Wish) -> Method:
+    needed = [name for name in DEFAULT_BETAS if name in KINDS[wish.kind].unit]
+    betas = {
+        name: _beta(request, name) for name in needed if name not in wish.parameters
+    } | wish.parameters
+    return make_method(wish.kind, betas, None, None)
+
+
+def _beta(request: Request, name: str) -> float:
+    given = request.beta_query if name == "beta_query" else request.beta_gallery
+    option = f"--{name.replace('_', '-')}"
     if given is None:
         if request.similarities is None and request.measure == "cosine":
-            return _DEFAULT_BETAS[bank]
+            return DEFAULT_BETAS[name]
         kind = "similarity matrices" if request.similarities else f"{request.measure} similarity"
         _fail(
             f"{option}: expected a number with {kind}",
@@ -300,14 +315,20 @@ def _report(
         name=test.name,
         similarity=similarity,
         sizes=sizes,
-        beta_query=next((m.beta_query for m in methods if m.beta_query is not None), None),
-        beta_gallery=next((m.beta_gallery for m in methods if m.beta_gallery is not None), None),
+        beta_query=_common(method.beta_query for method in methods),
+        beta_gallery=_common(method.beta_gallery for method in methods),
         own_gallery_bank=own_gallery_bank,
         num_equal_rows=num_transductive(test),
         k=min(NEIGHBORS, num_gallery),
         rows=rows,
         notes=tuple(notes),
     )
+
+
+def _common(betas: Iterable[float | None]) -> float | None:
+    """The beta of all methods that have one; None where they differ."""
+    values = {beta for beta in betas if beta is not None}
+    return values.pop() if len(values) == 1 else None
 
 
 def _fail(expected: str, actual: str, remedy: str) -> NoReturn:

@@ -2,63 +2,30 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy.typing as npt
 
 import dbnorm_jax as dbn
-from dbnorm_jax._cli.sets import Csr, EvaluationSet, SimilaritySet, num_equal_rows
+from dbnorm_jax._cli.methods import Method
+from dbnorm_jax._cli.sets import EvaluationSet, SimilaritySet, num_equal_rows
+from dbnorm_jax._cli.sources import (
+    Embeddings,
+    Found,
+    Matrices,
+    Neighbors,
+    Ranks,
+    source_of,
+)
 
-Kind = Literal["raw", "is", "dis", "dualis", "dualdis", "published"]
-
-NAMES: dict[Kind, str] = {
-    "raw": "raw",
-    "is": "IS",
-    "dis": "DIS",
-    "dualis": "DualIS",
-    "dualdis": "DualDIS",
-    "published": "DualDIS (published)",
-}
-QUERY_BANK_ONLY: tuple[Kind, ...] = ("raw", "is", "dis")
-DUAL: tuple[Kind, ...] = ("dualis", "dualdis", "published")
 NEIGHBORS = 10
 
-# Queries whose whole row of scores is held at once, where a method needs the row.
-_ROWS = 512
+# Two-sided 95 % of a normal distribution.
+_QUANTILE = 1.96
 
 Step = Callable[[str], None]
-Ranks = npt.NDArray[np.floating[Any]]
-Neighbors = npt.NDArray[np.int32]
-
-
-@dataclasses.dataclass(frozen=True)
-class Method:
-    """A method and its inverse temperatures, in 1/[unit of similarity]."""
-
-    kind: Kind
-    beta_query: float | None = None
-    beta_gallery: float | None = None
-
-    @property
-    def name(self) -> str:
-        """As in the paper: DualIS."""
-        return NAMES[self.kind]
-
-    @property
-    def gated(self) -> bool:
-        """Whether it acts on a query only where the gate is open."""
-        return self.kind in ("dis", "dualdis", "published")
-
-    @property
-    def label(self) -> str:
-        """With its betas: DualIS(20, 1)."""
-        if self.kind in ("raw", "published"):
-            return self.name
-        betas = (self.beta_query, self.beta_gallery)
-        return f"{self.name}({', '.join(f'{beta:g}' for beta in betas if beta is not None)})"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,6 +37,9 @@ class ResultRow:
       recall_at_1: R@1; likewise the next two.
       recall_at_5: R@5.
       recall_at_10: R@10.
+      gain: R@1 less that of raw, in points.
+      gain_interval: half-width of the gain's 95 % interval: 1.96 standard errors of the paired
+        differences over queries.
       median_rank: MdR.
       mean_rank: MnR.
       skewness: of the k-occurrence.
@@ -85,6 +55,8 @@ class ResultRow:
     recall_at_1: float
     recall_at_5: float
     recall_at_10: float
+    gain: float
+    gain_interval: float
     median_rank: float
     mean_rank: float
     skewness: float
@@ -94,19 +66,6 @@ class ResultRow:
     ranks: Ranks | None
     k_occurrence: Neighbors
     nearest: Neighbors
-
-
-def choose_methods(
-    kinds: Sequence[Kind], beta_query: float | None, beta_gallery: float | None
-) -> list[Method]:
-    """The methods of these kinds, raw always first."""
-    methods = [Method("raw")]
-    for kind in dict.fromkeys(kinds):
-        if kind in DUAL:
-            methods.append(Method(kind, beta_query, beta_gallery))
-        elif kind != "raw":
-            methods.append(Method(kind, beta_query))
-    return methods
 
 
 def num_transductive(test: EvaluationSet | SimilaritySet) -> int:
@@ -126,16 +85,16 @@ def evaluate(
 ) -> list[ResultRow]:
     """One row per method.
 
-    Embeddings are streamed: no queries x gallery or bank x gallery matrix is ever held.
-    `on_step` hears what begins, `count_steps` times.
+    Embeddings are streamed: no queries x gallery or bank x gallery matrix is held, but by methods
+    that are defined on one. `on_step` hears what begins, `count_steps` times.
     """
     on_step = on_step or (lambda _: None)
-    source: _Source = _Matrices(test) if isinstance(test, SimilaritySet) else _Embeddings(test)
+    source = source_of(test)
     statistics = {}
     for bank, beta in _needed_statistics(methods):
         on_step(f"{bank} bank, beta {beta:g}")
         statistics[bank, beta] = source.statistics(bank, beta)
-    on_step(NAMES["raw"])
+    on_step("raw")
     k = min(NEIGHBORS, source.num_gallery)
     raw = source.search(k, None)
     first = raw.nearest[:, 0]  # what the gates look at
@@ -145,22 +104,19 @@ def evaluate(
         found = raw
         if method.kind != "raw":
             on_step(method.label)
-            found = (
-                source.published(k, *banks)
-                if method.kind == "published"
-                else source.search(k, _correction(method.kind, banks))
-            )
+            found = _found(source, method, banks, k)
         gates_open = tuple(
             _rounded(100 * np.asarray(bank.active)[first].mean()) if method.gated else 100.0
             for bank in banks
         )
-        rows.append(_row(method, found, source.num_gallery, gates_open))
+        rows.append(_row(method, found, raw, source.num_gallery, gates_open))
     return rows
 
 
 def count_steps(methods: Sequence[Method]) -> int:
     """How often `evaluate` calls `on_step`."""
-    return len(_needed_statistics(methods)) + len({"raw", *methods} - {Method("raw")})
+    corrected = [method for method in methods if method.kind != "raw"]
+    return len(_needed_statistics(methods)) + 1 + len(corrected)
 
 
 def _banks_of(method: Method) -> Iterator[tuple[str, float]]:
@@ -174,32 +130,156 @@ def _needed_statistics(methods: Sequence[Method]) -> list[tuple[str, float]]:
     return list(dict.fromkeys(need for method in methods for need in _banks_of(method)))
 
 
-def _correction(kind: Kind, banks: Sequence[dbn.BankStatistics]) -> dbn.Correction:
-    if kind == "is":
-        return dbn.inverted_softmax(*banks)
-    if kind == "dis":
-        return dbn.dynamic_inverted_softmax(*banks)
-    if kind == "dualis":
-        return dbn.dual_inverted_softmax(*banks)
-    return dbn.dual_dynamic_inverted_softmax(*banks)
+_PAPER: dict[str, Callable[..., dbn.Correction]] = {
+    "is": dbn.inverted_softmax,
+    "dis": dbn.dynamic_inverted_softmax,
+    "dualis": dbn.dual_inverted_softmax,
+    "dualdis": dbn.dual_dynamic_inverted_softmax,
+}
+
+
+def _found(
+    source: Embeddings | Matrices, method: Method, banks: Sequence[dbn.BankStatistics], k: int
+) -> Found:
+    if method.kind in _PAPER:
+        return source.search(k, _PAPER[method.kind](*banks))
+    if method.kind == "published":
+        return source.by_rows(k, lambda rows, _: dbn.published_scores(rows, *banks))
+    if method.kind in _FITTED:
+        return source.search(k, _FITTED[method.kind](source, method))
+    if method.kind == "gc":
+        bank = source.query_bank_similarities(method.kind)
+        return source.by_rows(k, lambda rows, _: dbn.baselines.globally_corrected(rows, bank))
+    if method.kind == "dsl":
+        scores = dbn.baselines.dual_softmax(
+            source.similarities(method.kind), temperature=method.option("temperature")
+        )
+        return source.by_rows(k, lambda _, rows: scores[rows])
+    if isinstance(source, Matrices):
+        raise ValueError(
+            f"--methods {method.kind}: expected embeddings, got matrices; leave it out"
+        )
+    return _VECTORS[method.kind](source, method, k)
+
+
+def _fit_dn(source: Embeddings | Matrices, method: Method) -> dbn.Correction:
+    assert isinstance(source, Embeddings)
+    if source.test.similarity == "euclidean":
+        raise ValueError("--methods dn: expected inner products or cosines, got distances")
+    mean = source.query_bank.mean(axis=0)
+    weight = method.option("weight")
+    return dbn.baselines.distribution_normalization(mean, source.gallery, weight=weight)
+
+
+def _fit_sinkhorn(source: Embeddings | Matrices, method: Method) -> dbn.Correction:
+    temperature, count = method.option("temperature"), int(method.option("iterations"))
+    if isinstance(source, Matrices):
+        bank = source.query_bank_similarities(method.kind)
+        return dbn.baselines.sinkhorn_normalization(
+            bank, temperature=temperature, num_iterations=count
+        )
+    return dbn.baselines.stream_sinkhorn_normalization(
+        source.query_bank,
+        source.gallery,
+        source.gallery_bank if method.kind == "dbsn" else None,
+        temperature=temperature,
+        num_iterations=count,
+        similarity_fn=source.similarity_fn,
+    )
+
+
+_FITTED: dict[str, Callable[[Embeddings | Matrices, Method], dbn.Correction]] = {
+    "csls": lambda source, method: dbn.baselines.csls(source.largest(int(method.option("k")))),
+    "nnn": lambda source, method: dbn.baselines.nearest_neighbor_normalization(
+        source.largest(int(method.option("k"))), weight=method.option("weight")
+    ),
+    "dn": _fit_dn,
+    "sn": _fit_sinkhorn,
+    "dbsn": _fit_sinkhorn,
+    "hnn": lambda source, method: dbn.baselines.hubless_nearest_neighbor(
+        source.query_bank_similarities(method.kind),
+        temperature=method.option("temperature"),
+        num_iterations=int(method.option("iterations")),
+    ),
+}
+
+
+def _rescaled(source: Embeddings, method: Method, k: int) -> Found:
+    """Distances rescaled: queries are judged by the gallery, gallery items by the query bank."""
+    bank = _distances(source, source.query_bank_similarities(method.kind))
+
+    def rescore(rows: jax.Array, places: slice) -> jax.Array:
+        distances = _distances(source, rows)
+        if method.kind == "mp":
+            return -dbn.baselines.mutual_proximity(distances, distances, bank)
+        if method.kind == "mp-empiric":  # both ends by the same objects
+            to_bank = source.similarity_fn(source.queries[places], source.query_bank)
+            return -dbn.baselines.mutual_proximity(
+                distances, _distances(source, to_bank), bank, method="empiric"
+            )
+        rescale = dbn.baselines.local_scaling if method.kind == "ls" else dbn.baselines.nicdm
+        neighbors = min(int(method.option("k")), source.num_gallery, bank.shape[0])
+        return -rescale(distances, distances, bank, k=neighbors)
+
+    return source.by_rows(k, rescore)
+
+
+def _distances(source: Embeddings, similarities: jax.Array) -> jax.Array:
+    """Euclidean distances of what the similarities are of."""
+    if source.test.similarity == "dot":
+        raise ValueError(
+            "--methods: expected cosine or euclidean similarity for a method on distances, got "
+            "dot; leave rescaling methods out"
+        )
+    squares = 2 - 2 * similarities if source.test.similarity == "cosine" else -similarities
+    return jnp.sqrt(jnp.maximum(squares, 0))
+
+
+def _dissimilar(source: Embeddings, method: Method, k: int) -> Found:
+    neighbors = min(int(method.option("k")), len(source.test.query_bank))
+    correction = dbn.baselines.dis_sim_local(source.gallery, source.query_bank, k=neighbors)
+    return source.search(k, correction, similarity_fn=dbn.negative_squared_euclidean)
+
+
+def _moved(source: Embeddings, method: Method, k: int) -> Found:
+    gallery = dbn.baselines.inverse_graph_convolution(
+        source.gallery,
+        source.query_bank,
+        source.gallery_bank,
+        query_rate=method.option("query_rate"),
+        gallery_rate=method.option("gallery_rate"),
+        pool_rate=dict(method.options).get("pool"),
+    )
+    return source.search(k, None, gallery=gallery, similarity_fn=dbn.dot_product)
+
+
+_VECTORS: dict[str, Callable[[Embeddings, Method, int], Found]] = {
+    **dict.fromkeys(("mp", "mp-empiric", "ls", "nicdm"), _rescaled),
+    "dissim": _dissimilar,
+    **dict.fromkeys(("invgc", "invgc-local"), _moved),
+}
 
 
 def _row(
-    method: Method, found: "_Found", num_gallery: int, gates_open: tuple[float, ...]
+    method: Method, found: Found, raw: Found, num_gallery: int, gates_open: tuple[float, ...]
 ) -> ResultRow:
     counts = dbn.hubness.k_occurrence(found.nearest, num_gallery)
     ranks = found.ranks
-    if ranks is None or np.isnan(ranks).all():
-        recalls, middle, mean = [float("nan")] * 3, float("nan"), float("nan")
-    else:
+    unknown = float("nan")
+    recalls, middle, mean, gain, interval = [unknown] * 3, unknown, unknown, unknown, unknown
+    if ranks is not None and not np.isnan(ranks).all():
+        assert raw.ranks is not None
         recalls = [_rounded(100 * dbn.metrics.recall_at(ranks, cut)) for cut in (1, 5, 10)]
         middle = _rounded(dbn.metrics.median_rank(ranks))
         mean = _rounded(dbn.metrics.mean_rank(ranks))
+        gain, interval = _paired_gain(ranks, raw.ranks)
     return ResultRow(
         method=method,
         recall_at_1=recalls[0],
         recall_at_5=recalls[1],
         recall_at_10=recalls[2],
+        gain=gain,
+        gain_interval=interval,
         median_rank=middle,
         mean_rank=mean,
         skewness=_rounded(dbn.hubness.skewness(counts)),
@@ -212,125 +292,14 @@ def _row(
     )
 
 
+def _paired_gain(ranks: Ranks, raw: Ranks) -> tuple[float, float]:
+    """The gain in R@1 over the same queries, and the half-width of its 95 % interval, in points."""
+    answered = ~np.isnan(raw)
+    differences = (ranks[answered] <= 1).astype(float) - (raw[answered] <= 1)
+    error = differences.std() / np.sqrt(len(differences))
+    return _rounded(100 * differences.mean()), _rounded(100 * _QUANTILE * error)
+
+
 def _rounded(value: Any) -> float:
     # What float32 adds beyond is noise: 64.4, not 64.3999993801117.
     return round(float(value), 4)
-
-
-class _Found(NamedTuple):
-    """What a search finds: [num_queries, k] gallery rows, and ranks where the truth is known."""
-
-    nearest: Neighbors
-    ranks: Ranks | None
-
-
-class _Source(Protocol):
-    """Where similarities come from."""
-
-    num_gallery: int
-
-    def statistics(self, bank: str, beta: float) -> dbn.BankStatistics: ...
-
-    def search(self, k: int, correction: dbn.Correction | None) -> _Found: ...
-
-    def published(self, k: int, *banks: dbn.BankStatistics) -> _Found: ...
-
-
-def _found_by_rows(
-    k: int, relevant: Csr | None, num_gallery: int, blocks: Iterator[tuple[int, jax.Array]]
-) -> _Found:
-    """What blocks of score rows hold, each with the number of its first query."""
-    nearest, ranks = [], []
-    for start, scores in blocks:
-        nearest.append(np.asarray(dbn.top_k(scores, k).indices))
-        if relevant is not None:
-            right = _right_items(relevant, start, scores.shape[0], num_gallery)
-            ranks.append(np.asarray(dbn.metrics.ranks(scores, right)))
-    return _Found(np.concatenate(nearest), np.concatenate(ranks) if ranks else None)
-
-
-def _right_items(relevant: Csr, start: int, count: int, num_gallery: int) -> npt.NDArray[np.bool_]:
-    indptr, indices = relevant
-    ends = indptr[start : start + count + 1]
-    right = np.zeros((count, num_gallery), bool)
-    right[np.repeat(np.arange(count), np.diff(ends)), indices[ends[0] : ends[-1]]] = True
-    return right
-
-
-class _Embeddings:
-    def __init__(self, test: EvaluationSet) -> None:
-        self.similarity_fn = (
-            dbn.negative_squared_euclidean if test.similarity == "euclidean" else dbn.dot_product
-        )
-        self.queries, self.gallery = jnp.asarray(test.queries), jnp.asarray(test.gallery)
-        self.num_gallery = len(test.gallery)
-        self.test = test
-
-    def statistics(self, bank: str, beta: float) -> dbn.BankStatistics:
-        rows = self.test.query_bank if bank == "query" else self.test.gallery_bank
-        # The gallery as its own bank: an item's similarity to itself would drown its sum.
-        exclude = np.arange(self.num_gallery) if rows is None else None
-        return dbn.stream_bank_statistics(
-            self.gallery if rows is None else jnp.asarray(rows),
-            self.gallery,
-            beta=beta,
-            k=1,
-            exclude=exclude,
-            similarity_fn=self.similarity_fn,
-        )
-
-    def search(self, k: int, correction: dbn.Correction | None) -> _Found:
-        queries, gallery, relevant = self.queries, self.gallery, self.test.relevant
-        similarity_fn = self.similarity_fn
-        nearest = dbn.stream_top_k(
-            queries, gallery, k, correction, similarity_fn=similarity_fn
-        ).indices
-        if relevant is None:
-            return _Found(np.asarray(nearest), None)
-        ranks = dbn.metrics.stream_ranks(
-            queries, gallery, relevant, correction, similarity_fn=similarity_fn
-        )
-        return _Found(np.asarray(nearest), np.asarray(ranks))
-
-    def published(self, k: int, *banks: dbn.BankStatistics) -> _Found:
-        def blocks() -> Iterator[tuple[int, jax.Array]]:
-            for start in range(0, len(self.queries), _ROWS):
-                rows = self.similarity_fn(self.queries[start : start + _ROWS], self.gallery)
-                yield start, dbn.published_scores(rows, *banks)
-
-        return _found_by_rows(k, self.test.relevant, self.num_gallery, blocks())
-
-
-class _Matrices:
-    def __init__(self, test: SimilaritySet) -> None:
-        self.test = test
-        self.num_gallery = test.similarities.shape[1]
-
-    def statistics(self, bank: str, beta: float) -> dbn.BankStatistics:
-        matrix = self.test.query_bank if bank == "query" else self.test.gallery_bank
-        if matrix is None:
-            raise ValueError("a method with a gallery bank needs the gallery bank's similarities")
-        whole: dbn.BankStatistics | None = None
-        for start in range(0, len(matrix), _ROWS):
-            part = dbn.bank_statistics(matrix[start : start + _ROWS], beta=beta, k=1)
-            whole = part if whole is None else dbn.merge(whole, part)
-        assert whole is not None  # an empty bank was refused on reading
-        return whole
-
-    def _rows(self) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
-        for start in range(0, len(self.test.similarities), _ROWS):
-            yield start, self.test.similarities[start : start + _ROWS]
-
-    def search(self, k: int, correction: dbn.Correction | None) -> _Found:
-        blocks = (
-            (
-                start,
-                jnp.asarray(rows) if correction is None else dbn.apply_correction(rows, correction),
-            )
-            for start, rows in self._rows()
-        )
-        return _found_by_rows(k, self.test.relevant, self.num_gallery, blocks)
-
-    def published(self, k: int, *banks: dbn.BankStatistics) -> _Found:
-        blocks = ((start, dbn.published_scores(rows, *banks)) for start, rows in self._rows())
-        return _found_by_rows(k, self.test.relevant, self.num_gallery, blocks)

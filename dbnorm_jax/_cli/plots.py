@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 import dbnorm_jax as dbn
-from dbnorm_jax._cli.evaluation import Kind, ResultRow
+from dbnorm_jax._cli.evaluation import ResultRow
 from dbnorm_jax._cli.table import Report
 
 # Okabe and Ito's colours, told apart with any colour vision; line styles differ as well.
@@ -20,7 +20,7 @@ _RAW, _CORRECTED, _EVEN = "#D55E00", "#0072B2", "#767676"
 _DPI = 150
 
 # The corrected method shown against raw: the first of these that was run.
-_SHOWN: tuple[Kind, ...] = ("dualis", "is", "dualdis", "dis", "published")
+_SHOWN = ("dualis", "is", "dualdis", "dis", "published")
 
 
 def k_occurrence_png(report: Report) -> bytes:

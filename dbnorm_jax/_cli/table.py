@@ -18,6 +18,8 @@ _UNITS = {
     "recall_at_1": "percent of queries",
     "recall_at_5": "percent of queries",
     "recall_at_10": "percent of queries",
+    "gain": "points of R@1 over raw",
+    "gain_interval": "points, half-width of the gain's 95 % interval, paired over queries",
     "median_rank": "rank, 1 = best",
     "mean_rank": "rank, 1 = best",
     "skewness": "of the k-occurrence",
@@ -90,37 +92,32 @@ class Report:
 
 def show(report: Report) -> None:
     """Prints the table to stdout; plain text when piped, never cut."""
-    from rich import box
     from rich.console import Console
     from rich.measure import Measurement
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
-    table.add_column("Method", no_wrap=True)
-    for header in ("R@1", "R@5", "R@10", "MdR", "MnR", "Skew", "Hubs", "Anti", "Open"):
-        table.add_column(header, justify="right", no_wrap=True)
-    for row in report.rows:
-        table.add_row(
-            row.method.label,
-            *(_number(value, 1) for value in (row.recall_at_1, row.recall_at_5, row.recall_at_10)),
-            _number(row.median_rank, 1 if row.median_rank % 1 else 0),
-            _number(row.mean_rank, 1),
-            _number(row.skewness, 2),
-            *(_number(value, 1) for value in (row.hub_share, row.anti_hub_share)),
-            "/".join(_number(share, 0) for share in row.gates_open) if row.method.gated else "-",
-        )
+    own = [row for row in report.rows if not row.method.about.transductive]
+    others = [row for row in report.rows if row.method.about.transductive]
+    tables = [_table(own)]
+    if others:  # numbers that must not stand beside inductive ones
+        tables.append(_table([report.rows[0], *others]))
     console = Console(file=sys.stdout, highlight=False)
     # A cut number would mislead: on a narrow terminal lines run over instead.
-    width = Measurement.get(console, console.options.update(width=1000), table).maximum
-    console.width = max(console.width, width)
+    wide = console.options.update(width=1000)
+    widths = [Measurement.get(console, wide, table).maximum for table in tables]
+    console.width = max(console.width, *widths)
     name, *details = report.heading
     console.print(Text(name, style="bold"), soft_wrap=True)
     for line in details:
         console.print(Text(line), soft_wrap=True)
     console.print()
-    console.print(table)
+    console.print(tables[0])
     console.print()
+    if others:
+        console.print(Text("Transductive: these read the other test queries.", style="bold"))
+        console.print()
+        console.print(tables[1])
+        console.print()
     for line in _legend(report):
         console.print(Text(line, style="dim"), soft_wrap=True)
     if report.notes:
@@ -129,9 +126,37 @@ def show(report: Report) -> None:
         console.print(Text(line), soft_wrap=True)
 
 
+def _table(rows: Sequence[ResultRow]) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    table.add_column("Method", no_wrap=True)
+    headers = ("R@1", "Gain", "±", "R@5", "R@10", "MdR", "MnR", "Skew", "Hubs", "Anti", "Open")
+    for header in headers:
+        table.add_column(header, justify="right", no_wrap=True)
+    for row in rows:
+        is_raw = row.method.kind == "raw"
+        table.add_row(
+            row.method.label,
+            _number(row.recall_at_1, 1),
+            *("-", "-") if is_raw else (_number(row.gain, 1, "+"), _number(row.gain_interval, 1)),
+            *(_number(value, 1) for value in (row.recall_at_5, row.recall_at_10)),
+            _number(row.median_rank, 1 if row.median_rank % 1 else 0),
+            _number(row.mean_rank, 1),
+            _number(row.skewness, 2),
+            *(_number(value, 1) for value in (row.hub_share, row.anti_hub_share)),
+            "/".join(_number(share, 0) for share in row.gates_open) if row.method.gated else "-",
+        )
+    return table
+
+
 def _legend(report: Report) -> list[str]:
     occurrence = f"N_{report.k}"
-    retrieval = "R@k in %; MdR, MnR: median and mean rank"
+    retrieval = (
+        "R@k in %; Gain: points of R@1 over raw, ± its 95 % interval, paired over queries; MdR, "
+        "MnR: median and mean rank"
+    )
     if any(row.method.gated for row in report.rows):
         retrieval += "; Open: % of queries whose gate is open"
     hubness = (
@@ -141,8 +166,8 @@ def _legend(report: Report) -> list[str]:
     return [f"{retrieval}.", hubness]
 
 
-def _number(value: float, digits: int) -> str:
-    return "-" if math.isnan(value) else f"{value:.{digits}f}"
+def _number(value: float, digits: int, sign: str = "") -> str:
+    return "-" if math.isnan(value) else f"{value:{sign}.{digits}f}"
 
 
 def to_csv(report: Report) -> str:
@@ -151,16 +176,26 @@ def to_csv(report: Report) -> str:
     writer = csv.writer(stream, lineterminator="\n")
     columns = [name for name in _UNITS if name != "gates_open"]
     gates = ["gates_open_query_bank", "gates_open_gallery_bank"]
-    writer.writerow(["set", "kind", "method", "beta_query", "beta_gallery", *columns, *gates])
+    writer.writerow(
+        ["set", "kind", "method", "beta_query", "beta_gallery", "options", *columns, *gates]
+    )
     for row in report.rows:
         shares = [*row.gates_open, None, None][:2]
         values = [getattr(row, name) for name in columns]
         writer.writerow(
-            [report.name, report.kind, row.method.name, row.method.beta_query]
-            + [row.method.beta_gallery]
+            [report.name, _kind(report, row), row.method.name, row.method.beta_query]
+            + [row.method.beta_gallery, _options(row)]
             + ["" if value is None or math.isnan(value) else value for value in (*values, *shares)]
         )
     return stream.getvalue()
+
+
+def _kind(report: Report, row: ResultRow) -> str:
+    return "transductive" if row.method.about.transductive else report.kind
+
+
+def _options(row: ResultRow) -> str:
+    return " ".join(f"{name}={value:g}" for name, value in row.method.options)
 
 
 def to_json(report: Report) -> str:
@@ -177,18 +212,20 @@ def to_json(report: Report) -> str:
         "k": report.k,
         "versions": _versions(),
         "units": _UNITS,
-        "rows": [_row(row) for row in report.rows],
+        "rows": [_row(report, row) for row in report.rows],
         "notes": list(report.notes),
     }
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _row(row: ResultRow) -> dict[str, Any]:
+def _row(report: Report, row: ResultRow) -> dict[str, Any]:
     numbers = {name: getattr(row, name) for name in _UNITS}
     return {
         "method": row.method.name,
+        "kind": _kind(report, row),
         "beta_query": row.method.beta_query,
         "beta_gallery": row.method.beta_gallery,
+        "options": dict(row.method.options),
     } | {
         name: None if isinstance(value, float) and math.isnan(value) else value
         for name, value in numbers.items()
