@@ -111,3 +111,109 @@ def statistics_of(test, beta_query=20.0, beta_gallery=2.0, k=1):
         dbn.bank_statistics(test.query_bank_similarities, beta=beta_query, k=k),
         dbn.bank_statistics(test.gallery_bank_similarities, beta=beta_gallery, k=k),
     )
+
+
+# Every method from embeddings: (query_bank, gallery, gallery_bank, chunk_size) -> Correction.
+FITS = {
+    **{
+        case.name: lambda query_bank, gallery, gallery_bank, chunk_size, case=case: case.fit(
+            *(
+                dbn.stream_bank_statistics(bank, gallery, beta=beta, k=2, chunk_size=chunk_size)
+                for bank, beta in ((query_bank, 20.0), (gallery_bank, 2.0))
+            )
+        )
+        for case in NORMALIZERS
+    },
+    "csls": lambda query_bank, gallery, _, chunk_size: dbn.baselines.csls(
+        dbn.stream_largest_similarities(query_bank, gallery, k=3, chunk_size=chunk_size)
+    ),
+    "nearest_neighbor_normalization": lambda query_bank, gallery, _, chunk_size: (
+        dbn.baselines.nearest_neighbor_normalization(
+            dbn.stream_largest_similarities(query_bank, gallery, k=3, chunk_size=chunk_size)
+        )
+    ),
+    "distribution_normalization": lambda query_bank, gallery, _, __: (
+        dbn.baselines.distribution_normalization(query_bank.mean(axis=0), gallery)
+    ),
+    "sinkhorn_normalization": lambda query_bank, gallery, _, __: (
+        dbn.baselines.sinkhorn_normalization(
+            dbn.dot_product(query_bank, gallery), temperature=0.2, num_iterations=5
+        )
+    ),
+    "stream_sinkhorn_normalization": lambda query_bank, gallery, gallery_bank, chunk_size: (
+        dbn.baselines.stream_sinkhorn_normalization(
+            query_bank,
+            gallery,
+            gallery_bank,
+            temperature=0.2,
+            num_iterations=5,
+            chunk_size=chunk_size,
+        )
+    ),
+    "dual_bank_sinkhorn_normalization": lambda query_bank, gallery, gallery_bank, _: (
+        dbn.baselines.dual_bank_sinkhorn_normalization(
+            dbn.dot_product(query_bank, gallery),
+            dbn.dot_product(query_bank, gallery_bank),
+            temperature=0.2,
+            num_iterations=5,
+        )
+    ),
+    "hubless_nearest_neighbor": lambda query_bank, gallery, _, __: (
+        dbn.baselines.hubless_nearest_neighbor(
+            dbn.dot_product(query_bank, gallery), temperature=0.3, num_iterations=30
+        )
+    ),
+    "dis_sim_local": lambda query_bank, gallery, _, __: dbn.baselines.dis_sim_local(
+        gallery, query_bank, k=3
+    ),
+}
+# An optimizer's path: no smooth function of its input, and it feels the last bits.
+ITERATED = {"hubless_nearest_neighbor"}
+
+
+def _distances(rows, columns):
+    # Away from 0, where the root has no slope.
+    return (1e-6 - dbn.negative_squared_euclidean(rows, columns)) ** 0.5
+
+
+# Those that are no Correction: (queries, gallery, query_bank, gallery_bank) -> scores.
+SCORES = {
+    "globally_corrected": lambda queries, gallery, query_bank, _: dbn.baselines.globally_corrected(
+        dbn.dot_product(queries, gallery), dbn.dot_product(query_bank, gallery)
+    ),
+    "dual_softmax": lambda queries, gallery, _, __: dbn.baselines.dual_softmax(
+        dbn.dot_product(queries, gallery), temperature=0.2
+    ),
+    "inverse_graph_convolution": lambda queries, gallery, query_bank, gallery_bank: dbn.dot_product(
+        queries,
+        dbn.baselines.inverse_graph_convolution(
+            gallery, query_bank, gallery_bank, query_rate=0.3, gallery_rate=0.1
+        ),
+    ),
+    "inverse_graph_convolution_local": lambda queries, gallery, query_bank, gallery_bank: (
+        dbn.dot_product(
+            queries,
+            dbn.baselines.inverse_graph_convolution(
+                gallery, query_bank, gallery_bank, query_rate=0.3, gallery_rate=0.1, pool_rate=0.5
+            ),
+        )
+    ),
+    **{
+        name: lambda queries, gallery, query_bank, _, name=name, options=options: (
+            -getattr(dbn.baselines, name.partition("-")[0])(
+                _distances(queries, gallery),
+                _distances(queries, query_bank),
+                _distances(query_bank, gallery),
+                **options,
+            )
+        )
+        for name, options in {
+            "mutual_proximity-gaussian": {"method": "gaussian"},
+            "mutual_proximity-empiric": {"method": "empiric"},
+            "local_scaling": {"k": 2},
+            "nicdm": {"k": 2},
+        }.items()
+    },
+}
+# Ranks and counts: the gradient is that of the similarity beside them, or zero.
+COUNTED = {"globally_corrected", "mutual_proximity-empiric"}

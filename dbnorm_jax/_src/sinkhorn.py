@@ -224,7 +224,8 @@ def hubless_nearest_neighbor(
       num_iterations: L-BFGS steps (static).
 
     Returns:
-      Correction with one term that always acts; `sinkhorn_residual` measures its convergence.
+      Correction with one term that always acts; `sinkhorn_residual` measures its convergence. Its
+      line search has no reverse-mode derivative: differentiate `sinkhorn_normalization` instead.
 
     Raises:
       ValueError: an empty or non-finite matrix, temperature <= 0, fewer than one step.
