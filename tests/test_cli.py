@@ -237,6 +237,21 @@ def test_demo_files(demo):
         assert all(float(line[name]) == row[name] for name in NUMBERS)
 
 
+def test_readme_shows_the_demo_s_table(demo):
+    readme = (ROOT / "README.md").read_text("utf-8")
+    lines = demo[0].stdout.splitlines()
+    start = next(place for place, line in enumerate(lines) if line.startswith("──"))
+    rows = lines[start + 1 : lines.index("", start)]
+    assert len(rows) == 8
+    for row in rows:
+        # The last digits may differ between processors.
+        label, numbers = row[:15], row[15:].replace("/", " ").split()
+        shown = next(line for line in readme.splitlines() if line.startswith(f"    {label}"))
+        found = shown.strip()[15:].replace("/", " ").split()
+        for one, other in zip(numbers, found, strict=True):
+            assert one == other or float(one) == pytest.approx(float(other), abs=0.4)
+
+
 @pytest.mark.parametrize(
     ("source", "target", "seed"),
     [("en", "de", 0), ("en", "de", 1), ("en", "de", 4), ("de", "en", 2)],
