@@ -27,7 +27,8 @@ def states():
     )
     soft = dbn.Correction(jnp.ones((1, 7)), jnp.full((1, 7), 0.5))
     fitted = [case.fit(query_statistics, gallery_statistics) for case in NORMALIZERS]
-    return [query_statistics, batched, empty, soft, *fitted]
+    largest = dbn.largest_similarities(problem(0).query_bank_similarities, k=9)  # -inf below 6
+    return [query_statistics, batched, empty, soft, largest, *fitted]
 
 
 def assert_identical(first, second):
@@ -46,7 +47,7 @@ def path(tmp_path):
     return tmp_path / "state ü 数.npz"
 
 
-@pytest.mark.parametrize("place", range(8))
+@pytest.mark.parametrize("place", range(9))
 def test_round_trip_is_exact(place, path):
     state = states()[place]
     dbn.save(path, state)
@@ -104,8 +105,9 @@ def test_numpy_reads_the_arrays(path):
 @pytest.mark.parametrize(
     ("state", "error", "words"),
     [
-        ({"bias": 1}, TypeError, "BankStatistics or Correction"),
+        ({"bias": 1}, TypeError, "BankStatistics or LargestSimilarities or Correction"),
         (dbn.Correction(jnp.ones((1, 3), jnp.bfloat16), None), TypeError, "bfloat16"),
+        (dbn.LargestSimilarities(jnp.arange(6.0).reshape(2, 3)), ValueError, "sorted"),
         (dbn.Correction(jnp.ones(3), None), ValueError, "num_terms, num_gallery"),
         (dbn.Correction(jnp.full((1, 3), jnp.nan), None), ValueError, "bias to be finite"),
         (dbn.Correction(jnp.ones((1, 3)), jnp.ones((1, 2))), ValueError, "active"),

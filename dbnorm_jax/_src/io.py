@@ -2,7 +2,7 @@
 
     header           JSON text: kind, format version, library version, static fields, the dtype and
                      shape of every array, and the SHA-256 of all that
-    log_normalizer   the arrays, by the names of the fields of `BankStatistics` or `Correction`
+    log_normalizer   the arrays, by the names of the fields of the state
     ...
 
 `numpy.load(path)` opens such a file too. Nothing in it is ever unpickled or executed.
@@ -32,12 +32,14 @@ import numpy as np
 
 import dbnorm_jax
 from dbnorm_jax._src import binary_files, checks
-from dbnorm_jax._src.types import BankStatistics, Correction
+from dbnorm_jax._src.types import BankStatistics, Correction, LargestSimilarities
 
-State = BankStatistics | Correction
+State = BankStatistics | LargestSimilarities | Correction
 
 FORMAT_VERSION = 1
-_KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (BankStatistics, Correction)}
+_KINDS: dict[str, type[Any]] = {
+    kind.__name__: kind for kind in (BankStatistics, LargestSimilarities, Correction)
+}
 _HEADER = "header"
 _LARGEST_HEADER = 2**20
 _BROKEN = "the file is damaged: copy or write it again"
@@ -50,7 +52,7 @@ def save(path: str | os.PathLike[str], state: State) -> None:
 
     Args:
       path: the file, by this very name; an existing one is replaced.
-      state: concrete BankStatistics or Correction.
+      state: concrete BankStatistics, LargestSimilarities or Correction.
 
     Raises:
       TypeError: another type, values inside a jit, a dtype that .npy has no name for (bfloat16).
@@ -97,7 +99,7 @@ def load(path: str | os.PathLike[str]) -> State:
       path: the file.
 
     Returns:
-      BankStatistics or Correction, bit by bit as saved.
+      What was saved, bit by bit.
 
     Raises:
       ValueError: not such a file, damaged, of a newer format, or float64 while x64 is off.
@@ -251,6 +253,14 @@ def _check_state(name: str, kind: type[Any], arrays: Arrays, static: dict[str, i
             expect(active.shape == shape, "active", f"of the shape of bias {shape}")
             expect(active.dtype.kind in "bf", "active", "bool or floating point")
             expect(bool(((active >= 0) & (active <= 1)).all()), "active", "in [0, 1]")
+        return
+    if kind is LargestSimilarities:
+        expect(is_float("values"), "values", "floating point")
+        values = arrays["values"]
+        expect(values.ndim >= 2 and 0 not in values.shape[-2:], "values", "[..., k, num_gallery]")
+        expect(bool((values < np.inf).all()), "values", "free of NaN and +inf")
+        ordered = bool((values[..., 1:, :] <= values[..., :-1, :]).all())
+        expect(ordered, "values", "sorted, best first")
         return
     for field in ("log_normalizer", "mass", "beta"):
         expect(is_float(field), field, "floating point")
