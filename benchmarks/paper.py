@@ -47,16 +47,13 @@ import numpy as np
 
 from benchmarks import paper_sets
 from benchmarks.paper_sets import DATASETS, DIRECTIONS, TEXT_TO_VISUAL, DataSet, Published
-from dbnorm_jax._cli import methods
-from dbnorm_jax._cli.evaluation import (
-    evaluate,
-    num_transductive,
-)
-from dbnorm_jax._cli.methods import Method, choose_methods
+from dbnorm_jax._cli.evaluation import evaluate, num_transductive
+from dbnorm_jax._cli.methods import DEFAULT_BETAS, Method, choose_methods
+from dbnorm_jax._cli.methods import KINDS as ALL_KINDS
 from dbnorm_jax._cli.sets import EvaluationSet, SimilaritySet
 
 KINDS: tuple[str, ...] = ("raw", "is", "dis", "dualis", "dualdis", "published")
-BETAS = {"query": 20.0, "gallery": 1.0}  # for cosines only
+BETAS = {name.removeprefix("beta_"): beta for name, beta in DEFAULT_BETAS.items()}
 NOT_RUN = "not run here"
 
 _NOTHING = Published("", "-", {})
@@ -120,14 +117,14 @@ def table(dataset: DataSet, direction: str, ours: Mapping[str, float]) -> list[s
     for kind in KINDS:
         theirs, mine = _recall(first, kind), ours.get(kind, math.nan)
         cells = (
-            methods.KINDS[kind].name,
+            ALL_KINDS[kind].name,
             _number(theirs, f".{first.digits}f"),
             NOT_RUN if kind not in ours else _number(mine, ".2f"),
             _number(mine - theirs, "+.2f"),
         )
         source = "-" if math.isnan(theirs) else f"{first.features}; {first.source}"
         lines.append(_line(cells, source))
-    lines += ["", f"{methods.KINDS['published'].name}: scores in the released code's form."]
+    lines += ["", f"{ALL_KINDS['published'].name}: scores in the released code's form."]
     if not published:
         lines.append("No published numbers known here for this direction of this data set.")
     else:
@@ -152,7 +149,7 @@ def _number(value: float, form: str) -> str:
 
 def _mention(published: Published) -> str:
     numbers = ", ".join(
-        f"{methods.KINDS[kind].name} {value:.{published.digits}f}"
+        f"{ALL_KINDS[kind].name} {value:.{published.digits}f}"
         for kind, value in published.recall_at_1.items()
     )
     return f"Also published: {numbers} ({published.features}; {published.source})."

@@ -361,20 +361,25 @@ def _hubless(similarities: jax.Array, temperature: jax.Array, *, num_iterations:
     optimizer = optax.lbfgs()
     value_and_gradient = optax.value_and_grad_from_state(objective)
 
+    # Once the objective is flat to the last bit, the line search wanders: the point of the smallest
+    # gradient is kept.
     def step(carry: Any, _: None) -> tuple[Any, None]:
-        beta, state = carry
+        beta, state, best, smallest = carry
         value, gradient = value_and_gradient(beta, state=state)
+        size = jnp.abs(gradient).max()
+        best, smallest = jnp.where(size < smallest, beta, best), jnp.minimum(size, smallest)
         # optax mixes dtypes freely; a caller may have forbidden that.
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             updates, state = optimizer.update(
                 gradient, state, beta, value=value, grad=gradient, value_fn=objective
             )
             beta = optax.apply_updates(beta, updates)
-        return (beta, state), None
+        return (beta, state, best, smallest), None
 
     # The bias of SN's first half-step is a good start, and 0 would do.
     start = -temperature * (
         jax.nn.logsumexp(similarities / temperature, axis=0) - jnp.log(float(len(similarities)))
     )
-    (beta, _), _ = lax.scan(step, (start, optimizer.init(start)), None, length=num_iterations)
-    return Correction(-(beta - beta.mean())[None], None)
+    carry = (start, optimizer.init(start), start, jnp.asarray(jnp.inf, start.dtype))
+    (_, _, best, _), _ = lax.scan(step, carry, None, length=num_iterations)
+    return Correction(-(best - best.mean())[None], None)
