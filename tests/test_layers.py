@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "dbnorm_jax"
 LAYERS = [
     {"types", "checks", "numerics", "binary_files"},
-    {"similarity", "relevance"},
+    {"similarity", "relevance", "selection"},
     {"streaming"},
     {
         "banks",

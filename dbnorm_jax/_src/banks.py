@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dbnorm_jax._src import checks, numerics, streaming
+from dbnorm_jax._src import checks, numerics, selection, streaming
 from dbnorm_jax._src.similarity import SimilarityFn, check_rows, dot_product
 from dbnorm_jax._src.types import BankStatistics, LargestSimilarities
 
@@ -109,7 +109,7 @@ def _bank_statistics(
         counted_pairs = lax.stop_gradient(similarities)
         if valid is not None:
             counted_pairs = jnp.where(valid, counted_pairs, -jnp.inf)
-        values, indices = jax.vmap(lambda row: numerics.largest(row, k))(counted_pairs)
+        values, indices = jax.vmap(lambda row: selection.largest(row, k))(counted_pairs)
         counted = (values > -jnp.inf) & (entering > 0)[:, None]
         occurrence = jnp.zeros(num_gallery, jnp.int32).at[indices].add(counted.astype(jnp.int32))
         return (*outputs, occurrence)
@@ -284,7 +284,7 @@ def _merge(first: BankStatistics, second: BankStatistics) -> BankStatistics:
 @jax.jit
 def _merge_largest(first: LargestSimilarities, second: LargestSimilarities) -> LargestSimilarities:
     both = jnp.concatenate([first.values, second.values], axis=-2)
-    return LargestSimilarities(numerics.largest_of_columns(both, first.k))
+    return LargestSimilarities(selection.largest_of_columns(both, first.k))
 
 
 def responsibilities(

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dbnorm_jax._src import checks, numerics, streaming
+from dbnorm_jax._src import checks, numerics, selection, streaming
 from dbnorm_jax._src.similarity import SimilarityFn, check_rows, dot_product
 from dbnorm_jax._src.types import LargestSimilarities
 
@@ -60,7 +60,7 @@ def _largest_similarities(
     matrix = similarities.astype(numerics.accumulation_dtype(similarities.dtype))
     if where is not None:
         matrix = jnp.where(jnp.broadcast_to(where, matrix.shape), matrix, jnp.nan)
-    return LargestSimilarities(numerics.largest_of_columns(matrix, k))
+    return LargestSimilarities(selection.largest_of_columns(matrix, k))
 
 
 def stream_largest_similarities(

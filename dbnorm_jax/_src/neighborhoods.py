@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dbnorm_jax._src import checks, numerics, streaming
+from dbnorm_jax._src import checks, numerics, selection, streaming
 from dbnorm_jax._src.similarity import dot_product, negative_squared_euclidean
 from dbnorm_jax._src.types import Correction
 
@@ -135,7 +135,7 @@ def _pull(gallery: jax.Array, bank: jax.Array, pool: int | None) -> jax.Array:
 _GATHERED = 64
 
 
-def _nearest(rows: jax.Array, bank: jax.Array, k: int, similarity_fn: Any) -> numerics.Nearest:
+def _nearest(rows: jax.Array, bank: jax.Array, k: int, similarity_fn: Any) -> selection.Nearest:
     nearest = streaming.search(
         rows,
         bank,
@@ -145,7 +145,7 @@ def _nearest(rows: jax.Array, bank: jax.Array, k: int, similarity_fn: Any) -> nu
         similarity_fn=similarity_fn,
         chunk_size=rows.shape[0],
     )
-    return numerics.Nearest(nearest.values[:, 0], nearest.indices[:, 0])
+    return selection.Nearest(nearest.values[:, 0], nearest.indices[:, 0])
 
 
 def dis_sim_local(gallery: Any, query_bank: Any, *, k: int = 10) -> Correction:

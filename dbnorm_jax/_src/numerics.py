@@ -17,8 +17,6 @@ from jax import lax
 LOWEST = -1e30
 # Bounds exp of the excess over the maximum of the rows that count: only others reach it.
 _LARGEST_EXPONENT = 80.0
-# Columns per block of the two-level top-k: two AVX-512 registers or one warp of float32.
-BLOCK = 32
 
 
 def accumulation_dtype(*dtypes: jnp.dtype) -> jnp.dtype:
@@ -165,94 +163,3 @@ def vectorize(function: Callable[..., Any], signature: str) -> Callable[..., Any
         )
 
     return call
-
-
-def argmax(row: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(largest value, its lowest index) of one row without NaN; `jnp.argmax` is slow on CPU."""
-    value = row.max()
-    places = lax.iota(jnp.int32, row.shape[0])
-    return value, jnp.where(row == value, places, row.shape[0]).min()
-
-
-def _candidates(row: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """(values, indices): a short list that holds the k largest of one row, in order of index.
-
-    The k largest lie in the k blocks with the largest block maxima; of two blocks with equal maxima
-    the earlier one is kept, so ties at the k-th place are right too.
-    """
-    size = row.shape[0]
-    num_blocks = -(-size // BLOCK)
-    if 2 * k >= num_blocks:
-        return row, lax.iota(jnp.int32, size)
-    # Padding stands last, and each chosen block holds an item: it never gets among the k largest.
-    row = jnp.pad(row, (0, num_blocks * BLOCK - size), constant_values=-jnp.inf)
-    blocks = row.reshape(num_blocks, BLOCK)
-    maxima = blocks.max(axis=1)
-    chosen = argmax(maxima)[1][None] if k == 1 else jnp.sort(lax.top_k(maxima, k)[1])
-    indices = chosen[:, None] * BLOCK + lax.iota(jnp.int32, BLOCK)[None]
-    return blocks[chosen].reshape(-1), indices.reshape(-1)
-
-
-def largest(row: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """(values, indices) of the k largest of one row, best first, ties to the lowest index.
-
-    NaN ranks below every number and comes out as -inf.
-    """
-    values, indices = _take_largest(*_candidates(below_every_number(row), k), k)
-    return jnp.where(is_number(values), values, -jnp.inf), indices
-
-
-def _take_largest(values: jax.Array, indices: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    if k == 1:
-        value, place = argmax(values)
-        return value[None], indices[place][None]
-    values, places = lax.top_k(values, k)
-    return values, indices[places]
-
-
-def largest_of_columns(matrix: jax.Array, k: int) -> jax.Array:
-    """[..., k, num_columns] the k largest of each column, best first; -inf where there are fewer.
-
-    NaN comes out as -inf.
-    """
-    rows = below_every_number(jnp.swapaxes(matrix, -1, -2))
-    values = lax.top_k(rows, min(k, rows.shape[-1]))[0]
-    values = jnp.where(is_number(values), values, -jnp.inf)
-    missing = [(0, 0)] * (values.ndim - 1) + [(0, k - values.shape[-1])]
-    return jnp.swapaxes(jnp.pad(values, missing, constant_values=-jnp.inf), -1, -2)
-
-
-class Nearest(NamedTuple):
-    """The running k nearest gallery items of one row, best first; -inf where none is known yet."""
-
-    values: jax.Array  # [k]
-    indices: jax.Array  # [k] int32
-
-
-def start_nearest(shape: tuple[int, ...], dtype: jnp.dtype) -> Nearest:
-    """No neighbours yet; `shape` is [..., k]."""
-    return Nearest(jnp.full(shape, -jnp.inf, dtype), jnp.zeros(shape, jnp.int32))
-
-
-def add_columns(
-    nearest: Nearest, row: jax.Array, start: jax.Array, valid: jax.Array | None
-) -> Nearest:
-    """Adds a row of similarities to gallery items `start, start + 1, ...`, all after those before.
-
-    Args:
-      nearest: the running k nearest.
-      row: [num_columns] similarities of one row.
-      start: gallery index of the first column.
-      valid: optional [num_columns] bool.
-    """
-    k = nearest.values.shape[0]
-    row = below_every_number(row)
-    values, places = _candidates(row if valid is None else jnp.where(valid, row, -jnp.inf), k)
-    # Earlier items stand first in the list: equal values keep the order of the gallery.
-    return Nearest(
-        *_take_largest(
-            jnp.concatenate([nearest.values, values]),
-            jnp.concatenate([nearest.indices, places + start]),
-            k,
-        )
-    )

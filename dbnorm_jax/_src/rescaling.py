@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dbnorm_jax._src import checks, numerics
+from dbnorm_jax._src import checks, numerics, selection
 
 
 def globally_corrected(similarities: Any, bank_similarities: Any) -> jax.Array:
@@ -273,7 +273,7 @@ def _smallest(
 ) -> tuple[jax.Array, jax.Array]:
     """([num_queries, k], [k, num_gallery]) smallest distances, nearest first."""
     of_query = -lax.top_k(-query_distances, k)[0]
-    return of_query, -numerics.largest_of_columns(-gallery_distances, k)
+    return of_query, -selection.largest_of_columns(-gallery_distances, k)
 
 
 def _matrix(name: str, value: Any) -> jax.Array:

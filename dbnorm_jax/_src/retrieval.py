@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dbnorm_jax._src import checks, numerics, streaming
+from dbnorm_jax._src import checks, numerics, selection, streaming
 from dbnorm_jax._src.similarity import SimilarityFn, check_rows, dot_product
 from dbnorm_jax._src.types import Correction, SearchResult
 
@@ -71,7 +71,7 @@ def _gates(similarities: jax.Array, correction: Correction) -> jax.Array:
         return jnp.ones(shape, dtype)
 
     def one(row: jax.Array, active: jax.Array) -> jax.Array:
-        nearest = numerics.argmax(numerics.below_every_number(lax.stop_gradient(row)))[1]
+        nearest = selection.argmax(numerics.below_every_number(lax.stop_gradient(row)))[1]
         return active[:, nearest]
 
     act = numerics.vectorize(one, signature="(g),(t,g)->(t)")
@@ -171,7 +171,7 @@ def _top_k(similarities: jax.Array, correction: Correction | None, *, k: int) ->
         scores = similarities.astype(numerics.accumulation_dtype(similarities.dtype))
     else:
         scores = _apply_correction(similarities, correction, None)
-    largest = numerics.vectorize(lambda row: numerics.largest(row, k), signature="(g)->(k),(k)")
+    largest = numerics.vectorize(lambda row: selection.largest(row, k), signature="(g)->(k),(k)")
     return SearchResult(*largest(scores))
 
 

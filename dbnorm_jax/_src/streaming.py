@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from dbnorm_jax._src import numerics
-from dbnorm_jax._src.numerics import Nearest
+from dbnorm_jax._src.selection import BLOCK, Nearest, add_columns, add_tile, start_nearest
 from dbnorm_jax._src.similarity import SimilarityFn, tile
 
 # Bank items or queries held at once. Results do not depend on it beyond rounding.
@@ -24,7 +24,7 @@ DEFAULT_CHUNK_SIZE = 1024
 # Gallery items per tile: with 1024 rows a float32 tile stays within a CPU's last-level cache.
 # A log-sum reads its tile several times, a top-k amortises its merge over a wide one.
 _FIT_COLUMNS = 1024
-_SEARCH_COLUMNS = 2048
+_SEARCH_COLUMNS = 4096
 
 
 class Block(NamedTuple):
@@ -79,7 +79,7 @@ def _block_size(length: int, largest: int) -> int:
     if length <= largest:
         return length
     even = -(-length // -(-length // largest))
-    return min(largest, -(-even // numerics.BLOCK) * numerics.BLOCK)
+    return min(largest, -(-even // BLOCK) * BLOCK)
 
 
 class BankSums(NamedTuple):
@@ -142,19 +142,22 @@ def bank_sums(
                 entering.sum() if valid is None else jnp.where(valid, entering[:, None], 0).sum(0)
             )
             if k:
-                unseen = _both(valid, block.fresh)
-                nearest = jax.vmap(
-                    numerics.add_columns,
-                    in_axes=(0, 0, None, 0 if valid is not None else None),
-                )(nearest, lax.stop_gradient(similarities), block.start, unseen)
+                nearest = add_tile(
+                    nearest,
+                    lax.stop_gradient(similarities),
+                    jnp.zeros((items.shape[0], 1), dtype),
+                    None,
+                    block.start,
+                    _both(valid, block.fresh),
+                )
             return nearest, (tile_log_sum, tile_mass + added)
 
-        start = numerics.start_nearest((size, k), dtype)
+        start = start_nearest((size, 1, k), dtype)
         nearest, (log_sum, mass) = scan_chunks(
             add_gallery_tile, start, (gallery, log_sum, mass), columns
         )
-        counted = numerics.is_number(nearest.values) & (entering > 0)[:, None]
-        k_occurrence = k_occurrence.at[nearest.indices].add(counted.astype(jnp.int32))
+        counted = numerics.is_number(nearest.values[:, 0]) & (entering > 0)[:, None]
+        k_occurrence = k_occurrence.at[nearest.indices[:, 0]].add(counted.astype(jnp.int32))
         return (log_sum, mass, k_occurrence), None
 
     start = (
@@ -170,9 +173,10 @@ def bank_sums(
 
 
 def _both(valid: jax.Array | None, fresh: jax.Array | None) -> jax.Array | None:
+    """Both masks, [num_rows, num_columns] and [num_columns], where there are any."""
     if valid is None or fresh is None:
         return fresh if valid is None else valid
-    return valid & fresh
+    return valid & fresh[None]
 
 
 def search(
@@ -205,22 +209,23 @@ def search(
     """
     num_lists = offsets.shape[1] if mixtures is None else 1
 
-    def search_one(query: jax.Array, mixture: jax.Array | None, place: jax.Array) -> Nearest:
-        def add_gallery_tile(nearest: Nearest, block: Block) -> tuple[Nearest, None]:
-            items, tile_offsets, excluded = block.rows
-            scores = _scores(query, mixture, items, tile_offsets, similarity_fn)
-            valid = _both(None if excluded is None else excluded != place, block.fresh)
-            add = jax.vmap(numerics.add_columns, in_axes=(0, 0, None, None))
-            return add(nearest, scores, block.start, valid), None
-
-        start = numerics.start_nearest((num_lists, k), offsets.dtype)
-        arrays = (gallery, offsets, exclude)
-        return scan_chunks(add_gallery_tile, start, arrays, _SEARCH_COLUMNS)[0]
-
     def search_chunk(carry: None, chunk: Block) -> tuple[None, Nearest]:
         rows, chunk_mixtures = chunk.rows
         places = chunk.start + lax.iota(jnp.int32, rows.shape[0])
-        return carry, jax.vmap(search_one)(rows, chunk_mixtures, places)
+
+        def add_gallery_tile(nearest: Nearest, block: Block) -> tuple[Nearest, None]:
+            items, tile_offsets, excluded = block.rows
+            similarities = tile(similarity_fn, rows, items).astype(offsets.dtype)
+            seen = None if excluded is None else excluded[None] != places[:, None]
+            valid = _both(seen, block.fresh)
+            nearest = add_tile(
+                nearest, similarities, tile_offsets, chunk_mixtures, block.start, valid
+            )
+            return nearest, None
+
+        start = start_nearest((rows.shape[0], num_lists, k), offsets.dtype)
+        arrays = (gallery, offsets, exclude)
+        return carry, scan_chunks(add_gallery_tile, start, arrays, _SEARCH_COLUMNS)[0]
 
     nearest = scan_chunks(search_chunk, None, (queries, mixtures), chunk_size)[1]
     return nearest._replace(
@@ -298,23 +303,23 @@ def count_above(
         query: jax.Array, right: jax.Array, mixture: jax.Array | None, best: jax.Array
     ) -> tuple[Standing, jax.Array]:
         def add_gallery_tile(carry: Any, block: Block) -> tuple[Any, None]:
-            standing, nearest = carry
+            standing, best_item = carry
             items, tile_offsets = block.rows
             scores = _scores(query, mixture, items, tile_offsets, similarity_fn)
-            nearest = numerics.add_columns(nearest, scores[0], block.start, block.fresh)
+            best_item = add_columns(best_item, scores[0], block.start, block.fresh)
             places = block.start + lax.iota(jnp.int32, scores.shape[1])
             wrong = (places[:, None] != right[None]).all(axis=1)
             if block.fresh is not None:
                 wrong &= block.fresh
             above, level = compare(numerics.below_every_number(scores), best[:, None], wrong[None])
-            return (Standing(standing.above + above, standing.level + level), nearest), None
+            return (Standing(standing.above + above, standing.level + level), best_item), None
 
         zeros = jnp.zeros(num_lists, jnp.int32)
-        start = (Standing(zeros, zeros), numerics.start_nearest((1,), dtype))
-        (standing, nearest), _ = scan_chunks(
+        start = (Standing(zeros, zeros), start_nearest((1,), dtype))
+        (standing, best_item), _ = scan_chunks(
             add_gallery_tile, start, (gallery, offsets), _SEARCH_COLUMNS
         )
-        return standing, nearest.indices[0]
+        return standing, best_item.indices[0]
 
     def count_chunk(carry: None, chunk: Block) -> tuple[None, tuple[Standing, jax.Array]]:
         rows, right, mixture = chunk.rows
