@@ -118,10 +118,10 @@ def _halves(test: EvaluationSet) -> Iterator[EvaluationSet]:
         )
 
 
-def results(test: EvaluationSet, kinds: Sequence[str]) -> dict[str, ResultRow]:
+def results(test: EvaluationSet, kinds: Sequence[str], *, with_tuned: bool) -> dict[str, ResultRow]:
     """Rows by name, the tuned ones marked."""
     fixed = choose_methods(kinds, *DEFAULT_BETAS.values())
-    chosen = tuned(test)
+    chosen = tuned(test) if with_tuned else []
     rows = evaluate(test, [*fixed, *chosen])
     named = {row.method.name: row for row in rows[: len(fixed)]}
     return named | {f"{row.method.name}, tuned": row for row in rows[len(fixed) :]}
@@ -188,6 +188,8 @@ def run(
     sizes: Sequence[int | None],
     num_draws: int,
     kinds: Sequence[str],
+    *,
+    with_tuned: bool = True,
 ) -> None:
     """Prints a table per set, then over all."""
     columns = ["all" if size is None else str(size) for size in sizes]
@@ -198,7 +200,7 @@ def run(
         recalls: list[float] = []
         for column, size in zip(columns, sizes, strict=True):
             found = [
-                results(drawn, kinds)
+                results(drawn, kinds, with_tuned=with_tuned)
                 for test in tests
                 for drawn in draws(test, size, num_draws if len(tests) == 1 else 1)
             ]
@@ -236,6 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--bank-sizes", nargs="+", type=_size, default=[100, None])
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="one split, one pair of languages")
+    parser.add_argument("--fixed-only", action="store_true", help="no tuned parameters")
     options = parser.parse_args(arguments)
     missing = [path for path in options.sets if not Path(path).is_file()]
     if missing:
@@ -246,7 +249,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.quick:
         embedded = itertools.islice(embedded, 2)
     sets = itertools.chain(embedded, given_sets(options.sets))
-    run(sets, options.bank_sizes, options.draws, (*ALL, "published"))
+    kinds = (*ALL, "published")
+    run(sets, options.bank_sizes, options.draws, kinds, with_tuned=not options.fixed_only)
 
 
 if __name__ == "__main__":

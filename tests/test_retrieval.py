@@ -206,7 +206,7 @@ def test_nothing_larger_than_a_tile_is_held():
         return dbn.stream_top_k(queries, gallery, 10, correction, chunk_size=256)
 
     # One tile under each of the four combinations of the two gates.
-    assert largest_intermediate(search, queries, gallery) <= max(256 * 2048 * 4, 30_000 * 4 * 10)
+    assert largest_intermediate(search, queries, gallery) <= max(256 * 4096 * 4, 30_000 * 4 * 10)
 
 
 def test_memory_does_not_grow_with_the_queries():

@@ -1,0 +1,107 @@
+"""The running top-k over many tiles: exact in any order of the gallery, with ties and gradients."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+
+import dbnorm_jax as dbn
+from dbnorm_jax._src import selection, streaming
+
+NUM_QUERIES, NUM_GALLERY = 6, 700
+
+
+@pytest.fixture(autouse=True)
+def _small_tiles(monkeypatch):
+    # Five blocks a tile, and few merged one by one: every branch is taken.
+    monkeypatch.setattr(streaming, "_SEARCH_COLUMNS", 5 * selection.BLOCK)
+    monkeypatch.setattr(selection, "_MOST_MERGES", 2)
+
+
+def search(similarities, offsets, mixtures=None, *, k):
+    """The streamed search on a similarity matrix: the identity stands for the queries."""
+
+    @jax.jit  # a new function each time: traced with the constants of this test
+    def run(similarities, offsets, mixtures):
+        return streaming.search(
+            jnp.eye(len(similarities)),
+            similarities.T,
+            offsets,
+            mixtures,
+            k=k,
+            similarity_fn=dbn.dot_product,
+            chunk_size=4,
+        )
+
+    return run(similarities, offsets, mixtures)
+
+
+ORDERS = {
+    "random": lambda scores: scores,
+    "descending": lambda scores: -np.sort(-scores, axis=1),
+    "ascending": lambda scores: np.sort(scores, axis=1),
+    "constant": np.zeros_like,
+    "few levels": np.round,
+    "one hub late": lambda scores: scores + 9 * (np.arange(NUM_GALLERY) == 600),
+}
+
+
+@pytest.mark.parametrize("k", [1, 10, 200])
+@pytest.mark.parametrize("order", ORDERS)
+def test_exact_in_any_order(order, k):
+    random = np.random.default_rng(0)
+    scores = ORDERS[order](random.normal(size=(NUM_QUERIES, NUM_GALLERY))).astype(np.float32)
+    offsets = np.round(random.normal(size=(NUM_GALLERY, 2)), 1).astype(np.float32)
+    found = search(scores, offsets, k=k)
+    for place in range(2):
+        values, indices = reference.top_k(scores - offsets[:, place], k)
+        np.testing.assert_array_equal(found.indices[:, place], indices)
+        np.testing.assert_allclose(found.values[:, place], values, rtol=1e-6)
+
+
+@pytest.mark.parametrize("k", [1, 10])
+def test_mixtures(k):
+    random = np.random.default_rng(1)
+    scores = random.normal(size=(NUM_QUERIES, NUM_GALLERY)).astype(np.float32)
+    offsets = random.normal(size=(NUM_GALLERY, 3)).astype(np.float32)
+    mixtures = random.random((NUM_QUERIES, 3)).astype(np.float32)
+    found = search(scores, offsets, mixtures, k=k)
+    exact = scores - mixtures.astype(np.float64) @ offsets.T
+    np.testing.assert_allclose(found.values[:, 0], reference.top_k(exact, k)[0], atol=1e-5)
+
+
+def test_nan_ranks_below_every_number():
+    # One query: the identity would carry NaN into the others.
+    scores = np.random.default_rng(2).normal(size=(1, NUM_GALLERY)).astype(np.float32)
+    scores[:, ::3] = np.nan
+    found = search(scores, np.zeros((NUM_GALLERY, 1), np.float32), k=NUM_GALLERY)
+    numbers = np.flatnonzero(~np.isnan(scores[0]))
+    order = numbers[np.argsort(-scores[0, numbers])]
+    np.testing.assert_array_equal(found.indices[0, 0, : len(order)], order)
+    np.testing.assert_array_equal(found.indices[0, 0, len(order) :], np.arange(0, NUM_GALLERY, 3))
+    assert (found.values[0, 0, len(order) :] == -np.inf).all()
+
+
+@pytest.mark.parametrize("order", ["random", "ascending", "descending"])
+def test_gradients_equal_those_of_the_matrix(order):
+    random = np.random.default_rng(3)
+    scores = ORDERS[order](random.normal(size=(NUM_QUERIES, NUM_GALLERY))).astype(np.float32)
+    offsets = random.normal(size=(NUM_GALLERY, 1)).astype(np.float32) / 10
+    weights = jnp.asarray(random.normal(size=(NUM_QUERIES, 10)), jnp.float32)
+
+    def streamed(scores, offsets):
+        return (weights * search(scores, offsets, k=10).values[:, 0]).sum()
+
+    def dense(scores, offsets):
+        correction = dbn.Correction(offsets.T, None)
+        return (weights * dbn.top_k(scores, 10, correction).scores).sum()
+
+    for first, second in zip(
+        jax.grad(streamed, (0, 1))(scores, offsets),
+        jax.grad(dense, (0, 1))(scores, offsets),
+        strict=True,
+    ):
+        chex.assert_trees_all_close(first, second, atol=1e-5)
+        assert jnp.abs(first).max() > 0
