@@ -22,6 +22,14 @@ hypothesis.settings.register_profile("thorough", deadline=None, max_examples=400
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
+# Begun first, so that none of them runs alone at the end.
+LONG = {"test_transforms", "test_every_method", "test_selection", "test_banks", "test_retrieval"}
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.stem not in LONG)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _forget_compiled_programs():
     """A process may map only so many of them."""
