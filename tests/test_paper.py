@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import reference
 
+pytestmark = pytest.mark.slow  # a benchmark: out of the way of the library's own tests
+
 ROOT = pathlib.Path(__file__).parent.parent
 NUM_ITEMS, NUM_TEXTS = 12, 60
 BETAS = (20.0, 2.0)

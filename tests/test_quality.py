@@ -11,6 +11,8 @@ from benchmarks import quality
 from dbnorm_jax._cli.evaluation import evaluate
 from dbnorm_jax._cli.sets import EvaluationSet, rows_relevant
 
+pytestmark = pytest.mark.slow  # a benchmark: out of the way of the library's own tests
+
 
 @pytest.fixture(scope="module")
 def test_set():

@@ -16,6 +16,8 @@ import dbnorm_jax as dbn
 from dbnorm_jax._cli.emoji_names import emoji_names
 from dbnorm_jax._cli.sets import EvaluationSet, rows_relevant
 
+pytestmark = pytest.mark.slow  # a benchmark: out of the way of the library's own tests
+
 ROOT = pathlib.Path(__file__).parent.parent
 BETA = 20.0
 METHODS = ("raw", "IS(20)", "DIS(20)", "DualIS(20,1)", "DualDIS(20,1)", "CSLS(10)", "NNN(128,0.75)")
