@@ -1,6 +1,7 @@
 """Strict JAX for every test: no silent promotion, eight devices, warnings are errors."""
 
 import os
+import pathlib
 
 # Read when JAX starts; sharded and unsharded code see the same eight CPU devices.
 os.environ["XLA_FLAGS"] = (
@@ -10,6 +11,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import hypothesis
 import jax
+import numpy as np
 import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -21,6 +23,8 @@ hypothesis.settings.register_profile(
 hypothesis.settings.register_profile("thorough", deadline=None, max_examples=400)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
+
+DATA = pathlib.Path(__file__).parent / "data"
 
 # Begun first, so that none of them runs alone at the end.
 LONG = {"test_transforms", "test_every_method", "test_selection", "test_banks", "test_retrieval"}
@@ -42,3 +46,17 @@ def x64():
     """float64 for the duration of a test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="module", params=[0, 1, 2], ids=lambda seed: f"seed{seed}")
+def golden(request):
+    """The peers' inputs and outputs of one seed."""
+    with np.load(DATA / f"golden_seed{request.param}.npz") as archive:
+        return dict(archive)
+
+
+@pytest.fixture(params=["float64", "float32"])
+def dtype(request):
+    """Each precision in turn, with x64 on where it is needed."""
+    with jax.enable_x64(request.param == "float64"):
+        yield np.dtype(request.param)

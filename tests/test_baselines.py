@@ -1,7 +1,5 @@
 """The field's other corrections: their authors' outputs, their definitions, and how they relate."""
 
-import pathlib
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -18,20 +16,7 @@ from tracing import largest_intermediate
 import dbnorm_jax as dbn
 from dbnorm_jax import baselines
 
-DATA = pathlib.Path(__file__).parent / "data"
 seeds = st.integers(0, 2**32 - 1)
-
-
-@pytest.fixture(scope="module", params=[0, 1, 2], ids=lambda seed: f"seed{seed}")
-def golden(request):
-    with np.load(DATA / f"golden_seed{request.param}.npz") as archive:
-        return dict(archive)
-
-
-@pytest.fixture(params=["float64", "float32"])
-def dtype(request):
-    with jax.enable_x64(request.param == "float64"):
-        yield np.dtype(request.param)
 
 
 @pytest.fixture

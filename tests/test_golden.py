@@ -2,7 +2,6 @@
 
 import pathlib
 
-import jax
 import numpy as np
 import pytest
 
@@ -27,18 +26,6 @@ def _keys():
 
 
 KEYS = _keys()
-
-
-@pytest.fixture(scope="module", params=[0, 1, 2], ids=lambda seed: f"seed{seed}")
-def golden(request):
-    with np.load(DATA / f"golden_seed{request.param}.npz") as archive:
-        return dict(archive)
-
-
-@pytest.fixture(params=["float64", "float32"])
-def dtype(request):
-    with jax.enable_x64(request.param == "float64"):
-        yield np.dtype(request.param)
 
 
 def statistics_of(golden, dtype, betas, k):
