@@ -13,6 +13,7 @@ LAYERS = [
     {"types", "checks", "numerics", "binary_files"},
     {"similarity", "relevance", "selection"},
     {"streaming"},
+    {"search"},
     {
         "banks",
         "largest",

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dbnorm_jax as dbn
-from dbnorm_jax._src import streaming
+from dbnorm_jax._src import search
 
 metrics = dbn.metrics
 SEEDS = st.integers(0, 2**31)
@@ -192,7 +192,7 @@ def test_stream_ranks_take_every_form_and_tie_rule(form, ties):
 
 def test_stream_ranks_over_several_gallery_tiles():
     rng = np.random.default_rng(5)
-    num_gallery = streaming._SEARCH_COLUMNS + 37  # the second tile overlaps the first
+    num_gallery = search._COLUMNS + 37  # the second tile overlaps the first
     bias = jnp.asarray(rng.integers(-64, 64, (1, num_gallery)) / 64)
     correction = dbn.Correction(bias, jnp.asarray(rng.random(bias.shape) < 0.5))
     _check_stream(rng, dbn.dot_product, correction, form="single")

@@ -8,24 +8,26 @@ import pytest
 import reference
 
 import dbnorm_jax as dbn
-from dbnorm_jax._src import selection, streaming
+from dbnorm_jax._src import search as search_module
+from dbnorm_jax._src import selection
 
 NUM_QUERIES, NUM_GALLERY = 6, 700
 
 
-@pytest.fixture(autouse=True)
-def _small_tiles(monkeypatch):
-    # Five blocks a tile, and few merged one by one: every branch is taken.
-    monkeypatch.setattr(streaming, "_SEARCH_COLUMNS", 5 * selection.BLOCK)
-    monkeypatch.setattr(selection, "_MOST_MERGES", 2)
+@pytest.fixture(autouse=True, params=["inserted", "selected anew"])
+def _small_tiles(monkeypatch, request):
+    # Five blocks a tile and few rows in a group; both ways, as on processors and on accelerators.
+    monkeypatch.setattr(search_module, "_COLUMNS", 5 * selection.BLOCK)
+    monkeypatch.setattr(selection, "_GROUP", 4)
+    monkeypatch.setattr(selection, "_MOST_INSERTED", 512 if request.param == "inserted" else 0)
 
 
-def search(similarities, offsets, mixtures=None, *, k):
+def search(similarities, offsets, mixtures=None, *, k, exclude=None):
     """The streamed search on a similarity matrix: the identity stands for the queries."""
 
     @jax.jit  # a new function each time: traced with the constants of this test
     def run(similarities, offsets, mixtures):
-        return streaming.search(
+        return search_module.nearest_items(
             jnp.eye(len(similarities)),
             similarities.T,
             offsets,
@@ -33,6 +35,7 @@ def search(similarities, offsets, mixtures=None, *, k):
             k=k,
             similarity_fn=dbn.dot_product,
             chunk_size=4,
+            exclude=exclude,
         )
 
     return run(similarities, offsets, mixtures)
@@ -105,3 +108,18 @@ def test_gradients_equal_those_of_the_matrix(order):
     ):
         chex.assert_trees_all_close(first, second, atol=1e-5)
         assert jnp.abs(first).max() > 0
+
+
+def test_item_that_one_query_never_sees():
+    # The hidden item is the best of its block, or level with it, for the query and for others.
+    random = np.random.default_rng(4)
+    scores = np.round(random.normal(size=(NUM_QUERIES, NUM_GALLERY)), 1).astype(np.float32)
+    hidden_from = np.full(NUM_GALLERY, -1, np.int32)
+    best = np.argsort(-scores, axis=1, kind="stable")
+    for query in range(NUM_QUERIES):
+        hidden_from[best[query, [0, 1, 5]]] = query
+    found = search(scores, None, k=10, exclude=jnp.asarray(hidden_from))
+    seen = np.where(hidden_from[None] == np.arange(NUM_QUERIES)[:, None], -np.inf, scores)
+    values, indices = reference.top_k(seen, 10)
+    np.testing.assert_array_equal(found.indices[:, 0], indices)
+    np.testing.assert_array_equal(found.values[:, 0], values)

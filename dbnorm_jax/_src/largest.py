@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dbnorm_jax._src import checks, numerics, selection, streaming
+from dbnorm_jax._src import checks, numerics, search, selection, streaming
 from dbnorm_jax._src.similarity import SimilarityFn, check_rows, dot_product
 from dbnorm_jax._src.types import LargestSimilarities
 
@@ -122,10 +122,9 @@ def _stream_largest_similarities(
     chunk_size: int,
 ) -> LargestSimilarities:
     # The gallery asks and the bank answers: a search with the roles exchanged.
-    nearest = streaming.search(
+    nearest = search.nearest_items(
         gallery,
         bank,
-        jnp.zeros((bank.shape[0], 1), numerics.accumulation_dtype(bank.dtype, gallery.dtype)),
         None,
         k=k,
         similarity_fn=lambda items, rows: similarity_fn(rows, items).T,

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dbnorm_jax._src import checks, numerics, relevance, streaming
+from dbnorm_jax._src import checks, numerics, relevance, search, streaming
 from dbnorm_jax._src.retrieval import check_streamed, over_gates
 from dbnorm_jax._src.similarity import SimilarityFn, check_rows, dot_product
 from dbnorm_jax._src.types import Correction
@@ -83,14 +83,13 @@ def _ranks(
     if where is not None:
         right, wrong = right & where, wrong & where
     best = jnp.where(right, scores, -jnp.inf).max(axis=-1, keepdims=True)
-    return _rank(streaming.compare(scores, best, wrong), right.any(axis=-1), share, scores.dtype)
+    above = ((scores > best) & wrong).sum(axis=-1, dtype=jnp.int32)
+    level = ((scores == best) & wrong).sum(axis=-1, dtype=jnp.int32)
+    return _rank(2 * above + round(2 * share) * level, right.any(axis=-1), scores.dtype)
 
 
-def _rank(
-    standing: streaming.Standing, answered: jax.Array, share: float, dtype: jnp.dtype
-) -> jax.Array:
-    dtype = numerics.accumulation_dtype(dtype)
-    rank = 1 + standing.above.astype(dtype) + share * standing.level.astype(dtype)
+def _rank(twice_ahead: jax.Array, answered: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    rank = 1 + twice_ahead.astype(numerics.accumulation_dtype(dtype)) / 2
     return jnp.where(answered, rank, jnp.nan)
 
 
@@ -164,15 +163,16 @@ def _stream_ranks(
     chunk_size: int,
 ) -> jax.Array:
     count = partial(
-        streaming.count_above,
+        search.count_ahead,
         queries,
         gallery,
         right,
+        share=share,
         similarity_fn=similarity_fn,
         chunk_size=chunk_size,
     )
-    standing = over_gates(count, queries, gallery, correction, similarity_fn, chunk_size)
-    return _rank(standing, (right >= 0).any(axis=1), share, gallery.dtype)
+    ahead = over_gates(count, queries, gallery, correction, similarity_fn, chunk_size)
+    return _rank(ahead, (right >= 0).any(axis=1), gallery.dtype)
 
 
 def recall_at(ranks: Any, k: float) -> jax.Array:

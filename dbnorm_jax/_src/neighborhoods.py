@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dbnorm_jax._src import checks, numerics, selection, streaming
+from dbnorm_jax._src import checks, numerics, search, selection, streaming
 from dbnorm_jax._src.similarity import dot_product, negative_squared_euclidean
 from dbnorm_jax._src.types import Correction
 
@@ -136,10 +136,9 @@ _GATHERED = 64
 
 
 def _nearest(rows: jax.Array, bank: jax.Array, k: int, similarity_fn: Any) -> selection.Nearest:
-    nearest = streaming.search(
+    nearest = search.nearest_items(
         rows,
         bank,
-        jnp.zeros((bank.shape[0], 1), rows.dtype),
         None,
         k=k,
         similarity_fn=similarity_fn,

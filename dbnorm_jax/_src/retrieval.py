@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dbnorm_jax._src import checks, numerics, selection, streaming
+from dbnorm_jax._src import checks, numerics, search, selection, streaming
 from dbnorm_jax._src.similarity import SimilarityFn, check_rows, dot_product
 from dbnorm_jax._src.types import Correction, SearchResult
 
@@ -235,8 +235,8 @@ def _stream_top_k(
     similarity_fn: SimilarityFn,
     chunk_size: int,
 ) -> SearchResult:
-    search = functools.partial(
-        streaming.search,
+    find = functools.partial(
+        search.nearest_items,
         queries,
         gallery,
         k=k,
@@ -244,8 +244,10 @@ def _stream_top_k(
         chunk_size=chunk_size,
     )
 
-    def search_lists(offsets: jax.Array, mixtures: jax.Array | None) -> tuple[Any, jax.Array]:
-        nearest = search(offsets, mixtures)
+    def search_lists(
+        offsets: jax.Array | None, mixtures: jax.Array | None
+    ) -> tuple[Any, jax.Array]:
+        nearest = find(offsets, mixtures)
         return nearest, nearest.indices[:, 0, 0]
 
     return SearchResult(
@@ -265,7 +267,7 @@ def check_streamed(correction: Correction, gallery: jax.Array) -> None:
 
 
 def over_gates(
-    lists: Callable[[jax.Array, jax.Array | None], tuple[Any, jax.Array]],
+    lists: Callable[[jax.Array | None, jax.Array | None], tuple[Any, jax.Array]],
     queries: jax.Array,
     gallery: jax.Array,
     correction: Correction | None,
@@ -278,8 +280,8 @@ def over_gates(
     few combinations, so the pass computes its result under each of them at the cost of one matmul.
 
     Args:
-      lists: (offsets [num_gallery, num_lists], mixtures or None) -> (pytree of [num_queries,
-        num_lists, ...], [num_queries] the best item of the first list).
+      lists: (offsets [num_gallery, num_lists] or None, mixtures or None) -> (pytree of
+        [num_queries, num_lists, ...], [num_queries] the best item of the first list).
       queries: [num_queries, dim].
       gallery: [num_gallery, dim].
       correction: optional.
@@ -290,9 +292,8 @@ def over_gates(
       The pytree of [num_queries, ...] under each query's own gates.
     """
     dtype = numerics.accumulation_dtype(queries.dtype, gallery.dtype)
-    raw = jnp.zeros((gallery.shape[0], 1), dtype)
     if correction is None:
-        return jax.tree.map(lambda leaf: leaf[:, 0], lists(raw, None)[0])
+        return jax.tree.map(lambda leaf: leaf[:, 0], lists(None, None)[0])
     bias = correction.bias.astype(numerics.accumulation_dtype(dtype, correction.bias.dtype))
     if correction.active is None:
         return jax.tree.map(lambda leaf: leaf[:, 0], lists(bias.sum(axis=0)[:, None], None)[0])
@@ -311,8 +312,8 @@ def over_gates(
         place_values = jnp.asarray(2 ** np.arange(num_terms)[::-1], jnp.int32)
         chosen = (correction.active[:, first].astype(jnp.int32) * place_values[:, None]).sum(axis=0)
     else:  # soft gates, or many of them: a search of its own for the gates
-        first = streaming.search(
-            queries, gallery, raw, None, k=1, similarity_fn=similarity_fn, chunk_size=chunk_size
+        first = search.nearest_items(
+            queries, gallery, None, k=1, similarity_fn=similarity_fn, chunk_size=chunk_size
         ).indices[:, 0, 0]
         results, _ = lists(bias.T, correction.active[:, first].T.astype(bias.dtype))
         chosen = jnp.zeros_like(first)

@@ -1,9 +1,11 @@
 """The k largest of rows, exact, ties to the lowest index: at once, or running over tiles.
 
 A row is looked at in blocks of columns: one maximum per block says which blocks can hold any of the
-k largest, and only those are read again.
+k largest, and only those are read again. Running over tiles, after the first ones few blocks beat
+the k-th value so far: almost all of the work is one maximum per block.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,8 +16,10 @@ from dbnorm_jax._src import numerics
 
 # Columns per block: two AVX-512 registers or one warp of float32.
 BLOCK = 32
-# Up to so many blocks per row are merged one by one; beyond, all of the tile's candidates at once.
-_MOST_MERGES = 12
+# Rows and lists whose new items are inserted side by side: few, as the slowest holds up the others.
+_GROUP = 128
+# An item is inserted by comparing it with all k; a larger k is cheaper to select anew.
+_MOST_INSERTED = 512
 
 
 def argmax(row: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -85,194 +89,234 @@ def start_nearest(shape: tuple[int, ...], dtype: jnp.dtype) -> Nearest:
     return Nearest(jnp.full(shape, -jnp.inf, dtype), jnp.zeros(shape, jnp.int32))
 
 
-def add_columns(
-    nearest: Nearest, row: jax.Array, start: jax.Array, valid: jax.Array | None
-) -> Nearest:
-    """Adds a row of scores of gallery items `start, start + 1, ...`, all after those before.
+# (query of the chunk, columns of the tile) -> bool, whether the query may see the items.
+Seen = Callable[[jax.Array, jax.Array], jax.Array]
 
-    Args:
-      nearest: the running k nearest of one row.
-      row: [num_columns] scores.
-      start: gallery index of the first column.
-      valid: optional [num_columns] bool.
-    """
-    k = nearest.values.shape[0]
-    row = numerics.below_every_number(row)
-    values, places = _candidates(row if valid is None else jnp.where(valid, row, -jnp.inf), k)
-    # Earlier items stand first in the list: equal values keep the order of the gallery.
-    return Nearest(
-        *_take_largest(
-            jnp.concatenate([nearest.values, values]),
-            jnp.concatenate([nearest.indices, places + start]),
-            k,
+
+def _written(array: jax.Array) -> jax.Array:
+    """The same array, computed once and for itself, whatever reads it."""
+    return lax.optimization_barrier(array)  # type: ignore[no-untyped-call]
+
+
+class _Tile(NamedTuple):
+    """A tile of similarities in blocks of columns."""
+
+    similarities: jax.Array  # [num_queries, num_blocks, BLOCK]
+    offsets: jax.Array | None  # [num_lists, num_blocks, BLOCK]
+    valid: jax.Array | None  # [num_blocks, BLOCK] bool
+    seen: Seen | None
+
+    def scores(self, query: jax.Array, place: jax.Array, block: jax.Array) -> jax.Array:
+        """[BLOCK] scores of one block for one query and list: NaN lowest, -inf where no item is."""
+        scores = self.similarities[query, block]
+        if self.offsets is not None:
+            scores = scores - self.offsets[place, block]
+        scores = numerics.below_every_number(scores)
+        if self.valid is not None:
+            scores = jnp.where(self.valid[block], scores, -jnp.inf)
+        if self.seen is not None:
+            columns = block * BLOCK + lax.iota(jnp.int32, BLOCK)
+            scores = jnp.where(self.seen(query, columns), scores, -jnp.inf)
+        return scores
+
+    def bounds(self, num_lists: int) -> jax.Array:
+        """[num_queries, num_lists, num_blocks]: no score of a block is above; mostly equal to one.
+
+        One subtraction and one maximum per score: this is nearly all that a search adds to the
+        similarities. NaN, which would hide a block, is looked for in the result.
+        """
+        offsets = self.offsets
+        if self.valid is not None:
+            none = jnp.zeros((num_lists, *self.valid.shape), self.similarities.dtype)
+            offsets = none if offsets is None else offsets
+            offsets = jnp.where(self.valid[None], offsets, jnp.inf)
+        scores = self.similarities[:, None]
+        if offsets is not None:
+            scores = scores - offsets[None]
+        maxima = jnp.broadcast_to(
+            scores.max(axis=-1), (len(self.similarities), num_lists, self.similarities.shape[1])
         )
-    )
+        # The barrier keeps the subtraction inside the maximum instead of writing the tile again.
+        maxima = _written(maxima)
+        hidden = ~numerics.is_number(maxima)
+        if self.valid is not None:
+            hidden &= self.valid.any(axis=-1)[None, None]
+        return lax.cond(hidden.any(), self._careful_bounds, lambda maxima: maxima, maxima)
+
+    def _careful_bounds(self, maxima: jax.Array) -> jax.Array:
+        queries, places, blocks = (lax.iota(jnp.int32, size) for size in maxima.shape)
+        scores = jax.vmap(self.scores, (None, None, 0))
+        scores = jax.vmap(jax.vmap(scores, (None, 0, None)), (0, None, None))
+        return scores(queries, places, blocks).max(axis=-1)
 
 
 def add_tile(
     nearest: Nearest,
     similarities: jax.Array,
-    offsets: jax.Array,
-    mixtures: jax.Array | None,
+    offsets: jax.Array | None,
     start: jax.Array,
-    valid: jax.Array | None,
+    *,
+    valid: jax.Array | None = None,
+    seen: Seen | None = None,
 ) -> Nearest:
     """Adds a tile of similarities, less offsets, to the k nearest of each query and list.
 
-    Only blocks whose maximum beats a list's k-th value are merged into it, in the order of the
-    gallery, so that equal values keep it. After the first tiles there are few.
+    Which items are nearest is no smooth question: nothing here is differentiated.
 
     Args:
       nearest: [num_queries, num_lists, k].
       similarities: [num_queries, num_columns], of gallery items `start, start + 1, ...`, all after
         those before.
-      offsets: [num_columns, num_lists], each subtracted for a list of its own.
-      mixtures: optional [num_queries, num_offsets]: one list, under the query's own sum of offsets.
+      offsets: [num_columns, num_lists], each subtracted for a list of its own; None = nothing is.
       start: gallery index of the first column.
-      valid: optional bool [num_columns] or [num_queries, num_columns].
+      valid: optional [num_columns] bool.
+      seen: optional, which query may see which columns.
     """
-    k = nearest.values.shape[-1]
+    num_queries, num_lists, k = nearest.values.shape
     num_columns = similarities.shape[1]
     num_blocks = -(-num_columns // BLOCK)
     missing = num_blocks * BLOCK - num_columns
     if missing:
         valid = jnp.ones(num_columns, bool) if valid is None else valid
-        valid = jnp.pad(valid, [(0, 0)] * (valid.ndim - 1) + [(0, missing)])
+        valid = jnp.pad(valid, (0, missing))
         similarities = jnp.pad(similarities, ((0, 0), (0, missing)))
-        offsets = jnp.pad(offsets, ((0, missing), (0, 0)))
+        offsets = None if offsets is None else jnp.pad(offsets, ((0, missing), (0, 0)))
     tile = _Tile(
-        similarities.reshape(-1, num_blocks, BLOCK),
-        offsets.reshape(num_blocks, BLOCK, -1),
-        mixtures,
-        None if valid is None else valid.reshape(*valid.shape[:-1], num_blocks, BLOCK),
+        # Written once: computed twice, a score might round differently the second time.
+        _written(similarities).reshape(num_queries, num_blocks, BLOCK),
+        None if offsets is None else offsets.T.reshape(num_lists, num_blocks, BLOCK),
+        None if valid is None else valid.reshape(num_blocks, BLOCK),
+        seen,
+    )
+    if k > _MOST_INSERTED:
+        return _select_anew(nearest, tile, start)
+    # A loop that asks after every step whether to go on suits processors only.
+    return lax.platform_dependent(
+        nearest,
         start,
-    )
-    axes = _Tile(0, None, None if mixtures is None else 0, None, None)
-    if valid is not None and valid.ndim == 2:
-        axes = axes._replace(valid=0)
-    # Which blocks are read is no smooth question; the values read keep their gradient.
-    frozen = jax.tree.map(lax.stop_gradient, tile)
-    maxima = jax.vmap(_block_maxima, in_axes=(axes,))(frozen)
-    kth = lax.stop_gradient(nearest.values[..., -1:])
-    most = (maxima > kth).sum(axis=-1, dtype=jnp.int32).max()
-
-    def keep(nearest: Nearest) -> Nearest:
-        return nearest
-
-    def merge_few(nearest: Nearest) -> Nearest:
-        slots = jax.vmap(_merged_slots, in_axes=(axes, 0, 0))(frozen, maxima, nearest.values)
-        return jax.vmap(_from_slots, in_axes=(axes, 0, 0))(tile, nearest, slots)
-
-    def merge_all(nearest: Nearest) -> Nearest:
-        def one(tile: _Tile, maxima: jax.Array, nearest: Nearest) -> Nearest:
-            chosen = jax.vmap(lambda row: _first_largest(row, min(k, num_blocks)))(maxima)
-            return _with_blocks(tile, nearest, chosen)
-
-        return jax.vmap(one, in_axes=(axes, 0, 0))(tile, maxima, nearest)
-
-    if num_blocks <= k:
-        return merge_all(nearest)
-    case = jnp.where(most == 0, 0, jnp.where(most <= _MOST_MERGES, 1, 2))
-    return lax.switch(case, [keep, merge_few, merge_all], nearest)
-
-
-class _Tile(NamedTuple):
-    """One query's view of a tile, in blocks."""
-
-    similarities: Any  # [num_blocks, BLOCK]
-    offsets: Any  # [num_blocks, BLOCK, num_offsets]
-    mixture: Any  # [num_offsets] or None
-    valid: Any  # [num_blocks, BLOCK] or None
-    start: Any  # gallery index of the first column
-
-
-def _scores(tile: _Tile, block: jax.Array | slice) -> jax.Array:
-    """[num_lists, ..., BLOCK] scores of one block or of all, NaN below every number."""
-    offsets = tile.offsets[block]
-    if tile.mixture is not None:
-        shape = (1,) * (offsets.ndim - 1) + tile.mixture.shape
-        offsets = (offsets * tile.mixture.reshape(shape)).sum(axis=-1, keepdims=True)
-    offsets = jnp.moveaxis(offsets, -1, 0)
-    scores = numerics.below_every_number(tile.similarities[block][None] - offsets)
-    if tile.valid is None:
-        return scores
-    return jnp.where(tile.valid[block][None], scores, -jnp.inf)
-
-
-def _block_maxima(tile: _Tile) -> jax.Array:
-    """[num_lists, num_blocks]."""
-    return _scores(tile, slice(None)).max(axis=-1)
-
-
-def _first_largest(maxima: jax.Array, k: int) -> jax.Array:
-    """[k] blocks with the largest maxima, in order; of equal ones the first."""
-    return argmax(maxima)[1][None] if k == 1 else jnp.sort(lax.top_k(maxima, k)[1])
-
-
-_Running = tuple[jax.Array, jax.Array, jax.Array]  # block maxima left, values, slots
-
-
-def _merged_slots(tile: _Tile, maxima: jax.Array, values: jax.Array) -> jax.Array:
-    """[num_lists, k] where the new k nearest come from: an old place, or k + a column."""
-    k = values.shape[-1]
-
-    def one(place: jax.Array, maxima: jax.Array, values: jax.Array) -> jax.Array:
-        def more(state: _Running) -> jax.Array:
-            maxima, values, _ = state
-            return (maxima > values[-1]).any()
-
-        def merge(state: _Running) -> _Running:
-            maxima, values, slots = state
-            blocks = lax.iota(jnp.int32, maxima.shape[0])
-            beats = maxima > values[-1]
-            block = jnp.where(beats, blocks, maxima.shape[0]).min()
-            scores = _scores(tile, block)[place]
-            columns = k + block * BLOCK + lax.iota(jnp.int32, BLOCK)
-            values, slots = _take_largest(
-                jnp.concatenate([values, scores]), jnp.concatenate([slots, columns]), k
-            )
-            return jnp.where(blocks == block, -jnp.inf, maxima), values, slots
-
-        slots = lax.iota(jnp.int32, k)
-        return lax.while_loop(more, merge, (maxima, lax.stop_gradient(values), slots))[2]
-
-    places = lax.iota(jnp.int32, maxima.shape[0])
-    return jax.vmap(one)(places, maxima, values)
-
-
-def _from_slots(tile: _Tile, nearest: Nearest, slots: jax.Array) -> Nearest:
-    k = slots.shape[-1]
-    column = jnp.maximum(slots - k, 0)
-    block, within = column // BLOCK, column % BLOCK
-
-    def score(place: jax.Array, block: jax.Array, within: jax.Array) -> jax.Array:
-        return _scores(tile, block)[place, within]
-
-    lists = lax.iota(jnp.int32, slots.shape[0])
-    new = jax.vmap(jax.vmap(score, in_axes=(None, 0, 0)))(lists, block, within)
-    old = jnp.minimum(slots, k - 1)
-    return Nearest(
-        jnp.where(slots < k, jnp.take_along_axis(nearest.values, old, axis=-1), new),
-        jnp.where(
-            slots < k, jnp.take_along_axis(nearest.indices, old, axis=-1), column + tile.start
-        ),
+        cpu=lambda nearest, start: _insert(nearest, tile, start),
+        default=lambda nearest, start: _select_anew(nearest, tile, start),
     )
 
 
-def _with_blocks(tile: _Tile, nearest: Nearest, chosen: jax.Array) -> Nearest:
-    """Merges the chosen blocks [num_lists, num_chosen], in order, at once."""
-    k = nearest.values.shape[-1]
+def _insert(nearest: Nearest, tile: _Tile, start: jax.Array) -> Nearest:
+    """Inserts the items that beat the k-th nearest, best first, a group of rows at a time.
 
-    def one(place: jax.Array, values: jax.Array, indices: jax.Array, chosen: jax.Array) -> Nearest:
-        scores = jax.vmap(lambda block: _scores(tile, block)[place])(chosen).reshape(-1)
-        columns = chosen[:, None] * BLOCK + lax.iota(jnp.int32, BLOCK)[None] + tile.start
+    Best first, only items are inserted that stay: about k / t for each row of the t-th tile.
+    """
+    num_queries, num_lists, k = nearest.values.shape
+    num_rows = num_queries * num_lists  # one row per query and list
+    group = min(_GROUP, num_rows)
+    bounds = tile.bounds(num_lists).reshape(num_rows, -1)
+    values, indices = (array.reshape(num_rows, k) for array in nearest)
+    active = bounds.max(axis=1) > values[:, -1]
+    padded = -(-num_rows // group) * group
+    rows = jnp.nonzero(active, size=padded, fill_value=num_rows)[0].astype(jnp.int32)
+
+    def insert_group(state: tuple[Any, ...]) -> tuple[Any, ...]:
+        place, values, indices = state
+        chosen = lax.dynamic_slice_in_dim(rows, place, group)
+        inside = jnp.minimum(chosen, num_rows - 1)
+        left = jnp.where((chosen < num_rows)[:, None], bounds[inside], -jnp.inf)
+        added = _insert_best(tile, inside, left, Nearest(values[inside], indices[inside]), start)
+        # Rows beyond the last are dropped.
+        values = values.at[chosen].set(added.values, mode="drop")
+        indices = indices.at[chosen].set(added.indices, mode="drop")
+        return place + group, values, indices
+
+    count = active.sum(dtype=jnp.int32)
+    _, values, indices = lax.while_loop(
+        lambda state: state[0] < count, insert_group, (jnp.int32(0), values, indices)
+    )
+    return Nearest(*(array.reshape(num_queries, num_lists, k) for array in (values, indices)))
+
+
+class _Inserting(NamedTuple):
+    """One row while its items are inserted, best first and ties by column."""
+
+    bounds: jax.Array  # [num_blocks] on the items not yet inserted
+    nearest: Nearest  # [k]
+    last_value: jax.Array  # of the item inserted last
+    last_column: jax.Array
+
+
+def _insert_best(
+    tile: _Tile, rows: jax.Array, bounds: jax.Array, nearest: Nearest, start: jax.Array
+) -> Nearest:
+    """Inserts into each of the rows, side by side, while a bound beats its k-th value."""
+    num_lists = 1 if tile.offsets is None else tile.offsets.shape[0]
+    no_column = tile.similarities.shape[1] * BLOCK
+
+    def step(row: jax.Array, state: _Inserting) -> _Inserting:
+        bound, block = argmax(state.bounds)
+        block = jnp.minimum(block, state.bounds.shape[0] - 1)
+        scores = tile.scores(row // num_lists, row % num_lists, block)
+        columns = block * BLOCK + lax.iota(jnp.int32, BLOCK)
+        after = (scores < state.last_value) | (
+            (scores == state.last_value) & (columns > state.last_column)
+        )
+        scores = jnp.where(after, scores, -jnp.inf)
+        # None is equal where the bound was no maximum: then the block gets its maximum, no more.
+        found = jnp.where(scores == bound, columns, no_column).min()
+        inserted = found < no_column
+        rest = jnp.where(columns == found, -jnp.inf, scores).max()
+        blocks = lax.iota(jnp.int32, state.bounds.shape[0])
+        added = _insert_one(state.nearest, bound, found + start)
+        return _Inserting(
+            jnp.where(blocks == block, rest, state.bounds),
+            jax.tree.map(lambda new, old: jnp.where(inserted, new, old), added, state.nearest),
+            jnp.where(inserted, bound, state.last_value),
+            jnp.where(inserted, found, state.last_column),
+        )
+
+    def more(state: _Inserting) -> jax.Array:
+        return (state.bounds.max(axis=1) > state.nearest.values[:, -1]).any()
+
+    state = _Inserting(
+        bounds,
+        nearest,
+        jnp.full(len(rows), jnp.inf, bounds.dtype),
+        jnp.full(len(rows), -1, jnp.int32),
+    )
+    return lax.while_loop(more, lambda state: jax.vmap(step)(rows, state), state).nearest
+
+
+def _insert_one(nearest: Nearest, value: jax.Array, index: jax.Array) -> Nearest:
+    """Inserts an item after all that are at least as near."""
+    stays = nearest.values >= value
+    before = jnp.concatenate([jnp.ones(1, bool), stays[:-1]])
+
+    def inserted(old: jax.Array, new: jax.Array) -> jax.Array:
+        moved = jnp.concatenate([old[:1], old[:-1]])
+        return jnp.where(stays, old, jnp.where(before, new, moved))
+
+    return Nearest(inserted(nearest.values, value), inserted(nearest.indices, index))
+
+
+def _select_anew(nearest: Nearest, tile: _Tile, start: jax.Array) -> Nearest:
+    """The k largest of the k nearest so far and the k blocks with the largest bounds."""
+    num_queries, num_lists, k = nearest.values.shape
+    # Exact maxima: a mere bound might crowd out a block.
+    shape = (num_queries, num_lists, tile.similarities.shape[1])
+    if tile.seen is None:
+        maxima = tile.bounds(num_lists)
+    else:
+        maxima = tile._careful_bounds(jnp.zeros(shape, nearest.values.dtype))
+
+    def one(query: jax.Array, place: jax.Array, maxima: jax.Array, nearest: Nearest) -> Nearest:
+        count = min(k, maxima.shape[0])
+        # In order of index: equal values keep the order of the gallery.
+        chosen = argmax(maxima)[1][None] if count == 1 else jnp.sort(lax.top_k(maxima, count)[1])
+        scores = jax.vmap(tile.scores, (None, None, 0))(query, place, chosen)
+        columns = chosen[:, None] * BLOCK + lax.iota(jnp.int32, BLOCK)[None] + start
         return Nearest(
             *_take_largest(
-                jnp.concatenate([values, scores]),
-                jnp.concatenate([indices, columns.reshape(-1)]),
+                jnp.concatenate([nearest.values, scores.reshape(-1)]),
+                jnp.concatenate([nearest.indices, columns.reshape(-1)]),
                 k,
             )
         )
 
-    lists = lax.iota(jnp.int32, chosen.shape[0])
-    return jax.vmap(one)(lists, nearest.values, nearest.indices, chosen)
+    queries, places = (lax.iota(jnp.int32, size) for size in shape[:2])
+    over_lists = jax.vmap(one, (None, 0, 0, 0))
+    return jax.vmap(over_lists, (0, None, 0, 0))(queries, places, maxima, nearest)
