@@ -13,6 +13,8 @@ LAYERS = [
     {"types", "checks", "numerics", "binary_files"},
     {"similarity", "relevance", "selection"},
     {"streaming"},
+    {"kernels"},
+    {"dispatch"},
     {
         "banks",
         "largest",
