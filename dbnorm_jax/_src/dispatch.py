@@ -9,7 +9,7 @@ The environment variable DBNORM_KERNELS is
     interpret  the kernels in Pallas' interpreter, on any backend: for tests, very slow
 
 NOT MEASURED ON HARDWARE: the kernels are tested in the interpreter and lowered for CUDA and TPU,
-but no accelerator has run them; hence the default. On paper they pay for bfloat16 and tf32 products
+but no accelerator has run them; hence the default. `python -m benchmarks.kernels` measures them. On paper they pay for bfloat16 and tf32 products
 only: in float32 the products themselves take most of the time.
 
 Derivatives, of any order and mode, are those of plain JAX, which then computes the value too.
@@ -73,29 +73,24 @@ def _works(platform: str, dtype: str, precision: str | None) -> bool:
     """Whether a small problem compiles and gives the result of plain JAX; if not, logs why."""
     del precision  # only a part of the cache's key: the products read it from JAX's configuration
     try:
-        with jax.ensure_compile_time_eval():
-            # Small integers: exact in any precision and order.
-            rows = (jnp.arange(300 * 8) * 7 % 5 - 2).reshape(300, 8).astype(dtype)
-            beta, offsets = jnp.float32(0.5), jnp.zeros((300, 1), jnp.float32)
-            problems: dict[Callable[..., Any], tuple[Any, ...]] = {
-                bank_sums: (rows, rows, beta, None, None),
-                search: (rows, rows, offsets, None),
-            }
-            for function, arrays in problems.items():
-                fused, plain = (
-                    jax.jit(
-                        functools.partial(
-                            function,
-                            k=1,
-                            similarity_fn=similarity.dot_product,
-                            chunk_size=1024,
-                            kernel=kernel,
-                        )
-                    )(*arrays)
-                    for kernel in (platform, NEVER)
-                )
-                for found, expected in zip(fused, plain, strict=True):
-                    np.testing.assert_allclose(found, expected, rtol=1e-4)
+        # Small integers: exact in any precision and order. Compiled ahead of time, and on NumPy
+        # arrays, so that it also runs while a caller's function is traced.
+        rows = (np.arange(300 * 8) * 7 % 5 - 2).reshape(300, 8).astype(jnp.dtype(dtype))
+        beta, offsets = np.float32(0.5), np.zeros((300, 1), np.float32)
+        problems: dict[Callable[..., Any], tuple[Any, ...]] = {
+            bank_sums: (rows, rows, beta, None, None),
+            search: (rows, rows, offsets, None),
+        }
+        options = {"k": 1, "similarity_fn": similarity.dot_product, "chunk_size": 1024}
+        for function, arrays in problems.items():
+            fused, plain = (
+                jax.jit(functools.partial(function, **options, kernel=kernel))
+                .lower(*arrays)
+                .compile()(*arrays)
+                for kernel in (platform, NEVER)
+            )
+            for found, expected in zip(fused, plain, strict=True):
+                np.testing.assert_allclose(found, expected, rtol=1e-4)
     except Exception:
         _logger.warning("no fused kernels on %s in %s", platform, dtype, exc_info=True)
         return False
@@ -167,6 +162,8 @@ def _either(
         if kernel == INTERPRET:
             return fused(*arrays)
         # Chosen when lowered: what runs on the CPU of a machine with a GPU takes the plain path.
+        # JAX 0.10 cannot lower this for several platforms at once: export such programs with the
+        # switch off, or one platform at a time.
         return lax.platform_dependent(*arrays, **{kernel: fused}, default=plain)
 
     @function.defjvp
