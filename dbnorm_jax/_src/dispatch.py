@@ -9,8 +9,9 @@ The environment variable DBNORM_KERNELS is
     interpret  the kernels in Pallas' interpreter, on any backend: for tests, very slow
 
 NOT MEASURED ON HARDWARE: the kernels are tested in the interpreter and lowered for CUDA and TPU,
-but no accelerator has run them; hence the default. `python -m benchmarks.kernels` measures them. On paper they pay for bfloat16 and tf32 products
-only: in float32 the products themselves take most of the time.
+but no accelerator has run them; hence the default. `python -m benchmarks.kernels` measures them. On
+paper they pay for bfloat16 and tf32 products only: in float32 the products themselves take most of
+the time.
 
 Derivatives, of any order and mode, are those of plain JAX, which then computes the value too.
 """
