@@ -14,6 +14,8 @@ LAYERS = [
     {"similarity", "relevance", "selection"},
     {"streaming"},
     {"search"},
+    {"kernels"},
+    {"dispatch"},
     {
         "banks",
         "largest",

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dbnorm_jax._src import checks, numerics, selection, streaming
+from dbnorm_jax._src import checks, dispatch, numerics, selection, streaming
 from dbnorm_jax._src.similarity import SimilarityFn, check_rows, dot_product
 from dbnorm_jax._src.types import BankStatistics, LargestSimilarities
 
@@ -192,10 +192,11 @@ def stream_bank_statistics(
         k=k,
         similarity_fn=similarity_fn,
         chunk_size=chunk_size,
+        kernel=dispatch.choose(bank, gallery, similarity_fn),
     )
 
 
-@partial(jax.jit, static_argnames=("k", "similarity_fn", "chunk_size"))
+@partial(jax.jit, static_argnames=("k", "similarity_fn", "chunk_size", "kernel"))
 def _stream_bank_statistics(
     bank: jax.Array,
     gallery: jax.Array,
@@ -205,7 +206,7 @@ def _stream_bank_statistics(
     **static: Any,
 ) -> BankStatistics:
     def one(beta: jax.Array) -> streaming.BankSums:
-        return streaming.bank_sums(bank, gallery, beta, weights, exclude, **static)
+        return dispatch.bank_sums(bank, gallery, beta, weights, exclude, **static)
 
     for _ in range(beta.ndim):  # the similarities do not depend on beta: vmap computes them once
         one = jax.vmap(one)

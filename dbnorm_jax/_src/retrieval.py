@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dbnorm_jax._src import checks, numerics, search, selection, streaming
+from dbnorm_jax._src import checks, dispatch, numerics, search, selection, streaming
 from dbnorm_jax._src.similarity import SimilarityFn, check_rows, dot_product
 from dbnorm_jax._src.types import Correction, SearchResult
 
@@ -221,11 +221,17 @@ def stream_top_k(
     if correction is not None:
         check_streamed(correction, gallery)
     return _stream_top_k(
-        queries, gallery, correction, k=k, similarity_fn=similarity_fn, chunk_size=chunk_size
+        queries,
+        gallery,
+        correction,
+        k=k,
+        similarity_fn=similarity_fn,
+        chunk_size=chunk_size,
+        kernel=dispatch.choose(queries, gallery, similarity_fn),
     )
 
 
-@functools.partial(jax.jit, static_argnames=("k", "similarity_fn", "chunk_size"))
+@functools.partial(jax.jit, static_argnames=("k", "similarity_fn", "chunk_size", "kernel"))
 def _stream_top_k(
     queries: jax.Array,
     gallery: jax.Array,
@@ -234,14 +240,16 @@ def _stream_top_k(
     k: int,
     similarity_fn: SimilarityFn,
     chunk_size: int,
+    kernel: str,
 ) -> SearchResult:
     find = functools.partial(
-        search.nearest_items,
+        dispatch.nearest_items,
         queries,
         gallery,
         k=k,
         similarity_fn=similarity_fn,
         chunk_size=chunk_size,
+        kernel=kernel,
     )
 
     def search_lists(
