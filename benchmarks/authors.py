@@ -98,6 +98,10 @@ def run(queries: int, gallery: int, bank: int, dim: int, repetitions: int) -> li
         queries, gallery = queries // 2, gallery // 2
         notes = [f"scaled down to {queries} x {gallery}: memory is short"]
     sizes = {"queries": queries, "gallery": gallery, "bank": bank, "dim": dim}
+    full = all(size >= SIZES[name] for name, size in sizes.items())
+    if not full:
+        wanted = " x ".join(str(SIZES[name]) for name in sizes)
+        notes.append(f"targets are for {wanted}: on less work, compilation is most of our time")
     core = environment.openblas_core()
     figures = []
     for case in CASES:
@@ -135,7 +139,7 @@ def run(queries: int, gallery: int, bank: int, dim: int, repetitions: int) -> li
                 f"{case}, released / library",
                 float(np.median(times)),
                 "x ours, time",
-                report.Target(low=TARGETS[case]),
+                report.Target(low=TARGETS[case]) if full else None,
                 low=float(times.min()),
                 high=float(times.max()),
             ),
@@ -147,7 +151,7 @@ def run(queries: int, gallery: int, bank: int, dim: int, repetitions: int) -> li
                 f"{case}, released / library",
                 float(np.median(peaks["released"] / peaks["library"])),
                 "x ours, memory",
-                report.Target(low=MEMORY_TARGET),
+                report.Target(low=MEMORY_TARGET) if full else None,
             ),
         ]
     title = f"released formulas: queries {queries} x gallery {gallery}, banks of {bank}, dim {dim}"
