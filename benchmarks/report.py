@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,7 @@ def _plain(value: float) -> str:
 def table(record: Record) -> list[str]:
     """Title, one line per figure, notes."""
     width = max(len(figure.name) for figure in record.figures)
+    unit = max(len(figure.unit) for figure in record.figures)
     timed = any(figure.seconds is not None for figure in record.figures)
     header = f"{'':{width}}"
     if timed:
@@ -123,11 +125,22 @@ def table(record: Record) -> list[str]:
                 f"{_optional(figure.cores, '.2f'):>7}{_optional(figure.of_minima, '.2f'):>11}"
             )
         spread = "" if figure.low is None else f"{figure.low:.2f}-{figure.high:.2f}"
-        line += f"{_plain(figure.value):>9}{spread:>14}  {figure.unit:<14}"
+        line += f"{_plain(figure.value):>9}{spread:>14}  {figure.unit:<{unit}}"
         if figure.target is not None:
             line += f"  {figure.target!s:<14} {_VERDICTS[figure.met]}"
         lines.append(line.rstrip())
-    return [*lines, *(f"({note})" for note in record.notes)]
+    return [*lines, *(f"({note})" for note in [*record.notes, *_unrest(record)])]
+
+
+def _unrest(record: Record) -> list[str]:
+    """Whether something else seems to have run beside the base."""
+    cores = os.cpu_count() or 1
+    bare = [each.cores for each in record.figures if each.name == "bare" and each.cores is not None]
+    return [
+        f"bare kept {busy:.2f} of {cores} cores busy: look again when the machine is idle"
+        for busy in bare
+        if busy < 0.9 * cores
+    ]
 
 
 def target_table(records: Sequence[Record]) -> list[str]:
@@ -139,11 +152,13 @@ def target_table(records: Sequence[Record]) -> list[str]:
         if figure.target is not None
     ]
     width = max((len(name) for name, _ in rows), default=0)
+    unit = max((len(figure.unit) for _, figure in rows), default=0)
     lines = [f"{'':{width}}  {'target':<14}{'measured':>9}{'of minima':>11}"]
     for name, figure in rows:
         lines.append(
             f"{name:{width}}  {figure.target!s:<14}{_plain(figure.value):>9}"
-            f"{_optional(figure.of_minima, '.2f'):>11}  {figure.unit:<16}{_VERDICTS[figure.met]}"
+            f"{_optional(figure.of_minima, '.2f'):>11}  {figure.unit:<{unit}}  "
+            f"{_VERDICTS[figure.met]}"
         )
     num_met = sum(figure.met for _, figure in rows)
     return [*(line.rstrip() for line in lines), f"{num_met} of {len(rows)} met"]
