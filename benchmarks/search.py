@@ -113,7 +113,7 @@ def run(queries: int, gallery: int, bank: int, dim: int, repetitions: int) -> li
     figures.append(
         Figure(
             "bfloat16, R@1 lost",
-            recall_loss(queries, gallery, bank, dim),
+            recall_loss(8 * queries, gallery, bank, dim),
             "points",
             Target(-LARGEST_LOSS, LARGEST_LOSS),
         )
