@@ -28,24 +28,24 @@ SET: dict[str, tuple[Callable[..., list[Record]], dict[str, int]]] = {
     "fit": (fit.run, {"bank": 2048, "gallery": 10240, "dim": 512, "repetitions": 7}),
     "fit-wide": (
         fit.run,
-        {"bank": 1024, "gallery": 102400, "dim": 512, "repetitions": 7, "wide": True},
+        {"bank": 1024, "gallery": 51200, "dim": 512, "repetitions": 7, "wide": True},
     ),
     "search": (
         search.run,
-        {"queries": 1024, "gallery": 51200, "bank": 1024, "dim": 512, "repetitions": 7},
+        {"queries": 1024, "gallery": 30720, "bank": 1024, "dim": 512, "repetitions": 7},
     ),
     "ranks": (
         ranks.run,
-        {"queries": 1024, "gallery": 51200, "bank": 1024, "dim": 512, "repetitions": 7},
+        {"queries": 1024, "gallery": 30720, "bank": 1024, "dim": 512, "repetitions": 7},
     ),
     "peers": (
         peers.run,
-        {"queries": 1024, "gallery": 51200, "bank": 1024, "dim": 512, "k": 10, "repetitions": 7},
+        {"queries": 1024, "gallery": 16384, "bank": 1024, "dim": 512, "k": 10, "repetitions": 7},
     ),
     "small": (small.run, {"rows": 1024, "dim": 512, "repetitions": 9, "processes": 3}),
     "memory": (
         memory.run,
-        {"gallery": 8192, "rows": 4096, "factor": 4, "dim": 512, "processes": 1},
+        {"gallery": 4096, "rows": 2048, "factor": 8, "dim": 512, "processes": 1},
     ),
     "scaling": (
         scaling.run,
