@@ -108,7 +108,7 @@ def draw(sizes: Sequence[int], curves: dict[str, dict[str, list[Timing]]], pictu
     for color, (axis, timings) in zip(("C0", "C1", "C2"), curves.items(), strict=True):
         for who, style in (("ours", "o-"), ("bare", "x:")):
             shortest = [timing.seconds.min() for timing in timings[who]]
-            label = axis if who == "ours" else f"bare scan: {axis}"
+            label = axis if who == "ours" else None
             left.loglog(sizes, shortest, style, color=color, label=label, alpha=0.9, markersize=5)
         shares = np.array(
             [
@@ -139,7 +139,8 @@ def draw(sizes: Sequence[int], curves: dict[str, dict[str, list[Timing]]], pictu
         axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
         axes.xaxis.set_minor_locator(NullLocator())
         axes.grid(alpha=0.3)
-    left.legend(fontsize=8)
+    left.plot([], [], "x:", color="gray", label="bare scan of the same shapes")
+    left.legend(fontsize=8, loc="upper left")
     right.legend(fontsize=8, loc="lower right")
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture, dpi=150)
