@@ -42,18 +42,18 @@ SET: dict[str, tuple[Callable[..., list[Record]], dict[str, int]]] = {
         peers.run,
         {"queries": 1024, "gallery": 16384, "bank": 1024, "dim": 512, "k": 10, "repetitions": 7},
     ),
-    "small": (small.run, {"rows": 1024, "dim": 512, "repetitions": 9, "processes": 3}),
+    "small": (small.run, {"rows": 1024, "dim": 512, "repetitions": 9, "processes": 2}),
     "memory": (
         memory.run,
         {"gallery": 4096, "rows": 2048, "factor": 8, "dim": 512, "processes": 1},
     ),
     "scaling": (
         scaling.run,
-        {"smallest": 1024, "steps": 4, "gallery": 4096, "dim": 512, "repetitions": 7},
+        {"smallest": 2048, "steps": 3, "gallery": 4096, "dim": 512, "repetitions": 7},
     ),
     "authors": (
         authors.run,
-        {"queries": 1280, "gallery": 12800, "bank": 2560, "dim": 512, "repetitions": 1},
+        {"queries": 1024, "gallery": 10240, "bank": 2048, "dim": 512, "repetitions": 1},
     ),
 }
 
