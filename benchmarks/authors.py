@@ -12,6 +12,7 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,10 @@ def measure(who: str, case: str, sizes: dict[str, int], output: Path | None) -> 
     return {"seconds": seconds, "peak": environment.peak_resident()}
 
 
-def run(queries: int, gallery: int, bank: int, dim: int, repetitions: int) -> list[report.Record]:
-    """Ratios of time and memory, released over ours."""
+def run(
+    queries: int, gallery: int, bank: int, dim: int, repetitions: int
+) -> Iterator[report.Record]:
+    """Ratios of time and memory, released over ours; one record per case, as it is done."""
     notes = []
     while largest_matrices(queries, gallery, bank) > 0.9 * environment.available_memory():
         queries, gallery = queries // 2, gallery // 2
@@ -103,7 +106,6 @@ def run(queries: int, gallery: int, bank: int, dim: int, repetitions: int) -> li
         wanted = " x ".join(str(SIZES[name]) for name in sizes)
         notes.append(f"targets are for {wanted}: on less work, compilation is most of our time")
     core = environment.openblas_core()
-    figures = []
     for case in CASES:
         found = {who: [] for who in ("library", "released")}
         with tempfile.TemporaryDirectory() as folder:
@@ -124,13 +126,13 @@ def run(queries: int, gallery: int, bank: int, dim: int, repetitions: int) -> li
                     )
             ours, theirs = (np.load(Path(folder) / f"{who}.npy") for who in found)
         agreement = float((ours[:, 0] == theirs[:, 0]).mean())
-        notes.append(f"{case}: nearest item agrees for {100 * agreement:.2f} % of queries")
+        agrees = f"{case}: nearest item agrees for {100 * agreement:.2f} % of queries"
         seconds, peaks = (
             {who: np.array([each[field] for each in results]) for who, results in found.items()}
             for field in ("seconds", "peak")
         )
         times = seconds["released"] / seconds["library"]
-        figures += [
+        figures = [
             *(
                 report.Figure(f"{case}, {who}", float(np.median(values)), "s")
                 for who, values in seconds.items()
@@ -154,9 +156,14 @@ def run(queries: int, gallery: int, bank: int, dim: int, repetitions: int) -> li
                 report.Target(low=MEMORY_TARGET) if full else None,
             ),
         ]
-    title = f"released formulas: queries {queries} x gallery {gallery}, banks of {bank}, dim {dim}"
-    sizes["repetitions"] = repetitions
-    return [report.Record("authors", title, sizes, figures, notes)]
+        shape = f"queries {queries} x gallery {gallery}, banks of {bank}, dim {dim}"
+        yield report.Record(
+            "authors",
+            f"released formulas of {case}: {shape}",
+            sizes | {"repetitions": repetitions},
+            figures,
+            [*notes, agrees],
+        )
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +175,7 @@ def write(records: Sequence[Record], path: Path) -> None:
 
 
 def command(
-    description: str, run: Callable[..., list[Record]], defaults: Mapping[str, int]
+    description: str, run: Callable[..., Iterable[Record]], defaults: Mapping[str, int]
 ) -> None:
     """A topic's command line: integers with defaults, and a file for JSON lines."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
@@ -185,8 +185,7 @@ def command(
     options = vars(parser.parse_args())
     path = options.pop("json")
     print(environment.summary(), end="\n\n")
-    records = run(**options)
-    for record in records:
-        print(*table(record), sep="\n", end="\n\n")
-    if path is not None:
-        write(records, path)
+    for record in run(**options):  # those that come one by one are kept even if the next fails
+        print(*table(record), sep="\n", end="\n\n", flush=True)
+        if path is not None:
+            write([record], path)

@@ -6,7 +6,7 @@ the plot go to benchmark-results/; target beside measured comes last.
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from benchmarks import (
@@ -24,7 +24,7 @@ from benchmarks import (
 from benchmarks.report import Record
 
 # In turn: topic, and its function with sizes.
-SET: dict[str, tuple[Callable[..., list[Record]], dict[str, int]]] = {
+SET: dict[str, tuple[Callable[..., Iterable[Record]], dict[str, int]]] = {
     "fit": (fit.run, {"bank": 2048, "gallery": 10240, "dim": 512, "repetitions": 7}),
     "fit-wide": (
         fit.run,
@@ -64,7 +64,7 @@ def run(topics: Sequence[str], path: Path) -> list[Record]:
     started = time.perf_counter()
     for topic in topics:
         function, sizes = SET[topic]
-        found = function(**sizes)
+        found = list(function(**sizes))
         for record in found:
             print(*report.table(record), sep="\n", end="\n\n", flush=True)
         report.write(found, path)

@@ -70,7 +70,7 @@ def test_topic(topic, tmp_path, monkeypatch):
     report = module("report")
     monkeypatch.setattr(module("small"), "PROGRAMS", ("fit",))  # one is enough here
     picture = {"picture": tmp_path / "plot.png"} if topic == "scaling" else {}
-    records = module(topic).run(**TOPICS[topic], **picture)
+    records = list(module(topic).run(**TOPICS[topic], **picture))
     path = tmp_path / "lines.jsonl"
     report.write(records, path)
     report.write(records, path)
