@@ -68,7 +68,9 @@ def similarities(arrays):
 @pytest.mark.parametrize("topic", TOPICS)
 def test_topic(topic, tmp_path, monkeypatch):
     report = module("report")
-    monkeypatch.setattr(module("small"), "PROGRAMS", ("fit",))  # one is enough here
+    # One of each is enough here: programs and BLAS kernels.
+    monkeypatch.setattr(module("small"), "PROGRAMS", ("fit",))
+    monkeypatch.setattr(module("environment"), "openblas_core", lambda: "")
     picture = {"picture": tmp_path / "plot.png"} if topic == "scaling" else {}
     records = list(module(topic).run(**TOPICS[topic], **picture))
     path = tmp_path / "lines.jsonl"
