@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint types benchmark clean
+.PHONY: demo test test-slow lint types bench bench-gpu bench-tpu benchmark clean
 
 demo: $(VENV)/.installed-cli
 	$(BIN)/dbnorm demo
@@ -21,8 +21,14 @@ lint: $(VENV)/.installed-dev
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
-benchmark: $(VENV)/.installed-dev
+bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks.run
+
+# Need a JAX for the platform in the environment; they say so where it is not.
+bench-gpu bench-tpu: bench-%: $(VENV)/.installed-bench
+	$(BIN)/python -m benchmarks.accelerator --platform $*
+
+benchmark: bench
 
 # One environment serves all; its stamp names the extra it was made with.
 $(VENV)/.installed-%: pyproject.toml
@@ -32,4 +38,4 @@ $(VENV)/.installed-%: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) dbnorm-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) dbnorm-demo benchmark-results .pytest_cache .mypy_cache .ruff_cache .hypothesis

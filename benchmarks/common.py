@@ -6,12 +6,8 @@ and keeps nothing: what any exact method must pay at least.
 
 import dataclasses
 import gc
-import os
-import platform
-import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -19,13 +15,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from benchmarks import environment, inputs
+from benchmarks.report import Figure, Target
+
 TILE = 1024
 
 
 def unit_rows(seed: int, num_rows: int, dim: int) -> jax.Array:
     """Random unit vectors, [num_rows, dim] float32."""
-    rows = np.random.default_rng(seed).normal(size=(num_rows, dim)).astype(np.float32)
-    return jnp.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+    return jnp.asarray(inputs.unit_rows(seed, num_rows, dim))
+
+
+def machine() -> str:
+    """What the figures were made on."""
+    return environment.summary()
+
+
+# --- bases -------------------------------------------------------------------------------------
 
 
 @jax.jit
@@ -33,13 +39,16 @@ def bare_scan(rows: jax.Array, columns: jax.Array) -> jax.Array:
     """All inner products, tile by tile, kept in nothing but one number that needs them all."""
 
     def blocks(array: jax.Array) -> jax.Array:
-        if array.shape[0] % TILE:
+        tile = min(TILE, array.shape[0])
+        if array.shape[0] % tile:
             raise ValueError(f"bare_scan takes multiples of {TILE} rows, got {array.shape[0]}")
-        return array.reshape(-1, TILE, array.shape[1])
+        return array.reshape(-1, tile, array.shape[1])
 
     def outer(total: jax.Array, items: jax.Array) -> tuple[jax.Array, None]:
         def inner(total: jax.Array, bank: jax.Array) -> tuple[jax.Array, None]:
-            product = lax.dot_general(bank, items, (((1,), (1,)), ((), ())))
+            product = lax.dot_general(
+                bank, items, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
+            )
             # The barrier keeps the compiler from computing less than the whole tile, and one entry
             # from dropping it.
             return total + lax.optimization_barrier(product)[0, 0], None
@@ -47,6 +56,15 @@ def bare_scan(rows: jax.Array, columns: jax.Array) -> jax.Array:
         return lax.scan(inner, total, blocks(rows))[0], None
 
     return lax.scan(outer, jnp.float32(0), blocks(columns))[0]
+
+
+@jax.jit
+def full_dot(rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """All inner products at once, kept: [num_rows, num_columns] in new memory."""
+    return jnp.dot(rows, columns.T, preferred_element_type=jnp.float32)
+
+
+# --- timing ------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,31 +97,60 @@ def interleaved(
     }
 
 
-def ratio_lines(timings: dict[str, Timing], base: str) -> list[str]:
-    """One line per contender: seconds, ratio of minima, median of the ratios, cores."""
-    reference = timings[base].seconds
-    width = max(map(len, timings))
-    lines = [f"{'':{width}}   min s   x {base}: of minima   median of ratios   cores"]
-    for name, timing in timings.items():
-        of_minima = timing.seconds.min() / reference.min()
-        median = float(np.median(timing.seconds / reference))
-        lines.append(
-            f"{name:{width}}  {timing.seconds.min():6.3f}   {of_minima:>{len(base) + 13}.2f}"
-            f"   {median:16.2f}   {timing.cores:5.2f}"
-        )
-    return lines
+# --- ratios ---------------------------------------------------------------------------------------
 
 
-def machine() -> str:
-    """What the figures were made on."""
-    name = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        name = next(line.split(":")[1].strip() for line in lines if "model name" in line)
-    except (OSError, StopIteration):
-        pass
-    devices = ", ".join(sorted({device.device_kind for device in jax.devices()}))
-    return (
-        f"{time.strftime('%Y-%m-%d')}, {name}, {os.cpu_count()} cores, jax {jax.__version__} on "
-        f"{devices}, Python {sys.version.split()[0]}"
+def ratio(
+    name: str,
+    timing: Timing,
+    base: Timing,
+    unit: str = "x bare",
+    target: Target | None = None,
+    flops: float | None = None,
+) -> Figure:
+    """Time against a base's, repetition by repetition."""
+    ratios = timing.seconds / base.seconds
+    low, median, high = np.percentile(ratios, [25, 50, 75])
+    shortest = float(timing.seconds.min())
+    return Figure(
+        name,
+        float(median),
+        unit,
+        target,
+        of_minima=shortest / float(base.seconds.min()),
+        low=float(low),
+        high=float(high),
+        seconds=shortest,
+        gflops=None if flops is None else flops / shortest / 1e9,
+        cores=timing.cores,
     )
+
+
+def ratios(
+    timings: Mapping[str, Timing],
+    flops: float,
+    targets: Mapping[str, float] | None = None,
+    bases: Mapping[str, str] | None = None,
+    passes: Mapping[str, int] | None = None,
+) -> list[Figure]:
+    """One figure per contender.
+
+    Args:
+      timings: what `interleaved` returned; the first contender is the base.
+      flops: of the first contender's inner products.
+      targets: the largest ratios hoped for, by contender.
+      bases: other bases than the first contender.
+      passes: how many times as many inner products a contender has, where not 1.
+    """
+    first, bases, targets, passes = next(iter(timings)), bases or {}, targets or {}, passes or {}
+    return [
+        ratio(
+            name,
+            timing,
+            timings[bases.get(name, first)],
+            f"x {bases.get(name, first)}",
+            Target(high=targets[name]) if name in targets else None,
+            flops * passes.get(name, 1),
+        )
+        for name, timing in timings.items()
+    ]
