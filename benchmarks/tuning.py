@@ -317,6 +317,62 @@ def print_report(cells: dict[Cell, list[Draw]]) -> None:
         print("  none")
 
 
+def write_plots(cells: dict[Cell, list[Draw]], folder: Path) -> None:
+    """The temperature sweep of IS, and gain against the size of the bank."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    grid = candidates.grid(1.0, 1.0)
+    by_cell = {
+        cell: np.mean([draw.gains for draw in found], axis=0) for cell, found in cells.items()
+    }
+    gains = np.array(list(by_cell.values()))
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axes = figure.subplots(1, 2)
+    for weight, color in zip((0.25, 0.5, 0.75, 1.0), ("C0", "C1", "C2", "C3"), strict=True):
+        rows = (grid.method == 1) & (grid.weight_query == weight)
+        for place, reduce in enumerate((np.mean, np.min)):
+            axes[place].plot(
+                grid.beta_query[rows],
+                reduce(gains[:, rows], axis=0),
+                "o-",
+                color=color,
+                label=f"weight {weight:g}",
+            )
+    auto = [_mean(100 * (d.auto.mean() - d.raw.mean()) for d in found) for found in cells.values()]
+    oracle = [_mean(draw.gains.max() for draw in found) for found in cells.values()]
+    for place, (title, reduce) in enumerate((("mean of the cells", np.mean), ("worst", np.min))):
+        axes[place].axhline(float(reduce(auto)), color="black", label="auto")
+        axes[place].axhline(float(reduce(oracle)), color="black", linestyle=":", label="oracle")
+        axes[place].set(xscale="log", title=title, xlabel="beta x spread of similarities")
+        axes[place].set_xticks([0.5, 1, 2, 4, 8, 16], ["0.5", "1", "2", "4", "8", "16"])
+        axes[place].minorticks_off()
+    axes[1].axhline(0, color="gray", linewidth=0.8)
+    axes[0].set_ylabel("IS: gain over raw, points of R@1")
+    axes[1].legend(fontsize=8, loc="lower left")
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / "temperature_sweep.png", dpi=130)
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    sizes = sorted({size for _, size in cells}, key=lambda size: (size == "all", len(size), size))
+    names = list(dict.fromkeys(name for name, _ in cells))
+    colors = colormaps["tab20"](np.linspace(0, 1, max(len(names), 2)))
+    for color, name in zip(colors, names, strict=False):
+        found = [
+            (sizes.index(size), _mean(100 * (d.auto.mean() - d.raw.mean()) for d in draws_))
+            for (of, size), draws_ in cells.items()
+            if of == name
+        ]
+        style = "--" if "reversed" in name else "-"
+        axes.plot(*zip(*found, strict=True), "o" + style, color=color, label=name, markersize=4)
+    axes.set_xticks(range(len(sizes)), [f"{size}" for size in sizes])
+    axes.set(xlabel="pairs in the bank", ylabel="auto: gain over raw, points of R@1")
+    axes.axhline(0, color="gray", linewidth=0.8)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(folder / "gain_by_bank_size.png", dpi=130)
+
+
 def _file(cache: Path, cell: Cell, number: int) -> Path:
     name = hashlib.sha256(f"{cell}".encode()).hexdigest()[:12]
     return cache / f"{name}-{number}.npz"
@@ -344,6 +400,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--seconds", type=float, default=math.inf, help="begin no draw after so long"
     )
+    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="write two pictures there")
     options = parser.parse_args(arguments)
     print(machine())
     if options.cache is not None:
@@ -362,6 +419,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             previous = cell
         cells[cell].append(_kept(path, lambda make=make, number=number: run_draw(make(), number)))
     print_report(cells)
+    if options.plots is not None:
+        write_plots(cells, options.plots)
 
 
 if __name__ == "__main__":

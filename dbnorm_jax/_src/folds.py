@@ -14,9 +14,10 @@ from dbnorm_jax._src import candidates, checks, diagnostics, held_out, numerics
 from dbnorm_jax._src.relevance import as_rows
 from dbnorm_jax._src.similarity import SimilarityFn, check_rows
 
-# Queries held out, and gallery items they are ranked among beside the right ones.
-_MOST_QUERIES = 2048
-_MOST_ITEMS = 2048
+# Queries held out; items they are ranked among, the right ones among them; others at least.
+_MOST_QUERIES = 1024
+_MOST_COLUMNS = 2048
+_FEWEST_OTHERS = 1024
 _SPREAD_ROWS = 512
 
 Floats = npt.NDArray[Any]
@@ -86,13 +87,14 @@ def split_pairs(
         held_out = np.sort(rng.choice(paired, _MOST_QUERIES, replace=False))
     own = np.unique(right[held_out])
     own = own[own >= 0]
+    num_others = max(_MOST_COLUMNS - len(own), _FEWEST_OTHERS)
     if banks.items is None:
         others = np.setdiff1d(np.arange(len(banks.gallery)), own)
-        others = _sample(others, max(_MOST_ITEMS - len(own), 0), rng)
+        others = _sample(others, num_others, rng)
         own = np.concatenate([own, others])
         columns, start = banks.gallery[own], 0
     else:
-        others = _sample(np.arange(len(banks.items)), _MOST_ITEMS, rng)
+        others = _sample(np.arange(len(banks.items)), num_others, rng)
         known = {row.tobytes() for row in np.ascontiguousarray(banks.gallery[own])}
         items = np.ascontiguousarray(banks.items[others])
         items = items[[row.tobytes() not in known for row in items]]
