@@ -1,4 +1,4 @@
-"""The benchmark of the automatic choice: its statistics, and an oracle that ranks as the library."""
+"""The benchmark of the automatic choice: its statistics, and that its oracle is the library's."""
 
 import numpy as np
 import pytest
