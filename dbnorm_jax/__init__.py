@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from dbnorm_jax._src import baselines as baselines
     from dbnorm_jax._src import hubness as hubness
     from dbnorm_jax._src import metrics as metrics
+    from dbnorm_jax._src import tuning as tuning
     from dbnorm_jax._src.banks import bank_statistics as bank_statistics
     from dbnorm_jax._src.banks import merge as merge
     from dbnorm_jax._src.banks import responsibilities as responsibilities
@@ -38,18 +39,20 @@ if TYPE_CHECKING:
     from dbnorm_jax._src.similarity import cosine_similarity as cosine_similarity
     from dbnorm_jax._src.similarity import dot_product as dot_product
     from dbnorm_jax._src.similarity import negative_squared_euclidean as negative_squared_euclidean
+    from dbnorm_jax._src.tuning import auto as auto
     from dbnorm_jax._src.types import BankStatistics as BankStatistics
     from dbnorm_jax._src.types import Correction as Correction
     from dbnorm_jax._src.types import LargestSimilarities as LargestSimilarities
     from dbnorm_jax._src.types import SearchResult as SearchResult
 
-_MODULES = ("baselines", "hubness", "metrics")
+_MODULES = ("baselines", "hubness", "metrics", "tuning")
 _HOME = {
     "BankStatistics": "types",
     "Correction": "types",
     "LargestSimilarities": "types",
     "SearchResult": "types",
     "apply_correction": "retrieval",
+    "auto": "tuning",
     "bank_statistics": "banks",
     "cosine_similarity": "similarity",
     "dot_product": "similarity",

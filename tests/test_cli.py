@@ -197,7 +197,15 @@ def test_demo_prints_a_table(demo):
         "emoji names en -> de (cross-lingual stand-in for cross-modal retrieval): inductive"
     )
     assert sizes.startswith("641 queries, 641 gallery items")
-    labels = ["raw", "IS(20)", "DIS(20)", "DualIS(20, 1)", "DualDIS(20, 1)", "DualIS(20, 20)"]
+    labels = [
+        "raw",
+        "auto",
+        "IS(20)",
+        "DIS(20)",
+        "DualIS(20, 1)",
+        "DualDIS(20, 1)",
+        "DualIS(20, 20)",
+    ]
     lines = [line for line in done.stdout.splitlines() if line.startswith(tuple(labels))]
     assert [len(line.split()) for line in lines[:3]] == [12, 12, 12]  # no column cut
     assert all(any(line.startswith(label) for line in lines) for label in labels)
@@ -231,7 +239,7 @@ def test_demo_files(demo):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
     content = json.loads((folder / "results.json").read_text("utf-8"))
     lines = list(csv.DictReader(io.StringIO((folder / "results.csv").read_text("utf-8"))))
-    assert len(lines) == len(content["rows"]) == 8
+    assert len(lines) == len(content["rows"]) == 9
     for line, row in zip(lines, content["rows"], strict=True):
         assert (line["method"], line["kind"]) == (row["method"], "inductive")
         assert all(float(line[name]) == row[name] for name in NUMBERS)
@@ -242,7 +250,7 @@ def test_readme_shows_the_demo_s_table(demo):
     lines = demo[0].stdout.splitlines()
     start = next(place for place, line in enumerate(lines) if line.startswith("──"))
     rows = lines[start + 1 : lines.index("", start)]
-    assert len(rows) == 8
+    assert len(rows) == 9
     for row in rows:
         # The last digits may differ between processors.
         label, numbers = row[:15], row[15:].replace("/", " ").split()
@@ -354,14 +362,17 @@ def test_matrices_give_the_same_numbers(folder, arrays, call_json, tmp_path):
 
 
 def test_set_equals_separate_files(folder, call_json):
-    separate = call_json("evaluate", *embeddings_of(folder), "--relevant", folder / "truth.npy")
-    as_csr = call_json("evaluate", *embeddings_of(folder), "--relevant", folder / "truth.npz")
+    pairs = ("--bank-pairs", "rows")
+    separate, as_csr = (
+        call_json("evaluate", *embeddings_of(folder), "--relevant", folder / truth, *pairs)
+        for truth in ("truth.npy", "truth.npz")
+    )
     together = call_json("evaluate", folder / "set.npz")
     members = [f"{folder / 'set.npz'}:{name}" for name in ("query", "gallery")]
     banks = [f"{folder / 'set.npz'}:{name}" for name in ("query_bank", "gallery_bank")]
     by_member = call_json(
         *("evaluate", *members, "--query-bank", banks[0], "--gallery-bank", banks[1]),
-        *("--relevant", folder / "truth.npy"),
+        *("--relevant", folder / "truth.npy", *pairs),
     )
     assert together["set"] == "set"
     for other in (as_csr, together, by_member):
@@ -374,7 +385,7 @@ def test_reverse_swaps_both_sides(folder, call_json, tmp_path):
     swapped = call_json(
         *("evaluate", folder / "gallery.npy", folder / "query.npy"),
         *("--query-bank", folder / "gallery_bank.npy", "--gallery-bank"),
-        *(folder / "query_bank.npy", "--relevant", tmp_path / "back.npy"),
+        *(folder / "query_bank.npy", "--relevant", tmp_path / "back.npy", "--bank-pairs", "rows"),
     )
     content = call_json("evaluate", folder / "set.npz", "--reverse")
     assert content["set"] == "set (reversed)"

@@ -10,9 +10,9 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "dbnorm_jax"
 LAYERS = [
-    {"types", "checks", "numerics", "binary_files"},
-    {"similarity", "relevance", "selection"},
-    {"streaming"},
+    {"types", "choices", "checks", "numerics", "binary_files", "guard"},
+    {"similarity", "relevance", "selection", "candidates"},
+    {"streaming", "held_out", "diagnostics"},
     {"search"},
     {"kernels"},
     {"dispatch"},
@@ -26,8 +26,10 @@ LAYERS = [
         "normalizers",
         "retrieval",
         "hubness",
+        "folds",
     },
     {"baselines", "metrics", "conformance", "io"},
+    {"tuning"},
 ]
 FILES = sorted(PACKAGE.rglob("*.py"))
 SOURCES = sorted((PACKAGE / "_src").glob("*.py"))

@@ -70,7 +70,7 @@ def demo(source: str, target: str, seed: int, output: Path) -> None:
     "--bank-pairs",
     metavar="FILE|rows",
     help="Gallery-bank row of each query-bank row (integers, -1: none); 'rows': row i and row i. "
-    "Checked only, so far.",
+    "What `auto` chooses by; without them it keeps raw.",
 )
 @click.option(
     "--similarity",
@@ -93,9 +93,9 @@ def demo(source: str, target: str, seed: int, output: Path) -> None:
 @click.option(
     "--methods",
     metavar="LIST",
-    help="Which to run, by name or group (all, paper, means, transport, rescaling, vectors, "
-    "transductive), with parameters as nnn:k=64:weight=0.5; raw is always there.  "
-    "[default: paper,csls,nnn]",
+    help="Which to run: auto, or by name or group (all, paper, means, transport, rescaling, "
+    "vectors, transductive), with parameters as nnn:k=64:weight=0.5; raw is always there.  "
+    "[default: auto where there are pairs, paper,csls,nnn]",
 )
 @click.option("--published", is_flag=True, help="Add DualDIS as the released code scores it.")
 @click.option("--reverse", is_flag=True, help="Swap both sides: the gallery queries the queries.")
@@ -123,8 +123,8 @@ def demo(source: str, target: str, seed: int, output: Path) -> None:
 def evaluate(**options: Any) -> None:
     """Compare the corrections on your embeddings.
 
-    The table sets raw retrieval beside IS, DIS, DualIS, DualDIS, CSLS and NNN; docs/methods.md
-    has the list of all methods.
+    The table sets raw retrieval beside `auto`, the correction that the bank's own pairs prove
+    better (or raw), and IS, DIS, DualIS, DualDIS, CSLS and NNN; docs/methods.md has all methods.
 
     Files are .npy (memory-mapped) or .npz (FILE.npz:name picks an array), one row per item. A
     SET.npz holds query, gallery and query_bank, and possibly gallery_bank, gt_indptr with
@@ -140,4 +140,48 @@ def evaluate(**options: Any) -> None:
     from dbnorm_jax._cli.evaluate import Request, run
 
     options["files"] = tuple(options["files"])
+    run(Request(**options))
+
+
+@cli.command()
+@click.argument("query_bank")
+@click.argument("gallery_bank")
+@click.option(
+    "--bank-pairs",
+    metavar="FILE|rows",
+    help="Right gallery-bank row of each query-bank row (integers, -1: none); 'rows': row i and "
+    "row i. Without them raw is kept.",
+)
+@click.option(
+    "--gallery",
+    metavar="FILE",
+    help="The items that will be searched: held-out queries are ranked among them.  [default: the "
+    "gallery bank]",
+)
+@click.option(
+    "--similarity",
+    type=click.Choice(["cosine", "dot", "euclidean"]),
+    default="cosine",
+    help="cosine normalizes the rows; euclidean is the negative squared distance.",
+)
+@click.option("--seed", default=0, type=click.IntRange(min=0), help="Of folds and sign flips.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE.npz",
+    help="Write the choice there, for dbnorm_jax.load and tuning.fit.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+def tune(**options: Any) -> None:
+    """Choose the correction from the banks alone; raw unless another is proven better.
+
+    QUERY_BANK holds other items like the queries, GALLERY_BANK other items like the gallery: .npy,
+    or FILE.npz:name. Says what was chosen, on what evidence, and what looks wrong with the banks.
+
+    \b
+    Example:
+      dbnorm tune train_captions.npy train_images.npy --bank-pairs rows --gallery images.npy
+    """  # noqa: D301 - \b is click's mark for lines that are not to be refilled
+    from dbnorm_jax._cli.tune import Request, run
+
     run(Request(**options))

@@ -21,7 +21,7 @@ _BETA_QUERY, _BETA_GALLERY = DEFAULT_BETAS.values()
 _BEST, _EQUAL = (Method("dualis", _BETA_QUERY, beta) for beta in (_BETA_GALLERY, _BETA_QUERY))
 
 METHODS = (
-    *choose_methods(("is", "dis", "dualis", "dualdis"), _BETA_QUERY, _BETA_GALLERY),
+    *choose_methods(("auto", "is", "dis", "dualis", "dualdis"), _BETA_QUERY, _BETA_GALLERY),
     _EQUAL,
     *choose_methods(("csls", "nnn"), None, None)[1:],
 )
@@ -44,7 +44,7 @@ def run(source: str, target: str, seed: int, output: Path) -> None:
 def _report(test: EvaluationSet, rows: list[ResultRow]) -> Report:
     import emoji
 
-    notes = _sentences(test, rows)
+    notes = [*_sentences(test, rows), *(row.remark for row in rows if row.remark)]
     if not emoji.__version__.startswith(f"{EMOJI_VERSION}."):
         notes.append(
             f"These figures are of emoji {emoji.__version__}; documented ones of {EMOJI_VERSION}."

@@ -68,6 +68,8 @@ def run(request: Request) -> None:
         results.check_folder("--output", request.output, list(FILES), force=request.force)
     with Progress(count_steps(methods)) as progress:
         test = read(request)
+        if request.methods is None and getattr(test, "bank_pairs", None) is None:
+            methods = [method for method in methods if method.kind != "auto"]
         rows = evaluate(test, methods, progress)
         report = _report(request, test, methods, rows)
         made = contents(report) if request.output is not None else {}
@@ -158,6 +160,10 @@ def _obstacle(request: Request, wish: Wish) -> tuple[str, str, str] | None:
     """What keeps a method from running on this input: expected, actual, remedy."""
     about = KINDS[wish.kind]
     matrices = request.similarities is not None
+    # By name it runs and says why it declines; a set may hold pairs, which only reading shows.
+    unpaired = request.bank_pairs is None and len(request.files) != 1
+    if wish.kind == "auto" and unpaired and request.methods is None:
+        return "--bank-pairs", "none", "leave it out"
     if about.embeddings and matrices:
         return "embeddings", "matrices", "leave it out"
     if about.gallery_bank and matrices and request.gallery_bank_similarities is None:
@@ -229,7 +235,7 @@ def _read_embeddings(request: Request) -> EvaluationSet:
     pairs = None
     if request.bank_pairs is not None:
         # Without a gallery bank the gallery stands in for it.
-        pairs = _pairs(request.bank_pairs, sizes[2], sizes[3] if len(sizes) > 3 else sizes[1])
+        pairs = read_pairs(request.bank_pairs, sizes[2], sizes[3] if len(sizes) > 3 else sizes[1])
     embeddings = [sets.prepared(name, array, request.measure) for name, array in arrays.items()]
     return EvaluationSet(
         name=" -> ".join(_title(source) for source in sources[:2]),
@@ -277,7 +283,8 @@ def _relevant(request: Request, num_queries: int, num_gallery: int) -> sets.Csr 
     return sets.rows_relevant(num_queries) if num_queries == num_gallery else None
 
 
-def _pairs(text: str, num_query_bank: int, num_gallery_bank: int) -> sets.Integers:
+def read_pairs(text: str, num_query_bank: int, num_gallery_bank: int) -> sets.Integers:
+    """What --bank-pairs says, checked."""
     if text == "rows":
         if num_query_bank != num_gallery_bank:
             _fail(
@@ -306,7 +313,7 @@ def _report(
     sizes = {"queries": num_queries, "gallery": num_gallery, "query_bank": len(test.query_bank)}
     if test.gallery_bank is not None:
         sizes["gallery_bank"] = len(test.gallery_bank)
-    notes = []
+    notes = [row.remark for row in rows if row.remark]
     if test.relevant is None:
         notes.append(
             "No right items are known, so the retrieval columns are empty: give --relevant."

@@ -49,6 +49,7 @@ class ResultRow:
       ranks: [num_queries] rank of each query's best right item, or None.
       k_occurrence: [num_gallery], how many queries have the item among their nearest.
       nearest: [num_queries, k] gallery rows, best first.
+      remark: what the method has to say, for the notes.
     """
 
     method: Method
@@ -66,6 +67,7 @@ class ResultRow:
     ranks: Ranks | None
     k_occurrence: Neighbors
     nearest: Neighbors
+    remark: str = ""
 
 
 def num_transductive(test: EvaluationSet | SimilaritySet) -> int:
@@ -147,6 +149,8 @@ def _found(
         return source.by_rows(k, lambda rows, _: dbn.published_scores(rows, *banks))
     if method.kind in _FITTED:
         return source.search(k, _FITTED[method.kind](source, method))
+    if method.kind == "auto":
+        return _chosen(source, k)
     if method.kind == "gc":
         bank = source.query_bank_similarities(method.kind)
         return source.by_rows(k, lambda rows, _: dbn.baselines.globally_corrected(rows, bank))
@@ -160,6 +164,23 @@ def _found(
             f"--methods {method.kind}: expected embeddings, got matrices; leave it out"
         )
     return _VECTORS[method.kind](source, method, k)
+
+
+def _chosen(source: Embeddings | Matrices, k: int) -> Found:
+    """What the banks alone prove better than raw."""
+    if isinstance(source, Matrices):
+        raise ValueError("--methods auto: expected embeddings, got matrices; leave it out")
+    test = source.test
+    correction, choice = dbn.auto(
+        source.gallery,
+        source.query_bank,
+        None if test.gallery_bank is None else source.gallery_bank,
+        test.bank_pairs,
+        similarity_fn=source.similarity_fn,
+        return_choice=True,
+    )
+    first, *others = choice.summary().split("\n")
+    return source.search(k, correction)._replace(remark=f"auto: {first}, {'; '.join(others)}.")
 
 
 def _fit_dn(source: Embeddings | Matrices, method: Method) -> dbn.Correction:
@@ -289,6 +310,7 @@ def _row(
         ranks=ranks,
         k_occurrence=np.asarray(counts),
         nearest=found.nearest,
+        remark=found.remark,
     )
 
 

@@ -42,6 +42,7 @@ _SINKHORN = {"temperature": 0.05, "iterations": 10}
 
 KINDS: dict[str, Kind] = {
     "raw": Kind("raw", "raw"),
+    "auto": Kind("auto", "auto", embeddings=True),
     "is": Kind("IS", "paper", unit=_ONE),
     "dis": Kind("DIS", "paper", gated=True, unit=_ONE),
     "dualis": Kind("DualIS", "paper", gallery_bank=True, unit=_TWO),
@@ -81,7 +82,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     for group in ("paper", "means", "transport", "rescaling", "vectors", "transductive")
 }
 ALL = tuple(name for names in GROUPS.values() for name in names)
-DEFAULT = (*GROUPS["paper"], "csls", "nnn")
+DEFAULT = ("auto", *GROUPS["paper"], "csls", "nnn")
 _WHOLE = ("k", "iterations")
 
 
@@ -171,7 +172,7 @@ def parse(text: str) -> list[Wish]:
         for kind in members:
             if kind not in KINDS:
                 raise ValueError(
-                    f"--methods: expected a list of {', '.join(ALL)}, or groups "
+                    f"--methods: expected a list of {', '.join(('auto', *ALL))}, or groups "
                     f"{', '.join(('all', *GROUPS))}, got {name!r}; write for instance "
                     f"--methods is,dualis"
                 )

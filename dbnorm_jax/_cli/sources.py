@@ -29,6 +29,7 @@ class Found(NamedTuple):
 
     nearest: Neighbors
     ranks: Ranks | None
+    remark: str = ""  # what a method has to say
 
 
 class Source(Protocol):

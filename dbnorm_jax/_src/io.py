@@ -23,6 +23,7 @@ import io
 import json
 import os
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -32,13 +33,14 @@ import numpy as np
 
 import dbnorm_jax
 from dbnorm_jax._src import binary_files, checks
+from dbnorm_jax._src.choices import METHODS, REASONS, Choice
 from dbnorm_jax._src.types import BankStatistics, Correction, LargestSimilarities
 
-State = BankStatistics | LargestSimilarities | Correction
+State = BankStatistics | LargestSimilarities | Correction | Choice
 
 FORMAT_VERSION = 1
 _KINDS: dict[str, type[Any]] = {
-    kind.__name__: kind for kind in (BankStatistics, LargestSimilarities, Correction)
+    kind.__name__: kind for kind in (BankStatistics, LargestSimilarities, Correction, Choice)
 }
 _HEADER = "header"
 _LARGEST_HEADER = 2**20
@@ -48,11 +50,11 @@ Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
 
 
 def save(path: str | os.PathLike[str], state: State) -> None:
-    """Writes statistics or a correction to one .npz, whole or not at all.
+    """Writes statistics, a correction or a choice to one .npz, whole or not at all.
 
     Args:
       path: the file, by this very name; an existing one is replaced.
-      state: concrete BankStatistics, LargestSimilarities or Correction.
+      state: concrete BankStatistics, LargestSimilarities, Correction or tuning.Choice.
 
     Raises:
       TypeError: another type, values inside a jit, a dtype that .npy has no name for (bfloat16).
@@ -254,6 +256,9 @@ def _check_state(name: str, kind: type[Any], arrays: Arrays, static: dict[str, i
             expect(active.dtype.kind in "bf", "active", "bool or floating point")
             expect(bool(((active >= 0) & (active <= 1)).all()), "active", "in [0, 1]")
         return
+    if kind is Choice:
+        _check_choice(expect, arrays, static)
+        return
     if kind is LargestSimilarities:
         expect(is_float("values"), "values", "floating point")
         values = arrays["values"]
@@ -279,3 +284,27 @@ def _check_state(name: str, kind: type[Any], arrays: Arrays, static: dict[str, i
         expect(counts.dtype == np.int32, "k_occurrence", "int32")
         expect(counts.shape == shape, "k_occurrence", f"of the shape of log_normalizer {shape}")
         expect(bool((counts >= 0).all()), "k_occurrence", "at least 0")
+
+
+_PAIRS = ("spreads", "active_share", "open_share", "own_share")
+_LENGTHS = dict.fromkeys(_PAIRS, 2) | {"num_equal_rows": 3}
+_WHOLE = ("chosen", "method", "k", "num_equal_rows")
+
+
+def _check_choice(
+    expect: Callable[[bool, str, str], None], arrays: Arrays, static: dict[str, int]
+) -> None:
+    fields = [field.name for field in dataclasses.fields(Choice) if not field.metadata]
+    length = arrays["method"].shape[:1] if "method" in arrays else (0,)
+    expect("method" in arrays and 0 not in length, "method", "[num_candidates]")
+    for field in fields:
+        shape = () if field == "chosen" else (_LENGTHS.get(field, length[0]),)
+        expect(field in arrays and arrays[field].shape == shape, field, f"of shape {shape}")
+        kind, name = ("i", "integer") if field in _WHOLE else ("f", "floating point")
+        expect(arrays[field].dtype.kind == kind, field, name)
+        expect(bool(np.isfinite(arrays[field]).all()), field, "finite")
+    method, chosen = arrays["method"], int(arrays["chosen"])
+    known = bool(((method >= 0) & (method < len(METHODS))).all()) and int(method[0]) == 0
+    expect(known, "method", f"raw (0) first, then below {len(METHODS)}")
+    expect(0 <= chosen < length[0], "chosen", f"between 0 and {length[0] - 1}")
+    expect(0 <= static["reason_code"] < len(REASONS), "reason_code", f"below {len(REASONS)}")

@@ -1,0 +1,38 @@
+"""Time of the whole of `tuning.tune` beside a bare scan of the same similarities.
+
+    python -m benchmarks.tuning_cost [--size 10240] [--dim 512]
+
+The bare scan computes query bank x gallery bank once and keeps nothing.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+import numpy as np
+
+import dbnorm_jax as dbn
+from benchmarks.common import bare_scan, interleaved, machine, ratio_lines, unit_rows
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Times and prints."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=int, default=10240)
+    parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--repetitions", type=int, default=5)
+    options = parser.parse_args(arguments)
+    print(machine())
+    items, other = (unit_rows(seed, options.size, options.dim) for seed in (0, 2))
+    noise = unit_rows(1, options.size, options.dim)
+    query_bank, pairs = 0.3 * items + noise, np.arange(options.size)
+    contenders = {
+        "bare": lambda: bare_scan(query_bank, items),
+        "tune": lambda: dbn.tuning.tune(query_bank, items, pairs),
+        "tune, gallery": lambda: dbn.tuning.tune(query_bank, items, pairs, gallery=other),
+    }
+    print(f"banks {options.size} x {options.size} x dim {options.dim}")
+    print("\n".join(ratio_lines(interleaved(contenders, options.repetitions), "bare")))
+
+
+if __name__ == "__main__":
+    main()

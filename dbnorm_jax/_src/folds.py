@@ -1,0 +1,179 @@
+"""What is held out: the banks checked, their pairs dealt into folds, and the ranks that come out.
+
+The items ranked are those that will be searched, or the gallery bank where these are not known, and
+beside them the right items of the held-out queries. Large banks are sampled.
+"""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+
+from dbnorm_jax._src import candidates, checks, diagnostics, held_out, numerics
+from dbnorm_jax._src.relevance import as_rows
+from dbnorm_jax._src.similarity import SimilarityFn, check_rows
+
+# Queries held out; items they are ranked among, the right ones among them; others at least.
+_MOST_QUERIES = 1024
+_MOST_COLUMNS = 2048
+_FEWEST_OTHERS = 1024
+_SPREAD_ROWS = 512
+
+Floats = npt.NDArray[Any]
+Integers = npt.NDArray[np.integer[Any]]
+
+
+class Banks(NamedTuple):
+    """The embeddings, checked and on the host."""
+
+    query: Floats  # [num_query_bank, dim]
+    gallery: Floats  # [num_gallery_bank, dim]
+    items: Floats | None  # [num_gallery, dim]
+
+
+def checked(query: Any, gallery: Any, items: Any, similarity_fn: SimilarityFn) -> Banks:
+    """Raises unless the arrays fit; without a gallery bank, the gallery stands in for it."""
+    arrays = {"query_bank": query, "gallery_bank": gallery, "gallery": items}
+    given = {
+        name: checks.embeddings(name, rows) for name, rows in arrays.items() if rows is not None
+    }
+    if not checks.is_concrete(given):
+        raise TypeError("tuning decides by values: call it outside jit, vmap and grad")
+    for name, rows in given.items():
+        checks.same_dimension("query_bank", given["query_bank"], name, rows)
+    check_rows(similarity_fn, **given)
+    found = [np.asarray(given[name]) if name in given else None for name in arrays]
+    assert found[0] is not None
+    return Banks(found[0], found[1] if found[1] is not None else found[2], found[2])  # type: ignore[arg-type]
+
+
+def right_rows(name: str, pairs: Any, num_query_bank: int, num_gallery_bank: int) -> Any:
+    """The right gallery-bank rows of each query-bank row, [num_query_bank, most], -1 for none."""
+    try:
+        return as_rows(pairs, (num_query_bank, num_gallery_bank))
+    except (TypeError, ValueError) as error:
+        message = str(error).replace("`relevant", f"`{name}").replace("per query", "per bank query")
+        raise type(error)(message) from None
+
+
+class Split(NamedTuple):
+    """What is ranked, and which rows are held out when."""
+
+    columns: Any  # [num_columns, dim], the items ranked
+    held_out: Integers  # [num_held_out] query-bank rows, ranked in turn
+    excluded_query: Integers  # [num_query_bank, most] the right columns of each row, -1 for none
+    excluded_gallery: Integers  # [num_gallery_bank, 1] the row's own column
+    fold_query: Integers  # [num_query_bank]; num_folds: never held out
+    fold_gallery: Integers  # [num_gallery_bank]
+    num_folds: int
+
+
+def split_pairs(
+    banks: Banks, right: Integers, paired: Integers, num_folds: int, rng: np.random.Generator
+) -> Split:
+    """Deals the pairs into folds and chooses what is ranked."""
+    # Queries with the same right item stay together.
+    group = np.unique(right[paired].max(axis=1), return_inverse=True)[1]
+    fold_of_group = rng.permutation(int(group.max()) + 1) % num_folds
+    fold_query = np.full(len(banks.query), num_folds)
+    fold_query[paired] = fold_of_group[group]
+    fold_gallery = np.full(len(banks.gallery), num_folds)
+    for column in right[paired].T:
+        fold_gallery[column[column >= 0]] = fold_query[paired[column >= 0]]
+
+    held_out = paired
+    if len(paired) > _MOST_QUERIES:
+        held_out = np.sort(rng.choice(paired, _MOST_QUERIES, replace=False))
+    own = np.unique(right[held_out])
+    own = own[own >= 0]
+    num_others = max(_MOST_COLUMNS - len(own), _FEWEST_OTHERS)
+    if banks.items is None:
+        others = np.setdiff1d(np.arange(len(banks.gallery)), own)
+        others = _sample(others, num_others, rng)
+        own = np.concatenate([own, others])
+        columns, start = banks.gallery[own], 0
+    else:
+        others = _sample(np.arange(len(banks.items)), num_others, rng)
+        known = {row.tobytes() for row in np.ascontiguousarray(banks.gallery[own])}
+        items = np.ascontiguousarray(banks.items[others])
+        items = items[[row.tobytes() not in known for row in items]]
+        columns, start = np.concatenate([items, banks.gallery[own]]), len(items)
+    # One place more than there are rows: -1 stays -1.
+    place = np.full(len(banks.gallery) + 1, -1)
+    place[own] = start + np.arange(len(own))
+    return Split(
+        jnp.asarray(columns),
+        held_out,
+        place[right].astype(np.int32),
+        place[:-1, None].astype(np.int32),
+        fold_query,
+        fold_gallery,
+        num_folds,
+    )
+
+
+def _sample(rows: Integers, most: int, rng: np.random.Generator) -> Integers:
+    return rows if len(rows) <= most else np.sort(rng.choice(rows, most, replace=False))
+
+
+def spread(bank: Floats, columns: Any, excluded: Integers, similarity_fn: SimilarityFn) -> float:
+    rows = np.linspace(0, len(bank) - 1, min(_SPREAD_ROWS, len(bank))).astype(int)
+    value = float(
+        diagnostics.spread(
+            jnp.asarray(bank[rows]),
+            columns,
+            jnp.asarray(excluded[rows]),
+            similarity_fn=similarity_fn,
+        )
+    )
+    # Below rounding, a row is constant.
+    rounding = 1e-5 * float(jnp.abs(columns).max() * np.abs(bank).max())
+    return value if value > rounding else 0.0
+
+
+def ranks(
+    banks: Banks, split: Split, table: candidates.Candidates, similarity_fn: SimilarityFn
+) -> tuple[Floats, Floats, Floats]:
+    """[num_held_out, num_candidates] ranks; shares of active items and of open gates, [2] each."""
+    query_bank = jnp.asarray(banks.query)
+    dtype = numerics.accumulation_dtype(query_bank.dtype, split.columns.dtype)
+    plan = held_out.planned(table, dtype)
+
+    def parts(bank: Any, index: int, excluded: Integers, folds: Integers, k: int) -> Any:
+        return held_out.statistics(
+            bank,
+            split.columns,
+            plan.betas[index],
+            jnp.asarray(excluded),
+            held_out.blocks(folds, split.num_folds + 1),
+            num_parts=split.num_folds + 1,
+            k=k,
+            similarity_fn=similarity_fn,
+        )
+
+    query_parts = parts(query_bank, 0, split.excluded_query, split.fold_query, plan.most)
+    gallery_parts = parts(
+        jnp.asarray(banks.gallery), 1, split.excluded_gallery, split.fold_gallery, 0
+    )
+    folds = np.full(len(banks.query), -1)
+    folds[split.held_out] = split.fold_query[split.held_out]
+    dealt = held_out.blocks(folds, split.num_folds)
+    by_block, open_by_block, active = held_out.held_out_ranks(
+        query_bank,
+        split.columns,
+        jnp.asarray(split.excluded_query),
+        dealt,
+        query_parts,
+        gallery_parts,
+        plan.betas,
+        plan.neighbors,
+        plan.terms,
+        similarity_fn=similarity_fn,
+    )
+    filled = dealt.weights > 0
+    order = dealt.rows[filled]
+    ranks = np.swapaxes(np.asarray(by_block, np.float64), 1, 2)[filled]
+    is_open = np.swapaxes(np.asarray(open_by_block), 1, 2)[filled]
+    shares: list[Floats] = [np.asarray(active).mean(axis=0), is_open.mean(axis=0)]
+    return ranks[np.argsort(order)], shares[0], shares[1]

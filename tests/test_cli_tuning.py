@@ -1,0 +1,126 @@
+"""`dbnorm tune` and `dbnorm evaluate --methods auto`."""
+
+import json
+
+import numpy as np
+import pytest
+
+import dbnorm_jax as dbn
+
+pytest.importorskip("click")
+pytest.importorskip("rich")
+
+from dbnorm_jax._cli import main as command
+
+SIZE, DIM = 60, 8
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Files of a hubby set."""
+    folder = tmp_path_factory.mktemp("set")
+    random = np.random.default_rng(3)
+    items = random.normal(size=(2, SIZE, DIM))
+    queries = items + 0.8 * random.normal(size=items.shape) + 2 * random.normal(size=DIM)
+    names = ("queries", "gallery", "query_bank", "gallery_bank")
+    for name, rows in zip(names, (queries[0], items[0], queries[1], items[1]), strict=True):
+        np.save(folder / f"{name}.npy", rows.astype(np.float32))
+    return folder
+
+
+@pytest.fixture
+def call(capsys, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+
+    def run(*arguments):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            command.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return stopped.value.code, captured.out, captured.err
+
+    return run
+
+
+BANKS = ("query_bank.npy", "gallery_bank.npy")
+
+
+def test_tune_prints_and_writes(call, tmp_path):
+    path = tmp_path / "choice.npz"
+    arguments = ("tune", *BANKS, "--bank-pairs", "rows", "--gallery", "gallery.npy")
+    code, out, err = call(*arguments, "--output", path)
+    assert (code, err) == (0, "")
+    choice = dbn.load(path)
+    assert choice.name != "raw"
+    assert choice.summary() in out
+    assert "open gates" in out
+    code, out, err = call(*arguments, "--json")
+    content = json.loads(out)
+    assert content["method"] == choice.name
+    assert len(content["candidates"]) == len(choice.gain)
+    gains = [row["gain"] for row in content["candidates"]]
+    assert gains == sorted(gains, reverse=True)
+
+
+def test_tune_without_pairs_keeps_raw(call):
+    code, out, _ = call("tune", *BANKS)
+    assert code == 0
+    assert out.startswith("raw\nraw: without `pairs`")
+    assert "own share" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("no.npy", BANKS[1]), "no.npy"),
+        ((*BANKS, "--bank-pairs", "query_bank.npy"), "--bank-pairs"),
+        ((*BANKS, "--similarity", "hamming"), "--similarity"),
+        ((BANKS[0],), "GALLERY_BANK"),
+    ],
+)
+def test_tune_on_bad_input(call, arguments, word):
+    code, out, err = call("tune", *arguments)
+    assert (code, out) == (2, "")
+    assert word in err
+    assert err.count("\n") == 1
+
+
+EVALUATE = ("evaluate", "queries.npy", "gallery.npy", "--query-bank", BANKS[0])
+
+
+def test_evaluate_auto(call):
+    arguments = (*EVALUATE, "--gallery-bank", BANKS[1])
+    code, out, err = call(*arguments, "--bank-pairs", "rows", "--methods", "auto,is", "--json")
+    assert code == 0, err
+    content = json.loads(out)
+    assert [row["method"] for row in content["rows"]] == ["raw", "auto", "IS"]
+    assert content["rows"][1]["gain"] > 0
+    assert any(note.startswith("auto: ") for note in content["notes"])
+    code, out, _ = call(*arguments, "--methods", "auto", "--json")
+    content = json.loads(out)
+    assert content["rows"][1]["gain"] == 0
+    assert any("without `pairs`" in note for note in content["notes"])
+
+
+def test_auto_stands_first_where_there_are_pairs(call):
+    code, out, _ = call(*EVALUATE, "--bank-pairs", "rows", "--json")
+    assert code == 0
+    assert [row["method"] for row in json.loads(out)["rows"]][:3] == ["raw", "auto", "IS"]
+    code, out, _ = call(*EVALUATE, "--json")
+    assert [row["method"] for row in json.loads(out)["rows"]][:2] == ["raw", "IS"]
+
+
+def test_auto_refuses_matrices(call):
+    code, _, err = call(
+        "evaluate",
+        "--similarities",
+        "queries.npy",
+        "--query-bank-similarities",
+        "query_bank.npy",
+        "--beta-query",
+        "1",
+        "--methods",
+        "auto",
+    )
+    assert code == 2
+    assert "--methods auto: expected embeddings" in err

@@ -1,0 +1,408 @@
+"""Tuning against brute force, its guard by simulation, and every way to ask for too much."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import dbnorm_jax as dbn
+from dbnorm_jax._src import candidates, choices, folds, guard
+
+SIZE, DIM = 60, 12
+
+
+def hubby(seed, size=SIZE, gallery=SIZE, noise=1.0):
+    """Pairs whose queries lean one way, so that some items are everybody's neighbors."""
+    rng = np.random.default_rng(seed)
+    items = rng.normal(size=(size + gallery, DIM)).astype(np.float32)
+    queries = items + noise * rng.normal(size=items.shape).astype(np.float32)
+    queries += 1.5 * rng.normal(size=DIM).astype(np.float32)
+    return queries[:size], items[:size], queries[size:], items[size:]
+
+
+@pytest.fixture(scope="module")
+def tuned():
+    """A strong case: 300 pairs."""
+    query_bank, gallery_bank, queries, gallery = hubby(0, 300, 200)
+    choice = dbn.tuning.tune(query_bank, gallery_bank, np.arange(300), gallery=gallery)
+    return choice, (gallery, query_bank, gallery_bank, queries)
+
+
+def reference_ranks(banks, split, right, table):
+    """One query at a time, from the definition."""
+    columns = np.asarray(split.columns, np.float64)
+    query_bank, gallery_bank = (np.asarray(bank, np.float64) for bank in (banks[0], banks[1]))
+    to_query, to_gallery = query_bank @ columns.T, gallery_bank @ columns.T
+    own = {int(row): i for i, row in enumerate(split.excluded_gallery[:, 0]) if row >= 0}
+    found = np.zeros((len(split.held_out), len(table.method)))
+    for place, query in enumerate(split.held_out):
+        fold = split.fold_query[query]
+        right_columns = [c for c in split.excluded_query[query] if c >= 0]
+        row = to_query[query]
+        for index, name in enumerate(choices.METHODS[m] for m in table.method):
+            scores = row.copy()
+            for bank, folds_of, beta, weight, is_query in (
+                (to_query, split.fold_query, table.beta_query, table.weight_query, True),
+                (to_gallery, split.fold_gallery, table.beta_gallery, table.weight_gallery, False),
+            ):
+                if not weight[index]:
+                    continue
+                valid = np.repeat((folds_of != fold)[:, None], len(columns), axis=1)
+                for column in range(len(columns)):
+                    if is_query:
+                        valid[(split.excluded_query == column).any(axis=1), column] = False
+                    elif column in own:
+                        valid[own[column], column] = False
+                bias = np.zeros(len(columns))
+                for column in range(len(columns)):
+                    values = bank[valid[:, column], column]
+                    if is_query and table.k[index]:
+                        bias[column] = np.sort(values)[::-1][: table.k[index]].mean()
+                    else:
+                        b = float(beta[index])
+                        top = values.max()
+                        bias[column] = top + np.log(np.exp(b * (values - top)).mean()) / b
+                if name in choices.GATED:
+                    rows = np.flatnonzero(valid.any(axis=1))
+                    active = np.where(valid[rows], bank[rows], -np.inf).argmax(axis=1)
+                    if row.argmax() not in active:
+                        continue
+                scores = scores - weight[index] * bias
+            best = scores[right_columns].max()
+            wrong = np.delete(scores, right_columns)
+            found[place, index] = 1 + (wrong > best).sum() + (wrong == best).sum() / 2
+    return found
+
+
+TABLE = candidates.from_rows(
+    [
+        ("raw", 0, 0, 0, 0, 0),
+        ("is", 0.3, 0, 0, 1.0, 0),
+        ("dis", 0.3, 0, 0, 0.5, 0),
+        ("nnn", 0, 0, 3, 0.75, 0),
+        ("gated nnn", 0, 0, 1, 1.0, 0),
+        ("dualis", 0.3, 0.1, 0, 0.5, 0.25),
+        ("dualdis", 0.5, 0.1, 0, 0.5, 0.5),
+    ]
+)
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["gallery", "banks alone"])
+def test_held_out_ranks_equal_brute_force(known):
+    query_bank, gallery_bank, _, gallery = hubby(1)
+    pairs = np.arange(SIZE)
+    pairs[:5] = -1  # never held out
+    pairs[5:8] = 20  # several queries of one item
+    rows = np.stack([pairs, np.full(SIZE, -1)], axis=1)
+    rows[10, 1] = 3  # several right items
+    banks = folds.Banks(query_bank, gallery_bank, gallery if known else None)
+    paired = np.flatnonzero(pairs >= 0)
+    split = folds.split_pairs(banks, rows, paired, 5, np.random.default_rng(0))
+    assert (split.fold_query[:5] == 5).all()
+    assert len(set(split.fold_query[[5, 6, 7, 20]])) == 1
+    ranks, active, is_open = folds.ranks(banks, split, TABLE, dbn.dot_product)
+    expected = reference_ranks(banks, split, rows, TABLE)
+    # A rounding may exchange two neighbors.
+    assert (np.abs(ranks - expected) > 1e-6).mean() < 0.005
+    assert np.abs(ranks - expected).max() <= 1
+    assert ((active > 0) & (active < 1)).all()
+    assert ((is_open > 0) & (is_open <= 1)).all()
+
+
+def test_the_choice_gains_on_queries_it_has_not_seen(tuned):
+    choice, (gallery, query_bank, gallery_bank, queries) = tuned
+    assert choice.name != "raw"
+    assert float(choice.p_value[int(choice.chosen)]) <= 0.05
+    correction = dbn.tuning.fit(choice, gallery, query_bank, gallery_bank)
+    raw, corrected = (
+        dbn.metrics.mean_reciprocal_rank(
+            dbn.metrics.stream_ranks(queries, gallery, np.arange(len(queries)), fitted)
+        )
+        for fitted in (None, correction)
+    )
+    assert corrected > raw + 0.02
+
+
+def test_the_same_seed_gives_the_same_choice(tuned):
+    choice, (gallery, query_bank, gallery_bank, _) = tuned
+    again = dbn.tuning.tune(query_bank, gallery_bank, np.arange(300), gallery=gallery)
+    for first, second in zip(jax.tree.leaves(choice), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+def test_bank_order_changes_no_more_than_the_folds(tuned):
+    choice, (gallery, query_bank, gallery_bank, _) = tuned
+    rng = np.random.default_rng(3)
+    queries, items = rng.permutation(300), rng.permutation(300)
+    pairs = np.argsort(items)[queries]
+    turned = dbn.tuning.tune(query_bank[queries], gallery_bank[items], pairs, gallery=gallery)
+    apart = np.abs(np.asarray(turned.gain - choice.gain))
+    assert (apart <= 1e-6 + np.asarray(choice.standard_error)).mean() > 0.95
+    assert turned.name != "raw"
+
+
+def test_the_unit_of_similarity_does_not_matter(tuned):
+    choice, (gallery, query_bank, gallery_bank, _) = tuned
+    scaled = dbn.tuning.tune(4 * query_bank, 4 * gallery_bank, np.arange(300), gallery=4 * gallery)
+    assert int(scaled.chosen) == int(choice.chosen)
+    np.testing.assert_allclose(scaled.beta_query, choice.beta_query / 16, rtol=1e-5)
+    np.testing.assert_allclose(scaled.gain, choice.gain, atol=0.01)
+
+
+def test_fit_gives_what_was_ranked(tuned):
+    """Every method: the fitted correction ranks as the table's biases do."""
+    choice, (gallery, query_bank, gallery_bank, _queries) = tuned
+    similarities = query_bank @ gallery.T
+    others = gallery_bank @ gallery.T
+    for method in range(len(choices.METHODS)):
+        row = int(np.flatnonzero(np.asarray(choice.method) == method)[-1])
+        fitted = dbn.tuning.fit(
+            dataclasses.replace(choice, chosen=jnp.int32(row)), gallery, query_bank, gallery_bank
+        )
+        about = {
+            name: np.asarray(getattr(choice, name))[row] for name in candidates.Candidates._fields
+        }
+        assert (fitted.active is not None) == (choices.METHODS[method] in choices.GATED)
+        if method == 0:
+            assert not fitted.bias.any()
+        elif about["k"]:
+            largest = -np.sort(-similarities, axis=0)[: about["k"]].mean(axis=0)
+            np.testing.assert_allclose(fitted.bias[0], about["weight_query"] * largest, rtol=1e-4)
+        else:
+            for term, (matrix, side) in enumerate(((similarities, "query"), (others, "gallery"))):
+                if about[f"weight_{side}"]:
+                    bias = dbn.bank_statistics(matrix, beta=float(about[f"beta_{side}"])).bias
+                    expected = about[f"weight_{side}"] * np.asarray(bias)
+                    np.testing.assert_allclose(fitted.bias[term], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_files(tuned, tmp_path):
+    choice, _ = tuned
+    dbn.save(tmp_path / "choice.npz", choice)
+    loaded = dbn.load(tmp_path / "choice.npz")
+    assert loaded.summary() == choice.summary()
+    assert jax.tree.structure(loaded) == jax.tree.structure(choice)
+    broken = dataclasses.replace(choice, chosen=jnp.int32(len(choice.gain)))
+    with pytest.raises(ValueError, match="expected chosen to be between 0 and"):
+        dbn.save(tmp_path / "choice.npz", broken)
+    with pytest.raises(ValueError, match="expected gain to be finite"):
+        dbn.save(tmp_path / "choice.npz", dataclasses.replace(choice, gain=choice.gain * np.nan))
+
+
+@pytest.mark.parametrize("criterion", ["reciprocal_rank", "recall_at_1"])
+def test_other_criteria(criterion):
+    query_bank, gallery_bank, _, gallery = hubby(4)
+    choice = dbn.tuning.tune(
+        query_bank, gallery_bank, np.arange(SIZE), gallery=gallery, criterion=criterion
+    )
+    of_criterion = choice.recall_gain if criterion == "recall_at_1" else choice.reciprocal_rank_gain
+    np.testing.assert_allclose(choice.gain, of_criterion, atol=1e-6)
+
+
+def test_auto_with_and_without_a_gallery_bank():
+    query_bank, gallery_bank, _, gallery = hubby(5)
+    correction, choice = dbn.auto(
+        gallery, query_bank, gallery_bank, np.arange(SIZE), return_choice=True
+    )
+    np.testing.assert_allclose(
+        correction.bias, dbn.tuning.fit(choice, gallery, query_bank, gallery_bank).bias
+    )
+    alone, choice = dbn.auto(gallery, query_bank, None, np.arange(SIZE), return_choice=True)
+    assert alone.bias.shape[-1] == SIZE
+    assert choice.num_columns == SIZE
+    assert not dbn.auto(gallery, query_bank, gallery_bank).bias.any()
+
+
+def as_csr(pairs):
+    return np.concatenate([[0], np.cumsum(pairs >= 0)]), pairs[pairs >= 0]
+
+
+def test_csr_pairs_equal_single_ones():
+    query_bank, gallery_bank, _, gallery = hubby(6)
+    pairs = np.arange(SIZE)
+    pairs[::7] = -1
+    single, csr = (
+        dbn.tuning.tune(query_bank, gallery_bank, right, gallery=gallery)
+        for right in (pairs, as_csr(pairs))
+    )
+    np.testing.assert_array_equal(single.gain, csr.gain)
+
+
+def bank(shape=(SIZE, DIM), seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+EVERY = np.arange(SIZE)
+DECLINES = {
+    "no pairs": ((bank(), bank(seed=1), None), choices.NO_PAIRS),
+    "few pairs": ((bank(), bank(seed=1), np.where(EVERY < 29, EVERY, -1)), choices.FEW_PAIRS),
+    "one-item query bank": ((bank((1, DIM)), bank(), np.array([0])), choices.FEW_PAIRS),
+    "one-item gallery bank": ((bank(), bank((1, DIM)), 0 * EVERY), choices.FEW_PAIRS),
+    "all pairs with one item": ((bank(), bank(seed=1), 0 * EVERY), choices.FEW_PAIRS),
+    "identical rows": ((bank() * 0 + 1, bank() * 0 + 1, EVERY), choices.FEW_PAIRS),
+    "constant similarities": ((bank(), bank() * 0 + 1, EVERY), choices.CONSTANT),
+    "zero rows": ((bank() * 0, bank() * 0, EVERY), choices.FEW_PAIRS),
+    "identical queries": ((bank() * 0 + bank()[:1], bank(seed=1), EVERY), choices.FEW_PAIRS),
+    "nothing to gain": ((bank(), bank(), EVERY), choices.NOT_PROVEN),
+    "unrelated": ((bank(), bank(seed=1), EVERY), choices.NOT_PROVEN),
+}
+
+
+@pytest.mark.parametrize("name", DECLINES)
+def test_declines_to_raw(name):
+    arrays, reason = DECLINES[name]
+    choice = dbn.tuning.tune(*arrays)
+    assert choice.reason_code == reason, choice.summary()
+    assert choice.name == "raw"
+    assert not choice.parameters
+    assert choice.reason in choice.summary()
+    for leaf in jax.tree.leaves(choice):
+        assert np.isfinite(np.asarray(leaf)).all()
+    assert not dbn.tuning.fit(choice, bank(), *arrays[:2]).bias.any()
+
+
+def test_a_foreign_gallery_bank_is_declined():
+    query_bank, gallery_bank, _, gallery = hubby(7)
+    foreign = gallery_bank + 10
+    choice = dbn.tuning.tune(query_bank, foreign, np.arange(SIZE), gallery=gallery)
+    assert choice.reason_code == choices.UNLIKE
+    assert any("domain or modality" in warning for warning in choice.warnings)
+    swapped = dbn.tuning.tune(gallery_bank, query_bank + 5, np.arange(SIZE), gallery=gallery)
+    assert any("swapped" in warning for warning in swapped.warnings)
+
+
+def test_leaks_are_named():
+    query_bank, gallery_bank, _, gallery = hubby(8)
+    gallery_bank[:3] = gallery[:3]
+    choice = dbn.tuning.tune(query_bank, gallery_bank, None, gallery=gallery)
+    np.testing.assert_array_equal(choice.num_equal_rows, [0, 3, 0])
+    assert any("transductive" in warning for warning in choice.warnings)
+
+
+BAD = {
+    "out of range": ({"pairs": EVERY + 1}, ValueError, "`pairs` must hold gallery rows .* and 59"),
+    "too few": ({"pairs": EVERY[:-1]}, ValueError, "`pairs` must have one entry"),
+    "floats": ({"pairs": EVERY + 0.5}, TypeError, "`pairs` must hold integers"),
+    "criterion": ({"criterion": "best"}, ValueError, "`criterion` must be one of log_rank"),
+    "level": ({"level": 1.5}, ValueError, "`level` must be between 0 and 1"),
+    "folds": ({"num_folds": 1}, ValueError, "`num_folds` must be"),
+    "dimensions": ({"gallery_bank": bank((SIZE, 5))}, ValueError, "same number of columns"),
+    "NaN": ({"gallery_bank": bank() * np.nan}, ValueError, "`gallery_bank` must be finite"),
+    "integers": ({"query_bank": EVERY[:, None]}, TypeError, "`query_bank` must be floating"),
+    "empty": ({"query_bank": bank((0, DIM))}, ValueError, "`query_bank` must have at least one"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input(name):
+    options, error, message = BAD[name]
+    arrays = {"query_bank": bank(), "gallery_bank": bank(seed=1), "pairs": EVERY} | options
+    with pytest.raises(error, match=message):
+        dbn.tuning.tune(arrays.pop("query_bank"), arrays.pop("gallery_bank"), **arrays)
+
+
+def test_tuning_is_not_for_jit():
+    with pytest.raises(TypeError, match="outside jit"):
+        jax.jit(lambda rows: dbn.tuning.tune(rows, rows).gain)(bank())
+    with pytest.raises(TypeError, match="`choice` must be a Choice"):
+        dbn.tuning.fit("is", bank(), bank())
+
+
+def brute_p_values(differences, groups, seed):
+    labels = np.unique(groups)
+    sums = np.array([differences[groups == label].sum(axis=0) for label in labels])
+    norm = np.sqrt((sums**2).sum(axis=0))
+    statistic = sums.sum(axis=0) / norm
+    signs = np.random.default_rng(seed).integers(0, 2, (guard.NUM_FLIPS, len(labels)), np.int8)
+    largest = [((2.0 * row - 1) @ sums / norm).max() for row in signs]
+    return [(1 + sum(top >= t - 1e-6 for top in largest)) / 1000 for t in statistic]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_guard_equals_brute_force(shared):
+    rng = np.random.default_rng(0)
+    differences = rng.normal(0.1, 1, (40, 7))
+    groups = np.arange(40) // (2 if shared else 1)
+    found = guard.evidence(differences, groups, 5)
+    np.testing.assert_allclose(found.p_value, brute_p_values(differences, groups, 5), atol=0.0021)
+    np.testing.assert_allclose(found.gain, differences.mean(axis=0))
+    if not shared:
+        error = differences.std(axis=0, ddof=1) / np.sqrt(40)
+        np.testing.assert_allclose(found.standard_error, error)
+
+
+def test_guard_takes_a_candidate_that_does_nothing():
+    found = guard.evidence(np.zeros((30, 3)), np.arange(30), 0)
+    assert (found.p_value == 1).all()
+    assert (found.standard_error == 0).all()
+
+
+def test_the_standard_candidate_is_preferred_among_equals():
+    rng = np.random.default_rng(0)
+    gains = rng.normal(1, 0.5, 200)
+    columns = [0 * gains, gains, gains + rng.normal(0.001, 0.1, 200), gains + 0.5]
+    differences = np.stack(columns, axis=1)
+    found = guard.evidence(differences, np.arange(200), 0)
+
+    def chosen(standard, columns):
+        part = guard.Evidence(*(values[columns] for values in found))
+        also = np.ones(len(columns))
+        return guard.choose(part, differences[:, columns], also, level=0.05, standard=standard)
+
+    assert chosen(1, [0, 1, 2]) == 1
+    assert chosen(1, [0, 1, 3]) == 2
+    assert guard.choose(found, differences, -np.ones(4), level=0.05, standard=1) == 0
+
+
+def false_choices(repetitions, noise, num_queries):
+    """How often a candidate is called better where none is: as correlated as real ones."""
+    count = 0
+    for seed in range(repetitions):
+        rng = np.random.default_rng(seed)
+        common = noise(rng, (num_queries, 3)) @ rng.normal(size=(3, 40))
+        differences = common + 0.5 * noise(rng, (num_queries, 40))
+        differences[:, 0] = 0
+        found = guard.evidence(differences, np.arange(num_queries), seed)
+        count += bool(guard.choose(found, differences, np.ones(40), level=0.05, standard=1))
+    return count / repetitions
+
+
+def normal(rng, shape):
+    return rng.normal(size=shape)
+
+
+def rare(rng, shape):
+    """Most queries are not moved; losses and gains as likely."""
+    return rng.choice([-1, 0, 1], shape, p=[0.1, 0.8, 0.1])
+
+
+def skewed(rng, shape):
+    """Rare large losses, many small gains."""
+    return 1 - rng.exponential(size=shape)
+
+
+def test_guard_error_rate():
+    assert false_choices(100, normal, 60) <= 0.12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("noise", "num_queries", "most"),
+    [(normal, 30, 0.065), (normal, 300, 0.065), (rare, 60, 0.065), (skewed, 100, 0.15)],
+)
+def test_guard_error_rate_at_length(noise, num_queries, most):
+    assert false_choices(1500, noise, num_queries) <= most
+
+
+def test_grid_is_without_unit():
+    first, second = candidates.grid(1.0, 1.0), candidates.grid(0.5, 0.25)
+    np.testing.assert_allclose(second.beta_query, 2 * first.beta_query)
+    np.testing.assert_allclose(second.beta_gallery, 4 * first.beta_gallery)
+    assert first.method[0] == 0
+    assert choices.METHODS[first.method[candidates.standard(first, 1.0)]] == "is"
+    assert len({*zip(*first, strict=True)}) == len(first.method)
+    assert set(first.method) == set(range(len(choices.METHODS)))
+    assert not any(itertools.chain(first.weight_query[:1], first.weight_gallery[:1]))
