@@ -263,15 +263,13 @@ def count_ahead(
             own = jnp.take_along_axis(similarities, column, axis=1)
             counts = []
             for place in range(num_lists):
-                scores, of_right = similarities, own
-                if tile_offsets is not None:
-                    scores = scores - tile_offsets[None, :, place]
-                    of_right = of_right - tile_offsets[column, place]
+                offset = None if tile_offsets is None else tile_offsets[:, place]
                 level = best[:, place, None]
+                of_right = own if offset is None else own - offset[column]
                 of_right = _ahead(numerics.below_every_number(of_right), level, share)
                 counts.append(
-                    _count_ahead(scores, level, share, block.fresh)
-                    - jnp.where(inside, of_right, 0).sum(axis=1, dtype=jnp.int32)
+                    _count_ahead(similarities, offset, level, share, block.fresh)
+                    - jnp.where(inside, of_right, 0).sum(axis=1).astype(jnp.int32)
                 )
             return (ahead + jnp.stack(counts, axis=1), nearest), None
 
@@ -286,24 +284,35 @@ def count_ahead(
 
 
 def _ahead(scores: jax.Array, best: jax.Array, share: float) -> jax.Array:
-    """int32, 2 where a score is above the best right one, 2 share where it is level."""
-    above, level = (array.astype(jnp.int32) for array in (scores > best, scores == best))
-    return 2 * above + round(2 * share) * level
+    """float32, 2 where a score is above the best right one, 2 share where it is level."""
+    above, at_least = ((array).astype(jnp.float32) for array in (scores > best, scores >= best))
+    return (2 - 2 * share) * above + 2 * share * at_least
 
 
 def _count_ahead(
-    scores: jax.Array, best: jax.Array, share: float, valid: jax.Array | None
+    similarities: jax.Array,
+    offset: jax.Array | None,
+    best: jax.Array,
+    share: float,
+    valid: jax.Array | None,
 ) -> jax.Array:
     """[num_queries] int32 sums of `_ahead` over a tile, NaN below every number."""
-    counted = jnp.ones(scores.shape[1], jnp.float32) if valid is None else valid.astype(jnp.float32)
+    counted = jnp.ones(similarities.shape[1], jnp.float32)
+    if valid is not None:
+        counted = jnp.where(valid, counted, 0)
 
-    def count(scores: jax.Array) -> jax.Array:
+    def count(similarities: jax.Array, *, careful: bool) -> jax.Array:
+        scores = similarities if offset is None else similarities - offset[None]
+        if careful:
+            scores = numerics.below_every_number(scores)
         # A product with ones sums faster than a sum does, and exactly: a tile is small.
-        ahead = _ahead(scores, best, share).astype(jnp.float32)
+        ahead = _ahead(scores, best, share)
         return jnp.matmul(ahead, counted, precision=lax.Precision.HIGHEST).astype(jnp.int32)
 
-    # NaN is ahead of nothing but level with NaN.
-    careful = ~numerics.is_number(best).all()
+    # NaN is ahead of nothing, and level with NaN only.
     return lax.cond(
-        careful, lambda scores: count(numerics.below_every_number(scores)), count, scores
+        numerics.is_number(best).all(),
+        partial(count, careful=False),
+        partial(count, careful=True),
+        similarities,
     )
