@@ -213,7 +213,7 @@ def test_every_public_function_is_exported():
         *baselines.__all__,
         *(name for name in vars(hubness) if _is_public(hubness, name)),
         *(name for name in vars(metrics) if _is_public(metrics, name)),
-    } - {"save", "load", "BankStatistics", "LargestSimilarities", "SearchResult"}
+    } - {"save", "load", "auto", "BankStatistics", "LargestSimilarities", "SearchResult"}
     assert not {name for name in names if name not in code}
 
 
