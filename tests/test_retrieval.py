@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from tracing import largest_intermediate
 
 import dbnorm_jax as dbn
+from dbnorm_jax._src import retrieval
 
 seeds = st.integers(0, 2**32 - 1)
 shapes = st.sampled_from(SHAPES)
@@ -218,3 +219,16 @@ def test_memory_does_not_grow_with_the_queries():
 
     small, large = temporaries(4096), temporaries(65536)
     assert large - small <= 65536 * 10 * 8 * 2  # the results, never a tile
+
+
+def test_few_programs_for_queries_in_any_number():
+    random = np.random.default_rng(7)
+    gallery = jnp.asarray(random.normal(size=(50, 6)), jnp.float32)
+    queries = jnp.asarray(random.normal(size=(300, 6)), jnp.float32)
+    whole = dbn.stream_top_k(queries, gallery, 3)
+    compiled = retrieval._stream_top_k._cache_size()
+    for count in (1, 2, 31, 33, 100, 127, 128, 129, 200, 255, 299):
+        found = dbn.stream_top_k(queries[:count], gallery, 3)
+        np.testing.assert_array_equal(found.indices, whole.indices[:count])
+        np.testing.assert_allclose(found.scores, whole.scores[:count], rtol=1e-5)
+    assert retrieval._stream_top_k._cache_size() - compiled <= 8

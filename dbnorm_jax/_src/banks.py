@@ -95,7 +95,7 @@ def _bank_statistics(
         remaining = list(masks)
         valid = remaining.pop(0) if where is not None else None
         entering = remaining.pop(0) if weights is not None else jnp.ones(num_bank, dtype)
-        start = numerics.start_log_sum(num_gallery, dtype)
+        start = numerics.start_log_sum(num_gallery, beta)
         log_sum = numerics.add_rows(
             start, similarities, beta, entering, valid=valid, weighted=weights is not None
         )
@@ -143,7 +143,7 @@ def stream_bank_statistics(
       bank: [num_bank, dim] embeddings of bank items.
       gallery: [num_gallery, dim] embeddings of gallery items.
       beta: [...] inverse temperature > 0, in 1/[unit of similarity]; a vector of betas shares the
-        similarities.
+        similarities, as with `jax.vmap` but faster.
       k: size of the neighbourhoods behind the activation set, 0 for none (static).
       weights: optional [num_bank] multiplicities >= 0 (0 absent, 2 twice).
       exclude: optional int [num_bank], the gallery row that is the bank item's own copy, -1 for
@@ -205,14 +205,16 @@ def _stream_bank_statistics(
     exclude: jax.Array | None,
     **static: Any,
 ) -> BankStatistics:
-    def one(beta: jax.Array) -> streaming.BankSums:
-        return dispatch.bank_sums(bank, gallery, beta, weights, exclude, **static)
-
-    for _ in range(beta.ndim):  # the similarities do not depend on beta: vmap computes them once
-        one = jax.vmap(one)
-    sums = one(beta)
-    k = static["k"]
-    return BankStatistics(sums.log_normalizer, sums.mass, beta, sums.k_occurrence if k else None, k)
+    betas = beta.reshape(-1) if beta.ndim else beta
+    sums = dispatch.bank_sums(bank, gallery, betas, weights, exclude, **static)
+    shape, k = (*beta.shape, gallery.shape[0]), static["k"]
+    return BankStatistics(
+        sums.log_normalizer.reshape(shape),
+        jnp.broadcast_to(sums.mass, shape),
+        beta,
+        jnp.broadcast_to(sums.k_occurrence, shape) if k else None,
+        k,
+    )
 
 
 State = TypeVar("State", BankStatistics, LargestSimilarities)

@@ -120,7 +120,15 @@ def bank_sums(
     )
     if kernel == NEVER or k > 1 or exclude is not None:
         return plain(bank, gallery, beta, weights)
-    fused = functools.partial(kernels.bank_sums, k=k, similarity_fn=similarity_fn)
+    one = functools.partial(kernels.bank_sums, k=k, similarity_fn=similarity_fn)
+
+    def fused(bank: Any, gallery: Any, beta: Any, weights: Any, **plan: Any) -> streaming.BankSums:
+        if not beta.ndim:
+            return one(bank, gallery, beta, weights, **plan)
+        sums = [one(bank, gallery, beta[place], weights, **plan) for place in range(len(beta))]
+        log_normalizer = jnp.stack([part.log_normalizer for part in sums])
+        return sums[0]._replace(log_normalizer=log_normalizer)
+
     return _either(kernel, fused, plain)(bank, gallery, beta, weights)
 
 

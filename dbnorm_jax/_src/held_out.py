@@ -104,7 +104,7 @@ def statistics(
 
         def log_sum(beta: jax.Array) -> jax.Array:
             state = numerics.add_rows(
-                numerics.start_log_sum(num_columns, dtype),
+                numerics.start_log_sum(num_columns, beta),
                 similarities,
                 beta,
                 weights,

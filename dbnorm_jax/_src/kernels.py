@@ -85,7 +85,7 @@ def bank_sums(
             k_occurrence = k_occurrence.at[index].add(counted.astype(jnp.int32))
         return (numerics.RunningLogSum(maximum, total), k_occurrence), None
 
-    start = (numerics.start_log_sum(width, dtype), jnp.zeros(num_gallery, jnp.int32))
+    start = (numerics.start_log_sum(width, beta), jnp.zeros(num_gallery, jnp.int32))
     (log_sum, k_occurrence), _ = streaming.scan_chunks(
         add_bank_chunk, start, (bank, weights), rows_kept
     )

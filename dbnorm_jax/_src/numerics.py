@@ -66,12 +66,14 @@ class RunningLogSum(NamedTuple):
     """Per gallery column: largest similarity so far, and the shifted sum of exponentials."""
 
     maximum: jax.Array  # [num_gallery]
-    total: jax.Array  # [num_gallery]
+    total: jax.Array  # [num_gallery], or [num_gallery, num_betas]
 
 
-def start_log_sum(num_gallery: int, dtype: jnp.dtype) -> RunningLogSum:
-    """The running log-sum of no rows."""
-    return RunningLogSum(jnp.full(num_gallery, LOWEST, dtype), jnp.zeros(num_gallery, dtype))
+def start_log_sum(num_gallery: int, beta: jax.Array) -> RunningLogSum:
+    """The running log-sum of no rows, under a scalar `beta` or several."""
+    return RunningLogSum(
+        jnp.full(num_gallery, LOWEST, beta.dtype), jnp.zeros((num_gallery, *beta.shape), beta.dtype)
+    )
 
 
 def add_rows(
@@ -88,7 +90,7 @@ def add_rows(
     Args:
       state: the running log-sum.
       similarities: [num_rows, num_gallery].
-      beta: scalar inverse temperature.
+      beta: inverse temperature, scalar or [num_betas].
       weights: [num_rows]; without `weighted`, 0 only on rows that entered before (padding).
       valid: optional [num_rows, num_gallery] bool.
       weighted: whether a weight may be 0 on a row that did not enter before.
@@ -101,21 +103,35 @@ def add_rows(
     top = similarities if counted is None else jnp.where(counted, similarities, LOWEST)
     # The shift cancels in log Z, so its gradient is left out.
     maximum = lax.stop_gradient(jnp.maximum(state.maximum, top.max(axis=0)))
-    excess = beta * (similarities - maximum[None])
-    if counted is not None:
-        excess = jnp.minimum(excess, _LARGEST_EXPONENT)
-    powers = jnp.exp(excess)
-    if valid is not None:
-        powers = jnp.where(valid, powers, 0)
-    # A product with the weights sums the rows and drops the padding in one fast operation.
-    total = state.total * jnp.exp(beta * lax.stop_gradient(state.maximum - maximum)) + jnp.matmul(
-        weights, powers, precision=matmul_precision()
-    )
-    return RunningLogSum(maximum, total)
+
+    def sums(beta: jax.Array) -> jax.Array:
+        excess = beta * (similarities - maximum[None])
+        if counted is not None:
+            excess = jnp.minimum(excess, _LARGEST_EXPONENT)
+        powers = jnp.exp(excess)
+        if valid is not None:
+            powers = jnp.where(valid, powers, 0)
+        # A product with the weights sums the rows and drops the padding in one fast operation.
+        return jnp.matmul(weights, powers, precision=matmul_precision())
+
+    moved = lax.stop_gradient(state.maximum - maximum)
+    if not beta.ndim:
+        return RunningLogSum(maximum, state.total * jnp.exp(beta * moved) + sums(beta))
+    # One after the other: the powers under all betas together would not stay in the cache.
+    added = lax.map(jax.checkpoint(sums), beta).T
+    return RunningLogSum(maximum, state.total * jnp.exp(moved[:, None] * beta[None]) + added)
 
 
 def finish_log_sum(state: RunningLogSum, beta: jax.Array) -> jax.Array:
-    """[num_gallery] `log Z = beta m + log z`, -inf where nothing entered; NaN stays NaN."""
+    """`log Z = beta m + log z` [num_gallery], or [num_betas, num_gallery] under several betas.
+
+    -inf where nothing entered; NaN stays NaN.
+    """
+    if beta.ndim:
+        return jax.vmap(
+            lambda total, beta: finish_log_sum(RunningLogSum(state.maximum, total), beta),
+            in_axes=(1, 0),
+        )(state.total, beta)
     filled = state.total != 0
     log_total = jnp.log(jnp.where(filled, state.total, 1))
     return jnp.where(filled, beta * state.maximum + log_total, -jnp.inf)

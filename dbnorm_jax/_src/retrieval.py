@@ -220,8 +220,9 @@ def stream_top_k(
     chunk_size = checks.integer("chunk_size", chunk_size, low=1)
     if correction is not None:
         check_streamed(correction, gallery)
-    return _stream_top_k(
-        queries,
+    num_queries = queries.shape[0]
+    result = _stream_top_k(
+        _filled_up(queries),
         gallery,
         correction,
         k=k,
@@ -229,6 +230,18 @@ def stream_top_k(
         chunk_size=chunk_size,
         kernel=dispatch.choose(queries, gallery, similarity_fn),
     )
+    return SearchResult(*(part[:num_queries] for part in result))
+
+
+def _filled_up(queries: jax.Array) -> jax.Array:
+    """At most an eighth more queries: a service that is asked in any number compiles for few."""
+    num_queries = queries.shape[0]
+    step = max(32, 2 ** (num_queries.bit_length() - 4))
+    missing = -num_queries % step
+    # Inside a caller's jit the caller's shapes rule; a sharded array stays where it is.
+    if not missing or not checks.is_concrete(queries) or len(queries.devices()) > 1:
+        return queries
+    return jnp.pad(queries, ((0, missing), (0, 0)))
 
 
 @functools.partial(jax.jit, static_argnames=("k", "similarity_fn", "chunk_size", "kernel"))

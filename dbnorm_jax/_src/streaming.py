@@ -83,7 +83,7 @@ def _block_size(length: int, largest: int) -> int:
 class BankSums(NamedTuple):
     """Streamed bank statistics, before they are named."""
 
-    log_normalizer: jax.Array  # [num_gallery]
+    log_normalizer: jax.Array  # [num_gallery], or [num_betas, num_gallery]
     mass: jax.Array  # [num_gallery]
     k_occurrence: jax.Array  # [num_gallery] int32
 
@@ -104,7 +104,7 @@ def bank_sums(
     Args:
       bank: [num_bank, dim].
       gallery: [num_gallery, dim].
-      beta: scalar.
+      beta: scalar or [num_betas]; the similarities are computed once for all.
       weights: optional [num_bank].
       exclude: optional [num_bank] int32, the gallery index of the item's own copy, -1 for none.
       k: neighbourhood size of the activation set, 0 for none.
@@ -161,7 +161,7 @@ def bank_sums(
         return (log_sum, mass, k_occurrence), None
 
     start = (
-        numerics.start_log_sum(num_gallery, dtype),
+        numerics.start_log_sum(num_gallery, beta),
         jnp.zeros(num_gallery, dtype),
         jnp.zeros(num_gallery, jnp.int32),
     )
