@@ -29,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "bare": lambda: bare_scan(query_bank, items),
         "tune": lambda: dbn.tuning.tune(query_bank, items, pairs),
         "tune, gallery": lambda: dbn.tuning.tune(query_bank, items, pairs, gallery=other),
+        "tune, refined": lambda: dbn.tuning.tune(query_bank, items, pairs, refine=True),
     }
     print(f"banks {options.size} x {options.size} x dim {options.dim}")
     print("\n".join(ratio_lines(interleaved(contenders, options.repetitions), "bare")))
