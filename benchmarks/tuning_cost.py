@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 import dbnorm_jax as dbn
-from benchmarks.common import bare_scan, interleaved, machine, ratio_lines, unit_rows
+from benchmarks.common import bare_scan, interleaved, machine, ratio, unit_rows
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -29,9 +29,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "bare": lambda: bare_scan(query_bank, items),
         "tune": lambda: dbn.tuning.tune(query_bank, items, pairs),
         "tune, gallery": lambda: dbn.tuning.tune(query_bank, items, pairs, gallery=other),
+        "tune, refined": lambda: dbn.tuning.tune(query_bank, items, pairs, refine=True),
     }
     print(f"banks {options.size} x {options.size} x dim {options.dim}")
-    print("\n".join(ratio_lines(interleaved(contenders, options.repetitions), "bare")))
+    timings = interleaved(contenders, options.repetitions)
+    for name, timing in timings.items():
+        figure = ratio(name, timing, timings["bare"])
+        print(
+            f"{name:16}{figure.seconds:8.2f} s{figure.value:8.2f} x bare "
+            f"[{figure.low:.2f}, {figure.high:.2f}]"
+        )
 
 
 if __name__ == "__main__":

@@ -102,6 +102,7 @@ def test_evaluate_auto(call):
     assert any("without `pairs`" in note for note in content["notes"])
 
 
+@pytest.mark.slow
 def test_auto_stands_first_where_there_are_pairs(call):
     code, out, _ = call(*EVALUATE, "--bank-pairs", "rows", "--json")
     assert code == 0

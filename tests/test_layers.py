@@ -28,7 +28,7 @@ LAYERS = [
         "hubness",
         "folds",
     },
-    {"baselines", "metrics", "conformance", "io"},
+    {"baselines", "metrics", "conformance", "io", "refinement"},
     {"tuning"},
 ]
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -193,26 +193,28 @@ def test_files(tuned, tmp_path):
 
 
 @pytest.mark.parametrize("criterion", ["reciprocal_rank", "recall_at_1"])
-def test_other_criteria(criterion):
-    query_bank, gallery_bank, _, gallery = hubby(4)
-    choice = dbn.tuning.tune(
-        query_bank, gallery_bank, np.arange(SIZE), gallery=gallery, criterion=criterion
+def test_other_criteria(tuned, criterion):
+    choice, (gallery, query_bank, gallery_bank, _) = tuned
+    other = dbn.tuning.tune(
+        query_bank, gallery_bank, np.arange(300), gallery=gallery, criterion=criterion
     )
-    of_criterion = choice.recall_gain if criterion == "recall_at_1" else choice.reciprocal_rank_gain
-    np.testing.assert_allclose(choice.gain, of_criterion, atol=1e-6)
+    expected = choice.recall_gain if criterion == "recall_at_1" else choice.reciprocal_rank_gain
+    np.testing.assert_allclose(other.gain, expected, atol=1e-6)
 
 
-def test_auto_with_and_without_a_gallery_bank():
-    query_bank, gallery_bank, _, gallery = hubby(5)
-    correction, choice = dbn.auto(
-        gallery, query_bank, gallery_bank, np.arange(SIZE), return_choice=True
-    )
-    np.testing.assert_allclose(
+def test_auto_with_and_without_a_gallery_bank(tuned):
+    choice, (gallery, query_bank, gallery_bank, _) = tuned
+    pairs = np.arange(300)
+    correction, found = dbn.auto(gallery, query_bank, gallery_bank, pairs, return_choice=True)
+    np.testing.assert_array_equal(found.gain, choice.gain)
+    np.testing.assert_array_equal(
         correction.bias, dbn.tuning.fit(choice, gallery, query_bank, gallery_bank).bias
     )
-    alone, choice = dbn.auto(gallery, query_bank, None, np.arange(SIZE), return_choice=True)
+    alone, found = dbn.auto(
+        gallery[:SIZE], query_bank, None, np.where(pairs < SIZE, pairs, -1), return_choice=True
+    )
     assert alone.bias.shape[-1] == SIZE
-    assert choice.num_columns == SIZE
+    assert found.num_columns == SIZE
     assert not dbn.auto(gallery, query_bank, gallery_bank).bias.any()
 
 
@@ -221,14 +223,17 @@ def as_csr(pairs):
 
 
 def test_csr_pairs_equal_single_ones():
-    query_bank, gallery_bank, _, gallery = hubby(6)
     pairs = np.arange(SIZE)
     pairs[::7] = -1
-    single, csr = (
-        dbn.tuning.tune(query_bank, gallery_bank, right, gallery=gallery)
-        for right in (pairs, as_csr(pairs))
-    )
-    np.testing.assert_array_equal(single.gain, csr.gain)
+    single, csr = (folds.right_rows("pairs", right, SIZE, SIZE) for right in (pairs, as_csr(pairs)))
+    np.testing.assert_array_equal(single, csr)
+
+
+def test_csr_pairs_are_taken(tuned):
+    choice, (gallery, query_bank, gallery_bank, _) = tuned
+    pairs = as_csr(np.arange(300))
+    csr = dbn.tuning.tune(query_bank, gallery_bank, pairs, gallery=gallery)
+    np.testing.assert_array_equal(csr.gain, choice.gain)
 
 
 def bank(shape=(SIZE, DIM), seed=0):

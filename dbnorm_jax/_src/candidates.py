@@ -10,6 +10,7 @@ spread is the standard deviation of similarities within a row: the grid has no u
 """
 
 import itertools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +31,8 @@ _STANDARD = ("is", 2.0, 0.75)
 
 Floats = npt.NDArray[np.floating[Any]]
 Integers = npt.NDArray[np.integer[Any]]
+# Method, beta of the query and the gallery bank, k, weights of the query and the gallery bank.
+Row = tuple[str, float, float, int, float, float]
 
 
 class Candidates(NamedTuple):
@@ -47,6 +50,16 @@ class Candidates(NamedTuple):
         """[num_candidates], which act only where a gate is open."""
         return np.isin(self.method, [METHODS.index(name) for name in GATED])
 
+    def row(self, index: int) -> Row:
+        """One candidate as a tuple, what `from_rows` takes."""
+        method, query, gallery, k, *weights = (values[index].item() for values in self)
+        return (METHODS[method], query, gallery, k, weights[0], weights[1])
+
+    def with_row(self, row: Row) -> "Candidates":
+        """One more candidate, the last."""
+        pairs = zip(self, from_rows([row]), strict=True)
+        return Candidates(*(np.concatenate(pair) for pair in pairs))
+
 
 def grid(query_spread: float, gallery_spread: float) -> Candidates:
     """Raw first, then every family.
@@ -55,7 +68,7 @@ def grid(query_spread: float, gallery_spread: float) -> Candidates:
       query_spread: within a row of query bank x gallery, in the unit of similarity.
       gallery_spread: within a row of gallery bank x gallery.
     """
-    rows: list[tuple[str, float, float, int, float, float]] = [("raw", 0, 0, 0, 0, 0)]
+    rows: list[Row] = [("raw", 0, 0, 0, 0, 0)]
     for name, beta, weight in itertools.product(("is", "dis"), _BETAS, _WEIGHTS):
         rows.append((name, beta / query_spread, 0, 0, weight, 0))
     for name, k, weight in itertools.product(("nnn", "gated nnn"), _NEIGHBORS, _WEIGHTS):
@@ -78,7 +91,7 @@ def standard(table: Candidates, query_spread: float) -> int:
     return int(found.argmax())
 
 
-def from_rows(rows: list[tuple[str, float, float, int, float, float]]) -> Candidates:
+def from_rows(rows: Sequence[Row]) -> Candidates:
     """Candidates from one tuple each."""
     names, *columns = zip(*rows, strict=True)
     betas, others, neighbors, weights, gallery_weights = columns

@@ -20,8 +20,9 @@ REASONS = (
     "raw: no candidate gains significantly over raw on held-out pairs",
     "raw: the similarities do not vary within a row, so nothing can be corrected",
     "raw: the gallery bank is unlike the gallery, so held-out pairs say nothing about it",
+    "its held-out gain over raw is significant; refined from a point of the grid, on other queries",
 )
-CHOSEN, NO_PAIRS, FEW_PAIRS, NOT_PROVEN, CONSTANT, UNLIKE = range(len(REASONS))
+CHOSEN, NO_PAIRS, FEW_PAIRS, NOT_PROVEN, CONSTANT, UNLIKE, REFINED = range(len(REASONS))
 
 # Share of nearest neighbors within the own sample: one half where two samples are alike. Groups of
 # near duplicates that stay together raise it, another modality brings it near 1.

@@ -77,8 +77,10 @@ def choose(
     if not proven.any():
         return 0
     best = int(np.where(proven, found.gain, -np.inf).argmax())
-    if proven[standard]:
-        lead = differences[:, best] - differences[:, standard]
-        if lead.mean() <= lead.std() / np.sqrt(len(lead)):
-            return standard
-    return best
+    lead = differences[:, best] - differences[:, standard]
+    return standard if proven[standard] and not leads(lead) else best
+
+
+def leads(differences: Floats) -> bool:
+    """Whether the mean difference is more than one standard error."""
+    return bool(differences.mean() > differences.std() / np.sqrt(len(differences)))

@@ -1,0 +1,70 @@
+"""Studies over many draws of banks, in pieces: what `benchmarks.tuning` plans, done and kept."""
+
+import argparse
+import hashlib
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.common import machine
+from benchmarks.tuning import Cell, plan
+from dbnorm_jax._cli.sets import EvaluationSet
+
+
+def options(text: str, sizes: Sequence[str], arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Reads what to run."""
+    parser = argparse.ArgumentParser(description=text.splitlines()[0])
+    parser.add_argument("--set", action="append", default=[], metavar="FILE", dest="sets")
+    parser.add_argument("--draws", type=int, default=2)
+    parser.add_argument("--bank-sizes", nargs="+", default=list(sizes))
+    parser.add_argument("--cache", type=Path, help="folder where draws are kept")
+    parser.add_argument(
+        "--seconds", type=float, default=math.inf, help="begin no draw after so long"
+    )
+    return parser.parse_args(arguments)
+
+
+def collected(
+    name: str, kind: Any, run_draw: Callable[[EvaluationSet, int], Any], asked: argparse.Namespace
+) -> dict[Cell, list[Any]] | None:
+    """All draws by cell; None where time ran out (with a cache, the next run goes on).
+
+    Args:
+      name: of the study, for its files.
+      kind: the NamedTuple that `run_draw` returns.
+      run_draw: of an evaluation set and the number of the draw.
+      asked: the options.
+    """
+    print(machine())
+    if asked.cache is not None:
+        asked.cache.mkdir(parents=True, exist_ok=True)
+    sizes = [None if size == "all" else int(size) for size in asked.bank_sizes]
+    found: dict[Cell, list[Any]] = defaultdict(list)
+    started, previous = time.monotonic(), None
+    for cell, number, make in plan(asked.sets, sizes, asked.draws):
+        path = None if asked.cache is None else asked.cache / _file(name, cell, number)
+        if path is not None and path.exists():
+            with np.load(path) as archive:
+                found[cell].append(kind(**archive))
+            continue
+        if time.monotonic() - started > asked.seconds:
+            print(f"stopped by --seconds after {sum(map(len, found.values()))} draws")
+            return None
+        if cell != previous:
+            jax.clear_caches()  # a process may map only so many programs
+            previous = cell
+        draw = run_draw(make(), number)
+        found[cell].append(draw)
+        if path is not None:
+            np.savez_compressed(path, **draw._asdict())
+    return found
+
+
+def _file(name: str, cell: Cell, number: int) -> str:
+    return hashlib.sha256(f"{name} {cell} {number}".encode()).hexdigest()[:16] + ".npz"
