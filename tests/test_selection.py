@@ -19,6 +19,7 @@ def _small_tiles(monkeypatch, request):
     # Five blocks a tile and few rows in a group; both ways, as on processors and on accelerators.
     monkeypatch.setattr(search_module, "_COLUMNS", 5 * selection.BLOCK)
     monkeypatch.setattr(selection, "_GROUP", 4)
+    monkeypatch.setattr(selection, "_COLUMNS_PER_INSERTED", 0.25)
     monkeypatch.setattr(selection, "_MOST_INSERTED", 512 if request.param == "inserted" else 0)
 
 

@@ -18,8 +18,10 @@ from dbnorm_jax._src import numerics
 BLOCK = 32
 # Rows and lists whose new items are inserted side by side: few, as the slowest holds up the others.
 _GROUP = 128
-# An item is inserted by comparing it with all k; a larger k is cheaper to select anew.
+# An item is inserted by comparing it with all k, and a first tile has k to insert: a k that is
+# large, or large beside the tile, is cheaper to select anew.
 _MOST_INSERTED = 512
+_COLUMNS_PER_INSERTED = 12
 
 
 def argmax(row: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -188,7 +190,7 @@ def add_tile(
         None if valid is None else valid.reshape(num_blocks, BLOCK),
         seen,
     )
-    if k > _MOST_INSERTED:
+    if k > min(_MOST_INSERTED, num_columns / _COLUMNS_PER_INSERTED):
         return _select_anew(nearest, tile, start)
     # A loop that asks after every step whether to go on suits processors only.
     return lax.platform_dependent(
