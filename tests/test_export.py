@@ -129,6 +129,26 @@ FUNCTIONS = {
         ),
         (*EMBEDDINGS[:2], CORRECTION.bias, jnp.full_like(CORRECTION.bias, 0.5)),
     ),
+    "soft gates": (
+        lambda queries, gallery, bank, bias: (
+            dbn.soft_activation(dbn.dot_product(bank, gallery), temperature=0.2),
+            dbn.stream_soft_activation(bank, gallery, temperature=0.2, chunk_size=4),
+            dbn.soft_gates(
+                dbn.dot_product(queries, gallery),
+                dbn.Correction(bias, jnp.full_like(bias, 0.5)),
+                temperature=0.2,
+            ),
+            dbn.stream_soft_gates(
+                queries,
+                gallery,
+                dbn.Correction(bias, jnp.full_like(bias, 0.5)),
+                temperature=0.2,
+                straight_through=True,
+                chunk_size=4,
+            ),
+        ),
+        (*EMBEDDINGS[:3], CORRECTION.bias),
+    ),
     "stream_top_k under vmap": (_vmapped, EMBEDDINGS[:2]),
     "published_scores": (dbn.published_scores, (SIMILARITIES, *STATISTICS)),
     "ranks": (
