@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
+    from dbnorm_jax._src import attribution as attribution
     from dbnorm_jax._src import baselines as baselines
     from dbnorm_jax._src import hubness as hubness
     from dbnorm_jax._src import metrics as metrics
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from dbnorm_jax._src.types import LargestSimilarities as LargestSimilarities
     from dbnorm_jax._src.types import SearchResult as SearchResult
 
-_MODULES = ("baselines", "hubness", "metrics")
+_MODULES = ("attribution", "baselines", "hubness", "metrics")
 _HOME = {
     "BankStatistics": "types",
     "Correction": "types",

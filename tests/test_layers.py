@@ -27,7 +27,7 @@ LAYERS = [
         "retrieval",
         "hubness",
     },
-    {"baselines", "metrics", "conformance", "io", "soft"},
+    {"baselines", "metrics", "conformance", "io", "soft", "attribution"},
 ]
 FILES = sorted(PACKAGE.rglob("*.py"))
 SOURCES = sorted((PACKAGE / "_src").glob("*.py"))

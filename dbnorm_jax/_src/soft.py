@@ -16,8 +16,8 @@ gate, where no two items tie; where some tie, they share.
     ...     active = dbn.soft_activation(bank, temperature=t)
     ...     correction = dbn.Correction(bias=jnp.zeros((1, 3)), active=active[None])
     ...     gates = dbn.soft_gates(query, correction, temperature=t)
-    ...     print(jnp.array_str(active, precision=2), gates.round(2))
-    [0.75 0.2  0.05] [[0.47]]
+    ...     print(active.round(1), jnp.array_str(gates, precision=2))
+    [0.8 0.2 0.1] [[0.47]]
     [1. 0. 0.] [[1.]]
 """
 
