@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
+    from dbnorm_jax._src import attribution as attribution
     from dbnorm_jax._src import baselines as baselines
     from dbnorm_jax._src import hubness as hubness
     from dbnorm_jax._src import metrics as metrics
@@ -39,13 +40,17 @@ if TYPE_CHECKING:
     from dbnorm_jax._src.similarity import cosine_similarity as cosine_similarity
     from dbnorm_jax._src.similarity import dot_product as dot_product
     from dbnorm_jax._src.similarity import negative_squared_euclidean as negative_squared_euclidean
+    from dbnorm_jax._src.soft import soft_activation as soft_activation
+    from dbnorm_jax._src.soft import soft_gates as soft_gates
+    from dbnorm_jax._src.soft import stream_soft_activation as stream_soft_activation
+    from dbnorm_jax._src.soft import stream_soft_gates as stream_soft_gates
     from dbnorm_jax._src.tuning import auto as auto
     from dbnorm_jax._src.types import BankStatistics as BankStatistics
     from dbnorm_jax._src.types import Correction as Correction
     from dbnorm_jax._src.types import LargestSimilarities as LargestSimilarities
     from dbnorm_jax._src.types import SearchResult as SearchResult
 
-_MODULES = ("baselines", "hubness", "metrics", "tuning")
+_MODULES = ("attribution", "baselines", "hubness", "metrics", "tuning")
 _HOME = {
     "BankStatistics": "types",
     "Correction": "types",
@@ -68,8 +73,12 @@ _HOME = {
     "published_scores": "conformance",
     "responsibilities": "banks",
     "save": "io",
+    "soft_activation": "soft",
+    "soft_gates": "soft",
     "stream_bank_statistics": "banks",
     "stream_largest_similarities": "largest",
+    "stream_soft_activation": "soft",
+    "stream_soft_gates": "soft",
     "stream_top_k": "retrieval",
     "top_k": "retrieval",
 }

@@ -118,6 +118,28 @@ def log_normalizer_beta_derivative(similarities, beta):
     return (responsibilities(similarities, beta) * _float64(similarities)).sum(axis=0)
 
 
+# --- soft gates --------------------------------------------------------------------------------
+
+
+def softmax_rows(similarities, temperature):
+    """p(i, g) = exp(s(i, g) / t) / sum_h exp(s(i, h) / t)."""
+    logits = _float64(similarities) / temperature
+    return np.exp(logits - log_sum_exp(logits, axis=1)[:, None])
+
+
+def soft_activation(similarities, temperature, weights=None):
+    """a(g) = 1 - prod_b (1 - p(b, g))^w_b."""
+    unpicked = 1 - softmax_rows(similarities, temperature)
+    if weights is not None:
+        unpicked = unpicked ** _float64(weights)[:, None]
+    return 1 - unpicked.prod(axis=0)
+
+
+def soft_gates(similarities, active, temperature):
+    """a(q) = sum_g p(q, g) a(g)."""
+    return softmax_rows(similarities, temperature) @ _float64(active)
+
+
 # --- the four normalizers ----------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ from cases import FITS, ITERATED, NORMALIZERS, SCORES, SHAPES, problem, statisti
 from jax import export
 
 import dbnorm_jax as dbn
-from dbnorm_jax import baselines, hubness, metrics
+from dbnorm_jax import attribution, baselines, hubness, metrics
 
 PLATFORMS = ["cpu", "cuda", "tpu"]
 PROBLEM = problem(0, SHAPES[0])
@@ -129,6 +129,26 @@ FUNCTIONS = {
         ),
         (*EMBEDDINGS[:2], CORRECTION.bias, jnp.full_like(CORRECTION.bias, 0.5)),
     ),
+    "soft gates": (
+        lambda queries, gallery, bank, bias: (
+            dbn.soft_activation(dbn.dot_product(bank, gallery), temperature=0.2),
+            dbn.stream_soft_activation(bank, gallery, temperature=0.2, chunk_size=4),
+            dbn.soft_gates(
+                dbn.dot_product(queries, gallery),
+                dbn.Correction(bias, jnp.full_like(bias, 0.5)),
+                temperature=0.2,
+            ),
+            dbn.stream_soft_gates(
+                queries,
+                gallery,
+                dbn.Correction(bias, jnp.full_like(bias, 0.5)),
+                temperature=0.2,
+                straight_through=True,
+                chunk_size=4,
+            ),
+        ),
+        (*EMBEDDINGS[:3], CORRECTION.bias),
+    ),
     "stream_top_k under vmap": (_vmapped, EMBEDDINGS[:2]),
     "published_scores": (dbn.published_scores, (SIMILARITIES, *STATISTICS)),
     "ranks": (
@@ -180,6 +200,16 @@ FUNCTIONS = {
         ),
         (PROBLEM.query_bank_similarities,),
     ),
+    "attribution": (
+        lambda queries, gallery, bank, statistics, correction, relevant: (
+            attribution.bias_contributors(bank, gallery, statistics, np.array([2, 0]), k=3),
+            attribution.top_1_changes(queries, gallery, correction, chunk_size=4),
+            attribution.influence(
+                queries, gallery, relevant, bank, statistics=statistics, gated=True
+            ),
+        ),
+        (*EMBEDDINGS[:3], STATISTICS[0], CORRECTION, RELEVANT),
+    ),
     "gradient of a streamed statistic": (
         jax.grad(
             lambda bank, gallery, beta: dbn.stream_bank_statistics(
@@ -211,9 +241,11 @@ def test_every_public_function_is_exported():
     names = {
         *(name for name in dbn.__all__ if callable(getattr(dbn, name))),
         *baselines.__all__,
+        *(name for name in vars(attribution) if _is_public(attribution, name)),
         *(name for name in vars(hubness) if _is_public(hubness, name)),
         *(name for name in vars(metrics) if _is_public(metrics, name)),
     } - {"save", "load", "auto", "BankStatistics", "LargestSimilarities", "SearchResult"}
+    names -= {"Contributors", "Top1Changes"}
     assert not {name for name in names if name not in code}
 
 

@@ -28,7 +28,7 @@ LAYERS = [
         "hubness",
         "folds",
     },
-    {"baselines", "metrics", "conformance", "io", "refinement"},
+    {"baselines", "metrics", "conformance", "io", "refinement", "soft", "attribution"},
     {"tuning"},
 ]
 FILES = sorted(PACKAGE.rglob("*.py"))
