@@ -28,8 +28,8 @@ LAYERS = [
         "hubness",
         "folds",
     },
-    {"baselines", "metrics", "conformance", "io", "refinement", "soft", "attribution"},
-    {"tuning"},
+    {"baselines", "metrics", "conformance", "io", "refinement", "soft", "influence"},
+    {"tuning", "attribution"},
 ]
 FILES = sorted(PACKAGE.rglob("*.py"))
 SOURCES = sorted((PACKAGE / "_src").glob("*.py"))
