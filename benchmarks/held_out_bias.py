@@ -153,8 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Reads what to run."""
     asked = studies.options(__doc__, ("100", "300"), arguments)
     found = studies.collected("held_out_bias", Draw, run_draw, asked)
-    if found:
-        print_report(found)
+    print_report(found)
 
 
 if __name__ == "__main__":

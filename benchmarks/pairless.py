@@ -23,7 +23,7 @@ of one half of the pairs and the items of the other half, where no true pair exi
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -166,52 +166,48 @@ def unevenness(
         )
     values = []
     for part in (0, 1):
-        queries = query_bank[halves[0] == part]
-        counts = _counts(
-            jnp.asarray(queries),
-            jnp.asarray(columns),
-            *parts,
-            jnp.int32(part),
-            needs.betas,
-            needs.neighbors,
-            needs.terms,
-            k=min(K, len(columns)),
+        queries = jnp.asarray(query_bank[halves[0] == part])
+        query, other = (jax.tree.map(np.asarray, _without(found, part)) for found in parts)
+        biases = (
+            np.asarray(held_out.biases(query, needs.betas[0], needs.neighbors)),
+            np.asarray(held_out.biases(other, needs.betas[1], jnp.zeros(0, jnp.int32))),
         )
-        values.append([jax.vmap(measure)(counts) for measure in MEASURES])
+        active = np.stack([query.k_occurrence > 0, other.k_occurrence > 0])
+        similarities = np.asarray(dbn.dot_product(queries, jnp.asarray(columns)))
+        terms = held_out.Terms(*(np.asarray(field) for field in needs.terms))  # type: ignore[arg-type]
+        counts = jnp.asarray(_counts(similarities, biases, active, terms))
+        values.append([_each(counts, measure=measure) for measure in MEASURES])
     return np.mean(values, axis=0)
 
 
-@partial(jax.jit, static_argnames="k")
+_without = jax.jit(held_out.merged)
+
+
+@partial(jax.jit, static_argnames="measure")
+def _each(counts: jax.Array, *, measure: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    return jax.vmap(measure)(counts)
+
+
 def _counts(
-    queries: jax.Array,
-    columns: jax.Array,
-    query_parts: held_out.Statistics,
-    gallery_parts: held_out.Statistics,
-    part: jax.Array,
-    betas: tuple[jax.Array, jax.Array],
-    neighbors: jax.Array,
+    similarities: np.ndarray,
+    biases: tuple[np.ndarray, np.ndarray],
+    active: np.ndarray,
     terms: held_out.Terms,
-    *,
-    k: int,
-) -> jax.Array:
+) -> np.ndarray:
     """[num_candidates, columns] k-occurrence of one half's queries under the other half's fit."""
-    query, gallery = (held_out.merged(parts, part) for parts in (query_parts, gallery_parts))
-    query_biases = held_out.biases(query, betas[0], neighbors)
-    gallery_biases = held_out.biases(gallery, betas[1], jnp.zeros(0, jnp.int32))
-    similarities = dbn.dot_product(queries, columns)
-    active = jnp.stack([query.k_occurrence > 0, gallery.k_occurrence > 0])
     gates = active[:, similarities.argmax(axis=1)]
-
-    def counts(term: held_out.Terms) -> jax.Array:
-        on = (gates | ~term.gated).astype(similarities.dtype)
-        offset = on[0][:, None] * (term.query_weight * query_biases[term.query])[None]
-        other = on[1][:, None] * (term.gallery_weight * gallery_biases[term.gallery])[None]
-        scores = similarities - offset - other
-        # The k-th largest score instead of the k places: ties are rare, sorting is slow.
-        lowest = jax.lax.top_k(scores, k)[0][:, -1:]
-        return (scores >= lowest).sum(axis=0)
-
-    return jax.lax.map(counts, terms)
+    size = similarities.shape[1]
+    k = min(K, size)
+    found = []
+    for query, weight, other, other_weight, gated in zip(*terms, strict=True):
+        on = (gates | ~gated).astype(similarities.dtype)[..., None]
+        scores = similarities - on[0] * (weight * biases[0][query])
+        if other_weight:
+            scores -= on[1] * (other_weight * biases[1][other])
+        # At least the k-th largest, instead of k places: ties are rare.
+        lowest = np.partition(scores, size - k, axis=1)[:, size - k, None]
+        found.append((scores >= lowest).sum(axis=0).astype(np.int32))
+    return np.stack(found)
 
 
 def print_report(cells: dict[Cell, list[Draw]], banks: int, title: str) -> None:
@@ -246,9 +242,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Reads what to run."""
     asked = studies.options(__doc__, ("100", "300", "all"), arguments)
     found = studies.collected("pairless", Draw, run_draw, asked)
-    if found:
-        print_report(found, 0, "banks that belong together")
-        print_report(found, 1, "unpaired banks")
+    print_report(found, 0, "banks that belong together")
+    print_report(found, 1, "unpaired banks")
 
 
 if __name__ == "__main__":

@@ -32,8 +32,8 @@ def options(text: str, sizes: Sequence[str], arguments: Sequence[str] | None) ->
 
 def collected(
     name: str, kind: Any, run_draw: Callable[[EvaluationSet, int], Any], asked: argparse.Namespace
-) -> dict[Cell, list[Any]] | None:
-    """All draws by cell; None where time ran out (with a cache, the next run goes on).
+) -> dict[Cell, list[Any]]:
+    """All draws by cell; those done where time ran out (with a cache, the next run goes on).
 
     Args:
       name: of the study, for its files.
@@ -55,7 +55,7 @@ def collected(
             continue
         if time.monotonic() - started > asked.seconds:
             print(f"stopped by --seconds after {sum(map(len, found.values()))} draws")
-            return None
+            break
         if cell != previous:
             jax.clear_caches()  # a process may map only so many programs
             previous = cell

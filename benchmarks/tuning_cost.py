@@ -24,7 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(machine())
     items, other = (unit_rows(seed, options.size, options.dim) for seed in (0, 2))
     noise = unit_rows(1, options.size, options.dim)
-    query_bank, pairs = 0.3 * items + noise, np.arange(options.size)
+    # All queries lean one way: there are hubs, and with them something to refine.
+    query_bank = 0.3 * items + noise + 0.5 * unit_rows(3, 1, options.dim)
+    pairs = np.arange(options.size)
     contenders = {
         "bare": lambda: bare_scan(query_bank, items),
         "tune": lambda: dbn.tuning.tune(query_bank, items, pairs),
