@@ -1,0 +1,1 @@
+"""Training and explaining, each in under a minute: `python -m examples.learn_betas`, and so on."""
