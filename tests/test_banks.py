@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import reference
 from cases import CHUNK_SIZES, SHAPES, SIMILARITY_FNS, problem
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tracing import largest_intermediate
 
@@ -60,6 +60,7 @@ def test_equals_the_reference(seed, shape, beta, k, masked):
         assert found.active is None
 
 
+@settings(max_examples=12)  # each combination compiles
 @given(
     seeds,
     shapes,

