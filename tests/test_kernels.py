@@ -20,7 +20,7 @@ SHAPES = [(5, 40, 3), (64, 64, 32), (70, 200, 40)]
 seeds = st.integers(0, 2**32 - 1)
 shapes = st.sampled_from(SHAPES)
 dtypes = st.sampled_from(["float32", "bfloat16"])
-few = settings(max_examples=12)
+few = settings(max_examples=6)  # each shape compiles
 
 
 @pytest.fixture(autouse=True)

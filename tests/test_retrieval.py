@@ -88,7 +88,8 @@ def test_top_k_of_long_rows_with_ties(k):
 
 @all_normalizers
 @given(seeds, shapes, st.sampled_from(CHUNK_SIZES[:2]))
-def test_streamed_equals_dense_with_ties(case, seed, shape, chunk_size, k=3):
+def test_streamed_equals_dense_with_ties(case, seed, shape, chunk_size):
+    k = 3
     test = problem(seed, shape, levels=4)  # products are exact, so ties are ties in every tile
     correction = case.fit(*statistics_of(test))
     dense = dbn.top_k(test.similarities, k, correction)
@@ -113,7 +114,7 @@ def test_streamed_equals_dense_for_every_similarity(case, similarity_fn):
     chex.assert_trees_all_equal(streamed.indices, dense.indices)
 
 
-@pytest.mark.parametrize("num_gallery", [1, 33, 2049, 5000])
+@pytest.mark.parametrize("num_gallery", [1, 33, 5000])
 @pytest.mark.parametrize("k", [1, 10, 200])
 def test_streamed_over_several_tiles_with_ties(num_gallery, k):
     random = np.random.default_rng(0)

@@ -55,6 +55,8 @@ ORDERS = {
 @pytest.mark.parametrize("k", [1, 10, 200])
 @pytest.mark.parametrize("order", ORDERS)
 def test_exact_in_any_order(order, k):
+    if k != 10 and selection._MOST_INSERTED == 0:
+        pytest.skip("one k will do where all are selected in the same way")
     random = np.random.default_rng(0)
     scores = ORDERS[order](random.normal(size=(NUM_QUERIES, NUM_GALLERY))).astype(np.float32)
     offsets = np.round(random.normal(size=(NUM_GALLERY, 2)), 1).astype(np.float32)
