@@ -266,6 +266,7 @@ def test_converged_sinkhorn_is_hnn(x64, temperature):
     assert np.ptp(np.asarray(sinkhorn.bias - hnn.bias)) < 1e-6 * temperature * 20
 
 
+@pytest.mark.slow
 def test_hnn_stays_converged_in_float32():
     random = np.random.default_rng(0)
     bank = (random.normal(size=(200, 150)) / 6).astype(np.float32)

@@ -102,6 +102,7 @@ def expected_scores(arrays):
     }
 
 
+@pytest.mark.slow
 def test_all_methods_agree_with_the_reference(rows_of, expected_scores):
     rows = rows_of("all")
     assert set(rows) - set(expected_scores) == {"IS", "DIS", "DualIS", "DualDIS"}

@@ -87,6 +87,7 @@ def test_hessian_vector_products(x64):
     np.testing.assert_allclose(twice, expected, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_the_whole_way_equals_differences(x64):
     """From embeddings, betas, bank weights and the weights of the banks to corrected neighbours."""
 

@@ -171,6 +171,7 @@ ARGUMENTS = (
 )
 
 
+@pytest.mark.slow
 def test_derivatives_are_those_of_the_plain_path(monkeypatch, calls):
     tangents = jax.tree.map(jnp.ones_like, ARGUMENTS)
 

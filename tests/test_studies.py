@@ -15,6 +15,7 @@ class One(NamedTuple):
     value: float
 
 
+@pytest.mark.slow
 def test_draws_are_kept(tmp_path, capsys):
     asked = studies.options("Title.", ("100",), ["--draws", "1", "--cache", str(tmp_path)])
     assert isinstance(asked, argparse.Namespace)

@@ -125,7 +125,11 @@ def smooth(case, streamed):
 
 
 # The dense path once: streamed gradients are compared with dense ones below.
-PATHS = [(NORMALIZERS[0], True), (NORMALIZERS[-1], True), (NORMALIZERS[-1], False)]
+PATHS = [
+    (NORMALIZERS[-1], True),
+    pytest.param(NORMALIZERS[0], True, marks=pytest.mark.slow),
+    pytest.param(NORMALIZERS[-1], False, marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize(("case", "streamed"), PATHS, ids=str)

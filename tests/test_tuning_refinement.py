@@ -91,6 +91,7 @@ def poor(table):
     return int(((table.method == 1) & np.isclose(table.weight_query, 0.25)).argmax())
 
 
+@pytest.mark.slow
 def test_kept_where_it_leads(monkeypatch, tmp_path):
     query_bank, gallery_bank, _, gallery = hubby(5)
     arrays, known = (query_bank, gallery_bank, EVERY), {"gallery": gallery}
