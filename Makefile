@@ -3,13 +3,29 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint types bench bench-gpu bench-tpu benchmark clean
+.PHONY: demo test test-floor test-optimized test-slow lint types docs dist bench bench-gpu bench-tpu benchmark clean
 
 demo: $(VENV)/.installed-cli
 	$(BIN)/dbnorm demo
 
+QUICK := -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow"
+
+# Tests mostly wait for compilation, which takes half as long where nothing is optimized.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow"
+	XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" $(BIN)/python $(QUICK)
+
+# The same tests with the oldest releases that are supported, in an environment of their own.
+test-floor: $(VENV)-floor/.installed
+	XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" $(VENV)-floor/bin/python $(QUICK)
+
+$(VENV)-floor/.installed: pyproject.toml tests/floor.txt
+	$(PYTHON) -m venv $(VENV)-floor
+	$(VENV)-floor/bin/pip install --quiet --requirement tests/floor.txt --editable '.[test]'
+	touch $@
+
+# The same tests of programs as users get them.
+test-optimized: $(VENV)/.installed-dev
+	$(BIN)/python $(QUICK)
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow
@@ -20,6 +36,14 @@ lint: $(VENV)/.installed-dev
 
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
+
+# Warnings are errors; the site is in ./site.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# The wheel and the source archive, in ./dist.
+dist: $(VENV)/.installed-dev
+	$(BIN)/python -m build --no-isolation
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks.run
@@ -38,4 +62,4 @@ $(VENV)/.installed-%: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) dbnorm-demo benchmark-results .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-floor site dist dbnorm-demo benchmark-results .pytest_cache .mypy_cache .ruff_cache .hypothesis

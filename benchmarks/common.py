@@ -1,24 +1,26 @@
-"""Timing side by side: contenders interleaved in one process, ratios to a bare tile scan.
+"""What the benchmarks share: inputs, another base than `bare_scan`, ratios of timings."""
 
-The base, `bare_scan`, computes the same similarities in 1024 x 1024 tiles inside one jitted scan
-and keeps nothing: what any exact method must pay at least.
-"""
-
-import dataclasses
-import gc
-import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from benchmarks import environment, inputs
 from benchmarks.report import Figure, Target
+from dbnorm_jax._cli.timing import TILE, Timing, bare_scan, interleaved
 
-TILE = 1024
+__all__ = [
+    "TILE",
+    "Timing",
+    "bare_scan",
+    "full_dot",
+    "interleaved",
+    "machine",
+    "ratio",
+    "ratios",
+    "unit_rows",
+]
 
 
 def unit_rows(seed: int, num_rows: int, dim: int) -> jax.Array:
@@ -31,70 +33,10 @@ def machine() -> str:
     return environment.summary()
 
 
-# --- bases -------------------------------------------------------------------------------------
-
-
-@jax.jit
-def bare_scan(rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """All inner products, tile by tile, kept in nothing but one number that needs them all."""
-
-    def blocks(array: jax.Array) -> jax.Array:
-        tile = min(TILE, array.shape[0])
-        if array.shape[0] % tile:
-            raise ValueError(f"bare_scan takes multiples of {TILE} rows, got {array.shape[0]}")
-        return array.reshape(-1, tile, array.shape[1])
-
-    def outer(total: jax.Array, items: jax.Array) -> tuple[jax.Array, None]:
-        def inner(total: jax.Array, bank: jax.Array) -> tuple[jax.Array, None]:
-            product = lax.dot_general(
-                bank, items, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
-            )
-            # The barrier keeps the compiler from computing less than the whole tile, and one entry
-            # from dropping it.
-            return total + lax.optimization_barrier(product)[0, 0], None
-
-        return lax.scan(inner, total, blocks(rows))[0], None
-
-    return lax.scan(outer, jnp.float32(0), blocks(columns))[0]
-
-
 @jax.jit
 def full_dot(rows: jax.Array, columns: jax.Array) -> jax.Array:
     """All inner products at once, kept: [num_rows, num_columns] in new memory."""
     return jnp.dot(rows, columns.T, preferred_element_type=jnp.float32)
-
-
-# --- timing ------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Timing:
-    """Seconds per repetition of one contender, and processor seconds per wall second."""
-
-    seconds: np.ndarray
-    cores: float
-
-
-def interleaved(
-    contenders: dict[str, Callable[[], Any]], repetitions: int = 7
-) -> dict[str, Timing]:
-    """Times all contenders; each repetition runs every one once, the starting one rotates."""
-    names = list(contenders)
-    for name in names:
-        jax.block_until_ready(contenders[name]())
-    seconds = {name: np.zeros(repetitions) for name in names}
-    processor = dict.fromkeys(names, 0.0)
-    for repetition in range(repetitions):
-        shift = repetition % len(names)
-        for name in names[shift:] + names[:shift]:
-            gc.collect()
-            used, started = time.process_time(), time.perf_counter()
-            jax.block_until_ready(contenders[name]())
-            seconds[name][repetition] = time.perf_counter() - started
-            processor[name] += time.process_time() - used
-    return {
-        name: Timing(seconds[name], processor[name] / float(seconds[name].sum())) for name in names
-    }
 
 
 # --- ratios ---------------------------------------------------------------------------------------

@@ -177,6 +177,11 @@ def peak_resident() -> float:
     return _field(Path("/proc/self/status"), "VmHWM")
 
 
+def own_memory(field: str) -> float:
+    """MiB of this process in a field of /proc/self/status."""
+    return _field(Path("/proc/self/status"), field)
+
+
 def restart_peak() -> None:
     """Lets the peak begin anew from what is resident."""
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dbnorm_jax._cli import files, sets
-from dbnorm_jax._cli.files import Source
+from dbnorm_jax._cli.file_argument import Source
 from dbnorm_jax._cli.sets import Array, Csr, EvaluationSet, SimilaritySet
 
 TEXT_TO_VISUAL = "text-to-visual"

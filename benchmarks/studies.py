@@ -2,10 +2,11 @@
 
 import argparse
 import hashlib
+import itertools
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +14,36 @@ import jax
 import numpy as np
 
 from benchmarks.common import machine
+from benchmarks.quality import LANGUAGES
 from benchmarks.tuning import Cell, plan
 from dbnorm_jax._cli.sets import EvaluationSet
+
+Planned = tuple[Cell, int, Callable[[], EvaluationSet]]
 
 
 def options(text: str, sizes: Sequence[str], arguments: Sequence[str] | None) -> argparse.Namespace:
     """Reads what to run."""
-    parser = argparse.ArgumentParser(description=text.splitlines()[0])
-    parser.add_argument("--set", action="append", default=[], metavar="FILE", dest="sets")
-    parser.add_argument("--draws", type=int, default=2)
-    parser.add_argument("--bank-sizes", nargs="+", default=list(sizes))
-    parser.add_argument("--cache", type=Path, help="folder where draws are kept")
-    parser.add_argument(
-        "--seconds", type=float, default=math.inf, help="begin no draw after so long"
-    )
-    return parser.parse_args(arguments)
+    return parser(text, sizes).parse_args(arguments)
+
+
+def parser(text: str, sizes: Sequence[str]) -> argparse.ArgumentParser:
+    """What every study asks for."""
+    made = argparse.ArgumentParser(description=text.splitlines()[0])
+    made.add_argument("--set", action="append", default=[], metavar="FILE", dest="sets")
+    made.add_argument("--no-emoji", action="store_true", help="given sets only")
+    made.add_argument("--draws", type=int, default=2)
+    made.add_argument("--bank-sizes", nargs="+", default=list(sizes))
+    made.add_argument("--cache", type=Path, help="folder where draws are kept")
+    made.add_argument("--seconds", type=float, default=math.inf, help="begin no draw after so long")
+    return made
 
 
 def collected(
-    name: str, kind: Any, run_draw: Callable[[EvaluationSet, int], Any], asked: argparse.Namespace
+    name: str,
+    kind: Any,
+    run_draw: Callable[[EvaluationSet, int], Any],
+    asked: argparse.Namespace,
+    more: Iterable[Planned] = (),
 ) -> dict[Cell, list[Any]]:
     """All draws by cell; those done where time ran out (with a cache, the next run goes on).
 
@@ -40,6 +52,7 @@ def collected(
       kind: the NamedTuple that `run_draw` returns.
       run_draw: of an evaluation set and the number of the draw.
       asked: the options.
+      more: draws beside those of `benchmarks.tuning`, first in order.
     """
     print(machine())
     if asked.cache is not None:
@@ -47,7 +60,8 @@ def collected(
     sizes = [None if size == "all" else int(size) for size in asked.bank_sizes]
     found: dict[Cell, list[Any]] = defaultdict(list)
     started, previous = time.monotonic(), None
-    for cell, number, make in plan(asked.sets, sizes, asked.draws):
+    planned = plan(asked.sets, sizes, asked.draws, () if asked.no_emoji else LANGUAGES)
+    for cell, number, make in itertools.chain(more, planned):
         path = None if asked.cache is None else asked.cache / _file(name, cell, number)
         if path is not None and path.exists():
             with np.load(path) as archive:

@@ -19,36 +19,24 @@ import dbnorm_jax as dbn
 from benchmarks.common import machine
 from dbnorm_jax._cli.emoji_names import emoji_names
 from dbnorm_jax._cli.files import read_set
+from dbnorm_jax._cli.inspection import rank_correlations
 from dbnorm_jax._cli.sets import EvaluationSet, reversed_set
 
 LANGUAGES = (("en", "de"), ("en", "fr"), ("es", "it"))
 K = 10
 
 
-def ranked(values: np.ndarray) -> np.ndarray:
-    """Ranks, averaged over ties."""
-    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = counts.cumsum()
-    return (ends - (counts - 1) / 2)[places]
-
-
-def correlations(columns: np.ndarray) -> np.ndarray:
-    """(N with query bank, N with gallery bank, the latter given the former) of [3, num_items]."""
-    table = np.corrcoef(np.stack([ranked(column) for column in columns]))
-    query, gallery, between = table[0, 1], table[0, 2], table[1, 2]
-    partial = (gallery - query * between) / np.sqrt((1 - query**2) * (1 - between**2))
-    return np.array([query, gallery, partial])
-
-
 def with_interval(columns: np.ndarray, resamples: int) -> list[str]:
     """Each correlation with its 95 % interval over items."""
     random = np.random.default_rng(0)
     size = columns.shape[1]
-    draws = [correlations(columns[:, random.integers(size, size=size)]) for _ in range(resamples)]
+    draws = [
+        rank_correlations(columns[:, random.integers(size, size=size)]) for _ in range(resamples)
+    ]
     low, high = np.quantile(draws, [0.025, 0.975], axis=0)
     return [
         f"{value:+.2f} [{a:+.2f}, {b:+.2f}]"
-        for value, a, b in zip(correlations(columns), low, high, strict=True)
+        for value, a, b in zip(rank_correlations(columns), low, high, strict=True)
     ]
 
 

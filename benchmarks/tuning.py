@@ -32,6 +32,7 @@ import numpy as np
 import dbnorm_jax as dbn
 from benchmarks.common import machine
 from benchmarks.quality import LANGUAGES, draws
+from benchmarks.significance import holm, loss
 from dbnorm_jax._cli.emoji_names import emoji_names
 from dbnorm_jax._cli.files import read_set
 from dbnorm_jax._cli.sets import EvaluationSet, reversed_set
@@ -65,14 +66,17 @@ Cell = tuple[str, str]  # (set and direction, size of the bank)
 
 
 def plan(
-    paths: Sequence[str], sizes: Sequence[int | None], num_draws: int
+    paths: Sequence[str],
+    sizes: Sequence[int | None],
+    num_draws: int,
+    languages: Sequence[tuple[str, str]] = LANGUAGES,
 ) -> Iterator[tuple[Cell, int, Callable[[], EvaluationSet]]]:
     """Every draw: its cell, its number, and how it is made."""
 
     def drawn(test: EvaluationSet, size: int | None, number: int) -> EvaluationSet:
         return list(draws(test, size, number + 1))[-1]
 
-    for source, target in LANGUAGES:
+    for source, target in languages:
         for reverse, size, number in itertools.product((False, True), sizes, range(num_draws)):
             if size is not None and size >= len(emoji_names(source, target, 0).query_bank):
                 continue
@@ -187,23 +191,6 @@ def candidate_ranks(
 _ranks = jax.jit(held_out.ranks)
 
 
-def exact_mcnemar(worse: int, better: int) -> float:
-    """One-sided: the chance of at least `worse` losses where losses and gains are as likely."""
-    total = worse + better
-    if not total:
-        return 1.0
-    return sum(math.comb(total, count) for count in range(worse, total + 1)) / 2**total
-
-
-def holm(p_values: Sequence[float], level: float = 0.05) -> int:
-    """How many hypotheses Holm's procedure rejects."""
-    ordered = sorted(p_values)
-    for place, value in enumerate(ordered):
-        if value > level / (len(ordered) - place):
-            return place
-    return len(ordered)
-
-
 def interval(found: Sequence[Draw]) -> tuple[float, float]:
     """95 % bootstrap interval of the mean gain, over queries where draws share them."""
     differences = [draw.auto.astype(float) - draw.raw for draw in found]
@@ -232,15 +219,13 @@ class Summary:
 
 def summary(found: Sequence[Draw]) -> Summary:
     """Means over draws; the p-value of a loss, draws pooled."""
-    worse = sum(int((draw.raw & ~draw.auto).sum()) for draw in found)
-    better = sum(int((draw.auto & ~draw.raw).sum()) for draw in found)
     return Summary(
         auto=_mean(100 * (draw.auto.mean() - draw.raw.mean()) for draw in found),
         oracle=_mean(draw.gains.max() for draw in found),
         unguarded=_mean(draw.unguarded for draw in found),
         fixed=np.mean([draw.fixed for draw in found], axis=0),
         kept_raw=_mean(draw.kept_raw for draw in found),
-        p_value=exact_mcnemar(worse, better),
+        p_value=loss((draw.raw, draw.auto) for draw in found),
     )
 
 

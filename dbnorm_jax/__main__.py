@@ -1,4 +1,4 @@
-"""`python -m dbnorm_jax` is `dbnorm`."""
+"""`python -m dbnorm_jax`: the command `dbnorm`."""
 
 from dbnorm_jax._cli.main import main
 

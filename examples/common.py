@@ -1,5 +1,8 @@
 """The data of the examples, and how well it is retrieved."""
 
+import argparse
+from pathlib import Path
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -13,10 +16,29 @@ def load(seed: int = 0) -> EvaluationSet:
     return emoji_names("en", "de", seed)
 
 
+def ranks(queries, gallery, correction=None) -> np.ndarray:
+    """Of item i for query i."""
+    right = jnp.arange(len(queries))
+    return np.asarray(dbn.metrics.stream_ranks(queries, gallery, right, correction))
+
+
 def recall_at_1(queries, gallery, correction=None) -> float:
     """R@1 in percent; query i asks for item i."""
-    ranks = dbn.metrics.stream_ranks(queries, gallery, jnp.arange(len(queries)), correction)
-    return 100 * float(dbn.metrics.recall_at(ranks, 1))
+    return 100 * float(dbn.metrics.recall_at(ranks(queries, gallery, correction), 1))
+
+
+def hits(test: EvaluationSet, correction=None) -> np.ndarray:
+    """[num_queries] 1 where the first item is right, else 0."""
+    relevant = tuple(jnp.asarray(part, jnp.int32) for part in test.relevant)
+    return np.asarray(
+        dbn.metrics.stream_ranks(test.queries, test.gallery, relevant, correction) <= 1, float
+    )
+
+
+def gain(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
+    """Points of percent that paired hits rose by, and half the width of the 95 % interval."""
+    changes = 100 * (after - before)
+    return float(changes.mean()), float(1.96 * changes.std(ddof=1) / np.sqrt(len(changes)))
 
 
 def skewness(queries, gallery, correction=None) -> float:
@@ -35,3 +57,25 @@ def summary(values) -> str:
     """Mean and standard error."""
     values = np.asarray(values)
     return f"{values.mean():6.1f} ± {values.std(ddof=1) / np.sqrt(len(values)):.1f}"
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    """Rows of length 1."""
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
+def ridge_map(sources: np.ndarray, targets: np.ndarray, ridge: float) -> np.ndarray:
+    """[source dim, target dim], fitted on pairs; fewer pairs than dimensions."""
+    gram = sources @ sources.T + ridge * np.eye(len(sources))
+    return sources.T @ np.linalg.solve(gram, targets)
+
+
+def arguments(name: str, sets: str | None = None) -> argparse.Namespace:
+    """Where the picture goes and, with `sets` saying what for, files of embeddings."""
+    parser = argparse.ArgumentParser(prog=f"python -m examples.{name}")
+    if sets is not None:
+        parser.add_argument("sets", nargs="*", metavar="SET.npz", help=sets)
+    parser.add_argument(
+        "--output", type=Path, default=Path(f"{name}.png"), help="the picture (%(default)s)"
+    )
+    return parser.parse_args()

@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import socket
+import sys
 
 # Read when JAX starts; sharded and unsharded code see the same eight CPU devices.
 os.environ["XLA_FLAGS"] = (
@@ -24,6 +26,23 @@ hypothesis.settings.register_profile("thorough", deadline=None, max_examples=400
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
+LOOPBACK = {"localhost", "127.0.0.1", "::1", "", None, socket.gethostname()}
+
+
+def _refuse_network(event, arguments):
+    """An audit hook: nothing is looked up or connected to but this machine."""
+    host = None
+    if event in ("socket.connect", "socket.sendto") and isinstance(arguments[1], tuple):
+        host = arguments[1][0]
+    elif event in ("socket.getaddrinfo", "socket.gethostbyname"):
+        host = arguments[0]
+    if host not in LOOPBACK and not str(host).startswith("127."):
+        raise RuntimeError(f"tests use no network, got {event} of {host!r}")
+
+
+sys.addaudithook(_refuse_network)
+
+
 DATA = pathlib.Path(__file__).parent / "data"
 
 # Begun first, so that none of them runs alone at the end.
@@ -39,6 +58,15 @@ def _forget_compiled_programs():
     """A process may map only so many of them."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def compile_fast():
+    """For tests whose time is nearly all compilation."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture
@@ -60,3 +88,18 @@ def dtype(request):
     """Each precision in turn, with x64 on where it is needed."""
     with jax.enable_x64(request.param == "float64"):
         yield np.dtype(request.param)
+
+
+@pytest.fixture
+def call(capsys):
+    """Runs `dbnorm` in this process -> (exit code, stdout, stderr)."""
+    command = pytest.importorskip("dbnorm_jax._cli.main")
+
+    def run(*arguments):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            command.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return stopped.value.code, captured.out, captured.err
+
+    return run

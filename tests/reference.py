@@ -402,3 +402,28 @@ def atkinson(counts, epsilon=0.5):
         return 1 - np.exp(np.log(counts).mean()) / counts.mean()
     power = 1 - epsilon
     return 1 - np.mean(counts**power) ** (1 / power) / counts.mean()
+
+
+def hub_screening(query_bank_similarities, bank_similarities=None, k=10, rate=0.002):
+    """(N, p, flagged) of columns that join a clean gallery bank, one after the other.
+
+    `query_bank_similarities`: query bank x gallery; `bank_similarities`: query bank x gallery bank,
+    None where the gallery is compared with itself. Without ties.
+    """
+    matrix = _float64(query_bank_similarities)
+    if bank_similarities is None:
+        order = np.argsort(-matrix, axis=1)[:, :k]
+        counts = k_occurrence(order, matrix.shape[1])
+        shares = np.array([np.mean(counts >= count) for count in counts])
+        return counts, shares, (counts > 0) & (shares * len(counts) <= max(1, rate * len(counts)))
+    clean = _float64(bank_similarities)
+    counts = []
+    for column in matrix.T:
+        joined = np.concatenate([clean, column[:, None]], axis=1)
+        order = np.argsort(-joined, axis=1, kind="stable")[:, :k]
+        counts.append((order == clean.shape[1]).any(axis=1).sum())
+    clean_counts = k_occurrence(np.argsort(-clean, axis=1)[:, :k], clean.shape[1])
+    size = len(clean_counts) + 1
+    counts = np.array(counts)
+    as_often = np.array([1 + (clean_counts >= count).sum() for count in counts])
+    return counts, as_often / size, (counts > 0) & (as_often <= max(1, rate * size))

@@ -104,7 +104,7 @@ def recall(test, relevant, rows, beta, weights, *, k, weight=1.0, offsets=0.0):
     return reference.recall_at(reference.ranks(scores, relevant[:, None]), 1)
 
 
-@pytest.mark.parametrize(("k", "weighted"), [(0, False), (2, True)])
+@pytest.mark.parametrize(("k", "weighted"), [(0, False), (1, False), (2, True)])
 def test_influence_equals_leaving_out(k, weighted):
     for beta in (2.0, 60.0):
         check_influence(beta, k, weighted)
@@ -183,6 +183,9 @@ def test_errors():
     several = dbn.stream_bank_statistics(rows, rows, beta=np.ones(2))
     with pytest.raises(ValueError, match=r"must have fields \[num_gallery\]"):
         explain(rows, rows, several, [0], k=1)
+    for weights in (np.ones(1), np.ones((2, 3)), np.ones((3, 1))):
+        with pytest.raises(ValueError, match="`weights`"):
+            explain(rows, rows, statistics, [0], k=1, weights=weights)
     with pytest.raises(ValueError, match="activation set when `gated`"):
         attribution.influence(rows, rows, [0, 1, 2], rows, statistics=statistics, gated=True)
     with pytest.raises(ValueError, match="`offsets` has 2 gallery items"):

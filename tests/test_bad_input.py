@@ -9,6 +9,7 @@ import pytest
 from cases import problem, statistics_of
 
 import dbnorm_jax as dbn
+from dbnorm_jax._src import checks
 
 TEST = problem(0)
 SIMILARITIES, BANK = TEST.similarities, TEST.query_bank_similarities
@@ -85,6 +86,11 @@ CASES = {
         ValueError,
         "`bank` `gallery` columns (6, 4) (7, 3)",
     ),
+    "largest: columns": (
+        lambda: dbn.stream_largest_similarities(TEST.query_bank[:, 1:], TEST.gallery, k=1),
+        ValueError,
+        "`bank` `gallery` (6, 3) (7, 4)",
+    ),
     "stream: transposed": (
         stream(gallery=TEST.gallery.T),
         ValueError,
@@ -105,6 +111,31 @@ CASES = {
         ValueError,
         "`similarity_fn` (6, 7) got (6,)",
     ),
+    "largest: zero row": (
+        lambda: dbn.stream_largest_similarities(
+            TEST.query_bank * 0, TEST.gallery, k=2, similarity_fn=dbn.cosine_similarity
+        ),
+        ValueError,
+        "`bank` zero row",
+    ),
+    "soft gates: zero row": (
+        lambda: dbn.stream_soft_gates(
+            TEST.queries * 0,
+            TEST.gallery,
+            CORRECTION,
+            temperature=0.1,
+            similarity_fn=dbn.cosine_similarity,
+        ),
+        ValueError,
+        "`queries` zero row",
+    ),
+    "NNN: two weights": (
+        lambda: dbn.baselines.nearest_neighbor_normalization(
+            dbn.largest_similarities(BANK, k=2), weight=np.ones(2)
+        ),
+        TypeError,
+        "`weight` real number",
+    ),
     "merge: gallery": (lambda: dbn.merge(QUERY, NARROW), ValueError, "`first` 7 `second` 5"),
     "merge: k": (lambda: dbn.merge(QUERY, PLAIN), ValueError, "`first` k=1 `second` k=0"),
     "merge: beta": (
@@ -122,6 +153,21 @@ CASES = {
         lambda: dbn.inverted_softmax(CORRECTION),
         TypeError,
         "`query_statistics` BankStatistics Correction",
+    ),
+    "DIS of a correction": (
+        lambda: dbn.dynamic_inverted_softmax(CORRECTION),
+        TypeError,
+        "`query_statistics` BankStatistics Correction",
+    ),
+    "DualIS of a correction": (
+        lambda: dbn.dual_inverted_softmax(QUERY, CORRECTION),
+        TypeError,
+        "`gallery_statistics` BankStatistics Correction",
+    ),
+    "DualDIS of a correction": (
+        lambda: dbn.dual_dynamic_inverted_softmax(QUERY, CORRECTION),
+        TypeError,
+        "`gallery_statistics` BankStatistics Correction",
     ),
     "DIS without activation": (
         lambda: dbn.dynamic_inverted_softmax(PLAIN),
@@ -192,6 +238,94 @@ CASES = {
         ValueError,
         "`correction` (2, 1, 7) vmap",
     ),
+    "index: zero row": (
+        lambda: dbn.inner_product_gallery(
+            TEST.gallery * 0, CORRECTION, similarity_fn=dbn.cosine_similarity
+        ),
+        ValueError,
+        "`gallery` zero row",
+    ),
+    "index: correction": (
+        lambda: dbn.inner_product_gallery(TEST.gallery[:5], CORRECTION),
+        ValueError,
+        "`correction` 7 `gallery` 5",
+    ),
+    "index: nan bias": (
+        lambda: dbn.inner_product_gallery(
+            TEST.gallery, dbn.Correction(jnp.full((1, 7), jnp.nan), None)
+        ),
+        ValueError,
+        "`correction.bias` finite nan",
+    ),
+    "index: other similarity": (
+        lambda: dbn.inner_product_gallery(TEST.gallery, CORRECTION, similarity_fn=max),
+        ValueError,
+        "`similarity_fn` dot_product inner-product forms max stream_top_k",
+    ),
+    "index: metric": (
+        lambda: dbn.inner_product_gallery(TEST.gallery, CORRECTION, metric="l2"),
+        ValueError,
+        "`metric` inner_product, cosine 'l2'",
+    ),
+    "index: length without cosine": (
+        lambda: dbn.inner_product_gallery(TEST.gallery, CORRECTION, length=3.0),
+        ValueError,
+        "`length` None cosine",
+    ),
+    "index: short length": (
+        lambda: dbn.inner_product_gallery(TEST.gallery, CORRECTION, metric="cosine", length=0.1),
+        ValueError,
+        "`length` at least every vector 0.1 row",
+    ),
+    "index: lengths": (
+        lambda: dbn.inner_product_gallery(
+            TEST.gallery, CORRECTION, metric="cosine", length=[9.0] * 7
+        ),
+        ValueError,
+        "`length` one number (7,)",
+    ),
+    "index: gates of other queries": (
+        lambda: dbn.inner_product_queries(TEST.queries, np.ones((4, 2), np.float32)),
+        ValueError,
+        "`gates` [num_queries, num_terms] 5 (4, 2)",
+    ),
+    "index: gates of other terms": (
+        lambda: dbn.inner_product_vectors(TEST.queries, TEST.gallery, CORRECTION, gates=[1.0]),
+        ValueError,
+        "`gates` `correction` 2 (5, 1)",
+    ),
+    "index: bool gates": (
+        lambda: dbn.inner_product_queries(TEST.queries, np.ones((5, 2), bool)),
+        TypeError,
+        "`gates` floating bool",
+    ),
+    "index: columns": (
+        lambda: dbn.inner_product_vectors(
+            TEST.queries[:, 1:], TEST.gallery, CORRECTION, gates=[1.0, 1.0]
+        ),
+        ValueError,
+        "`queries` `gallery` (5, 3) (7, 4)",
+    ),
+    "top-1: nothing found": (
+        lambda: dbn.gates_from_top_1(np.array([0, -1]), CORRECTION),
+        ValueError,
+        "`indices` gallery rows 0 6 -1",
+    ),
+    "top-1: no correction": (
+        lambda: dbn.gates_from_top_1([0], np.ones((1, 7))),
+        TypeError,
+        "`correction` Correction ndarray",
+    ),
+    "top-1: whole result": (
+        lambda: dbn.gates_from_top_1(np.zeros((5, 10), int), CORRECTION),
+        ValueError,
+        "`indices` (5, 10) column 0",
+    ),
+    "top-1: batched": (
+        lambda: dbn.gates_from_top_1([0], dbn.Correction(jnp.ones((2, 1, 7)), None)),
+        ValueError,
+        "`correction` (2, 1, 7) vmap",
+    ),
     "search: zero row": (
         search(gallery=TEST.gallery * 0, similarity_fn=dbn.cosine_similarity),
         ValueError,
@@ -207,6 +341,67 @@ def test_bad_input(case):
         call()
 
 
+def test_the_hint_at_a_transposed_array_is_only_given_where_it_fits():
+    rows = {count: np.ones((count, 4), np.float32) for count in (4, 5, 6)}
+    for bank, gallery, fits in [
+        (rows[6], rows[5].T, True),  # [6, 4] and [4, 5]
+        (rows[5].T, rows[6], True),
+        (rows[6][:, :3], rows[5], False),
+        (rows[4][:, :3], rows[5], True),  # [4, 3] and [5, 4]: the first could be [3, 4]
+        (rows[6][:, :3], rows[6], False),
+    ]:
+        with pytest.raises(ValueError, match="number of columns") as error:
+            dbn.stream_bank_statistics(bank, gallery, beta=1.0)
+        assert ("transposed" in str(error.value)) == fits
+
+
+class Tensor:
+    """Of another library: NumPy cannot read it, DLPack can."""
+
+    def __init__(self, values, dtype):
+        self.values, self.dtype = values, dtype
+
+    def __array__(self, dtype=None, copy=None):
+        raise TypeError("unsupported")
+
+    def __dlpack__(self, **options):
+        return self.values.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self.values.__dlpack_device__()
+
+
+def test_tensors_that_numpy_cannot_read():
+    values = jnp.asarray(BANK, jnp.bfloat16)
+    found = dbn.bank_statistics(Tensor(values, "torch.bfloat16"), beta=2.0).bias
+    np.testing.assert_array_equal(found, dbn.bank_statistics(values, beta=2.0).bias)
+    with pytest.raises(TypeError, match=r"Tensor that cannot be read \(unsupported\)"):
+        dbn.bank_statistics(Tensor(values, "torch.float8"), beta=2.0)
+
+
+def test_one_index_out_of_range_among_good_ones_is_noticed():
+    for wrong, low, high in ((7, 0, 7), (-2, -2, 6)):
+        with pytest.raises(ValueError, match=f"`indices` must .* values from {low} to {high}"):
+            dbn.hubness.k_occurrence(np.array([[0, 6], [3, wrong]]), 7)
+
+
+@pytest.mark.parametrize("few", [0, 2**20])  # looked at where the array lives, or by NumPy
+@pytest.mark.parametrize("num_devices", [1, 8])
+def test_values_are_checked_wherever_an_array_lives(few, num_devices, monkeypatch):
+    monkeypatch.setattr(checks, "_FEW", few)
+    mesh = jax.make_mesh((num_devices,), ("bank",), devices=jax.devices()[:num_devices])
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("bank"))
+    good = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+    checks.check_finite("rows", jax.device_put(good, sharding))
+    for value in (np.nan, np.inf, -np.inf):
+        bad = good.copy()
+        bad[[5, 7]] = value
+        array = jax.device_put(bad, sharding)
+        assert int(checks._first_not_finite(array)) == 5
+        with pytest.raises(ValueError, match=r"`rows` must be finite.* \[5, 0\]"):
+            checks.check_finite("rows", array)
+
+
 SHAPE_CASES = [
     "one axis",
     "large k",
@@ -217,6 +412,9 @@ SHAPE_CASES = [
     "gates of another gallery",
     "top_k: k",
     "search: correction",
+    "index: correction",
+    "index: gates of other queries",
+    "top-1: whole result",
     "DIS without activation",
 ]
 

@@ -201,6 +201,16 @@ def test_float32_error_is_bounded(seed, beta, scale):
     assert np.abs(found.log_normalizer - expected).max() <= bound
 
 
+@pytest.mark.parametrize("num_bank", [65_536, 100_000])
+@pytest.mark.parametrize("beta", [1e-2, 5.0])
+def test_long_banks_keep_their_digits(num_bank, beta):
+    """Added up one after the other, 300,000 rows lost three of seven."""
+    similarities = np.random.default_rng(0).uniform(-1, 1, (num_bank, 2)).astype(np.float32)
+    expected = reference.log_normalizer(similarities, beta)
+    found = dbn.bank_statistics(similarities, beta=beta, k=0)
+    assert np.abs(found.log_normalizer - expected).max() <= 5e-6
+
+
 def test_a_vector_of_betas_is_a_loop():
     test = problem(1)
     many = jnp.array([[1.0, 20.0], [3.0, 500.0]])
@@ -280,6 +290,15 @@ def test_responsibilities(seed, shape, masked):
         return dbn.bank_statistics(similarities, beta=20.0, **options).bias.sum()
 
     chex.assert_trees_all_close(jax.grad(total_bias)(similarities), found, atol=2e-5)
+
+
+def test_responsibilities_of_a_column_without_bank_items_are_zero():
+    similarities = jnp.ones((2, 2))
+    statistics = dbn.bank_statistics(similarities, beta=1.0, where=jnp.array([[True, False]] * 2))
+    shares = dbn.responsibilities(similarities, statistics)
+    np.testing.assert_allclose(shares, [[0.5, 0.0]] * 2)
+    with pytest.raises(TypeError, match="statistics"):
+        dbn.responsibilities(similarities, statistics.log_normalizer)
 
 
 # --- numeric care --------------------------------------------------------------------------------

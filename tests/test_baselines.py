@@ -291,6 +291,16 @@ def test_the_residual_falls_and_tells_an_unfinished_fit():
     assert residuals[0] > 0.1
 
 
+def test_one_streamed_iteration_by_single_rows():
+    test = problem(8, SHAPES[0])
+    options = {"temperature": 0.1, "num_iterations": 1}
+    streamed = baselines.stream_sinkhorn_normalization(
+        test.query_bank, test.gallery, chunk_size=1, **options
+    )
+    matrix = baselines.sinkhorn_normalization(test.query_bank_similarities, **options)
+    assert np.ptp(np.asarray(streamed.bias - matrix.bias)) < 4e-6
+
+
 @pytest.mark.parametrize("similarity_fn", SIMILARITY_FNS)
 def test_streamed_sinkhorn_equals_matrix(similarity_fn):
     test = problem(8, SHAPES[2])

@@ -24,7 +24,11 @@ TOPICS = {
     "ranks": {"queries": 64, "bank": 64, **TINY},
     "peers": {"queries": 32, "bank": 130, "k": 3, **TINY},
     "small": {"rows": 64, "dim": 16, "repetitions": 2, "processes": 1},
+    "sharding": {"bank": 64, "queries": 32, "processes": False, **TINY},
     "scaling": {"smallest": 64, "steps": 2, **TINY},
+    "out_of_core": {"bank": 64, "file_mib": 1, "factor": 2, "limit_mib": 256, **TINY},
+    "checks": {"bank": 64, **TINY},
+    "load": {"queries": 500, "items": 3000, "dim": 16, "limit_mib": 640, "sample": 9, "again": 99},
     "authors": {"queries": 24, "gallery": 48, "bank": 40, "dim": 16, "repetitions": 1},
 }
 BETAS = (20.0, 1.0)
@@ -70,6 +74,7 @@ def test_topic(topic, tmp_path, monkeypatch):
     report = module("report")
     # One of each is enough here: programs and BLAS kernels.
     monkeypatch.setattr(module("small"), "PROGRAMS", ("fit",))
+    monkeypatch.setattr(module("sharding"), "MESHES", ((2, 4),))
     monkeypatch.setattr(module("environment"), "openblas_core", lambda: "")
     picture = {"picture": tmp_path / "plot.png"} if topic == "scaling" else {}
     records = list(module(topic).run(**TOPICS[topic], **picture))

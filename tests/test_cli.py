@@ -23,12 +23,11 @@ pytest.importorskip("emoji")
 
 import dbnorm_jax as dbn
 from dbnorm_jax._cli import evaluate as evaluate_module
-from dbnorm_jax._cli import main as command
 from dbnorm_jax._cli import plots, sets
 from dbnorm_jax._cli.emoji_names import emoji_names
 
 ROOT = pathlib.Path(__file__).parent.parent
-RESULTS = {"results.csv", "results.json", "k_occurrence.png", "methods.png"}
+RESULTS = {"report.html", "results.csv", "results.json", "k_occurrence.png", "methods.png"}
 NUMBERS = (
     "recall_at_1",
     "gain",
@@ -56,20 +55,6 @@ def run_apart(*code, cwd=None):
         timeout=300,
         check=False,
     )
-
-
-@pytest.fixture
-def call(capsys):
-    """Runs the command in this process -> (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            command.main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return stopped.value.code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture
@@ -536,7 +521,7 @@ def test_output_folder(folder, call, tmp_path):
     code, out, err = call(*arguments, "--force", "--json")
     assert code == 0
     assert json.loads(out) == json.loads(before)
-    assert err.count("wrote ") == 4
+    assert err.count("wrote ") == len(RESULTS)
 
 
 def test_failure_while_drawing_writes_nothing(folder, call, monkeypatch, tmp_path):

@@ -10,7 +10,6 @@ import reference_baselines as baselines
 pytest.importorskip("click")
 pytest.importorskip("rich")
 
-from dbnorm_jax._cli import main as command
 from dbnorm_jax._cli import methods, sources
 
 # One shape throughout, so that everything compiles once.
@@ -41,18 +40,6 @@ def path(arrays, tmp_path_factory):
     path = tmp_path_factory.mktemp("set") / "set.npz"
     np.savez(path, **arrays)
     return path
-
-
-@pytest.fixture
-def call(capsys):
-    def run(*arguments):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            command.main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return stopped.value.code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture
@@ -120,6 +107,7 @@ def test_all_methods_agree_with_the_reference(rows_of, expected_scores):
             assert row["gain_interval"] == pytest.approx(error, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_groups_stand_for_their_methods(rows_of):
     for group, kinds in methods.GROUPS.items():
         names = {methods.KINDS[kind].name for kind in kinds} | {"raw"}

@@ -10,7 +10,6 @@ import dbnorm_jax as dbn
 pytest.importorskip("click")
 pytest.importorskip("rich")
 
-from dbnorm_jax._cli import main as command
 
 SIZE, DIM = 60, 8
 
@@ -28,18 +27,9 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def call(capsys, folder, monkeypatch):
+@pytest.fixture(autouse=True)
+def _in_folder(folder, monkeypatch):
     monkeypatch.chdir(folder)
-
-    def run(*arguments):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            command.main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return stopped.value.code, captured.out, captured.err
-
-    return run
 
 
 BANKS = ("query_bank.npy", "gallery_bank.npy")

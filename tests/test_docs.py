@@ -5,6 +5,7 @@ import importlib
 import inspect
 import pathlib
 import pkgutil
+import re
 
 import pytest
 
@@ -43,7 +44,7 @@ def public_functions():
 @pytest.mark.parametrize("function", list(public_functions()))
 def test_every_public_function_is_documented(function):
     text = inspect.getdoc(function)
-    for section in ("Args:", "Example:"):
+    for section in ("Args:", "Examples:"):
         assert section in text
     assert ("Returns:" in text) == (inspect.signature(function).return_annotation is not None)
     arguments = text.partition("Args:")[2]
@@ -58,9 +59,43 @@ def test_all_public_names_resolve():
         dbn.no_such_name  # noqa: B018
 
 
-def test_readme_examples():
+PAGES = ("README.md", "docs/index.md", "docs/faq.md", "docs/large_files.md")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page_examples(page):
     failures, attempted = doctest.testfile(
-        str(ROOT / "README.md"), module_relative=False, optionflags=FLAGS
+        str(ROOT / page), module_relative=False, optionflags=FLAGS
     )
     assert attempted > 5
     assert not failures
+
+
+def test_reference_holds_every_public_name():
+    text = (ROOT / "docs" / "reference.md").read_text("utf-8")
+    for name in dbn.__all__:
+        if name != "__version__":
+            module = f"_src.{name}" if inspect.ismodule(getattr(dbn, name)) else name
+            assert re.search(rf"^::: dbnorm_jax\.{module}\b", text, re.MULTILINE), name
+
+
+def test_pages_link_to_pages():
+    pages = sorted((ROOT / "docs").glob("*.md"))
+    navigation = (ROOT / "mkdocs.yml").read_text("utf-8")
+    for page in pages:
+        assert page.name in navigation
+        for target in re.findall(r"\]\(([^)#]+)", page.read_text("utf-8")):
+            assert (page.parent / target).is_file(), f"{page.name}: {target}"
+
+
+def test_promises_name_tests_that_exist():
+    text = (ROOT / "docs" / "promises.md").read_text("utf-8")
+    named = re.findall(r"`tests/(\w+)\.py::(\w+)`", text)
+    assert len(named) > 30
+    for file, test in named:
+        source = (ROOT / "tests" / f"{file}.py").read_text("utf-8")
+        assert re.search(rf"^def {test}\(", source, re.MULTILINE), f"{file}::{test}"
+    # A promise without a test is none.
+    promises = text.partition("## What is not promised")[0]
+    for bullet in re.split(r"^- ", promises, flags=re.MULTILINE)[1:]:
+        assert "`tests/" in bullet, bullet

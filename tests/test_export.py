@@ -11,7 +11,7 @@ from cases import FITS, ITERATED, NORMALIZERS, SCORES, SHAPES, problem, statisti
 from jax import export
 
 import dbnorm_jax as dbn
-from dbnorm_jax import attribution, baselines, hubness, metrics
+from dbnorm_jax import attribution, baselines, hubness, metrics, sharding
 
 PLATFORMS = ["cpu", "cuda", "tpu"]
 PROBLEM = problem(0, SHAPES[0])
@@ -56,6 +56,29 @@ def _vmapped(queries, gallery):
     return jax.vmap(lambda row: dbn.stream_top_k(row[None], gallery, 2))(queries)
 
 
+AUTO = (jax.sharding.AxisType.Auto,) * 2
+MESH = jax.make_mesh((1, 1), ("bank", "gallery"), axis_types=AUTO)
+
+
+def _sharded(queries, gallery, bank, correction, relevant):
+    options = {"mesh": MESH, "chunk_size": 4}
+    return (
+        sharding.bank_statistics(bank, gallery, beta=3.0, **options),
+        sharding.largest_similarities(bank, gallery, k=2, **options),
+        sharding.top_k(queries, gallery, 3, correction, **options),
+        sharding.ranks(queries, gallery, relevant, correction, **options),
+    )
+
+
+def _all_merged(bank, gallery):
+    def merged(bank, gallery):
+        statistics = dbn.stream_bank_statistics(bank, gallery, beta=3.0, chunk_size=4)
+        return dbn.all_merge(statistics, "bank")
+
+    specs = {"in_specs": (jax.P("bank"), jax.P()), "out_specs": jax.P()}
+    return jax.shard_map(merged, mesh=MESH, **specs)(bank, gallery)
+
+
 # Programs of several functions: one compilation each.
 FUNCTIONS = {
     "similarities": (
@@ -69,7 +92,8 @@ FUNCTIONS = {
     "normalizers": (
         lambda query, gallery, banks: (
             [case.fit(query, gallery) for case in NORMALIZERS],
-            dbn.merge(query, query),
+            dbn.growing.decay(dbn.merge(query, query), 0.5),
+            dbn.growing.subtract(dbn.merge(query, query), query),
             dbn.responsibilities(banks, query),
             query.bias,
         ),
@@ -149,6 +173,23 @@ FUNCTIONS = {
         ),
         (*EMBEDDINGS[:3], CORRECTION.bias),
     ),
+    "inner products": (
+        lambda queries, gallery, correction, indices: (
+            dbn.inner_product_vectors(
+                queries, gallery, correction, gates=dbn.gates_from_top_1(indices, correction)
+            ),
+            dbn.inner_product_gallery(
+                gallery,
+                correction,
+                similarity_fn=dbn.negative_squared_euclidean,
+                metric="cosine",
+            ),
+            dbn.inner_product_queries(
+                queries, jnp.ones(2), similarity_fn=dbn.cosine_similarity, metric="cosine"
+            ),
+        ),
+        (*EMBEDDINGS[:2], CORRECTION, np.array([0, 3, 1, 1, 6], np.int32)),
+    ),
     "stream_top_k under vmap": (_vmapped, EMBEDDINGS[:2]),
     "published_scores": (dbn.published_scores, (SIMILARITIES, *STATISTICS)),
     "ranks": (
@@ -207,9 +248,12 @@ FUNCTIONS = {
             attribution.influence(
                 queries, gallery, relevant, bank, statistics=statistics, gated=True
             ),
+            attribution.hub_screening(gallery, bank, queries, k=2, chunk_size=4),
         ),
         (*EMBEDDINGS[:3], STATISTICS[0], CORRECTION, RELEVANT),
     ),
+    "sharded": (_sharded, (*EMBEDDINGS[:3], CORRECTION, RELEVANT)),
+    "all_merge": (_all_merged, (PROBLEM.query_bank, PROBLEM.gallery)),
     "gradient of a streamed statistic": (
         jax.grad(
             lambda bank, gallery, beta: dbn.stream_bank_statistics(
@@ -242,10 +286,20 @@ def test_every_public_function_is_exported():
         *(name for name in dbn.__all__ if callable(getattr(dbn, name))),
         *baselines.__all__,
         *(name for name in vars(attribution) if _is_public(attribution, name)),
+        *(f"sharding.{name}" for name in vars(sharding) if _is_public(sharding, name)),
         *(name for name in vars(hubness) if _is_public(hubness, name)),
         *(name for name in vars(metrics) if _is_public(metrics, name)),
-    } - {"save", "load", "auto", "BankStatistics", "LargestSimilarities", "SearchResult"}
+    } - {
+        "save",
+        "load",
+        "read_provenance",
+        "auto",
+        "BankStatistics",
+        "LargestSimilarities",
+        "SearchResult",
+    }
     names -= {"Contributors", "Top1Changes"}
+    names -= {"semantic_search"}  # returns Python lists
     assert not {name for name in names if name not in code}
 
 

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import dbnorm_jax as dbn
+from dbnorm_jax._src import archives, binary_files
 
 
 def states():
@@ -95,8 +96,41 @@ def test_numpy_reads_the_arrays(path):
         np.testing.assert_array_equal(archive["bias"], correction.bias)
         header = json.loads(str(archive["header"]))
     assert header["kind"] == "Correction"
-    assert header["format_version"] == 1
+    assert header["format_version"] == 2
     assert len(header["sha256"]) == 64
+
+
+def test_provenance_is_kept_and_optional(path):
+    state = states()[-1]
+    dbn.save(path, state)
+    assert dbn.read_provenance(path) is None
+    made_from = {"gallery": dbn.out_of_core.fingerprint(problem(0).gallery), "betas": [20.0, 1]}
+    dbn.save(path, state, provenance=made_from)
+    assert dbn.read_provenance(path) == made_from
+    assert_identical(dbn.load(path), state)
+    rewritten(path, with_header(provenance={"gallery": "another"}))
+    with pytest.raises(ValueError, match="SHA-256"):
+        dbn.load(path)
+    for bad in ("text", {"array": np.ones(2)}, {"number": np.nan}):
+        with pytest.raises(TypeError, match="`provenance` must"):
+            dbn.save(path, state, provenance=bad)
+    with pytest.raises(ValueError, match="at most"):
+        dbn.save(path, state, provenance={"text": "x" * 200_000})
+
+
+def test_files_of_the_first_version_load(path):
+    state = states()[-1]
+    dbn.save(path, state)
+    with np.load(path) as archive:
+        header = json.loads(str(archive["header"]))
+    arrays = {name: np.asarray(getattr(state, name)) for name in header["arrays"]}
+    for name in ("sha256", "provenance"):
+        del header[name]
+    header["format_version"] = 1
+    header["sha256"] = archives._digest(header, arrays)
+    np.savez(path, header=np.array(json.dumps(header)), **arrays)
+    assert_identical(dbn.load(path), state)
+    assert dbn.read_provenance(path) is None
 
 
 # --- what cannot be saved ------------------------------------------------------------------------
@@ -109,6 +143,11 @@ def test_numpy_reads_the_arrays(path):
         (dbn.Correction(jnp.ones((1, 3), jnp.bfloat16), None), TypeError, "bfloat16"),
         (dbn.LargestSimilarities(jnp.arange(6.0).reshape(2, 3)), ValueError, "sorted"),
         (dbn.Correction(jnp.ones(3), None), ValueError, "num_terms, num_gallery"),
+        (dbn.Correction(jnp.ones((0, 3)), None), ValueError, "num_terms, num_gallery"),
+        (dbn.Correction(jnp.ones((1, 0)), None), ValueError, "num_terms, num_gallery"),
+        (dbn.LargestSimilarities(jnp.ones(3)), ValueError, "k, num_gallery"),
+        (dbn.LargestSimilarities(jnp.ones((0, 3))), ValueError, "k, num_gallery"),
+        (dbn.LargestSimilarities(jnp.ones((2, 0))), ValueError, "k, num_gallery"),
         (dbn.Correction(jnp.full((1, 3), jnp.nan), None), ValueError, "bias to be finite"),
         (dbn.Correction(jnp.ones((1, 3)), jnp.ones((1, 2))), ValueError, "active"),
         (dbn.Correction(jnp.ones((1, 3)), 2 * jnp.ones((1, 3))), ValueError, r"\[0, 1\]"),
@@ -120,6 +159,50 @@ def test_refused_before_anything_is_written(state, error, words, path):
         dbn.save(path, state)
     assert path.read_bytes() == b"old"
     assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("place", [(), (3,)])  # of one column, or of all
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("log_normalizer", np.nan, "free of NaN"),
+        ("log_normalizer", np.inf, "free of NaN and .inf"),
+        ("mass", np.nan, "at least 0"),
+        ("mass", -1, "at least 0"),
+        ("mass", np.inf, "finite"),
+        ("beta", 0, "positive"),
+        ("beta", np.nan, "positive"),
+        ("beta", np.inf, "finite"),
+        ("k_occurrence", -1, "at least 0"),
+    ],
+)
+def test_statistics_out_of_range_are_refused(field, value, words, place, path):
+    state = dbn.bank_statistics(problem(0).query_bank_similarities, beta=20.0)
+    array = np.array(getattr(state, field))
+    array[place if array.ndim else ()] = value
+    with pytest.raises(ValueError, match=f"expected {field} to be .*{words}"):
+        dbn.save(path, dataclasses.replace(state, **{field: jnp.asarray(array)}))
+
+
+@pytest.mark.parametrize("shape", [(), (6,), (1, 7)])
+def test_counts_of_another_shape_are_refused(shape, path):
+    state = dbn.bank_statistics(problem(0).query_bank_similarities, beta=20.0)
+    with pytest.raises(ValueError, match="expected k_occurrence to be of the shape"):
+        dbn.save(path, dataclasses.replace(state, k_occurrence=jnp.zeros(shape, jnp.int32)))
+
+
+@pytest.mark.parametrize("k", [-1, 8])
+def test_k_out_of_range_is_refused(k, path):
+    state = dbn.bank_statistics(problem(0).query_bank_similarities, beta=20.0)
+    counts = state.k_occurrence if k > 0 else None
+    with pytest.raises(ValueError, match="expected k to be between 0 and 7"):
+        dbn.save(path, dataclasses.replace(state, k_occurrence=counts, k=k))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_largest_similarities_out_of_range_are_refused(value, path):
+    with pytest.raises(ValueError, match="expected values to be free of NaN"):
+        dbn.save(path, dbn.LargestSimilarities(jnp.array([[value, 1.0], [0.5, 0.5]])))
 
 
 def test_traced_state_is_refused(path):
@@ -155,6 +238,17 @@ def test_saving_goes_through_a_symbolic_link(path, tmp_path):
     assert_identical(dbn.load(target), states()[-1])
 
 
+def test_a_path_is_held_by_one_at_a_time(path):
+    with binary_files.alone(path):
+        with pytest.raises(BlockingIOError), binary_files.alone(path):
+            pytest.fail("held twice")
+        with binary_files.alone(path.with_name("other")):
+            pass
+    with binary_files.alone(path):
+        pass
+    assert not list(path.parent.iterdir())
+
+
 # --- what is not loaded --------------------------------------------------------------------------
 
 
@@ -182,6 +276,21 @@ def with_header(**changes):
     return change
 
 
+def swapped(members):
+    """As a machine of the other byte order writes it: the header and its checksum are the same."""
+    for name, data in members.items():
+        array = np.load(io.BytesIO(data))
+        members[name] = npy(array.astype(array.dtype.newbyteorder("S")))
+
+
+@pytest.mark.parametrize("place", range(9))
+def test_files_of_the_other_byte_order_load(place, path):
+    state = states()[place]
+    dbn.save(path, state)
+    rewritten(path, swapped)
+    assert_identical(dbn.load(path), state)
+
+
 def with_member(name, array, **options):
     def change(members):
         members[f"{name}.npy"] = npy(array, **options)
@@ -190,7 +299,7 @@ def with_member(name, array, **options):
 
 
 CHANGES = {
-    "newer version": (with_header(format_version=2), "upgrade"),
+    "newer version": (with_header(format_version=3), "upgrade"),
     "unknown kind": (with_header(kind="Magic"), "Magic"),
     "another kind": (with_header(kind="BankStatistics"), "fields"),
     "kind that is no text": (with_header(kind=[]), "kind"),
@@ -199,6 +308,10 @@ CHANGES = {
     "header that is no JSON": (with_member("header", np.array("{")), "header"),
     "header that is deep": (with_member("header", np.array("[" * 100_000)), "header"),
     "header that is no text": (with_member("header", np.ones(3)), "header"),
+    "header that is large": (
+        with_member("header", np.array("a" * (archives._LARGEST_HEADER // 4 + 1))),
+        "oversized member header",
+    ),
     "other values": (with_member("bias", np.ones((2, 7), np.float32)), "SHA-256"),
     "other shape": (with_member("bias", np.ones((2, 6), np.float32)), "bias"),
     "other dtype": (with_member("bias", np.ones((2, 7), np.float64)), "bias"),
@@ -277,3 +390,13 @@ def test_any_damage_is_noticed(path, where, flip, cut):
         return
     assert not cut
     assert_identical(loaded, state)
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3), (2, 0), (2, 3)])
+def test_headers_of_arrays_with_and_without_values(shape):
+    stream = io.BytesIO()
+    np.save(stream, np.zeros(shape, np.float32))
+    size = stream.tell()
+    stream.seek(0)
+    header = binary_files.read_header(stream, size)
+    assert (header.shape, header.dtype) == (shape, np.float32)

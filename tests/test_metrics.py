@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dbnorm_jax as dbn
-from dbnorm_jax._src import search
+from dbnorm_jax._src import streaming
 
 metrics = dbn.metrics
 SEEDS = st.integers(0, 2**31)
@@ -192,7 +192,7 @@ def test_stream_ranks_take_every_form_and_tie_rule(form, ties):
 
 def test_stream_ranks_over_several_gallery_tiles():
     rng = np.random.default_rng(5)
-    num_gallery = search._COLUMNS + 37  # the second tile overlaps the first
+    num_gallery = streaming.COLUMNS + 37  # the second tile overlaps the first
     bias = jnp.asarray(rng.integers(-64, 64, (1, num_gallery)) / 64)
     correction = dbn.Correction(bias, jnp.asarray(rng.random(bias.shape) < 0.5))
     _check_stream(rng, dbn.dot_product, correction, form="single")
@@ -314,6 +314,13 @@ def test_inside_jit_nan_ranks_below_every_number(right, rank):
     assert jax.jit(metrics.stream_ranks)(queries, gallery, np.array([right])) == rank
     precision = jax.jit(metrics.mean_average_precision)(scores, np.array([right]))
     np.testing.assert_allclose(precision, 1 / rank, rtol=1e-6)
+
+
+def test_csr_pairs_without_any_right_item():
+    queries, gallery = np.eye(3, dtype=np.float32), np.ones((4, 3), np.float32)
+    none = (np.zeros(4, np.int32), np.zeros(0, np.int32))
+    assert jnp.isnan(metrics.ranks(queries @ gallery.T, none)).all()
+    assert jnp.isnan(metrics.stream_ranks(queries, gallery, none)).all()
 
 
 def test_inputs_are_not_changed():

@@ -17,7 +17,8 @@ NUM_QUERIES, NUM_GALLERY = 6, 700
 @pytest.fixture(autouse=True, params=["inserted", "selected anew"])
 def _small_tiles(monkeypatch, request):
     # Five blocks a tile and few rows in a group; both ways, as on processors and on accelerators.
-    monkeypatch.setattr(search_module, "_COLUMNS", 5 * selection.BLOCK)
+    for name in ("COLUMNS", "WIDE_COLUMNS"):
+        monkeypatch.setattr(search_module, name, 5 * selection.BLOCK)
     monkeypatch.setattr(selection, "_GROUP", 4)
     monkeypatch.setattr(selection, "_COLUMNS_PER_INSERTED", 0.25)
     monkeypatch.setattr(selection, "_MOST_INSERTED", 512 if request.param == "inserted" else 0)
@@ -52,11 +53,14 @@ ORDERS = {
 }
 
 
-@pytest.mark.parametrize("k", [1, 10, 200])
+# One k will do where all are selected in the same way.
+@pytest.mark.parametrize(
+    ("_small_tiles", "k"),
+    [("inserted", 1), ("inserted", 10), ("inserted", 200), ("selected anew", 10)],
+    indirect=["_small_tiles"],
+)
 @pytest.mark.parametrize("order", ORDERS)
 def test_exact_in_any_order(order, k):
-    if k != 10 and selection._MOST_INSERTED == 0:
-        pytest.skip("one k will do where all are selected in the same way")
     random = np.random.default_rng(0)
     scores = ORDERS[order](random.normal(size=(NUM_QUERIES, NUM_GALLERY))).astype(np.float32)
     offsets = np.round(random.normal(size=(NUM_GALLERY, 2)), 1).astype(np.float32)
@@ -65,6 +69,24 @@ def test_exact_in_any_order(order, k):
         values, indices = reference.top_k(scores - offsets[:, place], k)
         np.testing.assert_array_equal(found.indices[:, place], indices)
         np.testing.assert_allclose(found.values[:, place], values, rtol=1e-6)
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_items_a_query_never_sees_crowd_out_none(k):
+    """All but the last block of the first tile would be nearer to query 0."""
+    random = np.random.default_rng(5)
+    scores = random.normal(size=(NUM_QUERIES, NUM_GALLERY)).astype(np.float32)
+    hidden, shown = slice(0, 4 * selection.BLOCK), 5 * selection.BLOCK
+    scores[0, hidden] += 100
+    scores[0, shown:] -= 100
+    exclude = np.full(NUM_GALLERY, -1)
+    exclude[hidden] = 0
+    found = search(scores, None, k=k, exclude=jnp.asarray(exclude, jnp.int32))
+    # Not in place: the search may still be reading.
+    visible = np.where(exclude == np.arange(NUM_QUERIES)[:, None], -np.inf, scores)
+    values, indices = reference.top_k(visible, k)
+    np.testing.assert_array_equal(found.indices[:, 0], indices)
+    np.testing.assert_allclose(found.values[:, 0], values, rtol=1e-6)
 
 
 @pytest.mark.parametrize("k", [1, 10])
@@ -126,3 +148,34 @@ def test_item_that_one_query_never_sees():
     values, indices = reference.top_k(seen, 10)
     np.testing.assert_array_equal(found.indices[:, 0], indices)
     np.testing.assert_array_equal(found.values[:, 0], values)
+
+
+def test_nan_hides_no_other_item_of_its_block():
+    scores = np.random.default_rng(5).normal(size=(NUM_QUERIES, NUM_GALLERY)).astype(np.float32)
+    best = np.argsort(-scores, axis=1)
+    beside = (best[:, 0] + np.where(best[:, 0] % selection.BLOCK, -1, 1)) % NUM_GALLERY
+    nan = np.setdiff1d(beside, best[:, :10])
+    assert len(nan)
+    scores[:, nan] = np.nan
+    found = search(scores, None, k=10)
+    indices = reference.top_k(np.where(np.isnan(scores), -np.inf, scores), 10)[1]
+    np.testing.assert_array_equal(found.indices[:, 0], indices)
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_largest_of_columns(k):
+    matrix = np.array([[1.0, 5.0], [3.0, 2.0], [2.0, np.nan]], np.float32)
+    expected = np.array([[3, 5], [2, 2], [1, -np.inf], [-np.inf] * 2], np.float32)[:k]
+    for stack, lead in ((matrix, ()), (np.stack([matrix] * 2), (2,))):
+        found = selection.largest_of_columns(jnp.asarray(stack), k)
+        np.testing.assert_array_equal(found, np.broadcast_to(expected, (*lead, k, 2)))
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_largest_of_a_long_row(k):
+    random = np.random.default_rng(6)
+    for row in (random.normal(size=NUM_GALLERY), random.integers(0, 9, NUM_GALLERY)):
+        values, indices = selection.largest(jnp.asarray(row, jnp.float32), k)
+        expected = np.argsort(-row, kind="stable")[:k]
+        np.testing.assert_array_equal(indices, expected)
+        np.testing.assert_array_equal(values, row[expected].astype(np.float32))

@@ -39,6 +39,18 @@ def test_formulas(shape, temperature):
     np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
+def test_chunks_of_one_row():
+    test = problem(1, SHAPES[0])
+    bank, options = test.query_bank, {"temperature": 0.3, "chunk_size": 1}
+    activation = dbn.stream_soft_activation(bank, test.gallery, **options)
+    dense = dbn.soft_activation(test.query_bank_similarities, temperature=0.3)
+    np.testing.assert_allclose(activation, dense, atol=1e-6)
+    correction = correction_of(test)
+    gates = dbn.stream_soft_gates(test.queries, test.gallery, correction, **options)
+    dense = dbn.soft_gates(test.similarities, correction, temperature=0.3)
+    np.testing.assert_allclose(gates, dense, atol=1e-6)
+
+
 @pytest.mark.parametrize("fn", SIMILARITY_FNS, ids=lambda fn: fn.__name__)
 @pytest.mark.parametrize("chunk_size", CHUNK_SIZES[1:2])
 def test_streamed_equals_dense(fn, chunk_size):

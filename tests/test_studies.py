@@ -8,7 +8,8 @@ import pytest
 
 pytest.importorskip("emoji")
 
-from benchmarks import held_out_bias, pairless, studies
+from benchmarks import guards, held_out_bias, logged, pairless, studies
+from dbnorm_jax._cli.sets import EvaluationSet
 
 
 class One(NamedTuple):
@@ -44,3 +45,43 @@ def test_mutual_neighbors():
         np.testing.assert_array_equal(pairless.mutual(items[order], items, way), order)
     lone = pairless.mutual(np.ones((3, 2)), np.array([[1.0, 1.0], [-1, -1]]), "raw")
     np.testing.assert_array_equal(lone, [0, -1, -1])
+
+
+def held_out_ranks(gains):
+    """100 queries of rank 4 under raw; candidates better for some of them, worse for others."""
+    ranks = np.full((100, len(gains)), 4.0)
+    for column, (better, worse) in enumerate(gains):
+        ranks[:better, column] = 1
+        ranks[better : better + worse, column] = 8
+    return ranks
+
+
+def test_rules_of_choice():
+    """Raw, one that is proven, one with the highest gain."""
+    ranks, groups = held_out_ranks([(0, 0), (30, 0), (52, 40)]), np.arange(100)
+    chosen = {name: guards.choose(rule, ranks, groups, 1, 0) for name, rule in guards.RULES.items()}
+    assert chosen["highest gain in log rank"] == chosen["highest gain in R@1"] == 2
+    assert chosen["one error, log rank"] == 1
+    assert chosen["guard 0.05"] == chosen["guard 0.05 of roots"] == 1
+    noise = held_out_ranks([(0, 0), (3, 2), (1, 1)])
+    chosen = {name: guards.choose(rule, noise, groups, 1, 0) for name, rule in guards.RULES.items()}
+    assert chosen["highest gain in log rank"] == 1
+    assert chosen["guard 0.01"] == chosen["guard 0.05"] == 0
+
+
+def test_a_log_and_its_test_share_no_query():
+    rng = np.random.default_rng(0)
+    relevant = np.array([0, 2, 3, 5, 6, 8, 9, 10]), np.array([3, 1, 0, 2, 4, 5, 6, 6, 0, 1])
+    queries, gallery = np.arange(14, dtype=np.float32).reshape(7, 2), rng.normal(size=(7, 2))
+    whole = EvaluationSet("set", queries, gallery, queries[:1], gallery[:1], relevant)
+    found = logged.logged(whole, 2, 0)
+    assert found.gallery_bank is None
+    log, asked = found.query_bank[:, 0] // 2, (found.queries[:, 0] // 2).astype(int)
+    assert len(log) == 2
+    assert len(asked) == 4
+    assert not set(log) & set(asked)
+    first, places = relevant
+    np.testing.assert_array_equal(found.bank_pairs, places[first[log.astype(int)]])
+    for row, query in enumerate(asked):
+        own = found.relevant[1][found.relevant[0][row] : found.relevant[0][row + 1]]
+        np.testing.assert_array_equal(own, places[first[query] : first[query + 1]])

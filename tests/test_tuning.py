@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import dbnorm_jax as dbn
-from dbnorm_jax._src import candidates, choices, folds, guard
+from dbnorm_jax._src import candidates, choices, diagnostics, folds, guard, held_out
 
 SIZE, DIM = 60, 12
 
@@ -185,11 +185,20 @@ def test_files(tuned, tmp_path):
     loaded = dbn.load(tmp_path / "choice.npz")
     assert loaded.summary() == choice.summary()
     assert jax.tree.structure(loaded) == jax.tree.structure(choice)
-    broken = dataclasses.replace(choice, chosen=jnp.int32(len(choice.gain)))
-    with pytest.raises(ValueError, match="expected chosen to be between 0 and"):
-        dbn.save(tmp_path / "choice.npz", broken)
-    with pytest.raises(ValueError, match="expected gain to be finite"):
-        dbn.save(tmp_path / "choice.npz", dataclasses.replace(choice, gain=choice.gain * np.nan))
+    for broken, words in [
+        ({"chosen": jnp.int32(len(choice.gain))}, "chosen to be between 0 and"),
+        ({"chosen": jnp.int32(-1)}, "chosen to be between 0 and"),
+        ({"gain": choice.gain * np.nan}, "gain to be finite"),
+        ({"gain": choice.gain[1:]}, "gain to be of shape"),
+        ({"method": choice.method[:0]}, "method to be .num_candidates"),
+        ({"method": choice.method + 1}, "method to be raw .0. first"),
+        ({"method": choice.method.at[1].set(len(choices.METHODS))}, "method to be raw .0. first"),
+        ({"method": choice.method.at[1].set(-1)}, "method to be raw .0. first"),
+        ({"reason_code": len(choices.REASONS)}, "reason_code to be below"),
+        ({"reason_code": -1}, "reason_code to be below"),
+    ]:
+        with pytest.raises(ValueError, match=f"expected {words}"):
+            dbn.save(tmp_path / "choice.npz", dataclasses.replace(choice, **broken))
 
 
 @pytest.mark.parametrize("criterion", ["reciprocal_rank", "recall_at_1"])
@@ -216,6 +225,58 @@ def test_auto_with_and_without_a_gallery_bank(tuned):
     assert alone.bias.shape[-1] == SIZE
     assert found.num_columns == SIZE
     assert not dbn.auto(gallery, query_bank, gallery_bank).bias.any()
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.4])
+def test_own_share_is_of_the_ten_nearest(shift):
+    rng = np.random.default_rng(0)
+    own, other = rng.normal(size=(2, 30, 4)).astype(np.float32)
+    own += np.float32(shift)
+    both = np.concatenate([own, other])
+    itself = np.eye(30, 60, dtype=bool)
+    nearest = np.argsort(-np.where(itself, -np.inf, own @ both.T), axis=1)
+    expected = (nearest[:, :10] < 30).mean()
+    found = diagnostics.own_share(own, other, rng, dbn.dot_product)
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_statistics_of_parts_are_those_of_their_rows():
+    rows, columns = bank((6, DIM)), bank((5, DIM), seed=1)
+    excluded = np.full((6, 1), -1, np.int32)
+    excluded[[0, 4]] = 2
+    dealt = held_out.Blocks(
+        np.array([[0, 1, 2], [3, 4, 0]], np.int32),
+        np.array([[1, 1, 1], [1, 1, 0]], np.float32),
+        np.array([0, 1], np.int32),
+    )
+    found = held_out.statistics(
+        rows,
+        columns,
+        jnp.array([2.0]),
+        excluded,
+        dealt,
+        num_parts=2,
+        k=0,
+        similarity_fn=dbn.dot_product,
+    )
+    for part, members in enumerate(([0, 1, 2], [3, 4])):
+        where = excluded[members] != np.arange(5)
+        expected = dbn.bank_statistics(rows[members] @ columns.T, beta=2.0, where=where)
+        np.testing.assert_allclose(
+            found.log_normalizer[part, 0], expected.log_normalizer, rtol=1e-5
+        )
+        np.testing.assert_array_equal(found.mass[part], expected.mass)
+
+
+def test_means_of_the_nearest_are_of_those_that_are_there():
+    statistics = held_out.Statistics(
+        log_normalizer=jnp.array([[0.0, -jnp.inf]]),  # nothing entered the second column
+        mass=jnp.array([1.0, 0.0]),
+        k_occurrence=jnp.zeros(2, jnp.int32),
+        largest=jnp.array([[0.5, 0.8], [-jnp.inf, 0.4]]),
+    )
+    found = held_out.biases(statistics, jnp.ones(1), jnp.array([1, 2], jnp.int32))
+    np.testing.assert_allclose(found, [[0, 0], [0.5, 0.8], [0.5, 0.6]], rtol=1e-6)
 
 
 def as_csr(pairs):
@@ -264,6 +325,10 @@ def test_declines_to_raw(name):
     assert choice.name == "raw"
     assert not choice.parameters
     assert choice.reason in choice.summary()
+    if choice.num_held_out:
+        best = int(np.argmax(choice.gain[1:])) + 1
+        assert f"best of {len(choice.gain)} candidates" in choice.summary()
+        assert f"gain {choice.gain[best]:+.3f}" in choice.summary()
     for leaf in jax.tree.leaves(choice):
         assert np.isfinite(np.asarray(leaf)).all()
     assert not dbn.tuning.fit(choice, bank(), *arrays[:2]).bias.any()
@@ -293,10 +358,20 @@ BAD = {
     "floats": ({"pairs": EVERY + 0.5}, TypeError, "`pairs` must hold integers"),
     "criterion": ({"criterion": "best"}, ValueError, "`criterion` must be one of log_rank"),
     "level": ({"level": 1.5}, ValueError, "`level` must be between 0 and 1"),
+    "level 0": ({"level": 0}, ValueError, "`level` must be between 0 and 1"),
+    "level 1": ({"level": 1}, ValueError, "`level` must be between 0 and 1"),
     "folds": ({"num_folds": 1}, ValueError, "`num_folds` must be"),
     "dimensions": ({"gallery_bank": bank((SIZE, 5))}, ValueError, "same number of columns"),
     "NaN": ({"gallery_bank": bank() * np.nan}, ValueError, "`gallery_bank` must be finite"),
     "integers": ({"query_bank": EVERY[:, None]}, TypeError, "`query_bank` must be floating"),
+    "zero row": (
+        {
+            "query_bank": bank() * np.float32(EVERY != 3)[:, None],
+            "similarity_fn": dbn.cosine_similarity,
+        },
+        ValueError,
+        "`query_bank` .*zero.*row 3",
+    ),
     "empty": ({"query_bank": bank((0, DIM))}, ValueError, "`query_bank` must have at least one"),
 }
 
@@ -343,6 +418,12 @@ def test_guard_takes_a_candidate_that_does_nothing():
     found = guard.evidence(np.zeros((30, 3)), np.arange(30), 0)
     assert (found.p_value == 1).all()
     assert (found.standard_error == 0).all()
+
+
+def test_flips_that_reach_the_statistic_are_counted():
+    """Of three equal gains, one flip in eight leaves all signs as they are."""
+    found = guard.evidence(np.array([[0.0, 1.0]] * 3), np.arange(3), 0)
+    np.testing.assert_allclose(found.p_value, [1, 1 / 8], atol=0.03)
 
 
 def test_the_standard_candidate_is_preferred_among_equals():

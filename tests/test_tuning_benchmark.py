@@ -6,22 +6,39 @@ import pytest
 pytest.importorskip("emoji")
 
 import dbnorm_jax as dbn
-from benchmarks import tuning
+from benchmarks import significance, tuning
 from dbnorm_jax._cli.emoji_names import emoji_names
 from dbnorm_jax._src.relevance import as_rows
 
 
 def test_exact_mcnemar():
-    assert tuning.exact_mcnemar(0, 0) == 1
-    assert tuning.exact_mcnemar(0, 5) == 1
-    assert tuning.exact_mcnemar(5, 0) == pytest.approx(1 / 32)
-    assert tuning.exact_mcnemar(3, 1) == pytest.approx(5 / 16)
+    assert significance.exact_mcnemar(0, 0) == 1
+    assert significance.exact_mcnemar(0, 5) == 1
+    assert significance.exact_mcnemar(5, 0) == pytest.approx(1 / 32)
+    assert significance.exact_mcnemar(3, 1) == pytest.approx(5 / 16)
 
 
 def test_holm():
-    assert tuning.holm([0.04, 0.5]) == 0
-    assert tuning.holm([0.01, 0.04, 0.5]) == 1
-    assert tuning.holm([0.01, 0.02, 0.04]) == 3
+    assert significance.holm([0.04, 0.5]) == 0
+    assert significance.holm([0.01, 0.04, 0.5]) == 1
+    assert significance.holm([0.01, 0.02, 0.04]) == 3
+
+
+def test_losses_are_pooled_over_draws():
+    right, wrong = np.array([True, True, False]), np.array([False, True, False])
+    assert significance.loss([(right, wrong)] * 5) == pytest.approx(1 / 32)
+    assert significance.loss([(wrong, right)] * 5) == 1
+
+
+def test_a_query_in_several_draws_counts_once():
+    rng = np.random.default_rng(1)
+    queries, gains = np.arange(400), rng.normal(1, 1, 400)
+    once = significance.interval_over(queries, gains)
+    repeated = significance.interval_over(np.tile(queries, 9), np.tile(gains, 9))
+    np.testing.assert_allclose(repeated, once)
+    assert once[1] - once[0] == pytest.approx(2 * 1.96 / 20, rel=0.15)
+    others = significance.interval_over(np.arange(3600), np.tile(gains, 9))
+    assert others[1] - others[0] < 0.4 * (once[1] - once[0])
 
 
 def draw(raw, auto, gains):

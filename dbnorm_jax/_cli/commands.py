@@ -1,38 +1,18 @@
-"""The commands and their options. The work is imported when it begins."""
+"""The commands that look and compare. The work is imported when it begins."""
 
 from pathlib import Path
 from typing import Any
 
 import click
 
-import dbnorm_jax
-
-_SETTINGS: dict[str, Any] = {
-    "help_option_names": ["-h", "--help"],
-    "max_content_width": 100,
-    "show_default": True,
-}
-
-
-@click.group(context_settings=_SETTINGS)
-@click.version_option(dbnorm_jax.__version__, prog_name="dbnorm")
-def cli() -> None:
-    """See and correct hubs in embedding retrieval.
-
-    A hub is a gallery item that turns up in the results of far too many queries. Dual Bank
-    Normalization learns from a bank of other queries, and one of other gallery items, which items
-    these are, and takes their advantage away.
-
-    Start with: dbnorm demo
-    """
+from dbnorm_jax._cli import options
+from dbnorm_jax._cli.group import cli
 
 
 @cli.command()
 @click.option("--source", default="en", help="Language of the queries.")
 @click.option("--target", default="de", help="Language of the gallery.")
-@click.option(
-    "--seed", default=0, type=click.IntRange(min=0), help="Splits the names into map, banks, test."
-)
+@options.seed("Splits the names into map, banks, test.")
 @click.option(
     "--output",
     default="dbnorm-demo",
@@ -43,7 +23,7 @@ def demo(source: str, target: str, seed: int, output: Path) -> None:
     """Show hubs and what corrects them, on built-in data.
 
     Names of emoji in one language query their names in another. Takes some seconds and downloads
-    nothing. Prints a table and writes it (CSV, JSON) with two pictures.
+    nothing. Prints a table and writes it with a page (HTML) and pictures.
 
     Example: dbnorm demo --source de --target en
     """
@@ -53,43 +33,18 @@ def demo(source: str, target: str, seed: int, output: Path) -> None:
 
 
 @cli.command()
-@click.argument("files", nargs=-1, metavar="[SET.npz | QUERIES GALLERY]")
-@click.option("--query-bank", metavar="FILE", help="Other items like the queries (required).")
-@click.option(
-    "--gallery-bank",
-    metavar="FILE",
-    help="Other items like the gallery. Left out: the gallery itself, each item without itself.",
-)
-@click.option(
+@click.argument("files", nargs=-1, type=options.FILE, metavar="[SET.npz | QUERIES GALLERY]")
+@options.file("--query-bank", "Other items like the queries (required).")
+@options.gallery_bank()
+@options.file(
     "--relevant",
-    metavar="FILE",
-    help="Right gallery rows: integers, one per query (-1: none), or an npz with gt_indptr and "
+    "Right gallery rows: integers, one per query (-1: none), or an npz with gt_indptr and "
     "gt_indices. Left out: row i belongs to row i if the counts agree.",
 )
-@click.option(
-    "--bank-pairs",
-    metavar="FILE|rows",
-    help="Gallery-bank row of each query-bank row (integers, -1: none); 'rows': row i and row i. "
-    "What `auto` chooses by; without them it keeps raw.",
-)
-@click.option(
-    "--similarity",
-    type=click.Choice(["cosine", "dot", "euclidean"]),
-    help="cosine normalizes the rows; euclidean is the negative squared distance.  "
-    "[default: cosine]",
-)
-@click.option(
-    "--beta-query",
-    type=float,
-    metavar="BETA",
-    help="Inverse temperature of the query bank, 1/[unit of similarity].  [default: 20 for cosine]",
-)
-@click.option(
-    "--beta-gallery",
-    type=float,
-    metavar="BETA",
-    help="The same for the gallery bank.  [default: 1 for cosine]",
-)
+@options.bank_pairs("What `auto` chooses by; without them it keeps raw.")
+@options.labels()
+@options.similarity(default=None)
+@options.betas()
 @click.option(
     "--methods",
     metavar="LIST",
@@ -99,28 +54,19 @@ def demo(source: str, target: str, seed: int, output: Path) -> None:
 )
 @click.option("--published", is_flag=True, help="Add DualDIS as the released code scores it.")
 @click.option("--reverse", is_flag=True, help="Swap both sides: the gallery queries the queries.")
-@click.option(
+@options.file(
     "--similarities",
-    metavar="FILE",
-    help="Instead of embeddings: queries x gallery, higher=closer.",
+    "Instead of embeddings: queries x gallery, higher=closer.",
 )
-@click.option(
-    "--query-bank-similarities", metavar="FILE", help="With --similarities: query bank x gallery."
-)
-@click.option(
+@options.file("--query-bank-similarities", "With --similarities: query bank x gallery.")
+@options.file(
     "--gallery-bank-similarities",
-    metavar="FILE",
-    help="With --similarities: gallery bank x gallery. Left out: only IS and DIS run.",
+    "With --similarities: gallery bank x gallery. Left out: only IS and DIS run.",
 )
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    metavar="FOLDER",
-    help="Write the table (CSV, JSON) and two pictures there.",
-)
-@click.option("--force", is_flag=True, help="Overwrite earlier results in FOLDER.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
-def evaluate(**options: Any) -> None:
+@options.output("FOLDER", "Write a page (HTML), the table (CSV, JSON) and pictures there.")
+@options.force("Overwrite earlier results in FOLDER.")
+@options.as_json("Print JSON instead of the table.")
+def evaluate(**values: Any) -> None:
     """Compare the corrections on your embeddings.
 
     The table sets raw retrieval beside `auto`, the correction that the bank's own pairs prove
@@ -139,41 +85,28 @@ def evaluate(**options: Any) -> None:
     """  # noqa: D301 - \b is click's mark for lines that are not to be refilled
     from dbnorm_jax._cli.evaluate import Request, run
 
-    options["files"] = tuple(options["files"])
-    run(Request(**options))
+    values["files"] = tuple(values["files"])
+    run(Request(**values))
 
 
 @cli.command()
-@click.argument("query_bank")
-@click.argument("gallery_bank")
-@click.option(
-    "--bank-pairs",
-    metavar="FILE|rows",
-    help="Right gallery-bank row of each query-bank row (integers, -1: none); 'rows': row i and "
-    "row i. Without them raw is kept.",
-)
-@click.option(
+@click.argument("query_bank", type=options.FILE)
+@click.argument("gallery_bank", type=options.FILE)
+@options.bank_pairs("Without them raw is kept.")
+@options.file(
     "--gallery",
-    metavar="FILE",
-    help="The items that will be searched: held-out queries are ranked among them.  [default: the "
+    "The items that will be searched: held-out queries are ranked among them.  [default: the "
     "gallery bank]",
 )
-@click.option(
-    "--similarity",
-    type=click.Choice(["cosine", "dot", "euclidean"]),
-    default="cosine",
-    help="cosine normalizes the rows; euclidean is the negative squared distance.",
-)
-@click.option("--seed", default=0, type=click.IntRange(min=0), help="Of folds and sign flips.")
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    metavar="FILE.npz",
-    help="Write the choice there, for dbnorm_jax.load and tuning.fit.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
-def tune(**options: Any) -> None:
-    """Choose the correction from the banks alone; raw unless another is proven better.
+@options.similarity()
+@options.seed("Of folds and sign flips.")
+@options.output("FILE.npz", "Write the choice there, for dbnorm_jax.load and tuning.fit.")
+@options.force()
+@options.as_json()
+def tune(**values: Any) -> None:
+    """Choose the correction from the banks alone.
+
+    Raw is kept unless another is proven better.
 
     QUERY_BANK holds other items like the queries, GALLERY_BANK other items like the gallery: .npy,
     or FILE.npz:name. Says what was chosen, on what evidence, and what looks wrong with the banks.
@@ -184,4 +117,75 @@ def tune(**options: Any) -> None:
     """  # noqa: D301 - \b is click's mark for lines that are not to be refilled
     from dbnorm_jax._cli.tune import Request, run
 
-    run(Request(**options))
+    run(Request(**values))
+
+
+@cli.command()
+@click.argument("file", required=False, type=options.FILE, metavar="[SET.npz | GALLERY]")
+@options.file("--query-bank", "Items like the queries (with GALLERY).")
+@options.gallery_bank(
+    "Other items like the gallery, known to be clean. Left out: the gallery itself."
+)
+@options.file(
+    "--queries",
+    "Held-out queries whose retrieval is looked at. Left out: the query bank's own.",
+)
+@options.file(
+    "--relevant",
+    "Right gallery rows of --queries, as for evaluate.",
+)
+@options.labels()
+@click.option("--demo", is_flag=True, help="Inspect the built-in data.")
+@options.similarity(default=None)
+@click.option("--method", default="is", help="The correction, written as for evaluate --methods.")
+@options.betas()
+@options.bank_pairs("For --method auto, and to screen corrected scores.")
+@click.option("--top", default=10, type=click.IntRange(min=1), help="Hubs and others to list.")
+@click.option(
+    "--false-alarm-rate",
+    default=0.002,
+    metavar="SHARE",
+    help="Of clean items that the screening for planted hubs may flag.",
+)
+@options.output("FOLDER", "Write JSON, a CSV of all items and two pictures there.")
+@options.force("Overwrite earlier results in FOLDER.")
+@options.as_json()
+def inspect(**values: Any) -> None:
+    """Explain the hubs of a collection, and look for planted ones.
+
+    Lists the hubs with their k-occurrence before and after a correction and the bank items that
+    make them hubs; the items never retrieved that the correction rescues, and for whom; and the
+    items that more of the query bank retrieves than it does clean ones: planted hubs, maybe.
+
+    \b
+    Examples:
+      dbnorm inspect images.npy --query-bank train_captions.npy --gallery-bank train_images.npy
+             --queries captions.npy --labels files.txt --bank-labels train_captions.txt
+      dbnorm inspect set.npz --method dualis --output hubs
+      dbnorm inspect --demo
+    """  # noqa: D301 - \b is click's mark for lines that are not to be refilled
+    from dbnorm_jax._cli.inspect import Request, run
+
+    run(Request(**values))
+
+
+@cli.command()
+@click.option("--queries", default=2048, type=click.IntRange(min=1), help="Rows that search.")
+@click.option("--gallery", default=20480, type=click.IntRange(min=1), help="Rows searched.")
+@click.option("--bank", default=2048, type=click.IntRange(min=1), help="Rows of either bank.")
+@click.option("--dim", default=512, type=click.IntRange(min=1), help="Embedding dimensions.")
+@click.option("-k", default=10, type=click.IntRange(min=1), help="Nearest items per query.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32")
+@click.option("--repetitions", default=5, type=click.IntRange(min=1), help="Median of so many.")
+@options.as_json("Print JSON instead of the table.")
+def benchmark(**values: Any) -> None:
+    """Time fitting and corrected search on this machine.
+
+    Beside the similarities alone, which every exact search must compute: what is beyond 1.00 is
+    the price. Random vectors; one process, everything in turn.
+
+    Example: dbnorm benchmark --gallery 102400 --dim 768
+    """
+    from dbnorm_jax._cli.benchmark import Request, run
+
+    run(Request(**values))

@@ -15,6 +15,7 @@ from dbnorm_jax._cli.methods import DEFAULT_BETAS, Method, choose_methods
 from dbnorm_jax._cli.progress import Progress
 from dbnorm_jax._cli.reporting import FILES, contents, print_paths, require
 from dbnorm_jax._cli.sets import EvaluationSet
+from dbnorm_jax._cli.story import NUM_STEPS, tell
 from dbnorm_jax._cli.table import Report, show
 
 _BETA_QUERY, _BETA_GALLERY = DEFAULT_BETAS.values()
@@ -31,11 +32,12 @@ def run(source: str, target: str, seed: int, output: Path) -> None:
     """Builds, evaluates, prints and writes."""
     require("emoji", "rich", "matplotlib")
     results.check_folder("--output", output, list(FILES), force=True)
-    with Progress(count_steps(METHODS)) as progress:
+    command = ["dbnorm", "demo", "--source", source, "--target", target, "--seed", str(seed)]
+    with Progress(count_steps(METHODS) + NUM_STEPS) as progress:
         test = emoji_names(source, target, seed)
         rows = evaluate(test, METHODS, progress)
         report = _report(test, rows)
-        made = contents(report)
+        made = contents(report, test, tell(test, rows, progress), command)
         paths = results.write(output, made)
     show(report)
     print_paths(paths)

@@ -58,6 +58,8 @@ def emoji_names(source: str = "en", target: str = "de", seed: int = 0) -> Evalua
         bank_pairs=np.arange(size),
         query_labels=tuple(names[i][0] for i in tested),
         gallery_labels=tuple(names[i][1] for i in tested),
+        query_bank_labels=tuple(names[i][0] for i in banked),
+        gallery_bank_labels=tuple(names[i][1] for i in banked),
     )
 
 

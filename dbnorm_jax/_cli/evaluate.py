@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from dbnorm_jax._cli import files, sets
+from dbnorm_jax._cli import files, labels, sets
 from dbnorm_jax._cli import output as results
 from dbnorm_jax._cli.evaluation import (
     NEIGHBORS,
@@ -15,7 +15,7 @@ from dbnorm_jax._cli.evaluation import (
     evaluate,
     num_transductive,
 )
-from dbnorm_jax._cli.files import Source
+from dbnorm_jax._cli.file_argument import Source
 from dbnorm_jax._cli.methods import (
     DEFAULT,
     DEFAULT_BETAS,
@@ -28,6 +28,7 @@ from dbnorm_jax._cli.methods import (
 from dbnorm_jax._cli.progress import Progress
 from dbnorm_jax._cli.reporting import FILES, contents, print_paths, require
 from dbnorm_jax._cli.sets import EvaluationSet, SimilaritySet
+from dbnorm_jax._cli.story import NUM_STEPS, tell
 from dbnorm_jax._cli.table import Report, show, to_json
 
 
@@ -40,6 +41,9 @@ class Request:
     gallery_bank: str | None = None
     relevant: str | None = None
     bank_pairs: str | None = None
+    labels: str | None = None
+    bank_labels: str | None = None
+    query_labels: str | None = None
     similarity: str | None = None
     beta_query: float | None = None
     beta_gallery: float | None = None
@@ -63,22 +67,38 @@ def run(request: Request) -> None:
     """Checks, reads, evaluates, prints and, with --output, writes."""
     require(*["rich"] * (not request.as_json), *["matplotlib"] * (request.output is not None))
     _check_combination(request)
-    methods = _methods(request)
+    methods = chosen_methods(request)
     if request.output is not None:
         results.check_folder("--output", request.output, list(FILES), force=request.force)
-    with Progress(count_steps(methods)) as progress:
+    output = request.output
+    with Progress(count_steps(methods) + (output is not None) * NUM_STEPS) as progress:
         test = read(request)
         if request.methods is None and getattr(test, "bank_pairs", None) is None:
             methods = [method for method in methods if method.kind != "auto"]
         rows = evaluate(test, methods, progress)
         report = _report(request, test, methods, rows)
-        made = contents(report) if request.output is not None else {}
-        paths = results.write(request.output, made) if request.output is not None else []
+        paths = []
+        if output is not None:
+            story = tell(test, rows, progress)
+            paths = results.write(output, contents(report, test, story, _command(request)))
     if request.as_json:
         print(to_json(report), end="")
     else:
         show(report)
     print_paths(paths, to_stderr=request.as_json)
+
+
+def _command(request: Request) -> list[str]:
+    """The command that was given, but for where it wrote."""
+    command = ["dbnorm", "evaluate", *request.files]
+    for field in dataclasses.fields(request):
+        value = getattr(request, field.name)
+        if value == field.default or field.name in ("files", "output", "force", "as_json"):
+            continue
+        command.append(f"--{field.name.replace('_', '-')}")
+        if value is not True:
+            command.append(f"{value:g}" if isinstance(value, float) else str(value))
+    return command
 
 
 def _check_combination(request: Request) -> None:
@@ -98,6 +118,7 @@ def _check_combination(request: Request) -> None:
         others = [
             name for name in ("--query-bank", "--gallery-bank", "--bank-pairs") if given[name]
         ]
+        others += labels.given(request)
         others += ["--similarity"] * (request.similarity is not None)
         others += ["--reverse"] * request.reverse + ["QUERIES or GALLERY"] * bool(count)
         if others:
@@ -139,7 +160,7 @@ def _check_combination(request: Request) -> None:
         )
 
 
-def _methods(request: Request) -> list[Method]:
+def chosen_methods(request: Request) -> list[Method]:
     """The methods asked for with their parameters, checked."""
     text = ",".join(DEFAULT) if request.methods is None else request.methods
     wishes = parse(text)
@@ -217,6 +238,7 @@ def read(request: Request) -> EvaluationSet | SimilaritySet:
         test = files.read_set(request.files[0], request.measure)
     else:
         test = _read_embeddings(request)
+    test = labels.with_labels(test, request)
     return sets.reversed_set(test) if request.reverse else test
 
 
@@ -238,7 +260,7 @@ def _read_embeddings(request: Request) -> EvaluationSet:
         pairs = read_pairs(request.bank_pairs, sizes[2], sizes[3] if len(sizes) > 3 else sizes[1])
     embeddings = [sets.prepared(name, array, request.measure) for name, array in arrays.items()]
     return EvaluationSet(
-        name=" -> ".join(_title(source) for source in sources[:2]),
+        name=" -> ".join(title(source) for source in sources[:2]),
         queries=embeddings[0],
         gallery=embeddings[1],
         query_bank=embeddings[2],
@@ -264,7 +286,7 @@ def _read_matrices(request: Request) -> SimilaritySet:
     relevant = _relevant(request, *next(iter(arrays.values())).shape)
     matrices = [sets.prepared(name, array, None) for name, array in arrays.items()]
     return SimilaritySet(
-        name=_title(sources[0]),
+        name=title(sources[0]),
         similarities=matrices[0],
         query_bank=matrices[1],
         gallery_bank=matrices[2] if len(matrices) > 2 else None,
@@ -272,7 +294,7 @@ def _read_matrices(request: Request) -> SimilaritySet:
     )
 
 
-def _title(source: Source) -> str:
+def title(source: Source) -> str:
     return source.path.stem if source.member is None else source.member
 
 

@@ -1,4 +1,4 @@
-"""Reading arrays from .npy and .npz files, distrusting them.
+"""Reading arrays from files, distrusting them; .npy and .npz here, others by `formats`.
 
 The header is compared with the size of the file before anything is allocated, and nothing is ever
 unpickled. Errors name the argument, the file, what was expected, what was found and the remedy;
@@ -8,16 +8,14 @@ NumPy's own messages are not passed on, since some of them advise to allow pickl
 import contextlib
 import dataclasses
 import io
-import stat
 import zipfile
-import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import IO
 
 import numpy as np
 
-from dbnorm_jax._cli import sets
+from dbnorm_jax._cli import formats, sets
+from dbnorm_jax._cli.file_argument import BROKEN_REMEDY, SAVE_REMEDY, Source, opened
 from dbnorm_jax._cli.sets import Array, Csr, EvaluationSet
 from dbnorm_jax._src import binary_files
 
@@ -30,34 +28,7 @@ _PICKLE_MAGIC = b"\x80"
 _SMALL = 16 * 2**20
 _MOST_COMPRESSED = 100
 
-_SAVE_REMEDY = "write it with numpy.save as float32"
-_BROKEN_REMEDY = "copy or write it again"
 _REWRITE_REMEDY = "copy it again, or write it with numpy.save as float32"
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """A file given for an argument; `str()` of it names both in errors."""
-
-    argument: str
-    path: Path
-    member: str | None = None
-
-    @classmethod
-    def parse(cls, argument: str, text: str) -> "Source":
-        """`FILE` or `FILE.npz:name`; an existing file of that very name comes first."""
-        head, colon, member = text.rpartition(":")
-        if colon and head.lower().endswith(".npz") and not Path(text).exists():
-            return cls(argument, Path(head), member)
-        return cls(argument, Path(text))
-
-    def __str__(self) -> str:
-        member = "" if self.member is None else f":{self.member}"
-        return f"{self.argument} '{self.path}{member}'"
-
-    def fail(self, expected: str, actual: str, remedy: str) -> ValueError:
-        """The error to raise."""
-        return ValueError(f"{self}: expected {expected}, got {actual}; {remedy}")
 
 
 def read_floats(source: Source) -> Array:
@@ -87,6 +58,48 @@ def read_integers(source: Source) -> Array:
     return array
 
 
+def read_labels(source: Source, count: int, of: str) -> tuple[str, ...]:
+    """One label per item: a UTF-8 text file with a line each, or an .npy of strings or integers."""
+    with opened(source) as file:
+        start = file.read(len(_NPY_MAGIC))
+        text = start if start == _NPY_MAGIC or start[:2] == _ZIP_MAGIC else start + file.read()
+    if start == _NPY_MAGIC or start[:2] == _ZIP_MAGIC:
+        array = _read(source)
+        if array.dtype.kind not in "Uiu" or array.ndim != 1:
+            what = f"dtype {array.dtype}, shape {array.shape}"
+            raise source.fail("1 axis of strings or integers", what, "or give a text file")
+        labels = [str(value) for value in array]
+    else:
+        try:
+            labels = text.decode("utf-8-sig").removesuffix("\n").split("\n")
+        except UnicodeDecodeError as error:
+            what = f"byte {text[error.start]:#x} at place {error.start}"
+            raise source.fail("UTF-8 text", what, "save it as UTF-8") from None
+    if len(labels) != count:
+        remedy = "write a line for every one, in the order of the rows"
+        raise source.fail(f"{count} labels, one per {of}", f"{len(labels)}", remedy)
+    return tuple(label.strip() for label in labels)
+
+
+def read_names(source: Source) -> Array:
+    """A 1-d array of texts or integers."""
+    array = _read(source)
+    if array.dtype.kind not in "Uiu" or array.ndim != 1:
+        what = f"{array.dtype} of shape {array.shape}"
+        raise source.fail("1-d texts or integers", what, "write it with numpy.save")
+    return array
+
+
+def read_lines(source: Source) -> Array:
+    """The lines of a UTF-8 text file, as objects."""
+    with opened(source) as file:
+        try:
+            lines = file.read().decode().splitlines()
+        except UnicodeDecodeError:
+            raise source.fail("lines of UTF-8 text, or .npy", "other bytes", "convert it") from None
+    return np.array(lines, dtype=object)
+
+
 def read_relevant(source: Source, num_queries: int, num_gallery: int) -> Csr:
     """The right gallery rows of each query: one index per query, or CSR in an npz."""
     if source.member is None and _is_archive(source):
@@ -109,7 +122,7 @@ def read_set(text: str, similarity: str) -> EvaluationSet:
     """
     source = Source.parse("SET.npz", text)
     if source.member is not None or not _is_archive(source):
-        remedy = "give QUERIES and GALLERY as two files, or a set"
+        remedy = "give a set, or the files of its parts one by one as --help says"
         what = "one array" if source.member is not None else "a single .npy array"
         raise source.fail("an npz with query, gallery and query_bank", what, remedy)
     names = _names(source)
@@ -152,16 +165,18 @@ def read_set(text: str, similarity: str) -> EvaluationSet:
 
 
 def _read(source: Source) -> Array:
+    if (read := formats.reader(source)) is not None:
+        return read(source)
     if _is_archive(source):
         return _read_member(source)
     if source.member is not None:
         raise source.fail("an npz archive", "a single .npy array", "leave the :name out")
-    with _opened(source) as file:
+    with opened(source) as file:
         size = source.path.stat().st_size
         header = _header(source, file, size)
     if not header.num_bytes:
         return np.empty(header.shape, header.dtype)
-    return np.memmap(
+    array = np.memmap(
         source.path,
         dtype=header.dtype,
         mode="r",
@@ -169,41 +184,35 @@ def _read(source: Source) -> Array:
         shape=header.shape,
         order="F" if header.fortran_order else "C",
     )
-
-
-@contextlib.contextmanager
-def _opened(source: Source) -> Iterator[IO[bytes]]:
-    try:
-        # A pipe or device would block, and has no size to check the header against.
-        if not stat.S_ISREG(source.path.stat().st_mode):
-            kind = "a folder" if source.path.is_dir() else "something else"
-            raise source.fail("a .npy or .npz file", kind, "name the file itself")
-        file = source.path.open("rb")
-    except OSError as error:
-        why = (error.strerror or str(error)).lower()
-        raise source.fail("a readable file", why, "check the path") from None
-    with file:
-        yield file
+    with _refusing(source):
+        binary_files.check_texts(array)
+    return array
 
 
 def _is_archive(source: Source) -> bool:
-    with _opened(source) as file:
+    with opened(source) as file:
         start = file.read(len(_NPY_MAGIC))
     if start.startswith(_ZIP_MAGIC):
         return True
     if start == _NPY_MAGIC:
         return False
     if not start:
-        raise source.fail("a .npy or .npz file", "an empty file", _BROKEN_REMEDY)
+        raise source.fail("a .npy or .npz file", "an empty file", BROKEN_REMEDY)
     what = "other contents"
     if start.startswith(_PICKLE_MAGIC):
         what = "what looks like a pickle, which can run code and is not loaded"
-    raise source.fail("a .npy or .npz file", what, _SAVE_REMEDY)
+    raise source.fail("a .npy or .npz file", what, SAVE_REMEDY)
 
 
 def _header(source: Source, file: IO[bytes], size: int) -> binary_files.Header:
-    try:
+    with _refusing(source):
         return binary_files.read_header(file, size)
+
+
+@contextlib.contextmanager
+def _refusing(source: Source) -> Iterator[None]:
+    try:
+        yield
     except binary_files.BadArrayError as error:
         raise source.fail(error.expected, error.actual, _REWRITE_REMEDY) from None
 
@@ -226,12 +235,14 @@ def _listed(names: list[str]) -> str:
 
 @contextlib.contextmanager
 def _archive(source: Source) -> Iterator[zipfile.ZipFile]:
-    try:
-        with _opened(source) as file, zipfile.ZipFile(file) as archive:
-            yield archive
-    except zipfile.BadZipFile:
-        remedy = _BROKEN_REMEDY
-        raise source.fail("an npz archive", "a truncated or damaged one", remedy) from None
+    with opened(source) as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                yield archive
+        except binary_files.ZIP_ERRORS:
+            remedy = BROKEN_REMEDY
+            what = "a truncated, damaged or locked one"
+            raise source.fail("an npz archive", what, remedy) from None
 
 
 def _read_member(source: Source) -> Array:
@@ -247,26 +258,26 @@ def _read_member(source: Source) -> Array:
     elif source.member not in names:
         remedy = "choose one of them"
         raise source.fail(f"an array named {source.member}", _listed(names), remedy)
-    try:
-        with _archive(source) as archive:
-            info = archive.getinfo(f"{source.member}.npy")
-            # The directory may lie about the packed size as well: the file bounds it.
-            packed = min(info.compress_size, source.path.stat().st_size)
-            if info.file_size > max(_SMALL, _MOST_COMPRESSED * packed):
-                raise source.fail(
-                    f"at most {_MOST_COMPRESSED}-fold compression",
-                    f"{packed} bytes declared to unpack to {info.file_size}",
-                    "save it with numpy.save instead",
-                )
-            with archive.open(info) as stream:
-                start = io.BytesIO(stream.read(2**14))
-                header = _header(source, start, info.file_size)
-                data = bytearray(header.num_bytes)
-                _fill(source, memoryview(data), start.read(), stream)
-    except (zlib.error, EOFError, RuntimeError, NotImplementedError):
-        remedy = _BROKEN_REMEDY
-        raise source.fail("a readable npz member", "a damaged or locked one", remedy) from None
-    return header.array(data)
+    with _archive(source) as archive:
+        info = archive.getinfo(f"{source.member}.npy")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            what = "another way of packing"
+            raise source.fail("members as NumPy writes them", what, SAVE_REMEDY)
+        # The directory may lie about the packed size as well: the file bounds it.
+        packed = min(info.compress_size, source.path.stat().st_size)
+        if info.file_size > max(_SMALL, _MOST_COMPRESSED * packed):
+            raise source.fail(
+                f"at most {_MOST_COMPRESSED}-fold compression",
+                f"{packed} bytes declared to unpack to {info.file_size}",
+                "save it with numpy.save instead",
+            )
+        with archive.open(info) as stream:
+            start = io.BytesIO(stream.read(2**14))
+            header = _header(source, start, info.file_size)
+            data = bytearray(header.num_bytes)
+            _fill(source, memoryview(data), start.read(), stream)
+    with _refusing(source):
+        return header.array(data)
 
 
 def _fill(source: Source, target: memoryview, start: bytes, stream: IO[bytes]) -> None:
@@ -275,7 +286,7 @@ def _fill(source: Source, target: memoryview, start: bytes, stream: IO[bytes]) -
     while filled < len(target):
         block = stream.read(min(2**20, len(target) - filled))
         if not block:
-            raise source.fail(f"{len(target)} bytes", f"{filled} (truncated)", _BROKEN_REMEDY)
+            raise source.fail(f"{len(target)} bytes", f"{filled} (truncated)", BROKEN_REMEDY)
         target[filled : filled + len(block)] = block
         filled += len(block)
     stream.read(1)  # past the end: compares the checksum

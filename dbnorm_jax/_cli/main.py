@@ -32,7 +32,8 @@ def _run(arguments: list[str]) -> int:
     try:
         import click
 
-        from dbnorm_jax._cli.commands import cli
+        from dbnorm_jax._cli import commands, file_commands  # noqa: F401 - they add themselves
+        from dbnorm_jax._cli.group import cli
 
         try:
             code = cli.main(arguments, prog_name="dbnorm", standalone_mode=False)
@@ -41,6 +42,9 @@ def _run(arguments: list[str]) -> int:
         except click.exceptions.NoArgsIsHelpError as error:
             error.show()  # the help itself
             return BAD_INPUT
+        except click.UsageError as error:
+            place = "dbnorm" if error.ctx is None else error.ctx.command_path
+            return _fail(f"{error.format_message().rstrip('.')}; see {place} --help")
         except click.ClickException as error:
             return _fail(error.format_message())
         except click.Abort:

@@ -1,4 +1,4 @@
-"""The two pictures: how unevenly the gallery is retrieved, and what each method gains."""
+"""The pictures: how unevenly the gallery is retrieved, what methods gain, where the hubs lie."""
 
 import io
 import math
@@ -9,28 +9,26 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator
 
 import dbnorm_jax as dbn
 from dbnorm_jax._cli.evaluation import ResultRow
+from dbnorm_jax._cli.inspection import Inspection
+from dbnorm_jax._cli.story import Sweep, shown_row
 from dbnorm_jax._cli.table import Report
 
 # Okabe and Ito's colours, told apart with any colour vision; line styles differ as well.
 _RAW, _CORRECTED, _EVEN = "#D55E00", "#0072B2", "#767676"
+_OTHERS, _SECOND = "#B5B5B5", "#009E73"
 _DPI = 150
-
-# The corrected method shown against raw: the first of these that was run.
-_SHOWN = ("dualis", "is", "dualdis", "dis", "published")
 
 
 def k_occurrence_png(report: Report) -> bytes:
     """Rank plot and Lorenz curve of the k-occurrence, raw against corrected."""
+    shown = shown_row(report.rows)
     rows = [row for row in report.rows if row.method.kind == "raw"]
-    for kind in _SHOWN:
-        found = [row for row in report.rows if row.method.kind == kind]
-        if found:
-            rows.append(found[0])
-            break
+    if shown is not None:
+        rows.append(shown)
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     ranked, lorenz = figure.subplots(1, 2)
     styles: list[dict[str, Any]] = [
@@ -118,6 +116,89 @@ def methods_png(report: Report) -> bytes:
     panels[0].set_yticks(range(len(report.rows)), [row.method.label for row in report.rows])
     panels[0].invert_yaxis()
     _headline(figure, f"{report.name}, {report.kind_in_words}")
+    return _png(figure)
+
+
+def sweep_png(report: Report, sweep: Sweep) -> bytes:
+    """R@1, where the right items are known, and skewness against the query bank's beta."""
+    known = sweep.curves[0].recall_at_1 is not None
+    figure = Figure(figsize=(10 if known else 5.5, 4.2), layout="constrained")
+    panels = figure.subplots(1, 1 + known, squeeze=False)[0]
+    styles: list[dict[str, Any]] = [
+        {"color": _RAW, "linestyle": ":", "linewidth": 1.8},
+        {"color": _CORRECTED, "marker": "o", "markersize": 4, "linewidth": 2},
+        {"color": _SECOND, "marker": "s", "markersize": 4, "linewidth": 2, "linestyle": "--"},
+    ]
+    for curve, style in zip(sweep.curves, styles, strict=False):
+        if curve.recall_at_1 is not None:
+            panels[0].plot(sweep.betas, curve.recall_at_1, label=curve.label, **style)
+        panels[-1].plot(sweep.betas, curve.skewness, label=curve.label, **style)
+    if known:
+        panels[0].set_ylabel("R@1 (% of queries)")
+    panels[-1].set_ylabel(f"Skewness of the {report.k}-occurrence")
+    for axes in panels:
+        axes.axvline(sweep.beta, color=_EVEN, linestyle="-", linewidth=1, zorder=0)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(FixedLocator(sweep.betas))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(_plain)
+        axes.set_xlabel("Inverse temperature of the query bank (line: the table's)")
+        _tidy(axes)
+    panels[-1].legend(frameon=False, fontsize=9)
+    _headline(figure, f"{report.name}, {sweep.num_queries:,} queries")
+    return _png(figure)
+
+
+def banks_png(report: Report, found: Inspection) -> bytes:
+    """Where hubs lie: similarity to the query bank and to the gallery bank, and k-occurrence."""
+    before, after = found.counts
+    others = np.ones(len(before), bool)
+    others[found.hubs] = others[found.anti_hubs] = False
+    groups = (
+        ("others", np.flatnonzero(others), _OTHERS, "o", 14),
+        (f"anti-hubs ({len(found.anti_hubs):,})", found.anti_hubs, _CORRECTED, "v", 20),
+        (f"hubs ({len(found.hubs):,})", found.hubs, _RAW, "D", 20),
+    )
+    figure = Figure(figsize=(10, 4.9), layout="constrained")
+    banks, changes = figure.subplots(1, 2)
+    query, gallery = found.similarities
+    for label, items, color, marker, size in groups:
+        if not len(items):
+            continue
+        style: dict[str, Any] = {"color": color, "marker": marker, "s": size, "linewidths": 0}
+        banks.scatter(query[items], gallery[items], label=label, alpha=0.75, **style)
+        banks.axvline(float(np.median(query[items])), color=color, linestyle=":", linewidth=1.4)
+        banks.axhline(float(np.median(gallery[items])), color=color, linestyle=":", linewidth=1.4)
+        changes.scatter(before[items], after[items], alpha=0.75, **style)
+    banks.set_xlabel("Mean similarity to the 10 nearest of the query bank")
+    banks.set_ylabel("... and of the gallery bank")
+    title = "Where hubs lie (dotted: medians)"
+    if not any(math.isnan(value) for value in found.correlations):
+        with_query, with_gallery, _ = found.correlations
+        title += f"\nrank correlation with N_{report.k}: {with_query:+.2f} and {with_gallery:+.2f}"
+    banks.set_title(title, fontsize=11)
+    most = max(int(before.max()), int(after.max()), 1)
+    changes.plot([0, most], [0, most], color=_EVEN, linestyle=":", linewidth=1.4)
+    changes.set_xscale("symlog", linthresh=1, linscale=0.4)
+    changes.set_yscale("symlog", linthresh=1, linscale=0.4)
+    steps = [scale * 10**power for power in range(9) for scale in (1, 2, 5)]
+    ticks = [0, *(step for step in steps if step <= most)]
+    for axis in (changes.xaxis, changes.yaxis):
+        axis.set_major_locator(FixedLocator(ticks))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(_plain)
+    changes.set_xlabel(f"Raw N_{report.k}: queries with the item in their top {report.k}")
+    changes.set_ylabel(f"N_{report.k} under {report.rows[1].method.label}")
+    changes.set_title("Before and after (dotted: unchanged)", fontsize=11)
+    if found.flagged:
+        ring: dict[str, Any] = {"s": 90, "facecolors": "none", "edgecolors": "black"}
+        label = f"flagged by the screening ({len(found.flagged):,})"
+        banks.scatter(query[found.flagged], gallery[found.flagged], label=label, **ring)
+        changes.scatter(before[found.flagged], after[found.flagged], **ring)
+    for axes in (banks, changes):
+        _tidy(axes)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    _headline(figure, f"{report.name}: {len(before):,} items")
     return _png(figure)
 
 

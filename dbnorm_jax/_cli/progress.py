@@ -1,9 +1,10 @@
-"""A progress bar on stderr for work longer than a second; silent when that is no terminal."""
+"""Progress bars on stderr for work longer than a second; silent when that is no terminal."""
 
 import sys
 import threading
+from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 _DELAY_S = 1.0
 
@@ -24,14 +25,16 @@ class Progress:
         self._bar = progress.Progress(
             progress.TextColumn("{task.description}"),
             progress.BarColumn(),
-            progress.MofNCompleteColumn(),
-            progress.TimeElapsedColumn(),
+            *self._columns(progress),
             console=Console(stderr=True),
             transient=True,
         )
-        self._task = self._bar.add_task("reading", total=total)
+        self._task = self._bar.add_task("reading", total=total, rate="")
         self._timer = threading.Timer(_DELAY_S, self._show)
         self._timer.daemon = True
+
+    def _columns(self, progress: Any) -> list[Any]:
+        return [progress.MofNCompleteColumn(), progress.TimeElapsedColumn()]
 
     def _show(self) -> None:
         with self._lock:
@@ -64,3 +67,35 @@ class Progress:
             self._timer = None  # a late timer finds nothing to show
             if self._started:
                 self._bar.stop()
+
+
+class RowProgress(Progress):
+    """Rows of one file after the other, with their rate and the time left."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+    def _columns(self, progress: Any) -> list[Any]:
+        return [
+            progress.TaskProgressColumn(),
+            progress.TextColumn("{task.fields[rate]}"),
+            progress.TimeRemainingColumn(),
+        ]
+
+    def of(
+        self, what: str, num_rows: int | None, num_items: int | None, block_size: int
+    ) -> Callable[[int, int], None] | None:
+        """Takes (rows done, gallery items that the next block of rows has passed)."""
+        if self._timer is None:
+            return None
+        self._bar.update(self._task, description=what, total=num_rows, completed=0, rate="")
+
+        def update(rows_done: int, items_done: int) -> None:
+            rows = float(rows_done)
+            if num_rows is not None and num_items:
+                rows += min(block_size, num_rows - rows_done) * items_done / num_items
+            speed = self._bar.tasks[0].speed
+            rate = "" if not speed else f"{speed:,.0f} rows/s"
+            self._bar.update(self._task, completed=rows, rate=rate)
+
+        return update

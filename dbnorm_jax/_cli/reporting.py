@@ -1,14 +1,18 @@
 """The files of a report, and where they went."""
 
+import functools
 import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from dbnorm_jax._cli.output import Content
+from dbnorm_jax._cli.page import Picture, to_html
+from dbnorm_jax._cli.sets import Test
+from dbnorm_jax._cli.story import Story
 from dbnorm_jax._cli.table import Report, to_csv, to_json
 
-FILES = ("results.csv", "results.json", "k_occurrence.png", "methods.png")
+FILES = ("report.html", "results.csv", "results.json", "k_occurrence.png", "methods.png")
 
 
 def require(*packages: str) -> None:
@@ -18,15 +22,38 @@ def require(*packages: str) -> None:
             raise ModuleNotFoundError(f"No module named {package!r}", name=package)
 
 
-def contents(report: Report) -> dict[str, Content]:
-    """What each of the files will hold."""
+def contents(
+    report: Report, test: Test, story: Story, command: Sequence[str]
+) -> dict[str, Content]:
+    """What each of the files will hold; `command`: the arguments that make them again."""
     from dbnorm_jax._cli import plots
 
+    k_occurrence = functools.cache(lambda: plots.k_occurrence_png(report))
+    methods = functools.cache(lambda: plots.methods_png(report))
+    pictures = [
+        Picture(
+            "Who is retrieved",
+            f"Left: the {report.k}-occurrence of the items, most retrieved first. Right: the share "
+            f"of all places that the least retrieved items have; the straight line is equality.",
+            k_occurrence,
+        ),
+        Picture("Methods side by side", "The dotted line is raw retrieval.", methods),
+    ]
+    sweep = story.sweep
+    if sweep is not None:
+        picture = Picture(
+            "How much beta matters",
+            "To see, not to choose by: these are the test queries. dbnorm tune chooses from the "
+            "banks.",
+            lambda: plots.sweep_png(report, sweep),
+        )
+        pictures.append(picture)
     made = (
+        lambda: to_html(report, test, story, pictures, command).encode(errors="replace"),
         lambda: to_csv(report).encode(errors="replace"),
         lambda: to_json(report).encode(errors="replace"),
-        lambda: plots.k_occurrence_png(report),
-        lambda: plots.methods_png(report),
+        k_occurrence,
+        methods,
     )
     return dict(zip(FILES, made, strict=True))
 

@@ -1,6 +1,7 @@
 """What is evaluated: embeddings or similarity matrices of a test and its banks, checked."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ Csr = tuple[Integers, Integers]  # (indptr, indices)
 SIMILARITIES = ("cosine", "dot", "euclidean")
 
 # Rows converted at once: a memory-mapped file is never copied whole in float64.
-_ROWS = 8192
+ROWS_AT_ONCE = 8192
 
 # Rows closer than this share of their largest value are the same item.
 _ROUNDING = 1e-6
@@ -38,6 +39,8 @@ class EvaluationSet:
       similarity: "cosine", "dot" or "euclidean".
       query_labels: a name per query, or None.
       gallery_labels: a name per gallery item, or None.
+      query_bank_labels: a name per query-bank item, or None.
+      gallery_bank_labels: a name per gallery-bank item, or None.
     """
 
     name: str
@@ -50,6 +53,8 @@ class EvaluationSet:
     similarity: str = "cosine"
     query_labels: tuple[str, ...] | None = None
     gallery_labels: tuple[str, ...] | None = None
+    query_bank_labels: tuple[str, ...] | None = None
+    gallery_bank_labels: tuple[str, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,25 +76,36 @@ class SimilaritySet:
     relevant: Csr | None = None
 
 
+Test = EvaluationSet | SimilaritySet
+
+
 def prepared(argument: str, array: Array, similarity: str | None) -> Floats:
     """`array` in float32, all values finite; rows of unit length under cosine.
 
     `argument` names it in errors. A memory-mapped float32 file that needs no change stays mapped.
     """
-    unit = similarity == "cosine"
-    keep = not unit and array.dtype == np.dtype("=f4") and array.flags.c_contiguous
+    keep = similarity != "cosine" and array.dtype == np.dtype("=f4") and array.flags.c_contiguous
     out: Floats = array if keep else np.empty(array.shape, np.float32)
-    for start in range(0, array.shape[0], _ROWS):
-        block = np.asarray(array[start : start + _ROWS])
-        _check_finite(argument, block, start)
-        if keep:
-            continue
-        if unit:
-            block = _unit_rows(argument, block.astype(np.float64), start)
-        with np.errstate(over="ignore"):
-            out[start : start + _ROWS] = block
-        _check_finite(argument, out[start : start + _ROWS], start, " in float32")
+    for start, block in prepared_blocks(argument, array, similarity):
+        if not keep:
+            out[start : start + len(block)] = block
     return out
+
+
+def prepared_blocks(
+    argument: str, array: Array, similarity: str | None
+) -> Iterator[tuple[int, Floats]]:
+    """The rows of `prepared`, some thousands at a time, each block with its first row."""
+    for start in range(0, array.shape[0], ROWS_AT_ONCE):
+        block = np.asarray(array[start : start + ROWS_AT_ONCE])
+        _check_finite(argument, block, start)
+        if similarity == "cosine":
+            block = _unit_rows(argument, block.astype(np.float64), start)
+        if block.dtype != np.dtype("=f4"):
+            with np.errstate(over="ignore"):
+                block = block.astype(np.float32)
+            _check_finite(argument, block, start, " in float32")
+        yield start, block
 
 
 def _check_finite(argument: str, block: Array, start: int, when: str = "") -> None:
@@ -209,6 +225,8 @@ def reversed_set(test: EvaluationSet) -> EvaluationSet:
         bank_pairs=pairs,
         query_labels=test.gallery_labels,
         gallery_labels=test.query_labels,
+        query_bank_labels=test.gallery_bank_labels,
+        gallery_bank_labels=test.query_bank_labels,
     )
 
 
@@ -218,6 +236,22 @@ def _transposed(relevant: Csr, num_gallery: int) -> Csr:
     order = np.argsort(indices, kind="stable")
     counts = np.bincount(indices, minlength=num_gallery)
     return np.concatenate([[0], np.cumsum(counts)]), queries[order]
+
+
+def some_queries(test: Test, count: int) -> Test:
+    """The set with at most so many of its queries, spread evenly."""
+    matrix = test.queries if isinstance(test, EvaluationSet) else test.similarities
+    if len(matrix) <= count:
+        return test
+    rows = np.linspace(0, len(matrix) - 1, count).round().astype(int)
+    relevant: Csr | None = None
+    if test.relevant is not None:
+        indptr, indices = test.relevant
+        parts = [indices[indptr[row] : indptr[row + 1]] for row in rows]
+        relevant = np.cumsum([0, *map(len, parts)]), np.concatenate(parts)
+    if isinstance(test, SimilaritySet):
+        return dataclasses.replace(test, similarities=matrix[rows], relevant=relevant)
+    return dataclasses.replace(test, queries=matrix[rows], relevant=relevant, query_labels=None)
 
 
 def num_equal_rows(bank: Array, test: Array) -> int:
@@ -232,8 +266,8 @@ def num_equal_rows(bank: Array, test: Array) -> int:
     order = np.argsort(keys)
     keys = keys[order]
     count = 0
-    for start in range(0, len(bank), _ROWS):
-        rows = np.asarray(bank[start : start + _ROWS])
+    for start in range(0, len(bank), ROWS_AT_ONCE):
+        rows = np.asarray(bank[start : start + ROWS_AT_ONCE])
         key = rows.astype(np.float64) @ direction
         size = np.abs(rows).max(axis=1)
         reach = _ROUNDING * size * np.abs(direction).sum()
@@ -254,6 +288,7 @@ def num_equal_rows(bank: Array, test: Array) -> int:
 
 def _projected(rows: Array, direction: Array) -> npt.NDArray[np.float64]:
     blocks = [
-        rows[i : i + _ROWS].astype(np.float64) @ direction for i in range(0, len(rows), _ROWS)
+        rows[i : i + ROWS_AT_ONCE].astype(np.float64) @ direction
+        for i in range(0, len(rows), ROWS_AT_ONCE)
     ]
     return np.concatenate(blocks)

@@ -38,8 +38,8 @@ class Source(Protocol):
     num_queries: int
     num_gallery: int
 
-    def statistics(self, bank: str, beta: float) -> dbn.BankStatistics:
-        """Statistics of the "query" or the "gallery" bank."""
+    def statistics(self, bank: str, beta: Any) -> dbn.BankStatistics:
+        """Statistics of the "query" or the "gallery" bank; `beta`: a number or a vector."""
         ...
 
     def largest(self, k: int) -> dbn.LargestSimilarities:
@@ -121,7 +121,7 @@ class Embeddings:
         rows = self.test.gallery_bank
         return self.gallery if rows is None else jnp.asarray(rows)
 
-    def statistics(self, bank: str, beta: float) -> dbn.BankStatistics:
+    def statistics(self, bank: str, beta: Any) -> dbn.BankStatistics:
         """Streamed."""
         # The gallery as its own bank: an item's similarity to itself would drown its sum.
         own = bank == "gallery" and self.test.gallery_bank is None
@@ -194,7 +194,7 @@ class Matrices:
         for start in range(0, len(matrix), _ROWS):
             yield matrix[start : start + _ROWS]
 
-    def statistics(self, bank: str, beta: float) -> dbn.BankStatistics:
+    def statistics(self, bank: str, beta: Any) -> dbn.BankStatistics:
         """Merged over blocks of rows."""
         matrix = self.test.query_bank if bank == "query" else self.test.gallery_bank
         if matrix is None:

@@ -118,7 +118,7 @@ def show(report: Report) -> None:
         console.print()
         console.print(tables[1])
         console.print()
-    for line in _legend(report):
+    for line in legend(report):
         console.print(Text(line, style="dim"), soft_wrap=True)
     if report.notes:
         console.print()
@@ -131,27 +131,38 @@ def _table(rows: Sequence[ResultRow]) -> Any:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
-    table.add_column("Method", no_wrap=True)
-    headers = ("R@1", "Gain", "±", "R@5", "R@10", "MdR", "MnR", "Skew", "Hubs", "Anti", "Open")
-    for header in headers:
+    first, *others = HEADERS
+    table.add_column(first, no_wrap=True)
+    for header in others:
         table.add_column(header, justify="right", no_wrap=True)
     for row in rows:
-        is_raw = row.method.kind == "raw"
-        table.add_row(
-            row.method.label,
-            _number(row.recall_at_1, 1),
-            *("-", "-") if is_raw else (_number(row.gain, 1, "+"), _number(row.gain_interval, 1)),
-            *(_number(value, 1) for value in (row.recall_at_5, row.recall_at_10)),
-            _number(row.median_rank, 1 if row.median_rank % 1 else 0),
-            _number(row.mean_rank, 1),
-            _number(row.skewness, 2),
-            *(_number(value, 1) for value in (row.hub_share, row.anti_hub_share)),
-            "/".join(_number(share, 0) for share in row.gates_open) if row.method.gated else "-",
-        )
+        table.add_row(*cells(row))
     return table
 
 
-def _legend(report: Report) -> list[str]:
+HEADERS = (
+    "Method", "R@1", "Gain", "±", "R@5", "R@10", "MdR", "MnR", "Skew", "Hubs", "Anti", "Open",
+)  # fmt: skip
+
+
+def cells(row: ResultRow) -> list[str]:
+    """One line of the table, in the order of `HEADERS`."""
+    gain = (_number(row.gain, 1, "+"), _number(row.gain_interval, 1))
+    return [
+        row.method.label,
+        _number(row.recall_at_1, 1),
+        *(("-", "-") if row.method.kind == "raw" else gain),
+        *(_number(value, 1) for value in (row.recall_at_5, row.recall_at_10)),
+        _number(row.median_rank, 1 if row.median_rank % 1 else 0),
+        _number(row.mean_rank, 1),
+        _number(row.skewness, 2),
+        *(_number(value, 1) for value in (row.hub_share, row.anti_hub_share)),
+        "/".join(_number(share, 0) for share in row.gates_open) if row.method.gated else "-",
+    ]
+
+
+def legend(report: Report) -> list[str]:
+    """What the columns mean."""
     occurrence = f"N_{report.k}"
     retrieval = (
         "R@k in %; Gain: points of R@1 over raw, ± its 95 % interval, paired over queries; MdR, "
@@ -210,7 +221,7 @@ def to_json(report: Report) -> str:
         "gallery_is_its_own_bank": report.own_gallery_bank,
         "betas": {"query_bank": report.beta_query, "gallery_bank": report.beta_gallery},
         "k": report.k,
-        "versions": _versions(),
+        "versions": versions(),
         "units": _UNITS,
         "rows": [_row(report, row) for row in report.rows],
         "notes": list(report.notes),
@@ -232,7 +243,8 @@ def _row(report: Report, row: ResultRow) -> dict[str, Any]:
     }
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of the packages that the numbers depend on."""
     import jax
     import numpy as np
 

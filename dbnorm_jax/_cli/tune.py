@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 import dbnorm_jax as dbn
-from dbnorm_jax._cli import files, sets
+from dbnorm_jax._cli import files, large, sets
 from dbnorm_jax._cli.evaluate import read_pairs
-from dbnorm_jax._cli.files import Source
+from dbnorm_jax._cli.file_argument import Source
 from dbnorm_jax._src.choices import METHODS
 
 _FUNCTIONS = {
@@ -34,11 +34,14 @@ class Request:
     similarity: str = "cosine"
     seed: int = 0
     output: Path | None = None
+    force: bool = False
     as_json: bool = False
 
 
 def run(request: Request) -> None:
     """Checks, reads, chooses, prints and, with --output, writes."""
+    if request.output is not None:
+        large.check_file("--output", request.output, (".npz",), force=request.force)
     named = {
         "QUERY_BANK": request.query_bank,
         "GALLERY_BANK": request.gallery_bank,

@@ -1,8 +1,9 @@
-"""Attribution: which bank items made an item a hub, what moved a query, what a bank item is worth.
+"""Attribution: what made an item a hub, moved a query or looks planted; a bank item's worth.
 
     bias_contributors   the bank items behind the bias of given gallery items
     top_1_changes       the queries whose top-1 a correction changed, and which term changed it
     influence           what each bank item is worth in R@1, by leaving it out
+    hub_screening       the gallery items retrieved as no clean item is: maybe planted
 
 All are streamed: none holds bank x gallery or queries x gallery.
 
@@ -35,12 +36,21 @@ from dbnorm_jax._src.influence import (
     influence,
 )
 from dbnorm_jax._src.retrieval import check_streamed, stream_top_k
+from dbnorm_jax._src.screening import HubScreening, hub_screening
 from dbnorm_jax._src.selection import add_tile, start_nearest
 from dbnorm_jax._src.similarity import SimilarityFn, dot_product, tile
 from dbnorm_jax._src.streaming import Block, scan_chunks
 from dbnorm_jax._src.types import BankStatistics, Correction
 
-__all__ = ["Contributors", "Top1Changes", "bias_contributors", "influence", "top_1_changes"]
+__all__ = [
+    "Contributors",
+    "HubScreening",
+    "Top1Changes",
+    "bias_contributors",
+    "hub_screening",
+    "influence",
+    "top_1_changes",
+]
 
 # Gallery items held at once.
 _ITEMS = 1024
@@ -117,7 +127,7 @@ def bias_contributors(
         leading axes, items or k out of range.
       TypeError: embeddings that are not floating point, items that are not integers.
 
-    Example:
+    Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
       >>> bank, gallery = jnp.array([[0.1], [0.9], [0.9]]), jnp.array([[1.0]])
@@ -239,7 +249,7 @@ def top_1_changes(
         of gallery items.
       TypeError: embeddings that are not floating point, or no Correction.
 
-    Example:
+    Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
       >>> correction = dbn.Correction(bias=jnp.array([[0.5, 0.0], [0.0, 0.25]]), active=None)
@@ -248,7 +258,7 @@ def top_1_changes(
       [False False] [0. 0.]
     """
     gallery = checks.embeddings("gallery", gallery)
-    check_streamed(correction, gallery)
+    check_streamed(correction, gallery.shape[0])
     options: dict[str, Any] = {"similarity_fn": similarity_fn, "chunk_size": chunk_size}
     raw = stream_top_k(queries, gallery, 1, **options)
     corrected = stream_top_k(queries, gallery, 1, correction, **options)

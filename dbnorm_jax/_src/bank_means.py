@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dbnorm_jax._src import checks, numerics
 from dbnorm_jax._src.types import Correction, LargestSimilarities
@@ -30,7 +31,7 @@ def csls(largest: LargestSimilarities) -> Correction:
       ValueError: a gallery item without any bank item.
       TypeError: anything but LargestSimilarities.
 
-    Example:
+    Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
       >>> largest = dbn.largest_similarities(jnp.array([[0.5, 0.0], [1.0, 0.5]]), k=2)
@@ -59,7 +60,7 @@ def nearest_neighbor_normalization(
       ValueError: a gallery item without any bank item, a weight that is not finite.
       TypeError: anything but LargestSimilarities.
 
-    Example:
+    Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
       >>> largest = dbn.largest_similarities(jnp.array([[0.5, 0.0], [1.0, 0.5]]), k=1)
@@ -92,7 +93,7 @@ def distribution_normalization(
       ValueError: shapes that do not fit, values that are not finite.
       TypeError: arrays that are not floating point.
 
-    Example:
+    Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
       >>> mean, gallery = jnp.array([1.0, 0.0]), jnp.array([[1.0, 0.0], [0.0, 1.0]])
@@ -134,9 +135,13 @@ def _weight(weight: Any, dtype: jnp.dtype) -> jax.Array:
     return array
 
 
+def _lacks_bank_item(values: Any) -> Any:
+    return ~(values[..., 0, :] > -np.inf).all()
+
+
 def _checked(largest: Any) -> LargestSimilarities:
     checks.instance("largest", largest, LargestSimilarities, "make it with largest_similarities")
-    if checks.found(lambda values: ~(values[..., 0, :] > -jnp.inf).all(), largest.values):
+    if checks.found(_lacks_bank_item, largest.values):
         raise ValueError(
             "`largest` must have a bank item for every gallery item, found a column without any; "
             "widen `where` or the bank"

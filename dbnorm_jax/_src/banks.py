@@ -55,7 +55,7 @@ def bank_statistics(
         `where` or `weights` that do not fit, negative weights.
       TypeError: a matrix that is not floating point, a mask that is not bool.
 
-    Example:
+    Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
       >>> statistics = dbn.bank_statistics(jnp.array([[0.9, 0.1], [0.7, 0.1]]), beta=1.0)
@@ -95,10 +95,7 @@ def _bank_statistics(
         remaining = list(masks)
         valid = remaining.pop(0) if where is not None else None
         entering = remaining.pop(0) if weights is not None else jnp.ones(num_bank, dtype)
-        start = numerics.start_log_sum(num_gallery, beta)
-        log_sum = numerics.add_rows(
-            start, similarities, beta, entering, valid=valid, weighted=weights is not None
-        )
+        log_sum = _log_sum(similarities, beta, entering, valid, weighted=weights is not None)
         mass = jnp.broadcast_to(
             entering.sum() if valid is None else jnp.where(valid, entering[:, None], 0).sum(0),
             (num_gallery,),
@@ -121,6 +118,33 @@ def _bank_statistics(
         one, signature=signature + outputs
     )(similarities, beta, *masks)
     return BankStatistics(log_normalizer, mass, beta, occurrence[0] if k else None, k)
+
+
+def _log_sum(
+    similarities: jax.Array,
+    beta: jax.Array,
+    entering: jax.Array,
+    valid: jax.Array | None,
+    *,
+    weighted: bool,
+) -> numerics.RunningLogSum:
+    """Of all rows; many by blocks, as a long sum in one piece loses digits."""
+    start = numerics.start_log_sum(similarities.shape[1], beta)
+    add = partial(numerics.add_rows, beta=beta, weighted=weighted)
+    if similarities.shape[0] <= streaming.DEFAULT_CHUNK_SIZE:
+        return add(start, similarities, weights=entering, valid=valid)
+
+    def add_block(
+        log_sum: numerics.RunningLogSum, block: streaming.Block
+    ) -> tuple[numerics.RunningLogSum, None]:
+        rows, entering, valid = block.rows
+        if block.fresh is not None:
+            entering = jnp.where(block.fresh, entering, 0)
+        return add(log_sum, rows, weights=entering, valid=valid), None
+
+    arrays = (similarities, entering, valid)
+    start = numerics.varying_like(start, arrays, beta)
+    return streaming.scan_chunks(add_block, start, arrays, streaming.DEFAULT_CHUNK_SIZE)[0]
 
 
 def stream_bank_statistics(
@@ -159,7 +183,7 @@ def stream_bank_statistics(
         `weights` or `exclude` that do not fit.
       TypeError: embeddings that are not floating point.
 
-    Example:
+    Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
       >>> bank, gallery = jnp.array([[1.0, 0.0], [0.6, 0.8]]), jnp.array([[1.0, 0.0], [0.0, 1.0]])
@@ -238,7 +262,7 @@ def merge(first: State, second: State) -> State:
       ValueError: galleries of different size, different k, or different (concrete) betas.
       TypeError: other types, or two different ones.
 
-    Example:
+    Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
       >>> parts = [dbn.bank_statistics(jnp.array([[x]]), beta=1.0) for x in (0.0, 0.0)]
@@ -312,7 +336,7 @@ def responsibilities(
       ValueError: a non-finite matrix, or one with another number of columns than the statistics.
       TypeError: a matrix that is not floating point.
 
-    Example:
+    Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
       >>> s = jnp.array([[0.5, 0.1], [0.5, 0.9]])

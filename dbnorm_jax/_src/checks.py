@@ -5,6 +5,7 @@ in range) can be checked for concrete arrays only: inside a caller's `jax.jit` t
 away, which is also the way to opt out of their cost, one pass over the input.
 """
 
+import contextlib
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 
 def is_concrete(*arrays: Any) -> bool:
@@ -19,15 +21,37 @@ def is_concrete(*arrays: Any) -> bool:
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arrays))
 
 
-def found(problem: Callable[[jax.Array], jax.Array], array: jax.Array) -> bool:
+MOST_ROWS = 2**31 - 1
+
+# Values that a host checks sooner than a program for it is compiled.
+_FEW = 2**20
+_FEW_TO_MOVE = 2**12
+
+
+def found(problem: Callable[[Any], Any], array: jax.Array) -> bool:
     """Whether a concrete array has a problem, looked up where it lives; never on traced ones.
 
     Arrays that a function under trace closes over are concrete: they are checked too.
+
+    Args:
+      problem: array -> bool, of methods and operators that NumPy and JAX share; a function of a
+        module, so that it compiles once.
+      array: what is checked.
     """
     if not is_concrete(array):
         return False
+    if _is_at_hand(array):
+        return bool(problem(np.asarray(array)))
     with jax.ensure_compile_time_eval():
-        return bool(problem(array))
+        return bool(jax.jit(problem)(array))
+
+
+def _is_at_hand(array: jax.Array) -> bool:
+    # What NumPy does not know (bfloat16) it is slow at.
+    if array.dtype.kind not in "biuf" or not array.is_fully_addressable:
+        return False
+    on_host = all(device.platform == "cpu" for device in array.devices())
+    return array.size <= (_FEW if on_host else _FEW_TO_MOVE)
 
 
 def converted(array: Any, dtype: Any) -> jax.Array:
@@ -41,25 +65,44 @@ def converted(array: Any, dtype: Any) -> jax.Array:
 
 def as_array(name: str, value: Any) -> jax.Array:
     """`value` as a JAX array; NumPy float64 becomes float32 unless x64 is enabled, as in JAX."""
-    array = _numeric(name, value)
+    array = numeric(name, value)
     if isinstance(array, jax.Array):
         return array
     return converted(array, jax.dtypes.canonicalize_dtype(array.dtype))
 
 
-def _numeric(name: str, value: Any) -> "jax.Array | np.ndarray[Any, np.dtype[Any]]":
-    """A JAX array as it is; anything else as a NumPy array in native byte order."""
+def numeric(name: str, value: Any) -> "jax.Array | np.ndarray[Any, np.dtype[Any]]":
+    """A JAX array as it is; anything else as a NumPy array in native byte order.
+
+    Tensors of other frameworks on the CPU are read through NumPy; bfloat16, which NumPy lacks, is
+    copied through DLPack. What becomes of either shares no memory with the tensor.
+    """
     if isinstance(value, jax.Array):
         return value
+    kind = type(value).__name__
     try:
         array = np.asarray(value)
     except ValueError as error:
-        raise ValueError(f"`{name}` must be an array, got ragged {type(value).__name__}") from error
-    if array.dtype == object or array.dtype.kind in "SUMm":
+        raise ValueError(f"`{name}` must be an array, got ragged {kind}") from error
+    except (TypeError, RuntimeError) as error:  # a tensor that NumPy cannot read
+        if "bfloat16" in str(getattr(value, "dtype", "")):
+            with contextlib.suppress(BufferError, RuntimeError, TypeError):
+                return _copied_by_dlpack(value)
         raise TypeError(
-            f"`{name}` must be a numeric array, got {type(value).__name__} of dtype {array.dtype}"
+            f"`{name}` must be an array in the host's memory, got a {kind} that cannot be read "
+            f"({error}); convert it, for instance with .detach().float().cpu()"
+        ) from error
+    if array.dtype == object or array.dtype.kind in "SUMm":
+        remedy = "; make rows one array with numpy.stack" if array.dtype == object else ""
+        raise TypeError(
+            f"`{name}` must be a numeric array, got {kind} of dtype {array.dtype}{remedy}"
         )
     return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _copied_by_dlpack(value: Any) -> jax.Array:
+    with jax.ensure_compile_time_eval():
+        return jnp.array(jax.dlpack.from_dlpack(value), copy=True)
 
 
 def floating(
@@ -67,6 +110,13 @@ def floating(
 ) -> jax.Array:
     """`value` as a floating-point JAX array of the given rank, all values finite."""
     array = as_array(name, value)
+    _check_floating(name, array, ndim, min_ndim)
+    if finite:
+        check_finite(name, array)
+    return array
+
+
+def _check_floating(name: str, array: Any, ndim: int | None, min_ndim: int = 0) -> None:
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(
             f"`{name}` must be floating point, got dtype {array.dtype}; "
@@ -76,38 +126,79 @@ def floating(
         raise ValueError(f"`{name}` must have {ndim} axes, got shape {array.shape}")
     if array.ndim < min_ndim:
         raise ValueError(f"`{name}` must have at least {min_ndim} axes, got shape {array.shape}")
-    if finite:
-        check_finite(name, array)
-    return array
+
+
+def _not_finite(array: Any) -> Any:
+    # A maximum passes NaN on, and is read three times as fast as a mask is made.
+    return ~(abs(array).max(initial=0) < np.inf)
+
+
+def _not_positive(array: Any) -> Any:
+    return ~((array > 0) & (array < np.inf)).all()
+
+
+def is_negative(array: Any) -> Any:
+    """Whether any value is below 0."""
+    return (array < 0).any()
+
+
+def _not_finite_anywhere(array: Any) -> Any:
+    # A maximum over devices may lose NaN.
+    return ~(abs(array) < np.inf).all()
 
 
 @jax.jit
-def _not_finite(array: jax.Array) -> jax.Array:
-    # A maximum passes NaN on, and is read three times as fast as a mask is made.
-    return ~jnp.isfinite(jnp.abs(array).max(initial=0))
+def _first_not_finite(array: jax.Array) -> jax.Array:
+    # A minimum over rows works on any sharding; argmax does not.
+    bad = ~jnp.isfinite(array.reshape(array.shape[0], -1)).all(axis=1)
+    return jnp.where(bad, lax.iota(jnp.int32, len(bad)), len(bad)).min()
 
 
-def check_finite(name: str, array: jax.Array) -> None:
+def check_finite(name: str, array: jax.Array, remedy: str = "remove or repair that row") -> None:
     """Raises where a concrete array holds NaN or infinity, naming the first such place."""
-    if found(_not_finite, array):
+    on_one_device = not is_concrete(array) or len(array.devices()) == 1
+    if found(_not_finite if on_one_device else _not_finite_anywhere, array):
+        if not array.is_fully_addressable:  # each process finds the same, and raises alike
+            with jax.ensure_compile_time_eval():
+                first = int(_first_not_finite(array))
+            raise ValueError(
+                f"`{name}` must be finite, found a value that is not at index [{first}]; {remedy}"
+            )
         place = np.argwhere(~np.isfinite(np.asarray(array, dtype=np.float64)))[0].tolist()
         raise ValueError(
             f"`{name}` must be finite, found {np.asarray(array)[tuple(place)]} at index {place}; "
-            f"remove or repair that row"
+            f"{remedy}"
         )
 
 
 def embeddings(name: str, value: Any) -> jax.Array:
     """A finite, non-empty [num_rows, dim] array."""
-    array = floating(name, value, ndim=2)
+    array = as_array(name, value)
+    check_embeddings(name, array)
+    check_finite(name, array)
+    return array
+
+
+def check_embeddings(name: str, array: Any) -> None:
+    """Raises unless the array, of JAX or NumPy, has the type and shape of embeddings."""
+    _check_floating(name, array, ndim=2)
     if 0 in array.shape:
         raise ValueError(
             f"`{name}` must have at least one row and one dimension, got shape {array.shape}"
         )
-    return array
+    check_indexable(name, array.shape[0], "rows")
 
 
-def same_dimension(first_name: str, first: jax.Array, second_name: str, second: jax.Array) -> None:
+def check_indexable(name: str, count: int, of: str) -> None:
+    """Raises where int32 could not number as many."""
+    if count > MOST_ROWS:
+        raise ValueError(
+            f"`{name}` must have at most {MOST_ROWS} {of}, which int32 can number, got {count}; "
+            f"split it, and merge what is found"
+        )
+
+
+def same_dimension(first_name: str, first: Any, second_name: str, second: Any) -> None:
     """Raises unless both [rows, dim] arrays have the same dim."""
     if first.shape[1] != second.shape[1]:
         hint = (
@@ -129,6 +220,7 @@ def similarities(name: str, value: Any, *, rows: str) -> jax.Array:
             f"`{name}` must have at least one row ({rows}) and one column (gallery), "
             f"got shape {array.shape}"
         )
+    check_indexable(name, max(array.shape[-2:]), "rows or columns")
     return array
 
 
@@ -164,7 +256,7 @@ def positive(name: str, value: Any, dtype: Any, unit: str = "") -> jax.Array:
         raise TypeError(f"`{name}` must be a real number, got dtype {array.dtype}")
     # Converted first: 1e-50 is positive as a Python float and 0 as float32.
     array = converted(array, dtype)
-    if found(lambda array: ~((array > 0) & jnp.isfinite(array)).all(), array):
+    if found(_not_positive, array):
         raise ValueError(f"`{name}` must be positive and finite{unit}, got {value}")
     return array
 
@@ -189,10 +281,9 @@ def bank_weights(name: str, value: Any, shape: tuple[int, ...]) -> jax.Array:
             f"`{name}` must have one entry per bank row, expected shape {shape}, got {array.shape}"
         )
     array = floating(name, real_as_floating(array))
-    if found(lambda array: (array < 0).any(), array):
-        raise ValueError(
-            f"`{name}` must not be negative, got a minimum of {np.asarray(array).min()}"
-        )
+    if found(is_negative, array):
+        with jax.ensure_compile_time_eval():
+            raise ValueError(f"`{name}` must not be negative, got a minimum of {array.min()}")
     return array
 
 
@@ -200,7 +291,7 @@ def indices(
     name: str, value: Any, *, low: int, high: int, ndim: int | None = None, of: str = "gallery rows"
 ) -> jax.Array:
     """An integer array with values in [low, high), as int32."""
-    array = _numeric(name, value)
+    array = numeric(name, value)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"`{name}` must hold integers ({of}), got dtype {array.dtype}")
     if ndim is not None and array.ndim != ndim:
@@ -255,6 +346,18 @@ def pairs(where: Any, shape: tuple[int, ...]) -> jax.Array:
     if not fits:
         raise ValueError(f"`where` must mask bank rows {shape[:-1]} or pairs {shape}, got {given}")
     return jnp.broadcast_to(where, (*where.shape[:-2], *shape[-2:]))
+
+
+def correction(value: Any, kind: type, remedy: str = "make it with one of the normalizers") -> None:
+    """Raises unless `value` is a Correction (the `kind`) of finite fields.
+
+    One NaN would take its item, or all items of a query, out of every result.
+    """
+    instance("correction", value, kind, remedy)
+    for name, field in (("bias", value.bias), ("active", value.active)):
+        if field is not None and is_concrete(field):
+            remedy = "fit it anew, from banks of finite similarities"
+            check_finite(f"correction.{name}", as_array(f"correction.{name}", field), remedy)
 
 
 def instance(name: str, value: Any, expected: type | tuple[type, ...], remedy: str) -> None:

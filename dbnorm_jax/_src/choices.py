@@ -73,7 +73,7 @@ class Choice:
       num_folds: folds of the pairs (static).
       reason_code: place in `REASONS` (static).
 
-    Example:
+    Examples:
       >>> import dbnorm_jax as dbn
       >>> import numpy as np
       >>> rows = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)

@@ -49,7 +49,7 @@ def published_scores(
         `ungated`.
       TypeError: a matrix that is not floating point, no BankStatistics.
 
-    Example:
+    Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
       >>> statistics = dbn.bank_statistics(jnp.array([[0.9, 0.1, 0.2]]), beta=20.0, k=1)

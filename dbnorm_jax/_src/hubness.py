@@ -39,7 +39,7 @@ def k_occurrence(indices: Any, num_gallery: int, *, where: Any = None) -> jax.Ar
       ValueError: indices out of range or with fewer than two axes, a mask that does not fit.
       TypeError: indices that are not integers.
 
-    Example:
+    Examples:
       >>> from dbnorm_jax import hubness
       >>> import jax.numpy as jnp
       >>> print(hubness.k_occurrence(jnp.array([[0], [2], [2]]), 4))
@@ -88,7 +88,7 @@ def skewness(counts: Any) -> jax.Array:
     Returns:
       [...]; positive = hubs.
 
-    Example:
+    Examples:
       >>> from dbnorm_jax import hubness
       >>> import jax.numpy as jnp
       >>> print(f"{hubness.skewness(jnp.array([0, 0, 0, 4])):.4f}")    # 2 / sqrt(3)
@@ -121,7 +121,7 @@ def hub_share(counts: Any, *, factor: float = 2.0) -> jax.Array:
     Returns:
       [...] in [0, 1]; 0 when nothing was retrieved.
 
-    Example:
+    Examples:
       >>> from dbnorm_jax import hubness
       >>> import jax.numpy as jnp
       >>> print(hubness.hub_share(jnp.array([0, 0, 1, 3])))
@@ -140,7 +140,7 @@ def hub_occurrence(counts: Any, *, factor: float = 2.0) -> jax.Array:
     Returns:
       [...] in [0, 1]; 0 when nothing was retrieved.
 
-    Example:
+    Examples:
       >>> from dbnorm_jax import hubness
       >>> import jax.numpy as jnp
       >>> print(hubness.hub_occurrence(jnp.array([0, 0, 1, 3])))
@@ -159,7 +159,7 @@ def anti_hub_share(counts: Any) -> jax.Array:
     Returns:
       [...] in [0, 1].
 
-    Example:
+    Examples:
       >>> from dbnorm_jax import hubness
       >>> import jax.numpy as jnp
       >>> print(hubness.anti_hub_share(jnp.array([0, 0, 1, 3])))
@@ -178,7 +178,7 @@ def gini(counts: Any) -> jax.Array:
     Returns:
       [...] in [0, 1); 0 when nothing was retrieved.
 
-    Example:
+    Examples:
       >>> from dbnorm_jax import hubness
       >>> import jax.numpy as jnp
       >>> print(hubness.gini(jnp.array([0, 0, 0, 4])), hubness.gini(jnp.array([2, 2])))
@@ -204,7 +204,7 @@ def robin_hood(counts: Any) -> jax.Array:
     Returns:
       [...] in [0, 1); 0 when nothing was retrieved.
 
-    Example:
+    Examples:
       >>> from dbnorm_jax import hubness
       >>> import jax.numpy as jnp
       >>> print(hubness.robin_hood(jnp.array([0, 0, 0, 4])))
@@ -229,7 +229,7 @@ def atkinson(counts: Any, *, epsilon: float = 0.5) -> jax.Array:
     Raises:
       ValueError: epsilon <= 0.
 
-    Example:
+    Examples:
       >>> from dbnorm_jax import hubness
       >>> import jax.numpy as jnp
       >>> print(hubness.atkinson(jnp.array([0, 0, 0, 4])))    # 1 - (2 / 4)^2 / 1
@@ -252,6 +252,10 @@ def _atkinson(counts: jax.Array, *, epsilon: float) -> jax.Array:
     return jnp.where(retrieved, 1 - center, 0)
 
 
+def _negative_or_nan(counts: Any) -> Any:
+    return ~(counts >= 0).all()
+
+
 def _counts(counts: Any) -> jax.Array:
     array = checks.as_array("counts", counts)
     if not checks.is_real(array):
@@ -259,7 +263,7 @@ def _counts(counts: Any) -> jax.Array:
     if array.ndim < 1 or array.shape[-1] == 0:
         raise ValueError(f"`counts` must be [..., num_gallery], got shape {array.shape}")
     array = checks.real_as_floating(array)
-    if checks.found(lambda array: ~(array >= 0).all(), array):
+    if checks.found(_negative_or_nan, array):
         raise ValueError(
             f"`counts` must not be negative or NaN, got a minimum of {np.asarray(array).min()}"
         )

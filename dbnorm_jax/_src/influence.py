@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dbnorm_jax._src import checks, numerics, relevance, search, selection, streaming
+from dbnorm_jax._src import checks, counting, numerics, relevance, selection, streaming
 from dbnorm_jax._src.selection import Nearest, add_tile, start_nearest
 from dbnorm_jax._src.similarity import SimilarityFn, check_rows, dot_product, tile
 from dbnorm_jax._src.streaming import Block, scan_chunks
@@ -64,7 +64,7 @@ def influence(
         items or items out of range, `gated` with statistics of `k = 0`.
       TypeError: embeddings that are not floating point, items that are not integers.
 
-    Example:
+    Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
       >>> gallery = jnp.array([[1.0, 0.0], [0.0, 1.0]])
@@ -138,7 +138,7 @@ def _influence(
         lists = weight * biases + offsets[None]
         if gated:  # read from the first list; the second is that of closed gates
             lists = jnp.concatenate([jnp.zeros_like(lists[:1]), offsets[None], lists])
-        ahead, top = search.count_ahead(
+        ahead, top_1 = counting.count_ahead(
             queries,
             gallery,
             right,
@@ -150,7 +150,7 @@ def _influence(
         )
         hit = ahead == 0
         if gated:
-            hit = jnp.where(active[:, top].T, hit[:, 2:], hit[:, 1:2])
+            hit = jnp.where(active[:, top_1.indices].T, hit[:, 2:], hit[:, 1:2])
         count = jnp.maximum(answered.sum(), 1).astype(dtype)
         return (hit & answered[:, None]).sum(axis=0).astype(dtype) / count
 

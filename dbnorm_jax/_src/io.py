@@ -1,7 +1,6 @@
 """Saving and loading fitted state: one .npz of plain arrays by field name, checked and atomic.
 
-    header           JSON text: kind, format version, library version, static fields, the dtype and
-                     shape of every array, and the SHA-256 of all that
+    header           JSON text: kind, versions, static fields, provenance, checksum (`archives`)
     log_normalizer   the arrays, by the names of the fields of the state
     ...
 
@@ -16,52 +15,55 @@
     [[0.3 0.1]]
 """
 
-import contextlib
 import dataclasses
-import hashlib
-import io
-import json
 import os
-import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-import dbnorm_jax
-from dbnorm_jax._src import binary_files, checks
+from dbnorm_jax._src import archives, checks
+from dbnorm_jax._src.archives import Archive, Arrays, Fields
 from dbnorm_jax._src.choices import METHODS, REASONS, Choice
 from dbnorm_jax._src.types import BankStatistics, Correction, LargestSimilarities
 
 State = BankStatistics | LargestSimilarities | Correction | Choice
 
-FORMAT_VERSION = 1
 _KINDS: dict[str, type[Any]] = {
     kind.__name__: kind for kind in (BankStatistics, LargestSimilarities, Correction, Choice)
 }
-_HEADER = "header"
-_LARGEST_HEADER = 2**20
-_BROKEN = "the file is damaged: copy or write it again"
-
-Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
 
 
-def save(path: str | os.PathLike[str], state: State) -> None:
+def _fields(kind: type[Any]) -> Fields:
+    fields = dataclasses.fields(kind)
+    static = frozenset(field.name for field in fields if field.metadata.get("static"))
+    return Fields(static, frozenset(field.name for field in fields) - static)
+
+
+_FIELDS = {name: _fields(kind) for name, kind in _KINDS.items()}
+
+
+def save(
+    path: str | os.PathLike[str], state: State, *, provenance: Mapping[str, Any] | None = None
+) -> None:
     """Writes statistics, a correction or a choice to one .npz, whole or not at all.
 
     Args:
       path: the file, by this very name; an existing one is replaced.
       state: concrete BankStatistics, LargestSimilarities, Correction or tuning.Choice.
+      provenance: optional, what the state was made from: text, numbers, lists and dicts, for
+        instance {"gallery": out_of_core.fingerprint(gallery)}. `dbnorm fit` writes one and `dbnorm
+        merge` compares them.
 
     Raises:
       TypeError: another type, values inside a jit, a dtype that .npy has no name for (bfloat16).
       ValueError: fields whose shapes or values cannot be.
       OSError: the file cannot be written; an existing one is then unchanged.
 
-    Example:
+    Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
       >>> import pathlib, tempfile
@@ -81,17 +83,10 @@ def save(path: str | os.PathLike[str], state: State) -> None:
                 f"it with .astype('float32')"
             )
     _check_state("state", type(state), arrays, static)
-    header = {
-        "kind": type(state).__name__,
-        "format_version": FORMAT_VERSION,
-        "library": f"dbnorm_jax {dbnorm_jax.__version__}",
-        "static": static,
-        "arrays": {name: _description(array) for name, array in arrays.items()},
-    }
-    header["sha256"] = _digest(header, arrays)
-    stream = io.BytesIO()
-    np.savez(stream, allow_pickle=False, **{_HEADER: np.array(json.dumps(header))}, **arrays)
-    binary_files.replace_file(Path(path), stream.getvalue())
+    kind = type(state).__name__
+    archives.write(
+        Path(path), Archive(kind, static, arrays, archives.checked_provenance(provenance))
+    )
 
 
 def load(path: str | os.PathLike[str]) -> State:
@@ -107,25 +102,15 @@ def load(path: str | os.PathLike[str]) -> State:
       ValueError: not such a file, damaged, of a newer format, or float64 while x64 is off.
       OSError: the file cannot be read.
 
-    Example:
+    Examples:
       >>> import dbnorm_jax as dbn
       >>> dbn.load(__file__)
       Traceback (most recent call last):
       ValueError: ...: expected an .npz written by dbnorm_jax.save, got other contents
     """
     path = Path(path)
-    with path.open("rb") as file:
-        header, arrays = _read_file(path, file)
-    kind, static = _KINDS[header["kind"]], header["static"]
-    for name, array in arrays.items():
-        if header["arrays"][name] != _description(array):
-            raise ValueError(
-                f"{path}: expected {name} to be {header['arrays'][name]}, got "
-                f"{_description(array)}; {_BROKEN}"
-            )
-    digest = header.pop("sha256")
-    if digest != _digest(header, arrays):
-        raise ValueError(f"{path}: expected SHA-256 {digest}, got another; {_BROKEN}")
+    name, static, arrays, _ = archives.read(path, _FIELDS)
+    kind = _KINDS[name]
     _check_state(str(path), kind, arrays, static)
     wide = [name for name, array in arrays.items() if array.dtype == np.float64]
     if wide and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
@@ -136,6 +121,33 @@ def load(path: str | os.PathLike[str]) -> State:
     fields = {field.name for field in dataclasses.fields(kind)}
     values = {name: jnp.asarray(arrays[name]) for name in fields & arrays.keys()} | static
     return kind(**dict.fromkeys(fields) | values)
+
+
+def read_provenance(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """What the state in a file was made from, without reading the state.
+
+    Args:
+      path: the file.
+
+    Returns:
+      What was given to `save` as provenance; None where nothing was.
+
+    Raises:
+      ValueError: not such a file, or of a newer format.
+      OSError: the file cannot be read.
+
+    Examples:
+      >>> import dbnorm_jax as dbn
+      >>> import jax.numpy as jnp
+      >>> import pathlib, tempfile
+      >>> path = pathlib.Path(tempfile.mkdtemp()) / "correction.npz"
+      >>> correction = dbn.Correction(bias=jnp.array([[0.3, 0.1]]), active=None)
+      >>> dbn.save(path, correction, provenance={"encoder": "v2"})
+      >>> print(dbn.read_provenance(path))
+      {'encoder': 'v2'}
+    """
+    found: dict[str, Any] | None = archives.read_header(Path(path), _FIELDS).get("provenance")
+    return found
 
 
 def _parts(state: State) -> tuple[Arrays, dict[str, int]]:
@@ -149,88 +161,6 @@ def _parts(state: State) -> tuple[Arrays, dict[str, int]]:
         elif value is not None:
             arrays[field.name] = np.asarray(value)
     return arrays, static
-
-
-def _description(array: np.ndarray[Any, np.dtype[Any]]) -> dict[str, Any]:
-    return {"dtype": array.dtype.name, "shape": list(array.shape)}
-
-
-def _digest(header: dict[str, Any], arrays: Arrays) -> str:
-    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-    for name in sorted(arrays):
-        array = arrays[name]
-        digest.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes())
-    return digest.hexdigest()
-
-
-def _refusal(path: Path, contents: str) -> ValueError:
-    return ValueError(f"{path}: expected an .npz written by dbnorm_jax.save, got {contents}")
-
-
-def _read_file(path: Path, file: BinaryIO) -> tuple[dict[str, Any], Arrays]:
-    size = os.fstat(file.fileno()).st_size
-    try:
-        with zipfile.ZipFile(file) as archive:
-            header = _read_header(path, archive, size)
-            return header, {name: _read(path, archive, name, size) for name in header["arrays"]}
-    # A damaged archive may also lead zipfile to seek to nowhere.
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, OSError) as error:
-        contents = "other contents"
-        if zipfile.is_zipfile(file):
-            contents = f"a damaged archive ({error})"
-        raise _refusal(path, contents) from None
-
-
-def _read_header(path: Path, archive: zipfile.ZipFile, size: int) -> dict[str, Any]:
-    names = {name.removesuffix(".npy") for name in archive.namelist()}
-    if len(names) != len(archive.namelist()) or _HEADER not in names:
-        raise _refusal(path, f"members {', '.join(sorted(archive.namelist())[:8])}")
-    array = _read(path, archive, _HEADER, min(size, _LARGEST_HEADER))
-    header: Any = None
-    if array.dtype.kind == "U" and not array.ndim:
-        with contextlib.suppress(ValueError, RecursionError):
-            header = json.loads(str(array[()]))
-    if not isinstance(header, dict):
-        raise _refusal(path, "a header that is none")
-    kind, version = header.get("kind"), header.get("format_version")
-    if not isinstance(kind, str) or type(version) is not int:
-        raise _refusal(path, "a header without kind and format version")
-    if version > FORMAT_VERSION:
-        raise ValueError(
-            f"{path}: expected format version {FORMAT_VERSION} or older, got {version}; upgrade "
-            f"dbnorm_jax"
-        )
-    if kind not in _KINDS:
-        raise ValueError(f"{path}: expected one of {', '.join(_KINDS)}, got kind {kind!r}")
-    fields = dataclasses.fields(_KINDS[kind])
-    static = {field.name for field in fields if field.metadata.get("static")}
-    arrays = {field.name for field in fields} - static
-    required = {"kind", "format_version", "library", "static", "arrays", "sha256"}
-    if (
-        header.keys() != required
-        or not all(isinstance(header[part], dict) for part in ("static", "arrays"))
-        or header["static"].keys() != static
-        or not all(type(value) is int for value in header["static"].values())
-        or not header["arrays"].keys() <= arrays
-        or names != header["arrays"].keys() | {_HEADER}
-    ):
-        raise _refusal(path, f"other fields than those of a {kind}")
-    return header
-
-
-def _read(
-    path: Path, archive: zipfile.ZipFile, name: str, largest: int
-) -> np.ndarray[Any, np.dtype[Any]]:
-    """One member; `save` never compresses, so none can unpack to more than the file holds."""
-    info = archive.getinfo(f"{name}.npy")
-    if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or info.file_size > largest:
-        raise _refusal(path, f"a compressed, locked or oversized member {name}")
-    stream = io.BytesIO(archive.read(info))
-    try:
-        header = binary_files.read_header(stream, info.file_size)
-    except binary_files.BadArrayError as error:
-        raise ValueError(f"{path}: in {name}, {error}; {_BROKEN}") from None
-    return header.array(stream.getbuffer()[header.offset :])
 
 
 def _check_state(name: str, kind: type[Any], arrays: Arrays, static: dict[str, int]) -> None:

@@ -28,13 +28,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dbnorm_jax._src import checks, numerics, relevance, search, streaming
-from dbnorm_jax._src.retrieval import check_streamed, over_gates
+from dbnorm_jax._src import checks, counting, numerics, relevance, streaming
+from dbnorm_jax._src.retrieval import check_streamed, over_gates, raw_first
 from dbnorm_jax._src.similarity import SimilarityFn, check_rows, dot_product
 from dbnorm_jax._src.types import Correction
-
-# Share of the level items that count as above.
-_TIES = {"average": 0.5, "min": 0.0, "max": 1.0}
 
 
 def ranks(scores: Any, relevant: Any, *, ties: str = "average", where: Any = None) -> jax.Array:
@@ -55,7 +52,7 @@ def ranks(scores: Any, relevant: Any, *, ties: str = "average", where: Any = Non
       ValueError: NaN scores, right items out of range, shapes that do not fit, an unknown `ties`.
       TypeError: scores that are not floating point, right items that are not integers or bools.
 
-    Example:
+    Examples:
       >>> from dbnorm_jax import metrics
       >>> import jax.numpy as jnp
       >>> scores = jnp.array([[0.3, 0.7, 0.7, 0.1]])
@@ -63,7 +60,7 @@ def ranks(scores: Any, relevant: Any, *, ties: str = "average", where: Any = Non
       [1.5] [3.]
     """
     scores = _check_scores(scores)
-    share = _share_of_ties(ties)
+    share = counting.share_of_ties(ties)
     right = relevance.as_matrix(relevant, scores.shape)
     if where is not None:
         where = checks.mask("where", where)
@@ -85,12 +82,7 @@ def _ranks(
     best = jnp.where(right, scores, -jnp.inf).max(axis=-1, keepdims=True)
     above = ((scores > best) & wrong).sum(axis=-1, dtype=jnp.int32)
     level = ((scores == best) & wrong).sum(axis=-1, dtype=jnp.int32)
-    return _rank(2 * above + round(2 * share) * level, right.any(axis=-1), scores.dtype)
-
-
-def _rank(twice_ahead: jax.Array, answered: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    rank = 1 + twice_ahead.astype(numerics.accumulation_dtype(dtype)) / 2
-    return jnp.where(answered, rank, jnp.nan)
+    return counting.rank(2 * above + round(2 * share) * level, right.any(axis=-1), scores.dtype)
 
 
 def stream_ranks(
@@ -125,7 +117,7 @@ def stream_ranks(
         fitted on another number of gallery items.
       TypeError: embeddings that are not floating point, right items that are not integers.
 
-    Example:
+    Examples:
       >>> from dbnorm_jax import metrics
       >>> import jax.numpy as jnp
       >>> gallery = jnp.array([[1.0, 0.0], [0.0, 1.0]])
@@ -139,13 +131,13 @@ def stream_ranks(
     chunk_size = checks.integer("chunk_size", chunk_size, low=1)
     right = relevance.as_rows(relevant, (queries.shape[0], gallery.shape[0]))
     if correction is not None:
-        check_streamed(correction, gallery)
+        check_streamed(correction, gallery.shape[0])
     return _stream_ranks(
         queries,
         gallery,
         right,
         correction,
-        share=_share_of_ties(ties),
+        share=counting.share_of_ties(ties),
         similarity_fn=similarity_fn,
         chunk_size=chunk_size,
     )
@@ -162,17 +154,18 @@ def _stream_ranks(
     similarity_fn: SimilarityFn,
     chunk_size: int,
 ) -> jax.Array:
-    count = partial(
-        search.count_ahead,
-        queries,
-        gallery,
-        right,
-        share=share,
-        similarity_fn=similarity_fn,
-        chunk_size=chunk_size,
-    )
-    ahead = over_gates(count, queries, gallery, correction, similarity_fn, chunk_size)
-    return _rank(ahead, (right >= 0).any(axis=1), gallery.dtype)
+    options: Any = {"similarity_fn": similarity_fn, "chunk_size": chunk_size}
+
+    def count(offsets: jax.Array | None, mixtures: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        ahead, nearest = counting.count_ahead(
+            queries, gallery, right, offsets, mixtures, share=share, **options
+        )
+        return ahead, nearest.indices
+
+    top_1 = partial(raw_first, queries, gallery, **options)
+    dtype = numerics.accumulation_dtype(queries.dtype, gallery.dtype)
+    ahead = over_gates(count, top_1, correction, dtype)
+    return counting.rank(ahead, (right >= 0).any(axis=1), dtype)
 
 
 def recall_at(ranks: Any, k: float) -> jax.Array:
@@ -189,7 +182,7 @@ def recall_at(ranks: Any, k: float) -> jax.Array:
       ValueError: k < 1.
       TypeError: ranks that are not floating point, k that is no number.
 
-    Example:
+    Examples:
       >>> from dbnorm_jax import metrics
       >>> import jax.numpy as jnp
       >>> print(metrics.recall_at(jnp.array([1.0, 3.0, 2.0, 9.0, jnp.nan]), 2))
@@ -213,7 +206,7 @@ def median_rank(ranks: Any) -> jax.Array:
     Returns:
       Scalar; NaN when no query counts.
 
-    Example:
+    Examples:
       >>> from dbnorm_jax import metrics
       >>> import jax.numpy as jnp
       >>> print(metrics.median_rank(jnp.array([1.0, 3.0, 20.0])))
@@ -232,7 +225,7 @@ def mean_rank(ranks: Any) -> jax.Array:
     Returns:
       Scalar; NaN when no query counts.
 
-    Example:
+    Examples:
       >>> from dbnorm_jax import metrics
       >>> import jax.numpy as jnp
       >>> print(metrics.mean_rank(jnp.array([1.0, 3.0, 20.0])))
@@ -250,7 +243,7 @@ def mean_reciprocal_rank(ranks: Any) -> jax.Array:
     Returns:
       Scalar; NaN when no query counts.
 
-    Example:
+    Examples:
       >>> from dbnorm_jax import metrics
       >>> import jax.numpy as jnp
       >>> print(metrics.mean_reciprocal_rank(jnp.array([1.0, 2.0, 4.0])).round(4))
@@ -269,7 +262,7 @@ def geometric_mean_recall(ranks: Any, ks: Sequence[int] = (1, 5, 10)) -> jax.Arr
     Returns:
       Scalar; 0 when one of the recalls is 0.
 
-    Example:
+    Examples:
       >>> from dbnorm_jax import metrics
       >>> import jax.numpy as jnp
       >>> ranks = jnp.array([1.0, 4.0, 8.0, 50.0])    # R@1, 5, 10: 1/4, 2/4, 3/4
@@ -299,7 +292,7 @@ def mean_average_precision(scores: Any, relevant: Any) -> jax.Array:
       ValueError: NaN scores, right items out of range, shapes that do not fit.
       TypeError: scores that are not floating point, right items that are not integers or bools.
 
-    Example:
+    Examples:
       >>> from dbnorm_jax import metrics
       >>> import jax.numpy as jnp
       >>> scores = jnp.array([[0.9, 0.8, 0.7]])
@@ -339,10 +332,14 @@ def _check_scores(scores: Any) -> jax.Array:
     scores = checks.floating("scores", scores, ndim=2, finite=False)
     if scores.shape[1] == 0:
         raise ValueError(f"`scores` must have at least one gallery item, got shape {scores.shape}")
-    if checks.found(lambda scores: jnp.isnan(scores).any(), scores):
+    if checks.found(_holds_nan, scores):
         place = np.argwhere(np.isnan(np.asarray(scores, np.float64)))[0].tolist()
         raise ValueError(f"`scores` must not hold NaN, found one at index {place}")
     return scores
+
+
+def _holds_nan(scores: Any) -> Any:
+    return ~(scores >= -np.inf).all()
 
 
 def _check_ranks(ranks: Any) -> jax.Array:
@@ -350,16 +347,14 @@ def _check_ranks(ranks: Any) -> jax.Array:
     return ranks.astype(numerics.accumulation_dtype(ranks.dtype))
 
 
+def _below_first(k: Any) -> Any:
+    return k < 1
+
+
 def _cut_off(k: Any, dtype: jnp.dtype) -> jax.Array:
     array = checks.as_array("k", k)
     if not checks.is_real(array) or array.ndim:
         raise TypeError(f"`k` must be a number, got {k!r}")
-    if checks.found(lambda k: k < 1, array):
+    if checks.found(_below_first, array):
         raise ValueError(f"`k` must be at least 1, the best rank, got {k}")
     return checks.converted(array, dtype)
-
-
-def _share_of_ties(ties: str) -> float:
-    if ties not in _TIES:
-        raise ValueError(f"`ties` must be one of {sorted(_TIES)}, got {ties!r}")
-    return _TIES[ties]

@@ -46,7 +46,7 @@ def inverse_graph_convolution(
       ValueError: empty, non-finite or mismatched embeddings, a pool without members.
       TypeError: embeddings that are not floating point.
 
-    Example:
+    Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
       >>> gallery, bank = jnp.array([[0.0, 1.0], [1.0, 0.0]]), jnp.array([[1.0, 0.0]])
@@ -165,7 +165,7 @@ def dis_sim_local(gallery: Any, query_bank: Any, *, k: int = 10) -> Correction:
       ValueError: empty, non-finite or mismatched embeddings, k beyond the bank.
       TypeError: embeddings that are not floating point.
 
-    Example:
+    Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
       >>> gallery, bank = jnp.array([[3.0, 0.0]]), jnp.array([[4.0, 0.0], [6.0, 0.0], [20.0, 0.0]])

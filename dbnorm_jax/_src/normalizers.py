@@ -43,7 +43,7 @@ def inverted_softmax(query_statistics: BankStatistics) -> Correction:
     Raises:
       TypeError: anything but BankStatistics.
 
-    Example:
+    Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
       >>> statistics = dbn.bank_statistics(jnp.array([[0.9, 0.1]]), beta=20.0)
@@ -70,7 +70,7 @@ def dynamic_inverted_softmax(query_statistics: BankStatistics) -> Correction:
       ValueError: statistics without an activation set (`k == 0`).
       TypeError: anything but BankStatistics.
 
-    Example:
+    Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
       >>> statistics = dbn.bank_statistics(jnp.array([[0.9, 0.1, 0.2]]), beta=20.0)
@@ -106,7 +106,7 @@ def dual_inverted_softmax(
         finite numbers.
       TypeError: anything but BankStatistics.
 
-    Example:
+    Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
       >>> query_statistics = dbn.bank_statistics(jnp.array([[0.9, 0.1]]), beta=3.0)
@@ -144,7 +144,7 @@ def dual_dynamic_inverted_softmax(
         that are not a pair of finite numbers.
       TypeError: anything but BankStatistics.
 
-    Example:
+    Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
       >>> query_statistics = dbn.bank_statistics(jnp.array([[0.9, 0.1]]), beta=3.0)

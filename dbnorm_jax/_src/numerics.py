@@ -7,7 +7,7 @@ of bank rows in any order, and ends as `log Z = beta m + log z`.
 
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +18,17 @@ LOWEST = -1e30
 # Bounds exp of the excess over the maximum of the rows that count: only others reach it.
 _LARGEST_EXPONENT = 80.0
 
+Tree = TypeVar("Tree")
+
 
 def accumulation_dtype(*dtypes: jnp.dtype) -> jnp.dtype:
     """The dtype of results: at least float32, float64 where one input is."""
     return jnp.dtype(jnp.float64 if jnp.dtype(jnp.float64) in dtypes else jnp.float32)
+
+
+def written(array: jax.Array) -> jax.Array:
+    """The same array, computed once and for itself, whatever reads it."""
+    return lax.optimization_barrier(array)  # type: ignore[no-untyped-call]
 
 
 def matmul_precision() -> lax.Precision | None:
@@ -161,6 +168,27 @@ def is_number(values: jax.Array) -> jax.Array:
 
 def _lowest(values: jax.Array) -> jax.Array:
     return jnp.asarray(jnp.finfo(values.dtype).min, values.dtype)  # type: ignore[no-untyped-call]
+
+
+def varying_like(tree: Tree, *others: Any) -> Tree:
+    """`tree`, marked as different on each device wherever `others` are, inside `jax.shard_map`.
+
+    A loop there must start from a carry of the type it ends with. Elsewhere nothing happens.
+    """
+    axes = frozenset[Any]().union(*map(_varying_axes, jax.tree.leaves(others)))
+
+    def marked(leaf: jax.Array) -> jax.Array:
+        missing = tuple(sorted(axes - _varying_axes(leaf)))
+        return lax.pcast(leaf, missing, to="varying") if missing else leaf
+
+    return jax.tree.map(marked, tree)
+
+
+def _varying_axes(array: jax.Array) -> frozenset[Any]:
+    """The mesh axes along which devices hold different values, inside `jax.shard_map`."""
+    kind = jax.typeof(array)
+    found = kind.vma if hasattr(kind, "vma") else kind.mat.varying  # renamed in JAX 0.10
+    return frozenset(found)
 
 
 def vectorize(function: Callable[..., Any], signature: str) -> Callable[..., Any]:

@@ -39,7 +39,7 @@ def globally_corrected(similarities: Any, bank_similarities: Any) -> jax.Array:
       ValueError: empty or non-finite matrices, or ones of different galleries.
       TypeError: matrices that are not floating point.
 
-    Example:
+    Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
       >>> similarities, bank = jnp.array([[0.5, 0.25]]), jnp.array([[0.75, 0.0], [0.625, 0.25]])
@@ -81,7 +81,7 @@ def dual_softmax(similarities: Any, *, temperature: Any) -> jax.Array:
       ValueError: an empty or non-finite matrix, temperature <= 0.
       TypeError: a matrix that is not floating point.
 
-    Example:
+    Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
       >>> print(dbn.baselines.dual_softmax(jnp.array([[1.0, 0.5], [1.0, 0.5]]), temperature=1.0))
@@ -126,7 +126,7 @@ def mutual_proximity(
       ValueError: empty or non-finite matrices, shapes that do not fit, an unknown method.
       TypeError: matrices that are not floating point.
 
-    Example:
+    Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
       >>> of_query = jnp.array([[3.0, 1.0, 3.0, 4.0]])
@@ -200,7 +200,7 @@ def local_scaling(
         the objects.
       TypeError: matrices that are not floating point.
 
-    Example:
+    Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
       >>> of_query, of_item = jnp.array([[9.0, 1.0, 3.0]]), jnp.array([[2.0], [6.0], [9.0]])
@@ -244,7 +244,7 @@ def nicdm(
       ValueError: as `local_scaling`.
       TypeError: matrices that are not floating point.
 
-    Example:
+    Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
       >>> of_query, of_item = jnp.array([[9.0, 1.0, 3.0]]), jnp.array([[2.0], [6.0], [9.0]])
@@ -292,7 +292,7 @@ def _distances(*values: Any, negative: bool = True) -> tuple[jax.Array, jax.Arra
     _same(names[0], distances, names[2], of_gallery, axis=1, what="gallery items")
     if not negative:
         for name, array in zip(names, (distances, of_query, of_gallery), strict=True):
-            if checks.found(lambda array: (array < 0).any(), array):
+            if checks.found(checks.is_negative, array):
                 raise ValueError(f"`{name}` must hold distances of at least 0, found negative ones")
     return distances, of_query, of_gallery
 

@@ -25,7 +25,12 @@ import numpy as np
 from jax import lax
 
 from dbnorm_jax._src import checks, dispatch, numerics, search, selection, streaming
-from dbnorm_jax._src.similarity import SimilarityFn, check_rows, dot_product
+from dbnorm_jax._src.similarity import (
+    SimilarityFn,
+    check_rows,
+    cosine_similarity,
+    dot_product,
+)
 from dbnorm_jax._src.types import Correction, SearchResult
 
 # Up to so many gated terms the search keeps one list per combination of gates: 4 for DualDIS.
@@ -47,7 +52,7 @@ def gates(similarities: Any, correction: Correction) -> jax.Array:
       ValueError: a non-finite matrix, or one with another number of columns than the correction.
       TypeError: a matrix that is not floating point, or no Correction.
 
-    Example:
+    Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
       >>> correction = dbn.Correction(
@@ -93,7 +98,7 @@ def apply_correction(similarities: Any, correction: Correction, *, gates: Any = 
       ValueError: a non-finite matrix, or shapes that do not fit.
       TypeError: a matrix that is not floating point, or no Correction.
 
-    Example:
+    Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
       >>> correction = dbn.Correction(bias=jnp.array([[0.5, 0.25]]), active=None)
@@ -150,7 +155,7 @@ def top_k(similarities: Any, k: int, correction: Correction | None = None) -> Se
       ValueError: a non-finite matrix, k out of range, or shapes that do not fit.
       TypeError: a matrix that is not floating point.
 
-    Example:
+    Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
       >>> scores, indices = dbn.top_k(jnp.array([[0.1, 0.9, 0.5]]), 2)
@@ -205,7 +210,7 @@ def stream_top_k(
         another number of gallery items.
       TypeError: embeddings that are not floating point.
 
-    Example:
+    Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
       >>> gallery = jnp.array([[1.0, 0.0], [0.0, 1.0]])
@@ -219,7 +224,7 @@ def stream_top_k(
     k = checks.integer("k", k, low=1, high=gallery.shape[0], of=" (gallery items)")
     chunk_size = checks.integer("chunk_size", chunk_size, low=1)
     if correction is not None:
-        check_streamed(correction, gallery)
+        check_streamed(correction, gallery.shape[0])
     num_queries = queries.shape[0]
     result = _stream_top_k(
         _filled_up(queries),
@@ -230,7 +235,54 @@ def stream_top_k(
         chunk_size=chunk_size,
         kernel=dispatch.choose(queries, gallery, similarity_fn),
     )
-    return SearchResult(*(part[:num_queries] for part in result))
+    return SearchResult(*(_cut(part, num_queries) for part in result))
+
+
+def semantic_search(
+    queries: Any,
+    gallery: Any,
+    correction: Correction | None = None,
+    *,
+    top_k: int = 10,
+    similarity_fn: SimilarityFn = cosine_similarity,
+    chunk_size: int = streaming.DEFAULT_CHUNK_SIZE,
+) -> list[list[dict[str, int | float]]]:
+    """`stream_top_k` in the format of `sentence_transformers.util.semantic_search`.
+
+    Args:
+      queries: [num_queries, dim] embeddings, also torch tensors on the CPU.
+      gallery: [num_gallery, dim] embeddings, there called the corpus.
+      correction: optional, fields [num_terms, num_gallery].
+      top_k: neighbours per query; all items where there are fewer.
+      similarity_fn: as in `stream_top_k`, by default that of sentence-transformers.
+      chunk_size: queries held at once.
+
+    Returns:
+      One list per query, best first, of `{"corpus_id": gallery row, "score": corrected score}`.
+
+    Raises:
+      ValueError: as `stream_top_k`.
+      TypeError: as `stream_top_k`.
+
+    Examples:
+      >>> import dbnorm_jax as dbn
+      >>> import jax.numpy as jnp
+      >>> dbn.semantic_search(jnp.array([[0.0, 1.0]]), jnp.array([[2.0, 0.0], [0.0, 2.0]]), top_k=1)
+      [[{'corpus_id': 1, 'score': 1.0}]]
+    """
+    gallery = checks.embeddings("gallery", gallery)
+    found = stream_top_k(
+        queries,
+        gallery,
+        min(checks.integer("top_k", top_k, low=1), gallery.shape[0]),
+        correction,
+        similarity_fn=similarity_fn,
+        chunk_size=chunk_size,
+    )
+    return [
+        [{"corpus_id": row, "score": score} for row, score in zip(rows, scores, strict=True)]
+        for rows, scores in zip(found.indices.tolist(), found.scores.tolist(), strict=True)
+    ]
 
 
 def _filled_up(queries: jax.Array) -> jax.Array:
@@ -241,7 +293,25 @@ def _filled_up(queries: jax.Array) -> jax.Array:
     # Inside a caller's jit the caller's shapes rule; a sharded array stays where it is.
     if not missing or not checks.is_concrete(queries) or len(queries.devices()) > 1:
         return queries
-    return jnp.pad(queries, ((0, missing), (0, 0)))
+    if not _on_host(queries):
+        return jnp.pad(queries, ((0, missing), (0, 0)))
+    rows = np.asarray(queries)
+    return jax.device_put(np.concatenate([rows, np.zeros((missing, rows.shape[1]), rows.dtype)]))
+
+
+def _cut(part: jax.Array, num_queries: int) -> jax.Array:
+    if part.shape[0] == num_queries:
+        return part
+    return jax.device_put(np.asarray(part)[:num_queries]) if _on_host(part) else part[:num_queries]
+
+
+def _on_host(array: jax.Array) -> bool:
+    """Whether NumPy may fill up and cut: JAX would compile that for every number of queries."""
+    config: Any = jax.config
+    if not checks.is_concrete(array) or config.jax_default_device is not None:
+        return False
+    first = jax.local_devices()[0]
+    return first.platform == "cpu" and array.devices() == {first}
 
 
 @functools.partial(jax.jit, static_argnames=("k", "similarity_fn", "chunk_size", "kernel"))
@@ -271,15 +341,26 @@ def _stream_top_k(
         nearest = find(offsets, mixtures)
         return nearest, nearest.indices[:, 0, 0]
 
-    return SearchResult(
-        *over_gates(search_lists, queries, gallery, correction, similarity_fn, chunk_size)
+    top_1 = functools.partial(
+        raw_first, queries, gallery, similarity_fn=similarity_fn, chunk_size=chunk_size
     )
+    dtype = numerics.accumulation_dtype(queries.dtype, gallery.dtype)
+    return SearchResult(*over_gates(search_lists, top_1, correction, dtype))
 
 
-def check_streamed(correction: Correction, gallery: jax.Array) -> None:
+def raw_first(
+    queries: jax.Array, gallery: jax.Array, *, similarity_fn: SimilarityFn, chunk_size: int
+) -> jax.Array:
+    """[num_queries] the raw nearest gallery item, by a search of its own."""
+    return search.nearest_items(
+        queries, gallery, None, k=1, similarity_fn=similarity_fn, chunk_size=chunk_size
+    ).indices[:, 0, 0]
+
+
+def check_streamed(correction: Correction, num_gallery: int) -> None:
     """Raises unless `correction` is an unbatched one for this many gallery items."""
-    checks.instance("correction", correction, Correction, "make it with one of the normalizers")
-    checks.matching_gallery("correction", correction.num_gallery, "gallery", gallery.shape[:1])
+    checks.correction(correction, Correction)
+    checks.matching_gallery("correction", correction.num_gallery, "gallery", (num_gallery,))
     if correction.bias.ndim != 2:
         raise ValueError(
             f"`correction` must have fields [num_terms, num_gallery] here, got a bias of shape "
@@ -289,11 +370,10 @@ def check_streamed(correction: Correction, gallery: jax.Array) -> None:
 
 def over_gates(
     lists: Callable[[jax.Array | None, jax.Array | None], tuple[Any, jax.Array]],
-    queries: jax.Array,
-    gallery: jax.Array,
+    top_1: Callable[[], jax.Array],
     correction: Correction | None,
-    similarity_fn: SimilarityFn,
-    chunk_size: int,
+    dtype: jnp.dtype,
+    activity: Callable[[jax.Array, jax.Array], jax.Array] = lambda active, items: active[:, items],
 ) -> Any:
     """Runs one streamed pass over the similarities under every combination of gates, then chooses.
 
@@ -303,16 +383,14 @@ def over_gates(
     Args:
       lists: (offsets [num_gallery, num_lists] or None, mixtures or None) -> (pytree of
         [num_queries, num_lists, ...], [num_queries] the best item of the first list).
-      queries: [num_queries, dim].
-      gallery: [num_gallery, dim].
+      top_1: () -> [num_queries] the raw best item, for gates that `lists` cannot combine.
       correction: optional.
-      similarity_fn: the similarity.
-      chunk_size: queries held at once.
+      dtype: of the similarities.
+      activity: (active [num_terms, num_gallery], items [num_queries]) -> [num_terms, num_queries].
 
     Returns:
       The pytree of [num_queries, ...] under each query's own gates.
     """
-    dtype = numerics.accumulation_dtype(queries.dtype, gallery.dtype)
     if correction is None:
         return jax.tree.map(lambda leaf: leaf[:, 0], lists(None, None)[0])
     bias = correction.bias.astype(numerics.accumulation_dtype(dtype, correction.bias.dtype))
@@ -331,13 +409,12 @@ def over_gates(
         )
         results, first = lists(offsets, None)
         place_values = jnp.asarray(2 ** np.arange(num_terms)[::-1], jnp.int32)
-        chosen = (correction.active[:, first].astype(jnp.int32) * place_values[:, None]).sum(axis=0)
+        open_gates = activity(correction.active, first).astype(jnp.int32)
+        chosen = (open_gates * place_values[:, None]).sum(axis=0)
     else:  # soft gates, or many of them: a search of its own for the gates
-        first = search.nearest_items(
-            queries, gallery, None, k=1, similarity_fn=similarity_fn, chunk_size=chunk_size
-        ).indices[:, 0, 0]
-        results, _ = lists(bias.T, correction.active[:, first].T.astype(bias.dtype))
-        chosen = jnp.zeros_like(first)
+        gates = activity(correction.active, top_1())
+        results, _ = lists(bias.T, gates.T.astype(bias.dtype))
+        chosen = jnp.zeros(gates.shape[1], jnp.int32)
 
     def choose(leaf: jax.Array) -> jax.Array:
         return jax.vmap(lambda row, place: row[place])(leaf, chosen)
@@ -347,6 +424,6 @@ def over_gates(
 
 def _check_matrix(similarities: Any, correction: Any) -> jax.Array:
     array = checks.similarities("similarities", similarities, rows="queries")
-    checks.instance("correction", correction, Correction, "make it with one of the normalizers")
+    checks.correction(correction, Correction)
     checks.matching_gallery("correction", correction.num_gallery, "similarities", array.shape)
     return array

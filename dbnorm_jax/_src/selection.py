@@ -6,22 +6,26 @@ the k-th value so far: almost all of the work is one maximum per block.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dbnorm_jax._src import numerics
+from dbnorm_jax._src import numerics, sorting
 
 # Columns per block: two AVX-512 registers or one warp of float32.
 BLOCK = 32
 # Rows and lists whose new items are inserted side by side: few, as the slowest holds up the others.
-_GROUP = 128
+_GROUP = 64
 # An item is inserted by comparing it with all k, and a first tile has k to insert: a k that is
 # large, or large beside the tile, is cheaper to select anew.
 _MOST_INSERTED = 512
 _COLUMNS_PER_INSERTED = 12
+# Fewer are selected as soon column by column, and of fewer columns sooner than a network compiles.
+_FEWEST_BY_NETWORK = 16
+_FEWEST_COLUMNS = 2**14
 
 
 def argmax(row: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -72,11 +76,35 @@ def largest_of_columns(matrix: jax.Array, k: int) -> jax.Array:
 
     NaN comes out as -inf.
     """
-    rows = numerics.below_every_number(jnp.swapaxes(matrix, -1, -2))
-    values = lax.top_k(rows, min(k, rows.shape[-1]))[0]
-    values = jnp.where(numerics.is_number(values), values, -jnp.inf)
-    missing = [(0, 0)] * (values.ndim - 1) + [(0, k - values.shape[-1])]
-    return jnp.swapaxes(jnp.pad(values, missing, constant_values=-jnp.inf), -1, -2)
+    if matrix.ndim > 2:
+        return jax.vmap(partial(largest_of_columns, k=k))(matrix)
+    numbers = jnp.where(numerics.is_number(matrix), matrix, -jnp.inf)
+    return (_by_network if suits_network(k, matrix.shape[1]) else _by_selection)(numbers, k)
+
+
+def suits_network(k: int, num_columns: int) -> bool:
+    """Whether a network, which compiles for longer, finds the k largest of columns sooner."""
+    return k >= _FEWEST_BY_NETWORK and num_columns >= _FEWEST_COLUMNS
+
+
+def _by_selection(numbers: jax.Array, k: int) -> jax.Array:
+    values = lax.top_k(numbers.T, min(k, len(numbers)))[0].T
+    return jnp.pad(values, ((0, k - len(values)), (0, 0)), constant_values=-jnp.inf)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _by_network(numbers: jax.Array, k: int) -> jax.Array:
+    return lax.platform_dependent(
+        numbers,
+        cpu=lambda numbers: sorting.largest_of_columns(numbers, k),
+        default=lambda numbers: _by_selection(numbers, k),
+    )
+
+
+@_by_network.defjvp
+def _(k: int, primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    # A network would keep every step for a gradient.
+    return jax.jvp(partial(_by_selection, k=k), primals, tangents)
 
 
 class Nearest(NamedTuple):
@@ -93,11 +121,6 @@ def start_nearest(shape: tuple[int, ...], dtype: jnp.dtype) -> Nearest:
 
 # (query of the chunk, columns of the tile) -> bool, whether the query may see the items.
 Seen = Callable[[jax.Array, jax.Array], jax.Array]
-
-
-def _written(array: jax.Array) -> jax.Array:
-    """The same array, computed once and for itself, whatever reads it."""
-    return lax.optimization_barrier(array)  # type: ignore[no-untyped-call]
 
 
 class _Tile(NamedTuple):
@@ -139,17 +162,28 @@ class _Tile(NamedTuple):
             scores.max(axis=-1), (len(self.similarities), num_lists, self.similarities.shape[1])
         )
         # The barrier keeps the subtraction inside the maximum instead of writing the tile again.
-        maxima = _written(maxima)
+        maxima = numerics.written(maxima)
         hidden = ~numerics.is_number(maxima)
         if self.valid is not None:
             hidden &= self.valid.any(axis=-1)[None, None]
-        return lax.cond(hidden.any(), self._careful_bounds, lambda maxima: maxima, maxima)
+        return lax.cond(
+            hidden.any(), lambda _: self.maxima(num_lists), lambda maxima: maxima, maxima
+        )
 
-    def _careful_bounds(self, maxima: jax.Array) -> jax.Array:
-        queries, places, blocks = (lax.iota(jnp.int32, size) for size in maxima.shape)
-        scores = jax.vmap(self.scores, (None, None, 0))
-        scores = jax.vmap(jax.vmap(scores, (None, 0, None)), (0, None, None))
-        return scores(queries, places, blocks).max(axis=-1)
+    def maxima(self, num_lists: int) -> jax.Array:
+        """[num_queries, num_lists, num_blocks] the largest of `scores` in each block, exactly."""
+        num_queries, num_blocks, _ = self.similarities.shape
+        scores = self.similarities[:, None]
+        if self.offsets is not None:
+            scores = scores - self.offsets[None]
+        scores = numerics.below_every_number(scores)
+        if self.valid is not None:
+            scores = jnp.where(self.valid[None, None], scores, -jnp.inf)
+        if self.seen is not None:
+            columns = lax.iota(jnp.int32, num_blocks * BLOCK)
+            seen = jax.vmap(self.seen, (0, None))(lax.iota(jnp.int32, num_queries), columns)
+            scores = jnp.where(seen.reshape(self.similarities.shape)[:, None], scores, -jnp.inf)
+        return jnp.broadcast_to(scores.max(axis=-1), (num_queries, num_lists, num_blocks))
 
 
 def add_tile(
@@ -185,11 +219,13 @@ def add_tile(
         offsets = None if offsets is None else jnp.pad(offsets, ((0, missing), (0, 0)))
     tile = _Tile(
         # Written once: computed twice, a score might round differently the second time.
-        _written(similarities).reshape(num_queries, num_blocks, BLOCK),
+        numerics.written(similarities).reshape(num_queries, num_blocks, BLOCK),
         None if offsets is None else offsets.T.reshape(num_lists, num_blocks, BLOCK),
         None if valid is None else valid.reshape(num_blocks, BLOCK),
         seen,
     )
+    if k == 1:
+        return _replace(nearest, tile, start)
     if k > min(_MOST_INSERTED, num_columns / _COLUMNS_PER_INSERTED):
         return _select_anew(nearest, tile, start)
     # A loop that asks after every step whether to go on suits processors only.
@@ -211,9 +247,10 @@ def _insert(nearest: Nearest, tile: _Tile, start: jax.Array) -> Nearest:
     group = min(_GROUP, num_rows)
     bounds = tile.bounds(num_lists).reshape(num_rows, -1)
     values, indices = (array.reshape(num_rows, k) for array in nearest)
-    active = bounds.max(axis=1) > values[:, -1]
-    padded = -(-num_rows // group) * group
-    rows = jnp.nonzero(active, size=padded, fill_value=num_rows)[0].astype(jnp.int32)
+    waiting = (bounds > values[:, -1:]).sum(axis=1, dtype=jnp.int32)
+    # Rows with most to insert first: those of a group need about as many steps.
+    rows = lax.sort((-waiting, lax.iota(jnp.int32, num_rows)), num_keys=1, is_stable=False)[1]
+    rows = jnp.pad(rows, (0, -num_rows % group), constant_values=num_rows)
 
     def insert_group(state: tuple[Any, ...]) -> tuple[Any, ...]:
         place, values, indices = state
@@ -226,7 +263,7 @@ def _insert(nearest: Nearest, tile: _Tile, start: jax.Array) -> Nearest:
         indices = indices.at[chosen].set(added.indices, mode="drop")
         return place + group, values, indices
 
-    count = active.sum(dtype=jnp.int32)
+    count = (waiting > 0).sum(dtype=jnp.int32)
     _, values, indices = lax.while_loop(
         lambda state: state[0] < count, insert_group, (jnp.int32(0), values, indices)
     )
@@ -280,6 +317,7 @@ def _insert_best(
         jnp.full(len(rows), jnp.inf, bounds.dtype),
         jnp.full(len(rows), -1, jnp.int32),
     )
+    state = numerics.varying_like(state, rows, bounds, nearest)
     return lax.while_loop(more, lambda state: jax.vmap(step)(rows, state), state).nearest
 
 
@@ -295,15 +333,23 @@ def _insert_one(nearest: Nearest, value: jax.Array, index: jax.Array) -> Nearest
     return Nearest(inserted(nearest.values, value), inserted(nearest.indices, index))
 
 
+def _replace(nearest: Nearest, tile: _Tile, start: jax.Array) -> Nearest:
+    """The nearest so far, or the best item of the block with the largest maximum."""
+
+    def one(query: jax.Array, place: jax.Array, maxima: jax.Array, nearest: Nearest) -> Nearest:
+        block = argmax(maxima)[1]
+        value, column = argmax(tile.scores(query, place, block))
+        found = Nearest(value[None], (start + block * BLOCK + column)[None])
+        return jax.tree.map(
+            lambda new, old: jnp.where(value > nearest.values, new, old), found, nearest
+        )
+
+    return _each(one, nearest, tile)
+
+
 def _select_anew(nearest: Nearest, tile: _Tile, start: jax.Array) -> Nearest:
-    """The k largest of the k nearest so far and the k blocks with the largest bounds."""
-    num_queries, num_lists, k = nearest.values.shape
-    # Exact maxima: a mere bound might crowd out a block.
-    shape = (num_queries, num_lists, tile.similarities.shape[1])
-    if tile.seen is None:
-        maxima = tile.bounds(num_lists)
-    else:
-        maxima = tile._careful_bounds(jnp.zeros(shape, nearest.values.dtype))
+    """The k largest of the k nearest so far and the k blocks with the largest maxima."""
+    k = nearest.values.shape[-1]
 
     def one(query: jax.Array, place: jax.Array, maxima: jax.Array, nearest: Nearest) -> Nearest:
         count = min(k, maxima.shape[0])
@@ -319,6 +365,14 @@ def _select_anew(nearest: Nearest, tile: _Tile, start: jax.Array) -> Nearest:
             )
         )
 
-    queries, places = (lax.iota(jnp.int32, size) for size in shape[:2])
+    return _each(one, nearest, tile)
+
+
+def _each(one: Callable[..., Nearest], nearest: Nearest, tile: _Tile) -> Nearest:
+    """`one(query, place of the list, block maxima, nearest)` for each query and list."""
+    num_queries, num_lists, _ = nearest.values.shape
+    # Exact maxima: a mere bound might crowd out a block.
+    maxima = tile.bounds(num_lists) if tile.seen is None else tile.maxima(num_lists)
+    queries, places = (lax.iota(jnp.int32, size) for size in (num_queries, num_lists))
     over_lists = jax.vmap(one, (None, 0, 0, 0))
     return jax.vmap(over_lists, (0, None, 0, 0))(queries, places, maxima, nearest)

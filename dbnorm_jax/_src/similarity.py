@@ -5,10 +5,10 @@ of compiled code: pass a named function, since every new lambda compiles anew.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from dbnorm_jax._src import checks, numerics
 
@@ -30,7 +30,7 @@ def dot_product(rows: jax.Array, columns: jax.Array) -> jax.Array:
       ValueError: shapes that do not fit, empty or non-finite arrays.
       TypeError: arrays that are not floating point.
 
-    Example:
+    Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
       >>> print(dbn.dot_product(jnp.array([[1.0, 2.0]]), jnp.array([[3.0, 4.0], [0.0, 1.0]])))
@@ -54,7 +54,7 @@ def cosine_similarity(rows: jax.Array, columns: jax.Array) -> jax.Array:
       ValueError: a zero row, shapes that do not fit, empty or non-finite arrays.
       TypeError: arrays that are not floating point.
 
-    Example:
+    Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
       >>> print(dbn.cosine_similarity(jnp.array([[0.0, 2.0]]), jnp.array([[3.0, 4.0]])).round(3))
@@ -83,7 +83,7 @@ def negative_squared_euclidean(rows: jax.Array, columns: jax.Array) -> jax.Array
       ValueError: shapes that do not fit, empty or non-finite arrays.
       TypeError: arrays that are not floating point.
 
-    Example:
+    Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
       >>> rows, columns = jnp.array([[1.0, 0.0]]), jnp.array([[1.0, 2.0], [0.0, 0.0]])
@@ -98,19 +98,24 @@ def check_rows(similarity_fn: SimilarityFn, **embeddings: jax.Array) -> None:
     if similarity_fn is not cosine_similarity:
         return
     for name, rows in embeddings.items():
-        if checks.found(lambda rows: _is_zero(rows).any(), rows):
-            with jax.ensure_compile_time_eval():
-                zero = np.asarray(_is_zero(rows))
-            raise ValueError(
-                f"`{name}` must have no zero row under cosine similarity, found "
-                f"{int(zero.sum())}, the first at row {int(zero.argmax())}; remove them"
-            )
+        if checks.found(_has_zero_row, rows):
+            with jax.ensure_compile_time_eval():  # numbers, which every process can read
+                zero = _is_zero(rows)
+                first = jnp.where(zero, jnp.arange(len(zero)), len(zero)).min()
+                raise ValueError(
+                    f"`{name}` must have no zero row under cosine similarity, found "
+                    f"{int(zero.sum())}, the first at row {int(first)}; remove them"
+                )
 
 
-@jax.jit
-def _is_zero(rows: jax.Array) -> jax.Array:
-    """[num_rows], where a row is zero to the device, which may take the smallest numbers for it."""
-    return ~(rows != 0).any(axis=1)
+def _is_zero(rows: Any) -> Any:
+    """[num_rows], where a row is zero to devices, some of which take subnormal numbers for it."""
+    smallest = float(jnp.finfo(rows.dtype).tiny)  # type: ignore[no-untyped-call]
+    return ~(abs(rows) >= smallest).any(axis=1)
+
+
+def _has_zero_row(rows: Any) -> Any:
+    return _is_zero(rows).any()
 
 
 def tile(similarity_fn: SimilarityFn, rows: jax.Array, columns: jax.Array) -> jax.Array:

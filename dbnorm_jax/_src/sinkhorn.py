@@ -46,7 +46,7 @@ def sinkhorn_normalization(
       ValueError: an empty or non-finite matrix, temperature <= 0, fewer than one iteration.
       TypeError: a matrix that is not floating point.
 
-    Example:
+    Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
       >>> bank = jnp.array([[1.0, 0.0], [1.0, 0.0]])     # item 0 is nearer to all by 1
@@ -79,7 +79,7 @@ def dual_bank_sinkhorn_normalization(
       ValueError: as `sinkhorn_normalization`, or matrices with different numbers of rows.
       TypeError: a matrix that is not floating point.
 
-    Example:
+    Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
       >>> to_gallery, to_bank = jnp.array([[1.0, 0.0]]), jnp.array([[0.5, 0.5, 0.5]])
@@ -137,7 +137,7 @@ def stream_sinkhorn_normalization(
         iteration.
       TypeError: embeddings that are not floating point.
 
-    Example:
+    Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
       >>> bank, gallery = jnp.array([[1.0, 0.0]]), jnp.array([[1.0, 0.0], [0.0, 1.0]])
@@ -188,7 +188,7 @@ def sinkhorn_residual(similarities: Any, correction: Correction, *, temperature:
       ValueError: shapes that do not fit, an empty or non-finite matrix, temperature <= 0.
       TypeError: a matrix that is not floating point, no Correction.
 
-    Example:
+    Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
       >>> bank = jnp.array([[0.9, 0.1], [0.3, 0.2]])
@@ -201,7 +201,7 @@ def sinkhorn_residual(similarities: Any, correction: Correction, *, temperature:
       0.000
     """
     similarities, temperature, _ = _checked(similarities, temperature, 1)
-    checks.instance("correction", correction, Correction, "make it with sinkhorn_normalization")
+    checks.correction(correction, Correction, "make it with sinkhorn_normalization")
     checks.matching_gallery(
         "correction", correction.num_gallery, "similarities", similarities.shape
     )
@@ -231,7 +231,7 @@ def hubless_nearest_neighbor(
       ValueError: an empty or non-finite matrix, temperature <= 0, fewer than one step.
       TypeError: a matrix that is not floating point.
 
-    Example:
+    Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
       >>> bank = jnp.array([[1.0, 0.0], [1.0, 0.0]])

@@ -57,7 +57,7 @@ def soft_activation(similarities: Any, *, temperature: Any, weights: Any = None)
       ValueError: an empty or non-finite matrix, temperature <= 0, weights that do not fit.
       TypeError: a matrix that is not floating point.
 
-    Example:
+    Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
       >>> print(dbn.soft_activation(jnp.zeros((2, 2)), temperature=0.1))    # 1 - (1 - 1/2)^2
@@ -121,7 +121,7 @@ def stream_soft_activation(
         fit.
       TypeError: embeddings that are not floating point.
 
-    Example:
+    Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
       >>> bank, gallery = jnp.array([[1.0, 0.0]]), jnp.array([[1.0, 0.0], [0.0, 1.0]])
@@ -210,7 +210,7 @@ def soft_gates(
         correction has.
       TypeError: a matrix that is not floating point, or no Correction.
 
-    Example:
+    Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
       >>> correction = dbn.Correction(bias=jnp.zeros((1, 2)), active=jnp.array([[True, False]]))
@@ -224,7 +224,7 @@ def soft_gates(
       (arXiv 1308.3432).
     """
     similarities = checks.similarities("similarities", similarities, rows="queries")
-    checks.instance("correction", correction, Correction, "make it with one of the normalizers")
+    checks.correction(correction, Correction)
     checks.matching_gallery(
         "correction", correction.num_gallery, "similarities", similarities.shape
     )
@@ -292,7 +292,7 @@ def stream_soft_gates(
         on another number of gallery items.
       TypeError: embeddings that are not floating point, or no Correction.
 
-    Example:
+    Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
       >>> correction = dbn.Correction(bias=jnp.zeros((1, 2)), active=jnp.array([[True, False]]))
@@ -309,7 +309,7 @@ def stream_soft_gates(
     checks.same_dimension("queries", queries, "gallery", gallery)
     check_rows(similarity_fn, queries=queries, gallery=gallery)
     chunk_size = checks.integer("chunk_size", chunk_size, low=1)
-    check_streamed(correction, gallery)
+    check_streamed(correction, gallery.shape[0])
     dtype = numerics.accumulation_dtype(queries.dtype, gallery.dtype, correction.bias.dtype)
     return _stream_soft_gates(
         queries,

@@ -22,7 +22,7 @@ from dbnorm_jax._src.similarity import SimilarityFn, tile
 # Bank items or queries held at once. Results do not depend on it beyond rounding.
 DEFAULT_CHUNK_SIZE = 1024
 # Gallery items per tile: with 1024 rows a float32 tile stays within a CPU's last-level cache.
-_COLUMNS = 1024
+COLUMNS = 1024
 
 
 class Block(NamedTuple):
@@ -55,10 +55,9 @@ def scan_chunks(
     # Rematerialised: a backward pass stores carries, never tiles.
     @jax.checkpoint
     def body(carry: Any, index: jax.Array) -> tuple[Any, Any]:
-        start = jnp.minimum(index * size, length - size)
+        start, fresh = _place(index, size, length)
         rows = jax.tree.map(lambda array: lax.dynamic_slice_in_dim(array, start, size), arrays)
-        fresh = start + lax.iota(jnp.int32, size) >= index * size if overlap else None
-        return step(carry, Block(rows, start, fresh))
+        return step(carry, Block(rows, start, fresh if overlap else None))
 
     carry, stacked = lax.scan(body, carry, jnp.arange(num_blocks, dtype=jnp.int32))
 
@@ -72,12 +71,28 @@ def scan_chunks(
     return carry, jax.tree.map(unstack, stacked)
 
 
+def _place(index: jax.Array, size: int, length: int) -> tuple[jax.Array, jax.Array]:
+    """Where a block begins, and which of its rows the one before did not have.
+
+    Nothing here exceeds `length`, so that int32 suffices for as many rows as it can number.
+    """
+    start = jnp.minimum(index * size, length - size)
+    return start, start + lax.iota(jnp.int32, size) >= index * size
+
+
 def _block_size(length: int, largest: int) -> int:
     """Even blocks: full ones would leave the last to repeat up to a whole block of work."""
     if length <= largest:
         return length
     even = -(-length // -(-length // largest))
     return min(largest, -(-even // BLOCK) * BLOCK)
+
+
+def both(first: jax.Array | None, second: jax.Array | None) -> jax.Array | None:
+    """Where both masks hold; None masks nothing."""
+    if first is None or second is None:
+        return second if first is None else first
+    return first & second
 
 
 class BankSums(NamedTuple):
@@ -98,6 +113,8 @@ def bank_sums(
     k: int,
     similarity_fn: SimilarityFn,
     chunk_size: int,
+    valid: jax.Array | None = None,
+    merge_nearest: Callable[[Nearest], Nearest] = lambda nearest: nearest,
 ) -> BankSums:
     """Log-normalizers and k-occurrence of a bank in one pass over its similarities.
 
@@ -110,63 +127,156 @@ def bank_sums(
       k: neighbourhood size of the activation set, 0 for none.
       similarity_fn: the similarity.
       chunk_size: bank rows held at once.
+      valid: optional [num_gallery] bool, False on padding: never among the nearest.
+      merge_nearest: what becomes of the nearest items [size, 1, k] of some bank rows before they
+        are counted; an index beyond the gallery is not.
     """
     num_bank, num_gallery = bank.shape[0], gallery.shape[0]
-    dtype = beta.dtype
-    columns = min(_COLUMNS, num_gallery)
+    dtype, items = beta.dtype, Items(gallery, valid)
 
     def add_bank_chunk(carry: Any, chunk: Block) -> tuple[Any, None]:
-        log_sum, mass, k_occurrence = carry
+        sums, k_occurrence = carry
         rows, row_weights, row_exclude = chunk.rows
         size = rows.shape[0]
         entering = jnp.ones(size, dtype) if row_weights is None else row_weights
         if chunk.fresh is not None:
             entering = jnp.where(chunk.fresh, entering, 0)
-
-        def add_gallery_tile(nearest: Nearest, block: Block) -> tuple[Nearest, Any]:
-            items, tile_log_sum, tile_mass = block.rows
-            similarities = tile(similarity_fn, rows, items).astype(dtype)
-            places = block.start + lax.iota(jnp.int32, items.shape[0])
-            valid = None if row_exclude is None else row_exclude[:, None] != places[None]
-            tile_log_sum = numerics.add_rows(
-                tile_log_sum,
-                similarities,
-                beta,
-                entering,
-                valid=valid,
-                weighted=row_weights is not None,
-            )
-            added = (
-                entering.sum() if valid is None else jnp.where(valid, entering[:, None], 0).sum(0)
-            )
-            if k:
-                nearest = add_tile(
-                    nearest,
-                    lax.stop_gradient(similarities),
-                    None,
-                    block.start,
-                    valid=block.fresh,
-                    seen=None
-                    if row_exclude is None
-                    else lambda row, columns: row_exclude[row] != block.start + columns,
-                )
-            return nearest, (tile_log_sum, tile_mass + added)
-
-        start = start_nearest((size, 1, k), dtype)
-        nearest, (log_sum, mass) = scan_chunks(
-            add_gallery_tile, start, (gallery, log_sum, mass), columns
+        nearest, sums = _add_rows(
+            numerics.varying_like(
+                start_nearest((size, 1, k), dtype), rows, row_exclude, gallery, valid
+            ),
+            sums,
+            BankRows(rows, entering, row_exclude),
+            items,
+            beta,
+            weighted=weights is not None,
+            similarity_fn=similarity_fn,
         )
-        counted = numerics.is_number(nearest.values[:, 0]) & (entering > 0)[:, None]
-        k_occurrence = k_occurrence.at[nearest.indices[:, 0]].add(counted.astype(jnp.int32))
-        return (log_sum, mass, k_occurrence), None
+        if k:
+            nearest = merge_nearest(nearest)
+        counted = counted_places(nearest, entering)
+        k_occurrence = k_occurrence.at[nearest.indices[:, 0]].add(
+            counted.astype(jnp.int32), mode="drop"
+        )
+        return (sums, k_occurrence), None
 
-    start = (
-        numerics.start_log_sum(num_gallery, beta),
-        jnp.zeros(num_gallery, dtype),
-        jnp.zeros(num_gallery, jnp.int32),
-    )
+    start = (start_sums(num_gallery, beta), jnp.zeros(num_gallery, jnp.int32))
     arrays = (bank, weights, exclude)
-    (log_sum, mass, k_occurrence), _ = scan_chunks(
+    start = numerics.varying_like(start, gallery, valid, arrays, beta)
+    ((log_sum, mass), k_occurrence), _ = scan_chunks(
         add_bank_chunk, start, arrays, min(chunk_size, num_bank)
     )
     return BankSums(numerics.finish_log_sum(log_sum, beta), mass, k_occurrence)
+
+
+class RunningSums(NamedTuple):
+    """Bank statistics of some gallery items while bank rows are added."""
+
+    log_sum: numerics.RunningLogSum
+    mass: jax.Array  # [num_items]
+
+
+def start_sums(num_items: int, beta: jax.Array) -> RunningSums:
+    """Those of no bank rows."""
+    return RunningSums(numerics.start_log_sum(num_items, beta), jnp.zeros(num_items, beta.dtype))
+
+
+class BankRows(NamedTuple):
+    """Bank rows on their way into the sums."""
+
+    rows: jax.Array  # [num_rows, dim]
+    entering: jax.Array  # [num_rows], weights; 0 on rows that do not enter
+    exclude: jax.Array | None  # [num_rows] int32
+
+
+class Items(NamedTuple):
+    """Gallery items, whole or a block of them."""
+
+    rows: jax.Array  # [num_items, dim]
+    valid: jax.Array | None = None  # [num_items] bool, False on padding
+    start: jax.Array | int = 0  # gallery index of the first
+
+
+def add_block(
+    nearest: Nearest,
+    sums: RunningSums,
+    bank: BankRows,
+    items: Items,
+    beta: jax.Array,
+    *,
+    weighted: bool,
+    similarity_fn: SimilarityFn,
+    chunk_size: int,
+) -> tuple[Nearest, RunningSums]:
+    """Adds a block of bank rows to the sums of a block of gallery items, in one matmul.
+
+    Args:
+      nearest: [num_rows, 1, k] the rows' nearest items in the blocks before, which hold lower
+        gallery indices.
+      sums: of the items; those of padding mean nothing.
+      bank: the rows. Without `weighted`, those that do not enter repeat one that does.
+      items: the items. Padding repeats one of them.
+      beta: scalar or [num_betas].
+      weighted: whether the rows have weights of their own.
+      similarity_fn: the similarity.
+      chunk_size: bank rows held at once.
+    """
+
+    def add_chunk(sums: RunningSums, chunk: Block) -> tuple[RunningSums, Nearest]:
+        rows, nearest = chunk.rows
+        if chunk.fresh is not None:
+            rows = rows._replace(entering=jnp.where(chunk.fresh, rows.entering, 0))
+        nearest, sums = _add_rows(
+            nearest, sums, rows, items, beta, weighted=weighted, similarity_fn=similarity_fn
+        )
+        return sums, nearest
+
+    sums, nearest = scan_chunks(add_chunk, sums, (bank, nearest), chunk_size)
+    return nearest, sums
+
+
+def counted_places(nearest: Nearest, entering: jax.Array) -> jax.Array:
+    """[num_rows, k] bool, the places of [num_rows, 1, k] neighbours that enter the k-occurrence."""
+    return numerics.is_number(nearest.values[:, 0]) & (entering > 0)[:, None]
+
+
+def _add_rows(
+    nearest: Nearest,
+    sums: RunningSums,
+    bank: BankRows,
+    items: Items,
+    beta: jax.Array,
+    *,
+    weighted: bool,
+    similarity_fn: SimilarityFn,
+) -> tuple[Nearest, RunningSums]:
+    """Adds one chunk of bank rows, gallery tile by tile."""
+    rows, entering, exclude = bank
+    num_items, k = items.rows.shape[0], nearest.values.shape[-1]
+    dtype = beta.dtype
+
+    def add_gallery_tile(nearest: Nearest, block: Block) -> tuple[Nearest, Any]:
+        tile_items, known, (tile_log_sum, tile_mass) = block.rows
+        similarities = tile(similarity_fn, rows, tile_items).astype(dtype)
+        start = items.start + block.start
+        places = start + lax.iota(jnp.int32, tile_items.shape[0])
+        valid = None if exclude is None else exclude[:, None] != places[None]
+        tile_log_sum = numerics.add_rows(
+            tile_log_sum, similarities, beta, entering, valid=valid, weighted=weighted
+        )
+        added = entering.sum() if valid is None else jnp.where(valid, entering[:, None], 0).sum(0)
+        if k:
+            nearest = add_tile(
+                nearest,
+                lax.stop_gradient(similarities),
+                None,
+                start,
+                valid=both(block.fresh, known),
+                seen=None
+                if exclude is None
+                else lambda row, columns: exclude[row] != start + columns,
+            )
+        return nearest, RunningSums(tile_log_sum, tile_mass + added)
+
+    arrays = (items.rows, items.valid, sums)
+    return scan_chunks(add_gallery_tile, nearest, arrays, min(COLUMNS, num_items))

@@ -32,18 +32,17 @@ from dbnorm_jax._src import (
     checks,
     choices,
     diagnostics,
+    fitting,
     folds,
     guard,
     numerics,
     refinement,
 )
-from dbnorm_jax._src.bank_means import nearest_neighbor_normalization
 from dbnorm_jax._src.banks import stream_bank_statistics
 from dbnorm_jax._src.choices import Choice
 from dbnorm_jax._src.largest import stream_largest_similarities
-from dbnorm_jax._src.normalizers import dual_dynamic_inverted_softmax, dual_inverted_softmax
 from dbnorm_jax._src.similarity import SimilarityFn, dot_product
-from dbnorm_jax._src.types import BankStatistics, Correction
+from dbnorm_jax._src.types import BankStatistics, Correction, LargestSimilarities
 
 __all__ = ["Choice", "fit", "tune"]
 
@@ -96,7 +95,7 @@ def tune(
         criterion, a level outside (0, 1).
       TypeError: embeddings that are not floating point, pairs that are not integers.
 
-    Example:
+    Examples:
       >>> import dbnorm_jax as dbn
       >>> import numpy as np
       >>> bank = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
@@ -202,7 +201,7 @@ def fit(
       ValueError: empty, non-finite or mismatched embeddings.
       TypeError: no Choice.
 
-    Example:
+    Examples:
       >>> import dbnorm_jax as dbn
       >>> import numpy as np
       >>> rows = np.eye(3, dtype=np.float32)
@@ -211,49 +210,29 @@ def fit(
     """
     checks.instance("choice", choice, Choice, "make it with tuning.tune")
     banks = folds.checked(query_bank, gallery_bank, gallery, similarity_fn)
-    row = int(choice.chosen)
-    name = choice.name
-    weight = float(choice.weight_query[row])
-    items, dtype = jnp.asarray(banks.items), None
+    items = jnp.asarray(banks.items)
     queries = jnp.asarray(banks.query)
-    dtype = numerics.accumulation_dtype(items.dtype, queries.dtype)
-    if name == "raw":
-        return Correction(jnp.zeros((1, items.shape[0]), dtype), None)
 
-    def statistics(bank: Any, beta: Any, exclude: Any = None) -> BankStatistics:
+    def statistics(bank: str, beta: float, k: int) -> BankStatistics:
+        own = bank == "gallery" and gallery_bank is None
+        rows = queries if bank == "query" else items if own else jnp.asarray(banks.gallery)
         return stream_bank_statistics(
-            bank,
+            rows,
             items,
-            beta=float(beta),
-            k=1 if choice.gated else 0,
-            exclude=exclude,
+            beta=beta,
+            k=k,
+            exclude=np.arange(len(items)) if own else None,
             similarity_fn=similarity_fn,
         )
 
-    if "nnn" in name:
-        k = min(int(choice.k[row]), len(queries))
-        largest = stream_largest_similarities(queries, items, k=k, similarity_fn=similarity_fn)
-        correction = nearest_neighbor_normalization(largest, weight=weight)
-        if not choice.gated:
-            return correction
-        active = statistics(queries, 1 / float(choice.spreads[0])).active
-        assert active is not None
-        return Correction(correction.bias, active[None])
-    query_statistics = statistics(queries, choice.beta_query[row])
-    if "dual" in name:
-        own = gallery_bank is None
-        gallery_statistics = statistics(
-            items if own else jnp.asarray(banks.gallery),
-            choice.beta_gallery[row],
-            np.arange(len(items)) if own else None,
-        )
-        make = dual_dynamic_inverted_softmax if choice.gated else dual_inverted_softmax
-        weights = (weight, float(choice.weight_gallery[row]))
-        return make(query_statistics, gallery_statistics, weights=weights)
-    active = query_statistics.active
-    return Correction(
-        weight * query_statistics.bias[None], None if active is None else active[None]
-    )
+    def largest(k: int) -> LargestSimilarities:
+        k = min(k, len(queries))
+        return stream_largest_similarities(queries, items, k=k, similarity_fn=similarity_fn)
+
+    if choice.name == "raw":
+        dtype = numerics.accumulation_dtype(items.dtype, queries.dtype)
+        return Correction(jnp.zeros((1, items.shape[0]), dtype), None)
+    return fitting.fit_chosen(choice, statistics, largest)
 
 
 @overload
@@ -312,7 +291,7 @@ def auto(
       ValueError: empty, non-finite or mismatched embeddings, pairs out of range.
       TypeError: embeddings that are not floating point, pairs that are not integers.
 
-    Example:
+    Examples:
       >>> import dbnorm_jax as dbn
       >>> import numpy as np
       >>> rows = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)

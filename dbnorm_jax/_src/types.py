@@ -29,7 +29,7 @@ class BankStatistics:
         nearest; None when `k == 0`.
       k: size of the neighbourhoods behind the activation set (static).
 
-    Example:
+    Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
       >>> s = jnp.array([[0.9, 0.1, 0.2], [0.8, 0.1, 0.3]])
@@ -76,7 +76,7 @@ class LargestSimilarities:
       values: [..., k, num_gallery], best first; -inf in places that no bank item fills. Inside a
         caller's jit, where values cannot be checked, NaN fills none.
 
-    Example:
+    Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
       >>> s = jnp.array([[0.5, 0.25], [1.0, 0.0], [0.25, 0.75]])
@@ -117,7 +117,7 @@ class Correction:
       active: [..., num_terms, num_gallery] bool, or soft in [0, 1]: a term acts on query q iff the
         raw top-1 of q is active; None = every term always acts.
 
-    Example:
+    Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
       >>> correction = dbn.Correction(bias=jnp.array([[0.3, 0.0]]), active=None)

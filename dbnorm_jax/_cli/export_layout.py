@@ -1,0 +1,145 @@
+"""What exported vectors are made of, and the README that says how to query them."""
+
+import dataclasses
+import textwrap
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """What the columns of the vectors are, and what a query needs to meet them.
+
+    Attributes:
+      num_gallery: rows.
+      dim: of the embeddings.
+      num_terms: columns after the embedding that a gate meets.
+      gated: whether gates depend on the query; 1 otherwise.
+      similarity: "cosine", "dot" or "euclidean".
+      metric: "inner-product" or "cosine".
+      means: of the terms, subtracted; a score lacks `gates . means`.
+      length: of all vectors under the cosine metric.
+    """
+
+    num_gallery: int
+    dim: int
+    num_terms: int
+    gated: bool
+    similarity: str
+    metric: str
+    means: tuple[float, ...]
+    length: float | None
+
+    @property
+    def columns(self) -> list[str]:
+        """What comes after the embedding, column by column."""
+        terms = [f"-bias {term + 1}" for term in range(self.num_terms)]
+        squares = ["-|g|^2"] * (self.similarity == "euclidean")
+        return [*terms, *squares, *["padding"] * (self.metric == "cosine")]
+
+    @property
+    def width(self) -> int:
+        """Of the vectors."""
+        return self.dim + len(self.columns)
+
+
+_ENGINES = {
+    "inner-product": "faiss `IndexFlatIP` or `METRIC_INNER_PRODUCT`, hnswlib and usearch `ip`, "
+    "Qdrant `Dot`, Milvus `IP`, LanceDB `dot`, pgvector `<#>`",
+    "cosine": "Qdrant `Cosine`, Milvus `COSINE`, LanceDB `cosine`, hnswlib `cosine`, usearch "
+    "`cos`, pgvector `<=>`",
+}
+
+
+def readme(layout: Layout, vectors: str, dtype: str) -> str:
+    """The text, with the numbers of this export."""
+    normalized = ", normalized" if layout.similarity == "cosine" else ""
+    texts = [
+        f"`{vectors}` holds {layout.num_gallery} vectors of {layout.width} dimensions in {dtype}, "
+        f"row i for row i of the gallery: {layout.dim} of the embedding{normalized}, then "
+        f"`{'`, `'.join(layout.columns)}`. Index them with an engine that compares by "
+        f"{layout.metric.replace('-', ' ')}: {_ENGINES[layout.metric]}.",
+        "A query is its embedding with as many columns more. In NumPy, where `search` stands for "
+        "your engine:",
+        _search_text(layout),
+        _score_text(layout),
+        "The vectors belong to this gallery, row by row, and to the banks of the correction: when "
+        "either changes, fit and export again. `export.json` says the same to machines. Recipes "
+        "per engine are in `docs/indexes.md` of dbnorm_jax.",
+    ]
+    paragraphs = [textwrap.fill(text, 100, break_on_hyphens=False) for text in texts]
+    paragraphs.insert(2, f"```python\n{_code(layout, vectors)}\n```")
+    return "\n\n".join(["# Corrected vectors", *paragraphs]) + "\n"
+
+
+def _code(layout: Layout, vectors: str) -> str:
+    load = {
+        "vectors.npy": 'np.load("vectors.npy", mmap_mode="r")',
+        "vectors.parquet": 'np.stack(pandas.read_parquet("vectors.parquet")["vector"])',
+    }[vectors]
+    imports = ["import numpy as np", *["import pandas"] * vectors.endswith("parquet")]
+    lines = [*imports, "", f"vectors = {load}  # index these once"]
+    if layout.gated:
+        lines.append('activation = np.load("activation.npy")')
+    lines += ["", "", "def with_gates(queries, gates):"]
+    lines += {
+        "cosine": [
+            "    queries = queries / np.linalg.norm(queries, axis=1, keepdims=True)",
+        ],
+        "dot": [],
+        "euclidean": ["    queries = 2 * queries"],
+    }[layout.similarity]
+    lines += [f"    gates = np.broadcast_to(gates, (len(queries), {layout.num_terms}))"]
+    columns = ["queries", "gates"]
+    if layout.similarity == "euclidean":
+        columns.append("np.ones((len(queries), 1))")
+    if layout.metric == "cosine":
+        columns.append("np.zeros((len(queries), 1))")
+    lines += [
+        f"    return np.concatenate([{', '.join(columns)}], axis=1).astype(np.float32)",
+        "",
+        "",
+        "def search(queries, k):",
+    ]
+    if layout.metric == "cosine":
+        lines += [
+            "    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)",
+            '    return np.argsort(-(queries @ unit.T), axis=1, kind="stable")[:, :k]',
+        ]
+    else:
+        lines += ['    return np.argsort(-(queries @ vectors.T), axis=1, kind="stable")[:, :k]']
+    lines += ["", "", "def corrected_search(queries, k):"]
+    if layout.gated:
+        lines += [
+            f"    nearest = search(with_gates(queries, np.zeros({layout.num_terms})), 1)[:, 0]",
+            "    return search(with_gates(queries, activation[:, nearest].T), k)",
+        ]
+    else:
+        lines += [f"    return search(with_gates(queries, np.ones({layout.num_terms})), k)"]
+    return "\n".join(lines)
+
+
+def _search_text(layout: Layout) -> str:
+    if not layout.gated:
+        return "With gates of 0 instead of 1 the same index returns the raw results."
+    return (
+        "Each query is searched for twice: gates of 0 find its nearest raw item, whose column of "
+        "`activation.npy` holds the gates for the search proper. Where the index is approximate, a "
+        "missed nearest item may open or close a gate wrongly."
+    )
+
+
+def _score_text(layout: Layout) -> str:
+    means = ", ".join(f"{mean:.6g}" for mean in layout.means)
+    text = "A result's number ranks the items of one query. "
+    if layout.metric == "cosine":
+        text += (
+            f"It times {layout.length:.6g} (the length of all vectors) and the length of the "
+            f"query's vector is an inner product. "
+        )
+    product = "It" if layout.metric == "inner-product" else "That"
+    minus = f"the sum of gates x [{means}]"
+    if layout.similarity == "euclidean":
+        minus += " (the last of them always) and the squared length of the query"
+    return text + (
+        f"{product} is the corrected score once {minus} is subtracted: biases were centered, so "
+        f"that vectors stored in few bits keep their order."
+    )

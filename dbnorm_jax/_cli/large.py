@@ -1,0 +1,140 @@
+"""What the commands for large files share: files read in blocks, known by stamps and fingerprints.
+
+A fingerprint is SHA-256 of all rows, made while they are read. A stamp is the file's size and time
+of change: where it is as before, the file is taken for unchanged without reading it.
+"""
+
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+
+import dbnorm_jax as dbn
+from dbnorm_jax._cli import files
+from dbnorm_jax._cli.file_argument import Source
+from dbnorm_jax._src import binary_files
+from dbnorm_jax._src.similarity import SimilarityFn
+
+SIMILARITY_FUNCTIONS: dict[str, SimilarityFn] = {
+    "cosine": dbn.cosine_similarity,
+    "dot": dbn.dot_product,
+    "euclidean": dbn.negative_squared_euclidean,
+}
+STDIN = "-"
+_ROWS = 4096  # of a pipe in one block
+_PART = 2**20  # bytes asked for at once
+
+
+class Rows(NamedTuple):
+    """The rows of one argument: an array, memory-mapped where the file is an .npy, or blocks."""
+
+    label: str  # names argument and file in errors
+    rows: Any
+    stamp: dict[str, Any] | None
+
+    @property
+    def num_rows(self) -> int | None:
+        """None where they come through a pipe."""
+        return len(self.rows) if isinstance(self.rows, np.ndarray) else None
+
+
+def open_rows(argument: str, text: str) -> Rows:
+    """Opens `FILE`, `FILE.npz:name`, or an .npy on standard input ("-"); reads no values yet."""
+    if text == STDIN:
+        label = f"{argument} (standard input)"
+        return Rows(label, blocks_of(label, sys.stdin.buffer), None)
+    source = Source.parse(argument, text)
+    array = files.read_floats(source)
+    status = source.path.stat()
+    stamp = {"bytes": status.st_size, "modified": status.st_mtime_ns, "member": source.member}
+    return Rows(str(source), array, {"path": str(source.path.resolve()), **stamp})
+
+
+def blocks_of(label: str, stream: IO[bytes]) -> Iterator[np.ndarray[Any, np.dtype[Any]]]:
+    """The rows of an .npy stream, block by block; no more memory than what has come."""
+    expected = f"{label}: expected a 2-d floating-point .npy"
+    try:
+        header = binary_files.read_stream_header(stream)
+    except binary_files.BadArrayError as error:
+        found = binary_files.printable(error.actual)
+        raise ValueError(f"{expected}, got {found}; write it with numpy.save") from None
+    shape, dtype = header.shape, header.dtype
+    if len(shape) != 2 or dtype.kind != "f" or header.fortran_order or 0 in shape:
+        order = " in Fortran order" if header.fortran_order else ""
+        raise ValueError(f"{expected}, got {dtype} of shape {shape}{order}; give a file instead")
+    for start in range(0, shape[0], _ROWS):
+        size = (min(_ROWS, shape[0] - start), shape[1])
+        data = bytearray()
+        while missing := size[0] * size[1] * dtype.itemsize - len(data):
+            part = stream.read(min(missing, _PART))
+            if not part:
+                raise ValueError(
+                    f"{expected} of {shape[0]} rows, got a truncated one; send it again"
+                )
+            data += part
+        yield np.frombuffer(data, dtype).reshape(size)
+
+
+@contextlib.contextmanager
+def errors_name(labels: Mapping[str, str]) -> Iterator[None]:
+    """Puts the labels of files where the library names its arguments."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        text = str(error)
+        for argument, label in labels.items():
+            text = text.replace(f"`{argument}`", label)
+        raise type(error)(text) from None
+
+
+def check_gallery(label: str, known: Mapping[str, Any] | None, rows: int, dim: int) -> None:
+    """Raises where a state was made for a gallery of another shape."""
+    if known and (known["rows"], known["dim"]) != (rows, dim):
+        raise ValueError(
+            f"{label}: expected the gallery it was made for, {known['rows']} rows of {known['dim']}"
+            f", got {rows} of {dim}; fit it anew"
+        )
+
+
+def check_fingerprint(label: str, known: Mapping[str, Any] | None, found: Any) -> None:
+    """Raises where a state was made for a gallery with other contents."""
+    if known and found and known["sha256"] != found["sha256"]:
+        raise ValueError(
+            f"{label}: expected the gallery it was made for, SHA-256 {known['sha256'][:12]}..., got"
+            f" {found['sha256'][:12]}... of the same shape; fit it anew"
+        )
+
+
+def check_file(option: str, path: Path, suffixes: tuple[str, ...], *, force: bool) -> None:
+    """Raises, before any work, where a result could not be written."""
+    if path.suffix not in suffixes:
+        raise ValueError(
+            f"{option} '{path}': expected a name that ends in {' or '.join(suffixes)}, got "
+            f"{path.suffix or 'none'}; rename it"
+        )
+    if not path.absolute().parent.is_dir():
+        raise ValueError(
+            f"{option} '{path}': expected an existing folder, got '{path.parent}'; make it first"
+        )
+    if path.exists() and not force:
+        raise ValueError(
+            f"{option} '{path}': expected no earlier results, got a file; name another, or allow "
+            f"overwriting with --force"
+        )
+
+
+@contextlib.contextmanager
+def alone(option: str, path: Path) -> Iterator[None]:
+    """Raises where another process is at work for the same result; they would share checkpoints."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(binary_files.alone(path))
+        except BlockingIOError:
+            raise ValueError(
+                f"{option} '{path}': expected no other process that fits it, got one at work; wait "
+                f"for it, or name another file"
+            ) from None
+        yield

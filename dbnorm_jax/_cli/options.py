@@ -1,0 +1,122 @@
+"""Options that several commands share, so that one name means and looks the same everywhere."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+# Shells complete it to a name of a file. Nothing is checked here: FILE.npz:name is no path.
+FILE = click.Path(readable=False)
+
+
+def _together(*options: Decorator) -> Decorator:
+    """Several options as one decorator, listed by `--help` in the order given."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def file(name: str, text: str, *, metavar: str = "FILE") -> Decorator:
+    """An option that names a file to read."""
+    return click.option(name, type=FILE, metavar=metavar, help=text)
+
+
+def similarity(
+    text: str = "cosine normalizes the rows; euclidean is the negative squared distance.",
+    *,
+    default: str | None = "cosine",
+) -> Decorator:
+    """`--similarity`; without a default where files or a correction may say it."""
+    choice = click.Choice(["cosine", "dot", "euclidean"])
+    if default is None and "[default:" not in text:
+        text += "  [default: cosine]"
+    return click.option("--similarity", type=choice, default=default, help=text)
+
+
+def betas(*short: str) -> Decorator:
+    """`--beta-query` (`short`: other spellings of it) and `--beta-gallery`."""
+    return _together(
+        click.option(
+            "--beta-query",
+            *short,
+            "beta_query",
+            type=float,
+            metavar="BETA",
+            help="Inverse temperature of the query bank, 1/[unit of similarity].  [default: 20 for "
+            "cosine]",
+        ),
+        click.option(
+            "--beta-gallery",
+            type=float,
+            metavar="BETA",
+            help="The same for the gallery bank.  [default: 1 for cosine]",
+        ),
+    )
+
+
+def bank_pairs(purpose: str) -> Decorator:
+    """`--bank-pairs`: which bank rows belong together; `purpose` says what for."""
+    return file(
+        "--bank-pairs",
+        "Gallery-bank row of each query-bank row (integers, -1: none); 'rows': row i and row i. "
+        + purpose,
+        metavar="FILE|rows",
+    )
+
+
+def gallery_bank(
+    text: str = "Other items like the gallery. Left out: the gallery itself, each item without "
+    "itself.",
+) -> Decorator:
+    """`--gallery-bank`, which may be left out."""
+    return file("--gallery-bank", text)
+
+
+def labels() -> Decorator:
+    """`--labels`, `--bank-labels` and `--query-labels`: names that results show for rows."""
+    return _together(
+        file(
+            "--labels",
+            "Names, ids or captions of the gallery items: text, a line each, or an .npy array.",
+        ),
+        file("--bank-labels", "The same for the query bank."),
+        file("--query-labels", "The same for the queries."),
+    )
+
+
+def output(metavar: str, text: str, *, required: bool = False) -> Decorator:
+    """`--output`: a file or folder that is written whole or not at all."""
+    kind = click.Path(path_type=Path)
+    return click.option("--output", required=required, type=kind, metavar=metavar, help=text)
+
+
+def force(text: str = "Overwrite an earlier result.") -> Decorator:
+    """`--force`: earlier results stay without it."""
+    return click.option("--force", is_flag=True, help=text)
+
+
+def as_json(text: str = "Print JSON instead of text.") -> Decorator:
+    """`--json`."""
+    return click.option("--json", "as_json", is_flag=True, help=text)
+
+
+def seed(text: str) -> Decorator:
+    """`--seed`."""
+    return click.option("--seed", default=0, type=click.IntRange(min=0), help=text)
+
+
+def block_size() -> Decorator:
+    """`--block-size` of the commands that stream files."""
+    return click.option(
+        "--block-size",
+        default=8192,
+        type=click.IntRange(min=1),
+        help="Rows read at once; memory is a few blocks.",
+    )
