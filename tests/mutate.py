@@ -57,6 +57,7 @@ TESTS = {
     "counting": "metrics bad_input",
     "diagnostics": "tuning tuning_refinement",
     "dispatch": "kernels",
+    "elementary": "elementary",
     "fingerprints": "out_of_core",
     "fitting": "tuning",
     "folds": "tuning tuning_refinement",

@@ -11,6 +11,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "dbnorm_jax"
 LAYERS = [
+    {"elementary"},
     {"types", "choices", "checks", "numerics", "binary_files", "guard", "fingerprints"},
     {"similarity", "relevance", "sorting", "candidates", "archives"},
     {"selection"},

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from dbnorm_jax._src import numerics
-from dbnorm_jax._src.search import Scoring, count_lists, scoring
-from dbnorm_jax._src.selection import Nearest, add_tile, start_nearest
+from dbnorm_jax._src.search import Scoring, by_list, count_lists, scoring
+from dbnorm_jax._src.selection import Nearest, Offsets, add_tile, start_nearest
 from dbnorm_jax._src.similarity import SimilarityFn
 from dbnorm_jax._src.streaming import COLUMNS, Block, Items, both, scan_chunks
 
@@ -58,8 +58,8 @@ def count_ahead(
     num_lists = count_lists(offsets, mixtures)
     score = scoring(queries, gallery, offsets, similarity_fn)
 
-    def pick(column: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-        return gallery[column], None if offsets is None else offsets[column]
+    def pick(column: jax.Array) -> tuple[jax.Array, Offsets]:
+        return gallery[column], by_list(None if offsets is None else offsets[column])
 
     def best_right(rows: jax.Array, right: jax.Array, mixture: jax.Array | None) -> jax.Array:
         """[size, num_lists] scores of the best right items of a chunk."""
@@ -120,7 +120,7 @@ def paired_scores(
 ) -> jax.Array:
     """[num_queries, num_lists] scores of one item for each query, with that item's offsets."""
     score = scoring(queries, items, offsets, similarity_fn)
-    return _paired_scores(score, queries, (items, offsets), mixtures, lambda pair: pair)
+    return _paired_scores(score, queries, (items, by_list(offsets)), mixtures, lambda pair: pair)
 
 
 def _paired_scores(
@@ -135,7 +135,9 @@ def _paired_scores(
         rows, places, mixture = block.rows
         scores, own = score(rows, mixture, *pick(places))
         scores = jnp.diagonal(scores)[:, None]
-        return carry, numerics.below_every_number(scores if own is None else scores - own)
+        return carry, numerics.below_every_number(
+            scores if own is None else scores - jnp.stack(own, axis=1)
+        )
 
     return scan_chunks(block_scores, None, (queries, picked, mixtures), _DIAGONAL)[1]
 
@@ -185,7 +187,7 @@ def _add_counts(
         nearest = add_tile(
             counts.nearest,
             similarities,
-            None if tile_offsets is None else tile_offsets[:, :1],
+            None if tile_offsets is None else tile_offsets[:1],
             start,
             valid=valid,
         )
@@ -197,7 +199,7 @@ def _add_counts(
         own = jnp.take_along_axis(similarities, column, axis=1)
         added = []
         for place in range(num_lists):
-            offset = None if tile_offsets is None else tile_offsets[:, place]
+            offset = None if tile_offsets is None else tile_offsets[place]
             level = best[:, place, None]
             of_right = own if offset is None else own - offset[column]
             of_right = _ahead(numerics.below_every_number(of_right), level, share)
@@ -207,7 +209,7 @@ def _add_counts(
             )
         return Counts(counts.ahead + jnp.stack(added, axis=1), nearest), None
 
-    arrays = (items.rows, offsets, items.valid)
+    arrays = (items.rows, by_list(offsets), items.valid)
     counts = numerics.varying_like(counts, asked, arrays)
     return scan_chunks(add_gallery_tile, counts, arrays, COLUMNS)[0]
 

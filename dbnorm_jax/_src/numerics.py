@@ -13,22 +13,18 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from dbnorm_jax._src import elementary
+
 # A finite start for the running maximum: -inf - -inf would be NaN.
 LOWEST = -1e30
 # Bounds exp of the excess over the maximum of the rows that count: only others reach it.
 _LARGEST_EXPONENT = 80.0
-
 Tree = TypeVar("Tree")
 
 
 def accumulation_dtype(*dtypes: jnp.dtype) -> jnp.dtype:
     """The dtype of results: at least float32, float64 where one input is."""
     return jnp.dtype(jnp.float64 if jnp.dtype(jnp.float64) in dtypes else jnp.float32)
-
-
-def written(array: jax.Array) -> jax.Array:
-    """The same array, computed once and for itself, whatever reads it."""
-    return lax.optimization_barrier(array)  # type: ignore[no-untyped-call]
 
 
 def matmul_precision() -> lax.Precision | None:
@@ -109,13 +105,14 @@ def add_rows(
         counted = present if valid is None else valid & present
     top = similarities if counted is None else jnp.where(counted, similarities, LOWEST)
     # The shift cancels in log Z, so its gradient is left out.
-    maximum = lax.stop_gradient(jnp.maximum(state.maximum, top.max(axis=0)))
+    largest = elementary.largest_first(lax.stop_gradient(top))
+    maximum = jnp.maximum(lax.stop_gradient(state.maximum), largest)
 
     def sums(beta: jax.Array) -> jax.Array:
         excess = beta * (similarities - maximum[None])
         if counted is not None:
             excess = jnp.minimum(excess, _LARGEST_EXPONENT)
-        powers = jnp.exp(excess)
+        powers = elementary.exp(excess)
         if valid is not None:
             powers = jnp.where(valid, powers, 0)
         # A product with the weights sums the rows and drops the padding in one fast operation.

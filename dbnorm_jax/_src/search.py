@@ -12,13 +12,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from dbnorm_jax._src import numerics
-from dbnorm_jax._src.selection import Nearest, add_tile, start_nearest
+from dbnorm_jax._src.selection import Nearest, Offsets, add_tile, start_nearest
 from dbnorm_jax._src.similarity import SimilarityFn, tile
 from dbnorm_jax._src.streaming import COLUMNS, Block, Items, both, scan_chunks
 
 # Gallery items per tile where many neighbours are kept: wide, so that inserting them costs little
 # beside the similarities. Up to so many a tile that stays in a processor's cache is the faster one.
-WIDE_COLUMNS = 4096
+WIDE_COLUMNS = 2048
 _FEW = 16
 # Entries of gallery vectors gathered at once for a gradient: 64 MiB of float32.
 _GATHERED = 2**24
@@ -172,7 +172,7 @@ def add_items(
             )
             return nearest, None
 
-        arrays = (items.rows, offsets, exclude, items.valid)
+        arrays = (items.rows, by_list(offsets), exclude, items.valid)
         start = numerics.varying_like(start, chunk.rows, arrays)
         return carry, scan_chunks(add_gallery_tile, start, arrays, columns)[0]
 
@@ -196,11 +196,13 @@ def _scores_again(
 
     def one(query: jax.Array, mixture: jax.Array | None, found: jax.Array) -> jax.Array:
         items = found.reshape(-1)
-        own = None if offsets is None else offsets[items]
+        own = by_list(None if offsets is None else offsets[items])
         scores, own = score(
             query[None], None if mixture is None else mixture[None], gallery[items], own
         )
-        scores = scores[0] if own is None else scores[0] - own[jnp.arange(len(items)), lists]
+        scores = (
+            scores[0] if own is None else scores[0] - jnp.stack(own)[lists, jnp.arange(len(items))]
+        )
         return scores.reshape(num_lists, k)
 
     def chunk(carry: None, block: Block) -> tuple[None, jax.Array]:
@@ -217,9 +219,9 @@ class Scoring(NamedTuple):
     dtype: jnp.dtype
 
     def __call__(
-        self, rows: jax.Array, mixtures: Any, items: jax.Array, offsets: Any
-    ) -> tuple[jax.Array, Any]:
-        """([num_rows, num_items] similarities, [num_items, num_lists] offsets or None).
+        self, rows: jax.Array, mixtures: Any, items: jax.Array, offsets: Offsets
+    ) -> tuple[jax.Array, Offsets]:
+        """([num_rows, num_items] similarities, what is left to subtract from them).
 
         Offsets that each query mixes in its own way are subtracted here.
         """
@@ -227,8 +229,9 @@ class Scoring(NamedTuple):
         if mixtures is None:
             return similarities, offsets
         # Few terms: an unrolled sum is exact in float32 on every backend, a matmul is not.
-        for term in range(offsets.shape[1]):
-            similarities -= mixtures[:, term, None] * offsets[None, :, term]
+        assert offsets is not None
+        for term, offset in enumerate(offsets):
+            similarities -= mixtures[:, term, None] * offset[None]
         return similarities, None
 
 
@@ -237,6 +240,11 @@ def scoring(
 ) -> Scoring:
     parts = (queries, gallery) if offsets is None else (queries, gallery, offsets)
     return Scoring(similarity_fn, numerics.accumulation_dtype(*(part.dtype for part in parts)))
+
+
+def by_list(offsets: jax.Array | None) -> Offsets:
+    """The columns of [num_items, num_lists] offsets, each side by side in memory."""
+    return None if offsets is None else tuple(offsets.T)
 
 
 def count_lists(offsets: jax.Array | None, mixtures: jax.Array | None) -> int:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dbnorm_jax._src import numerics, sorting
+from dbnorm_jax._src import elementary, numerics, sorting
 
 # Columns per block: two AVX-512 registers or one warp of float32.
 BLOCK = 32
@@ -30,9 +30,14 @@ _FEWEST_COLUMNS = 2**14
 
 def argmax(row: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(largest value, its lowest index) of one row without NaN; `jnp.argmax` is slow on CPU."""
-    value = row.max()
+    value = elementary.largest_last(row)
+    return value, _place(row, value)
+
+
+def _place(row: jax.Array, value: jax.Array) -> jax.Array:
+    """The lowest index at which a row has the value; its length where it has not."""
     places = lax.iota(jnp.int32, row.shape[0])
-    return value, jnp.where(row == value, places, row.shape[0]).min()
+    return elementary.smallest_last(jnp.where(row == value, places, row.shape[0]))
 
 
 def _candidates(row: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
@@ -119,8 +124,21 @@ def start_nearest(shape: tuple[int, ...], dtype: jnp.dtype) -> Nearest:
     return Nearest(jnp.full(shape, -jnp.inf, dtype), jnp.zeros(shape, jnp.int32))
 
 
+# For each list [num_items], subtracted from the similarities of the items; None = nothing is.
+Offsets = tuple[jax.Array, ...] | None
+
 # (query of the chunk, columns of the tile) -> bool, whether the query may see the items.
 Seen = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def _block(blocks: jax.Array, row: jax.Array, block: jax.Array) -> jax.Array:
+    """One block of [num_rows, num_blocks, BLOCK]; by one index, which XLA follows faster."""
+    place = row * blocks.shape[1] + block
+    return (
+        blocks.reshape(-1, BLOCK)
+        .at[place]
+        .get(mode="promise_in_bounds", wrap_negative_indices=False)
+    )
 
 
 class _Tile(NamedTuple):
@@ -133,9 +151,9 @@ class _Tile(NamedTuple):
 
     def scores(self, query: jax.Array, place: jax.Array, block: jax.Array) -> jax.Array:
         """[BLOCK] scores of one block for one query and list: NaN lowest, -inf where no item is."""
-        scores = self.similarities[query, block]
+        scores = _block(self.similarities, query, block)
         if self.offsets is not None:
-            scores = scores - self.offsets[place, block]
+            scores = scores - _block(self.offsets, place, block)
         scores = numerics.below_every_number(scores)
         if self.valid is not None:
             scores = jnp.where(self.valid[block], scores, -jnp.inf)
@@ -155,14 +173,12 @@ class _Tile(NamedTuple):
             none = jnp.zeros((num_lists, *self.valid.shape), self.similarities.dtype)
             offsets = none if offsets is None else offsets
             offsets = jnp.where(self.valid[None], offsets, jnp.inf)
-        scores = self.similarities[:, None]
-        if offsets is not None:
-            scores = scores - offsets[None]
-        maxima = jnp.broadcast_to(
-            scores.max(axis=-1), (len(self.similarities), num_lists, self.similarities.shape[1])
-        )
+        if offsets is None:
+            maxima = elementary.largest_last(self.similarities)[:, None]
+        else:
+            maxima = elementary.largest_last(self.similarities[:, None] - offsets[None])
         # The barrier keeps the subtraction inside the maximum instead of writing the tile again.
-        maxima = numerics.written(maxima)
+        maxima = elementary.written(maxima)
         hidden = ~numerics.is_number(maxima)
         if self.valid is not None:
             hidden &= self.valid.any(axis=-1)[None, None]
@@ -189,7 +205,7 @@ class _Tile(NamedTuple):
 def add_tile(
     nearest: Nearest,
     similarities: jax.Array,
-    offsets: jax.Array | None,
+    offsets: Offsets,
     start: jax.Array,
     *,
     valid: jax.Array | None = None,
@@ -203,7 +219,7 @@ def add_tile(
       nearest: [num_queries, num_lists, k].
       similarities: [num_queries, num_columns], of gallery items `start, start + 1, ...`, all after
         those before.
-      offsets: [num_columns, num_lists], each subtracted for a list of its own; None = nothing is.
+      offsets: of the columns.
       start: gallery index of the first column.
       valid: optional [num_columns] bool.
       seen: optional, which query may see which columns.
@@ -216,11 +232,11 @@ def add_tile(
         valid = jnp.ones(num_columns, bool) if valid is None else valid
         valid = jnp.pad(valid, (0, missing))
         similarities = jnp.pad(similarities, ((0, 0), (0, missing)))
-        offsets = None if offsets is None else jnp.pad(offsets, ((0, missing), (0, 0)))
+        offsets = None if offsets is None else tuple(jnp.pad(row, (0, missing)) for row in offsets)
     tile = _Tile(
         # Written once: computed twice, a score might round differently the second time.
-        numerics.written(similarities).reshape(num_queries, num_blocks, BLOCK),
-        None if offsets is None else offsets.T.reshape(num_lists, num_blocks, BLOCK),
+        elementary.written(similarities).reshape(num_queries, num_blocks, BLOCK),
+        None if offsets is None else jnp.stack(offsets).reshape(num_lists, num_blocks, BLOCK),
         None if valid is None else valid.reshape(num_blocks, BLOCK),
         seen,
     )
@@ -249,7 +265,7 @@ def _insert(nearest: Nearest, tile: _Tile, start: jax.Array) -> Nearest:
     values, indices = (array.reshape(num_rows, k) for array in nearest)
     waiting = (bounds > values[:, -1:]).sum(axis=1, dtype=jnp.int32)
     # Rows with most to insert first: those of a group need about as many steps.
-    rows = lax.sort((-waiting, lax.iota(jnp.int32, num_rows)), num_keys=1, is_stable=False)[1]
+    rows = lax.sort(lax.iota(jnp.int32, num_rows) - waiting * num_rows) % num_rows
     rows = jnp.pad(rows, (0, -num_rows % group), constant_values=num_rows)
 
     def insert_group(state: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -274,6 +290,7 @@ class _Inserting(NamedTuple):
     """One row while its items are inserted, best first and ties by column."""
 
     bounds: jax.Array  # [num_blocks] on the items not yet inserted
+    bound: jax.Array  # the largest of them
     nearest: Nearest  # [k]
     last_value: jax.Array  # of the item inserted last
     last_column: jax.Array
@@ -287,8 +304,8 @@ def _insert_best(
     no_column = tile.similarities.shape[1] * BLOCK
 
     def step(row: jax.Array, state: _Inserting) -> _Inserting:
-        bound, block = argmax(state.bounds)
-        block = jnp.minimum(block, state.bounds.shape[0] - 1)
+        bound = state.bound
+        block = jnp.minimum(_place(state.bounds, bound), state.bounds.shape[0] - 1)
         scores = tile.scores(row // num_lists, row % num_lists, block)
         columns = block * BLOCK + lax.iota(jnp.int32, BLOCK)
         after = (scores < state.last_value) | (
@@ -300,19 +317,22 @@ def _insert_best(
         inserted = found < no_column
         rest = jnp.where(columns == found, -jnp.inf, scores).max()
         blocks = lax.iota(jnp.int32, state.bounds.shape[0])
+        bounds = jnp.where(blocks == block, rest, state.bounds)
         added = _insert_one(state.nearest, bound, found + start)
         return _Inserting(
-            jnp.where(blocks == block, rest, state.bounds),
+            bounds,
+            elementary.largest_last(bounds),
             jax.tree.map(lambda new, old: jnp.where(inserted, new, old), added, state.nearest),
             jnp.where(inserted, bound, state.last_value),
             jnp.where(inserted, found, state.last_column),
         )
 
     def more(state: _Inserting) -> jax.Array:
-        return (state.bounds.max(axis=1) > state.nearest.values[:, -1]).any()
+        return elementary.any_last(state.bound > state.nearest.values[:, -1])
 
     state = _Inserting(
         bounds,
+        elementary.largest_last(bounds),
         nearest,
         jnp.full(len(rows), jnp.inf, bounds.dtype),
         jnp.full(len(rows), -1, jnp.int32),

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dbnorm_jax._src.numerics import written
+from dbnorm_jax._src.elementary import written
 
 
 def largest_of_columns(matrix: jax.Array, k: int) -> jax.Array:

@@ -1,0 +1,119 @@
+"""Elementary functions, written so that XLA compiles them to fast loops for processors.
+
+They mean what `jnp` means by them. Each says what it spares; where XLA comes to do as well by
+itself, it can go.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+# Entries that XLA reduces at once; it takes longer reductions of integers apart.
+_LANES = 32
+# Beyond so many folds the reduction that XLA has for long axes is as fast.
+_MOST_FOLDED = 16 * _LANES
+
+# exp(x) = 2^n exp(r) with x = n log 2 + r: log 2 in two parts, the first exact in n times it, and
+# exp(r) = 1 + r + r^2 q(r), fitted for |r| <= log(2) / 2 to 3e-9 of the value.
+_LOG2_E = 1.4426950408889634
+_LOG_2 = (0.693359375, -2.12194440e-4)
+_TAIL = (0.499999934, 0.166665201, 0.0416683942, 0.00836878085, 0.00138144669)
+# A float32 of this size has no binary places: adding it rounds, and its last bits hold n.
+_ROUNDER = 12582912.0  # 1.5 * 2^23
+_ONE = 0x3F800000  # the bits of 1.0, whose exponent is in the bits from the 23rd on
+_LOWEST_EXPONENT = -87.3  # of a power that is no subnormal number
+
+
+def written(array: jax.Array) -> jax.Array:
+    """The same array, computed once and for itself, whatever reads it."""
+    return lax.optimization_barrier(array)  # type: ignore[no-untyped-call]
+
+
+@jax.custom_jvp
+def exp(x: jax.Array) -> jax.Array:
+    """`jnp.exp(x)` for x up to 88, as close (1.01 float32 ulp), on processors in 0.6 of the time.
+
+    Below -87.3, where float32 has subnormal numbers only, it is 0. NaN stays NaN.
+    """
+    if x.dtype != jnp.float32:
+        return jnp.exp(x)
+    return lax.platform_dependent(x, cpu=_exp_float32, default=jnp.exp)
+
+
+@exp.defjvp
+def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    power = exp(*primals)
+    return power, power * tangents[0]
+
+
+def _exp_float32(x: jax.Array) -> jax.Array:
+    # Without a rounding of its own, XLA would cancel what is added and subtracted.
+    rounded = lax.reduce_precision(x * _LOG2_E + _ROUNDER, exponent_bits=8, mantissa_bits=23)
+    n = rounded - _ROUNDER
+    r = (x - n * _LOG_2[0]) - n * _LOG_2[1]
+    tail = jnp.full_like(x, _TAIL[-1])
+    for coefficient in _TAIL[-2::-1]:
+        tail = coefficient + r * tail
+    exponent = (lax.bitcast_convert_type(rounded, jnp.int32) << 23) + _ONE
+    # Times the power of two, not added to the exponent: NaN stays NaN.
+    power = (1 + (r + r * r * tail)) * lax.bitcast_convert_type(exponent, jnp.float32)
+    return jnp.where(x < _LOWEST_EXPONENT, 0, power)
+
+
+def largest_first(matrix: jax.Array) -> jax.Array:
+    """[num_columns] the largest of each column, in half the time of `matrix.max(axis=0)`.
+
+    Of a column with NaN it may be NaN or any number there, or -inf. Not differentiable.
+    """
+
+    def reduce(array: jax.Array, axis: int) -> jax.Array:
+        lowest = jnp.asarray(-jnp.inf, array.dtype)
+        return lax.reduce(array, lowest, lambda a, b: jnp.where(b > a, b, a), (axis,))
+
+    if len(matrix) % 8 == 0:  # eight rows at once stay in registers
+        matrix = written(reduce(matrix.reshape(-1, 8, matrix.shape[1]), 1))
+    return reduce(matrix, 0)
+
+
+def largest_last(values: jax.Array) -> jax.Array:
+    """The largest over the last axis, as `values.max(axis=-1)` for half the time where it is short.
+
+    NaN may or may not come out. An axis of at most 32 never loses a number to it: the largest or
+    NaN is found.
+    """
+    if values.shape[-1] > _MOST_FOLDED:
+        return values.max(axis=-1)
+    values = _folded(jnp.maximum, values)
+    bits = jnp.dtype(f"int{8 * values.dtype.itemsize}")
+
+    def swapped(array: jax.Array) -> jax.Array:
+        # Integers in the order of the floats that they spell: below zero, more is less.
+        return array ^ ((array >> (8 * bits.itemsize - 1)) & jnp.iinfo(bits).max)  # type: ignore[no-untyped-call]
+
+    order = swapped(lax.bitcast_convert_type(values, bits)).max(axis=-1)
+    # Written as it is: fused with what reads it, it would be computed for each.
+    return lax.bitcast_convert_type(swapped(written(order)), values.dtype)
+
+
+def smallest_last(integers: jax.Array) -> jax.Array:
+    """The smallest over the last axis, sooner than by `integers.min(axis=-1)`."""
+    if integers.shape[-1] <= _MOST_FOLDED:
+        integers = _folded(jnp.minimum, integers)
+    return integers.min(axis=-1)
+
+
+def any_last(flags: jax.Array) -> jax.Array:
+    """Whether any is set over the last axis, sooner than by `flags.any(axis=-1)`."""
+    if flags.shape[-1] <= _MOST_FOLDED:
+        flags = _folded(jnp.logical_or, flags)
+    return flags.any(axis=-1)
+
+
+def _folded(pick: Callable[[jax.Array, jax.Array], jax.Array], values: jax.Array) -> jax.Array:
+    """Halves of the last axis laid on each other until it is short."""
+    while values.shape[-1] > _LANES and values.shape[-1] % 2 == 0:
+        half = values.shape[-1] // 2
+        values = pick(values[..., :half], values[..., half:])
+    return values

@@ -1,0 +1,98 @@
+"""Elementary functions against NumPy in float64, on every kind of value."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.test_util import check_grads
+
+from dbnorm_jax._src import elementary
+
+NAN_OF_EITHER_SIGN = np.array([np.nan, -np.nan], np.float32)
+
+
+def test_powers_of_e_are_as_close_as_those_of_jax():
+    x = np.linspace(-87.3, 88, 1_000_001).astype(np.float32)
+    exact = np.exp(x.astype(np.float64))
+    found = np.asarray(jax.jit(elementary.exp)(x))
+    assert (abs(found - exact) / np.spacing(exact.astype(np.float32))).max() <= 1.01
+
+
+def test_powers_of_e_of_special_values():
+    x = np.array([0, -0.0, -87.4, -1e30, -np.inf, *NAN_OF_EITHER_SIGN], np.float32)
+    expected = np.array([1, 1, 0, 0, 0, np.nan, np.nan])
+    np.testing.assert_array_equal(jax.jit(elementary.exp)(jnp.asarray(x)), expected)
+
+
+def test_powers_of_e_have_derivatives_of_every_order():
+    x = jnp.linspace(-8.0, 2.0, 7)
+    check_grads(elementary.exp, (x,), order=3, rtol=1e-2)
+    slope = jax.vmap(jax.grad(elementary.exp))(x)
+    np.testing.assert_array_equal(slope, elementary.exp(x))
+    assert jax.grad(elementary.exp)(-jnp.inf) == 0
+
+
+def test_other_floats_have_the_powers_of_jax():
+    for dtype in (jnp.float16, jnp.bfloat16):
+        x = jnp.linspace(-5, 5, 9, dtype=dtype)
+        np.testing.assert_array_equal(elementary.exp(x), jnp.exp(x))
+        assert elementary.exp(x).dtype == dtype
+    with jax.enable_x64(True):
+        x = jnp.linspace(-300.0, 300.0, 9)
+        assert x.dtype == jnp.float64
+        np.testing.assert_array_equal(elementary.exp(x), jnp.exp(x))
+
+
+NUMBERS = st.floats(width=32, allow_nan=False) | st.sampled_from([0.0, -0.0, np.inf, -np.inf])
+# One entry, what XLA reduces at once, and what is folded once, often, with a rest or not at all.
+WIDTHS = (1, 2, 31, 32, 33, 64, 96, 100, 128, 512, 514)
+
+
+@given(numbers=st.lists(NUMBERS, min_size=1, max_size=40), seed=st.integers(0, 2**16))
+def test_largest_over_the_last_axis(numbers, seed):
+    values = np.random.default_rng(seed).choice(np.float32(numbers), (3, 32))
+    np.testing.assert_array_equal(_largest_last(values), values.max(axis=-1))
+
+
+_largest_last = jax.jit(elementary.largest_last)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_over_a_last_axis_of_any_width(width):
+    random = np.random.default_rng(width)
+    values = random.normal(size=(2, 3, width)).astype(np.float32)
+    np.testing.assert_array_equal(_largest_last(values), values.max(axis=-1))
+    integers = random.integers(-(2**31), 2**31, size=(5, width)).astype(np.int32)
+    found = jax.jit(elementary.smallest_last)(integers)
+    np.testing.assert_array_equal(found, integers.min(axis=-1))
+    flags = np.zeros((width + 1, width), bool)  # each alone, and none
+    flags[np.arange(width), np.arange(width)] = True
+    np.testing.assert_array_equal(jax.jit(elementary.any_last)(flags), np.arange(width + 1) < width)
+
+
+def test_no_number_is_lost_to_nan_in_a_short_row():
+    for nan in NAN_OF_EITHER_SIGN:
+        for place in range(32):
+            values = np.arange(32, dtype=np.float32)
+            values[place] = nan
+            found = float(_largest_last(values))
+            assert np.isnan(found) or found == np.nanmax(values)
+
+
+def test_of_float64():
+    with jax.enable_x64(True):
+        values = np.random.default_rng(1).normal(size=(4, 64)) * 1e200
+        np.testing.assert_array_equal(elementary.largest_last(values), values.max(axis=-1))
+        np.testing.assert_array_equal(elementary.largest_first(values), values.max(axis=0))
+
+
+@pytest.mark.parametrize("num_rows", [1, 7, 8, 9, 64])
+def test_largest_over_the_first_axis(num_rows):
+    matrix = np.random.default_rng(num_rows).normal(size=(num_rows, 5)).astype(np.float32)
+    matrix[:, 3] = -np.inf
+    matrix[0, 4] = np.nan
+    found = np.asarray(jax.jit(elementary.largest_first)(matrix))
+    np.testing.assert_array_equal(found[:4], matrix[:, :4].max(axis=0))
+    assert np.isnan(found[4]) or found[4] in matrix[:, 4] or found[4] == -np.inf
