@@ -72,13 +72,16 @@ def test_over_a_last_axis_of_any_width(width):
     np.testing.assert_array_equal(jax.jit(elementary.any_last)(flags), np.arange(width + 1) < width)
 
 
-def test_no_number_is_lost_to_nan_in_a_short_row():
-    for nan in NAN_OF_EITHER_SIGN:
-        for place in range(32):
-            values = np.arange(32, dtype=np.float32)
-            values[place] = nan
-            found = float(_largest_last(values))
-            assert np.isnan(found) or found == np.nanmax(values)
+@pytest.mark.parametrize("width", [1, 31, 32, 128, 514])
+def test_nan_is_passed_over(width):
+    random = np.random.default_rng(width)
+    values = random.normal(size=(60, width)).astype(np.float32)
+    values[random.random(values.shape) < 0.4] = NAN_OF_EITHER_SIGN[0]
+    values[random.random(values.shape) < 0.4] = NAN_OF_EITHER_SIGN[1]
+    values[:3] = np.concatenate([NAN_OF_EITHER_SIGN, [-np.inf]])[:, None]
+    numbers = np.where(np.isnan(values), -np.inf, values).max(axis=-1)
+    found = np.asarray(_largest_last(values))
+    np.testing.assert_array_equal(np.where(np.isnan(found), -np.inf, found), numbers)
 
 
 def test_of_float64():

@@ -78,21 +78,23 @@ def largest_first(matrix: jax.Array) -> jax.Array:
 
 
 def largest_last(values: jax.Array) -> jax.Array:
-    """The largest over the last axis, as `values.max(axis=-1)` for half the time where it is short.
+    """The largest number over the last axis, sooner than by `values.max(axis=-1)`.
 
-    NaN may or may not come out. An axis of at most 32 never loses a number to it: the largest or
-    NaN is found.
+    NaN is passed over; of nothing else something below every number comes out, NaN or -inf.
     """
     if values.shape[-1] > _MOST_FOLDED:
-        return values.max(axis=-1)
-    values = _folded(jnp.maximum, values)
+        return jnp.where(jnp.isnan(values), -jnp.inf, values).max(axis=-1)
     bits = jnp.dtype(f"int{8 * values.dtype.itemsize}")
+    limits = jnp.iinfo(bits)  # type: ignore[no-untyped-call]
 
     def swapped(array: jax.Array) -> jax.Array:
         # Integers in the order of the floats that they spell: below zero, more is less.
-        return array ^ ((array >> (8 * bits.itemsize - 1)) & jnp.iinfo(bits).max)  # type: ignore[no-untyped-call]
+        return array ^ ((array >> (limits.bits - 1)) & limits.max)
 
-    order = swapped(lax.bitcast_convert_type(values, bits)).max(axis=-1)
+    order = swapped(lax.bitcast_convert_type(values, bits))
+    infinity = lax.bitcast_convert_type(jnp.asarray(jnp.inf, values.dtype), bits)
+    order = jnp.where(order > infinity, limits.min, order)
+    order = _folded(jnp.maximum, order).max(axis=-1)
     # Written as it is: fused with what reads it, it would be computed for each.
     return lax.bitcast_convert_type(swapped(written(order)), values.dtype)
 

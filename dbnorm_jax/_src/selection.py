@@ -163,10 +163,10 @@ class _Tile(NamedTuple):
         return scores
 
     def bounds(self, num_lists: int) -> jax.Array:
-        """[num_queries, num_lists, num_blocks]: no score of a block is above; mostly equal to one.
+        """[num_queries, num_lists, num_blocks]: no score of a block is above.
 
         One subtraction and one maximum per score: this is nearly all that a search adds to the
-        similarities. NaN, which would hide a block, is looked for in the result.
+        similarities. Each is the largest score itself unless the query may not see that item.
         """
         offsets = self.offsets
         if self.valid is not None:
@@ -177,17 +177,15 @@ class _Tile(NamedTuple):
             maxima = elementary.largest_last(self.similarities)[:, None]
         else:
             maxima = elementary.largest_last(self.similarities[:, None] - offsets[None])
-        # The barrier keeps the subtraction inside the maximum instead of writing the tile again.
-        maxima = elementary.written(maxima)
-        hidden = ~numerics.is_number(maxima)
+        maxima = numerics.below_every_number(maxima)
         if self.valid is not None:
-            hidden &= self.valid.any(axis=-1)[None, None]
-        return lax.cond(
-            hidden.any(), lambda _: self.maxima(num_lists), lambda maxima: maxima, maxima
-        )
+            maxima = jnp.where(self.valid.any(axis=-1)[None, None], maxima, -jnp.inf)
+        return maxima
 
     def maxima(self, num_lists: int) -> jax.Array:
         """[num_queries, num_lists, num_blocks] the largest of `scores` in each block, exactly."""
+        if self.seen is None:
+            return self.bounds(num_lists)
         num_queries, num_blocks, _ = self.similarities.shape
         scores = self.similarities[:, None]
         if self.offsets is not None:
@@ -195,10 +193,9 @@ class _Tile(NamedTuple):
         scores = numerics.below_every_number(scores)
         if self.valid is not None:
             scores = jnp.where(self.valid[None, None], scores, -jnp.inf)
-        if self.seen is not None:
-            columns = lax.iota(jnp.int32, num_blocks * BLOCK)
-            seen = jax.vmap(self.seen, (0, None))(lax.iota(jnp.int32, num_queries), columns)
-            scores = jnp.where(seen.reshape(self.similarities.shape)[:, None], scores, -jnp.inf)
+        columns = lax.iota(jnp.int32, num_blocks * BLOCK)
+        seen = jax.vmap(self.seen, (0, None))(lax.iota(jnp.int32, num_queries), columns)
+        scores = jnp.where(seen.reshape(self.similarities.shape)[:, None], scores, -jnp.inf)
         return jnp.broadcast_to(scores.max(axis=-1), (num_queries, num_lists, num_blocks))
 
 
@@ -391,8 +388,7 @@ def _select_anew(nearest: Nearest, tile: _Tile, start: jax.Array) -> Nearest:
 def _each(one: Callable[..., Nearest], nearest: Nearest, tile: _Tile) -> Nearest:
     """`one(query, place of the list, block maxima, nearest)` for each query and list."""
     num_queries, num_lists, _ = nearest.values.shape
-    # Exact maxima: a mere bound might crowd out a block.
-    maxima = tile.bounds(num_lists) if tile.seen is None else tile.maxima(num_lists)
+    maxima = tile.maxima(num_lists)  # exact: a mere bound might crowd out a block
     queries, places = (lax.iota(jnp.int32, size) for size in (num_queries, num_lists))
     over_lists = jax.vmap(one, (None, 0, 0, 0))
     return jax.vmap(over_lists, (0, None, 0, 0))(queries, places, maxima, nearest)
