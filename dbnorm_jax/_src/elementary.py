@@ -4,6 +4,7 @@ They mean what `jnp` means by them. Each says what it spares; where XLA comes to
 itself, it can go.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -15,15 +16,12 @@ _LANES = 32
 # Beyond so many folds the reduction that XLA has for long axes is as fast.
 _MOST_FOLDED = 16 * _LANES
 
-# exp(x) = 2^n exp(r) with x = n log 2 + r: log 2 in two parts, the first exact in n times it, and
-# exp(r) = 1 + r + r^2 q(r), fitted for |r| <= log(2) / 2 to 3e-9 of the value.
-_LOG2_E = 1.4426950408889634
-_LOG_2 = (0.693359375, -2.12194440e-4)
-_TAIL = (0.499999934, 0.166665201, 0.0416683942, 0.00836878085, 0.00138144669)
+# 2^x = 2^n 2^r with a whole n: 2^r = 1 + r q(r), fitted for |r| <= 1/2 to 2e-9 of the value.
+_FITTED = (0.6931471825, 0.2402264774, 0.0555033237, 0.0096184378, 0.0013398875, 0.0001535335)
 # A float32 of this size has no binary places: adding it rounds, and its last bits hold n.
 _ROUNDER = 12582912.0  # 1.5 * 2^23
 _ONE = 0x3F800000  # the bits of 1.0, whose exponent is in the bits from the 23rd on
-_LOWEST_EXPONENT = -87.3  # of a power that is no subnormal number
+_LOWEST_EXPONENT = -126  # of a power that is no subnormal number
 
 
 def written(array: jax.Array) -> jax.Array:
@@ -32,33 +30,32 @@ def written(array: jax.Array) -> jax.Array:
 
 
 @jax.custom_jvp
-def exp(x: jax.Array) -> jax.Array:
-    """`jnp.exp(x)` for x up to 88, as close (1.01 float32 ulp), on processors in 0.6 of the time.
+def exp2(x: jax.Array) -> jax.Array:
+    """`jnp.exp2(x)` for x up to 127, within 1 float32 ulp, on processors in 0.6 of the time.
 
-    Below -87.3, where float32 has subnormal numbers only, it is 0. NaN stays NaN.
+    Below -126, where float32 has subnormal numbers only, it is 0. NaN stays NaN.
     """
     if x.dtype != jnp.float32:
-        return jnp.exp(x)
-    return lax.platform_dependent(x, cpu=_exp_float32, default=jnp.exp)
+        return jnp.exp2(x)
+    return lax.platform_dependent(x, cpu=_exp2_float32, default=jnp.exp2)
 
 
-@exp.defjvp
+@exp2.defjvp
 def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    power = exp(*primals)
-    return power, power * tangents[0]
+    power = exp2(*primals)
+    return power, math.log(2) * power * tangents[0]
 
 
-def _exp_float32(x: jax.Array) -> jax.Array:
+def _exp2_float32(x: jax.Array) -> jax.Array:
     # Without a rounding of its own, XLA would cancel what is added and subtracted.
-    rounded = lax.reduce_precision(x * _LOG2_E + _ROUNDER, exponent_bits=8, mantissa_bits=23)
-    n = rounded - _ROUNDER
-    r = (x - n * _LOG_2[0]) - n * _LOG_2[1]
-    tail = jnp.full_like(x, _TAIL[-1])
-    for coefficient in _TAIL[-2::-1]:
-        tail = coefficient + r * tail
+    rounded = lax.reduce_precision(x + _ROUNDER, exponent_bits=8, mantissa_bits=23)
+    r = x - (rounded - _ROUNDER)
+    power = jnp.full_like(x, _FITTED[-1])
+    for coefficient in (*_FITTED[-2::-1], 1.0):
+        power = coefficient + r * power
     exponent = (lax.bitcast_convert_type(rounded, jnp.int32) << 23) + _ONE
     # Times the power of two, not added to the exponent: NaN stays NaN.
-    power = (1 + (r + r * r * tail)) * lax.bitcast_convert_type(exponent, jnp.float32)
+    power *= lax.bitcast_convert_type(exponent, jnp.float32)
     return jnp.where(x < _LOWEST_EXPONENT, 0, power)
 
 

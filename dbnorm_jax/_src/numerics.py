@@ -5,6 +5,7 @@ The running log-sum holds, per gallery column, the maximum similarity `m` seen s
 of bank rows in any order, and ends as `log Z = beta m + log z`.
 """
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
@@ -17,8 +18,8 @@ from dbnorm_jax._src import elementary
 
 # A finite start for the running maximum: -inf - -inf would be NaN.
 LOWEST = -1e30
-# Bounds exp of the excess over the maximum of the rows that count: only others reach it.
-_LARGEST_EXPONENT = 80.0
+# Bounds 2^ of the excess over the maximum of the rows that count: only others reach it.
+_LARGEST_EXPONENT = 115.0
 Tree = TypeVar("Tree")
 
 
@@ -109,10 +110,10 @@ def add_rows(
     maximum = jnp.maximum(lax.stop_gradient(state.maximum), largest)
 
     def sums(beta: jax.Array) -> jax.Array:
-        excess = beta * (similarities - maximum[None])
+        excess = (beta / math.log(2)) * (similarities - maximum[None])
         if counted is not None:
             excess = jnp.minimum(excess, _LARGEST_EXPONENT)
-        powers = elementary.exp(excess)
+        powers = elementary.exp2(excess)
         if valid is not None:
             powers = jnp.where(valid, powers, 0)
         # A product with the weights sums the rows and drops the padding in one fast operation.
