@@ -22,6 +22,7 @@ TOPICS = {
     "fit": {"bank": 64, **TINY},
     "search": {"queries": 32, "bank": 64, **TINY},
     "ranks": {"queries": 64, "bank": 64, **TINY},
+    "stages": {"queries": 32, **TINY},
     "peers": {"queries": 32, "bank": 130, "k": 3, **TINY},
     "small": {"rows": 64, "dim": 16, "repetitions": 2, "processes": 1},
     "sharding": {"bank": 64, "queries": 32, "processes": False, **TINY},

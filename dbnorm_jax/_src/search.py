@@ -16,10 +16,9 @@ from dbnorm_jax._src.selection import Nearest, Offsets, add_tile, start_nearest
 from dbnorm_jax._src.similarity import SimilarityFn, tile
 from dbnorm_jax._src.streaming import COLUMNS, Block, Items, both, scan_chunks
 
-# Gallery items per tile where many neighbours are kept: wide, so that inserting them costs little
-# beside the similarities. Up to so many a tile that stays in a processor's cache is the faster one.
+# Gallery items per tile where neighbours are inserted: wide, so that a bad order of the gallery
+# costs little. For the nearest alone a tile that stays in a processor's cache is the faster one.
 WIDE_COLUMNS = 2048
-_FEW = 16
 # Entries of gallery vectors gathered at once for a gradient: 64 MiB of float32.
 _GATHERED = 2**24
 
@@ -151,7 +150,7 @@ def add_items(
     if nearest is not None:
         places = nearest.values.shape[1], nearest.values.shape[2], nearest.values.dtype
     assert places is not None
-    is_narrow = places[0] * places[1] <= _FEW and jax.default_backend() == "cpu"
+    is_narrow = places[1] == 1 and jax.default_backend() == "cpu"
     columns = COLUMNS if is_narrow else WIDE_COLUMNS
 
     def search_chunk(carry: None, chunk: Block) -> tuple[None, Nearest]:

@@ -141,7 +141,7 @@ def _block(blocks: jax.Array, row: jax.Array, block: jax.Array) -> jax.Array:
     )
 
 
-class _Tile(NamedTuple):
+class Tile(NamedTuple):
     """A tile of similarities in blocks of columns."""
 
     similarities: jax.Array  # [num_queries, num_blocks, BLOCK]
@@ -199,6 +199,30 @@ class _Tile(NamedTuple):
         return jnp.broadcast_to(scores.max(axis=-1), (num_queries, num_lists, num_blocks))
 
 
+def in_blocks(
+    similarities: jax.Array,
+    offsets: Offsets,
+    valid: jax.Array | None = None,
+    seen: Seen | None = None,
+) -> Tile:
+    """A tile of similarities [num_queries, num_columns]; arguments as of `add_tile`."""
+    num_queries, num_columns = similarities.shape
+    num_blocks = -(-num_columns // BLOCK)
+    missing = num_blocks * BLOCK - num_columns
+    if missing:
+        valid = jnp.ones(num_columns, bool) if valid is None else valid
+        valid = jnp.pad(valid, (0, missing))
+        similarities = jnp.pad(similarities, ((0, 0), (0, missing)))
+        offsets = None if offsets is None else tuple(jnp.pad(row, (0, missing)) for row in offsets)
+    return Tile(
+        # Written once: computed twice, a score might round differently the second time.
+        elementary.written(similarities).reshape(num_queries, num_blocks, BLOCK),
+        None if offsets is None else jnp.stack(offsets).reshape(-1, num_blocks, BLOCK),
+        None if valid is None else valid.reshape(num_blocks, BLOCK),
+        seen,
+    )
+
+
 def add_tile(
     nearest: Nearest,
     similarities: jax.Array,
@@ -221,25 +245,11 @@ def add_tile(
       valid: optional [num_columns] bool.
       seen: optional, which query may see which columns.
     """
-    num_queries, num_lists, k = nearest.values.shape
-    num_columns = similarities.shape[1]
-    num_blocks = -(-num_columns // BLOCK)
-    missing = num_blocks * BLOCK - num_columns
-    if missing:
-        valid = jnp.ones(num_columns, bool) if valid is None else valid
-        valid = jnp.pad(valid, (0, missing))
-        similarities = jnp.pad(similarities, ((0, 0), (0, missing)))
-        offsets = None if offsets is None else tuple(jnp.pad(row, (0, missing)) for row in offsets)
-    tile = _Tile(
-        # Written once: computed twice, a score might round differently the second time.
-        elementary.written(similarities).reshape(num_queries, num_blocks, BLOCK),
-        None if offsets is None else jnp.stack(offsets).reshape(num_lists, num_blocks, BLOCK),
-        None if valid is None else valid.reshape(num_blocks, BLOCK),
-        seen,
-    )
+    k = nearest.values.shape[-1]
+    tile = in_blocks(similarities, offsets, valid, seen)
     if k == 1:
         return _replace(nearest, tile, start)
-    if k > min(_MOST_INSERTED, num_columns / _COLUMNS_PER_INSERTED):
+    if k > min(_MOST_INSERTED, similarities.shape[1] / _COLUMNS_PER_INSERTED):
         return _select_anew(nearest, tile, start)
     # A loop that asks after every step whether to go on suits processors only.
     return lax.platform_dependent(
@@ -250,7 +260,7 @@ def add_tile(
     )
 
 
-def _insert(nearest: Nearest, tile: _Tile, start: jax.Array) -> Nearest:
+def _insert(nearest: Nearest, tile: Tile, start: jax.Array) -> Nearest:
     """Inserts the items that beat the k-th nearest, best first, a group of rows at a time.
 
     Best first, only items are inserted that stay: about k / t for each row of the t-th tile.
@@ -294,7 +304,7 @@ class _Inserting(NamedTuple):
 
 
 def _insert_best(
-    tile: _Tile, rows: jax.Array, bounds: jax.Array, nearest: Nearest, start: jax.Array
+    tile: Tile, rows: jax.Array, bounds: jax.Array, nearest: Nearest, start: jax.Array
 ) -> Nearest:
     """Inserts into each of the rows, side by side, while a bound beats its k-th value."""
     num_lists = 1 if tile.offsets is None else tile.offsets.shape[0]
@@ -350,7 +360,7 @@ def _insert_one(nearest: Nearest, value: jax.Array, index: jax.Array) -> Nearest
     return Nearest(inserted(nearest.values, value), inserted(nearest.indices, index))
 
 
-def _replace(nearest: Nearest, tile: _Tile, start: jax.Array) -> Nearest:
+def _replace(nearest: Nearest, tile: Tile, start: jax.Array) -> Nearest:
     """The nearest so far, or the best item of the block with the largest maximum."""
 
     def one(query: jax.Array, place: jax.Array, maxima: jax.Array, nearest: Nearest) -> Nearest:
@@ -364,7 +374,7 @@ def _replace(nearest: Nearest, tile: _Tile, start: jax.Array) -> Nearest:
     return _each(one, nearest, tile)
 
 
-def _select_anew(nearest: Nearest, tile: _Tile, start: jax.Array) -> Nearest:
+def _select_anew(nearest: Nearest, tile: Tile, start: jax.Array) -> Nearest:
     """The k largest of the k nearest so far and the k blocks with the largest maxima."""
     k = nearest.values.shape[-1]
 
@@ -385,7 +395,7 @@ def _select_anew(nearest: Nearest, tile: _Tile, start: jax.Array) -> Nearest:
     return _each(one, nearest, tile)
 
 
-def _each(one: Callable[..., Nearest], nearest: Nearest, tile: _Tile) -> Nearest:
+def _each(one: Callable[..., Nearest], nearest: Nearest, tile: Tile) -> Nearest:
     """`one(query, place of the list, block maxima, nearest)` for each query and list."""
     num_queries, num_lists, _ = nearest.values.shape
     maxima = tile.maxima(num_lists)  # exact: a mere bound might crowd out a block
