@@ -88,12 +88,12 @@ def largest_last(values: jax.Array) -> jax.Array:
         # Integers in the order of the floats that they spell: below zero, more is less.
         return array ^ ((array >> (limits.bits - 1)) & limits.max)
 
-    order = swapped(lax.bitcast_convert_type(values, bits))
-    infinity = lax.bitcast_convert_type(jnp.asarray(jnp.inf, values.dtype), bits)
-    order = jnp.where(order > infinity, limits.min, order)
-    order = _folded(jnp.maximum, order).max(axis=-1)
+    # As high as they can stand: NaN, above infinity, runs over and comes to lie below all.
+    raised = limits.max - lax.bitcast_convert_type(jnp.asarray(jnp.inf, values.dtype), bits)
+    order = swapped(lax.bitcast_convert_type(values, bits)) + raised
     # Written as it is: fused with what reads it, it would be computed for each.
-    return lax.bitcast_convert_type(swapped(written(order)), values.dtype)
+    order = written(_folded(jnp.maximum, order).max(axis=-1))
+    return lax.bitcast_convert_type(swapped(order - raised), values.dtype)
 
 
 def smallest_last(integers: jax.Array) -> jax.Array:
