@@ -160,7 +160,11 @@ def run(rows: int, dim: int, repetitions: int, processes: int) -> list[report.Re
                 figures.append(
                     _median(f"{program}, first call, {name}", found, report.Target(high=largest))
                 )
-    imports = [call("--case=import") for _ in range(processes)]
+    with tempfile.TemporaryDirectory() as folder:
+        # As installed: compiled to bytecode before.
+        compiled = {"PYTHONDONTWRITEBYTECODE": None, "PYTHONPYCACHEPREFIX": folder}
+        call("--case=import", variables=compiled)
+        imports = [call("--case=import", variables=compiled) for _ in range(processes)]
     figures += [
         _median("import jax", [each["jax"] for each in imports], None),
         _median(
