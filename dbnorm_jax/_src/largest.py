@@ -23,8 +23,10 @@ from dbnorm_jax._src.similarity import SimilarityFn, check_rows, dot_product, ti
 from dbnorm_jax._src.streaming import Block, scan_chunks
 from dbnorm_jax._src.types import LargestSimilarities
 
-# Bank rows sorted at once by a network, and the bank rows per place up to which it is the faster.
+# Bank rows and gallery items sorted at once by a network, few enough to stay in a processor's cache,
+# and the bank rows per place up to which it is the faster.
 _ROWS = 1024
+_ITEMS = 256
 _ROWS_PER_PLACE = 192
 
 
@@ -192,7 +194,7 @@ class _Largest(NamedTuple):
             start = numerics.varying_like(start, items.rows, arrays)
             return carry, scan_chunks(add_bank_rows, start, arrays, _ROWS)[0].T
 
-        return scan_chunks(of_items, None, gallery, self.chunk_size)[1].T
+        return scan_chunks(of_items, None, gallery, min(self.chunk_size, _ITEMS))[1].T
 
 
 _stream_largest_similarities = jax.jit(

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dbnorm_jax._src.elementary import written
+from dbnorm_jax._src.elementary import from_order, to_order, written
 
 
 def largest_of_columns(matrix: jax.Array, k: int) -> jax.Array:
@@ -26,7 +26,7 @@ def largest_of_columns(matrix: jax.Array, k: int) -> jax.Array:
     size = 2 ** (k - 1).bit_length()
     groups = 2 ** (math.ceil(len(matrix) / size) - 1).bit_length()
     filling = ((0, groups * size - len(matrix)), (0, 0))
-    rows = jnp.pad(matrix, filling, constant_values=-jnp.inf)
+    rows = to_order(jnp.pad(matrix, filling, constant_values=-jnp.inf))
     sorted_size = 2
     while sorted_size <= size:
         # One group that is whole needs no ascending one beside it.
@@ -34,15 +34,18 @@ def largest_of_columns(matrix: jax.Array, k: int) -> jax.Array:
         sorted_size *= 2
     while len(rows) > size:
         rows = _larger_halves(rows, size)
-    return rows[:k]
+    return from_order(rows[:k], matrix.dtype)
 
 
 def merged(first: jax.Array, second: jax.Array) -> jax.Array:
     """[k, num_columns] the k largest of two such, each best first."""
     k = len(first)
     filling = ((0, 2 ** (k - 1).bit_length() - k), (0, 0))
-    first, second = (jnp.pad(part, filling, constant_values=-jnp.inf) for part in (first, second))
-    return _larger_halves(jnp.concatenate([first, second[::-1]]), len(first))[:k]
+    falling, other = (
+        to_order(jnp.pad(part, filling, constant_values=-jnp.inf)) for part in (first, second)
+    )
+    rows = _larger_halves(jnp.concatenate([falling, other[::-1]]), len(falling))
+    return from_order(rows[:k], first.dtype)
 
 
 def _larger_halves(rows: jax.Array, size: int) -> jax.Array:
