@@ -23,8 +23,8 @@ from dbnorm_jax._src.similarity import SimilarityFn, check_rows, dot_product, ti
 from dbnorm_jax._src.streaming import Block, scan_chunks
 from dbnorm_jax._src.types import LargestSimilarities
 
-# Bank rows and gallery items sorted at once by a network, few enough to stay in a processor's cache,
-# and the bank rows per place up to which it is the faster.
+# Bank rows and gallery items that a network sorts at once, few enough for a processor's cache; and
+# the bank rows per place up to which it is the faster.
 _ROWS = 1024
 _ITEMS = 256
 _ROWS_PER_PLACE = 192
