@@ -66,7 +66,6 @@ def block_maxima(
     def stage(similarities: jax.Array, lists: selection.Offsets) -> jax.Array:
         return selection.in_blocks(similarities, lists).bounds(num_lists)
 
-    columns = streaming.COLUMNS if num_lists == 1 else search.WIDE_COLUMNS
     return _over_tiles(stage, queries, gallery, search.by_list(offsets), columns)
 
 

@@ -20,6 +20,7 @@ from dbnorm_jax._src import elementary
 LOWEST = -1e30
 # Bounds 2^ of the excess over the maximum of the rows that count: only others reach it.
 _LARGEST_EXPONENT = 115.0
+
 Tree = TypeVar("Tree")
 
 

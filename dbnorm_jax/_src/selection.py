@@ -271,7 +271,8 @@ def _insert(nearest: Nearest, tile: Tile, start: jax.Array) -> Nearest:
     bounds = tile.bounds(num_lists).reshape(num_rows, -1)
     values, indices = (array.reshape(num_rows, k) for array in nearest)
     waiting = (bounds > values[:, -1:]).sum(axis=1, dtype=jnp.int32)
-    # Rows with most to insert first: those of a group need about as many steps.
+    # Rows with most to insert first: those of a group need about as many steps. One key for both,
+    # no larger than there are bounds, is sorted faster than two.
     rows = lax.sort(lax.iota(jnp.int32, num_rows) - waiting * num_rows) % num_rows
     rows = jnp.pad(rows, (0, -num_rows % group), constant_values=num_rows)
 
