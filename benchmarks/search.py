@@ -92,6 +92,7 @@ def run(queries: int, gallery: int, bank: int, dim: int, repetitions: int) -> li
         "DualIS, k=1": partial(search, 1, fitted["DualIS"]),
         "DualIS, k=10": partial(search, 10, fitted["DualIS"]),
         "DualIS, k=100": partial(search, min(100, gallery), fitted["DualIS"]),
+        "DualIS, k=200": partial(search, min(200, gallery), fitted["DualIS"]),
         "DIS, k=10": partial(search, 10, fitted["DIS"]),
         "DualDIS, k=10": partial(search, 10, fitted["DualDIS"]),
         "bare, bfloat16": partial(bare_scan, half_rows, half_items),

@@ -17,7 +17,7 @@ NUM_QUERIES, NUM_GALLERY = 6, 700
 @pytest.fixture(autouse=True, params=["inserted", "selected anew"])
 def _small_tiles(monkeypatch, request):
     # Five blocks a tile and few rows in a group; both ways, as on processors and on accelerators.
-    for name in ("COLUMNS", "WIDE_COLUMNS"):
+    for name in ("COLUMNS", "INSERTING_COLUMNS", "SELECTING_COLUMNS"):
         monkeypatch.setattr(search_module, name, 5 * selection.BLOCK)
     monkeypatch.setattr(selection, "_GROUP", 4)
     monkeypatch.setattr(selection, "_COLUMNS_PER_INSERTED", 0.25)
@@ -41,6 +41,14 @@ def search(similarities, offsets, mixtures=None, *, k, exclude=None):
         )
 
     return run(similarities, offsets, mixtures)
+
+
+@pytest.mark.parametrize("_small_tiles", ["inserted"], indirect=True)
+@pytest.mark.parametrize("k", [2, 170, 171, 341])
+def test_tiles_are_wide_enough_to_insert(k, monkeypatch):
+    """To select anew tile by tile would take more than twice the time."""
+    monkeypatch.undo()  # tiles as they are outside these tests
+    assert selection.inserts(k, search_module.columns_for(k))
 
 
 ORDERS = {

@@ -11,14 +11,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dbnorm_jax._src import numerics
+from dbnorm_jax._src import numerics, selection
 from dbnorm_jax._src.selection import Nearest, Offsets, add_tile, start_nearest
 from dbnorm_jax._src.similarity import SimilarityFn, tile
 from dbnorm_jax._src.streaming import COLUMNS, Block, Items, both, scan_chunks
 
-# Gallery items per tile where neighbours are inserted: wide, so that a bad order of the gallery
-# costs little. For the nearest alone a tile that stays in a processor's cache is the faster one.
-WIDE_COLUMNS = 2048
+# Gallery items per tile on processors where neighbours are inserted, so many that a bad order of
+# the gallery costs little; and where they are selected anew, at a cost of its own per tile.
+INSERTING_COLUMNS = 2048
+SELECTING_COLUMNS = 4096
 # Entries of gallery vectors gathered at once for a gradient: 64 MiB of float32.
 _GATHERED = 2**24
 
@@ -150,8 +151,6 @@ def add_items(
     if nearest is not None:
         places = nearest.values.shape[1], nearest.values.shape[2], nearest.values.dtype
     assert places is not None
-    is_narrow = places[1] == 1 and jax.default_backend() == "cpu"
-    columns = COLUMNS if is_narrow else WIDE_COLUMNS
 
     def search_chunk(carry: None, chunk: Block) -> tuple[None, Nearest]:
         rows, mixture, start = chunk.rows
@@ -173,9 +172,18 @@ def add_items(
 
         arrays = (items.rows, by_list(offsets), exclude, items.valid)
         start = numerics.varying_like(start, chunk.rows, arrays)
-        return carry, scan_chunks(add_gallery_tile, start, arrays, columns)[0]
+        return carry, scan_chunks(add_gallery_tile, start, arrays, columns_for(places[1]))[0]
 
     return scan_chunks(search_chunk, None, (queries, mixtures, nearest), chunk_size)[1]
+
+
+def columns_for(k: int) -> int:
+    """Gallery items per tile of a search for k neighbours, a hint."""
+    if jax.default_backend() != "cpu":
+        return SELECTING_COLUMNS
+    if k == 1:  # looked up: what stays in the cache is the faster
+        return COLUMNS
+    return INSERTING_COLUMNS if selection.inserts(k, INSERTING_COLUMNS) else SELECTING_COLUMNS
 
 
 def _scores_again(

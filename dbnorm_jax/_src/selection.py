@@ -249,7 +249,7 @@ def add_tile(
     tile = in_blocks(similarities, offsets, valid, seen)
     if k == 1:
         return _replace(nearest, tile, start)
-    if k > min(_MOST_INSERTED, similarities.shape[1] / _COLUMNS_PER_INSERTED):
+    if not inserts(k, similarities.shape[1]):
         return _select_anew(nearest, tile, start)
     # A loop that asks after every step whether to go on suits processors only.
     return lax.platform_dependent(
@@ -258,6 +258,11 @@ def add_tile(
         cpu=lambda nearest, start: _insert(nearest, tile, start),
         default=lambda nearest, start: _select_anew(nearest, tile, start),
     )
+
+
+def inserts(k: int, num_columns: int) -> bool:
+    """Whether the k nearest of a tile so wide are inserted, on processors, or selected anew."""
+    return k <= min(_MOST_INSERTED, num_columns / _COLUMNS_PER_INSERTED)
 
 
 def _insert(nearest: Nearest, tile: Tile, start: jax.Array) -> Nearest:
