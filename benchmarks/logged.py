@@ -14,7 +14,7 @@ asked for again and again, some often: there hubs are right.
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -105,7 +105,12 @@ def planned(
         yield ("simulated: popular", str(size or "all")), number, partial(simulated, size, number)
 
 
-def print_report(cells: dict[Cell, list[Draw]]) -> None:
+def is_simulated(cell: Cell) -> str:
+    """The kind of a cell of this benchmark."""
+    return "simulated" if cell[0].startswith("simulated") else "given"
+
+
+def print_report(cells: dict[Cell, list[Draw]], kind: Callable[[Cell], str] = is_simulated) -> None:
     """A line per cell, and one of means per kind."""
     head = "".join(f"{name:>16}" for name in METHODS[1:])
     print(f"\n{'set, log of':36}{'raw':>7}{'auto':>8}{'95 % interval':>17}{head}{'raw kept':>10}")
@@ -114,9 +119,8 @@ def print_report(cells: dict[Cell, list[Draw]]) -> None:
     for cell, found in cells.items():
         raw = 100 * float(np.mean([draw.raw.mean() for draw in found]))
         gains = np.mean([100 * (d.hits.mean(axis=1) - d.raw.mean()) for d in found], axis=0)
-        kind = "simulated" if cell[0].startswith("simulated") else "given"
-        rows.setdefault(kind, []).append(gains)
-        losses.setdefault(kind, []).append(
+        rows.setdefault(kind(cell), []).append(gains)
+        losses.setdefault(kind(cell), []).append(
             [loss((d.raw, d.hits[place]) for d in found) for place in range(len(METHODS))]
         )
         apart = np.concatenate([100.0 * d.hits[0] - 100.0 * d.raw for d in found])
@@ -126,13 +130,12 @@ def print_report(cells: dict[Cell, list[Draw]]) -> None:
             + "".join(f"{gain:+16.2f}" for gain in gains[1:])
             + f"{np.mean([draw.kept_raw for draw in found]):10.0%}"
         )
-    for kind, values in rows.items():
+    for name_of_kind, values in rows.items():
         means, worst = np.mean(values, axis=0), np.min(values, axis=0)
-        print(
-            f"\n{kind}, {len(values)} cells{'':12}{'mean':>8}{'worst':>8}{'significant losses':>20}"
-        )
+        title = f"{name_of_kind}, {len(values)} cells"
+        print(f"\n{title:28}{'mean':>8}{'worst':>8}{'significant losses':>20}")
         for place, name in enumerate(METHODS):
-            count = holm([row[place] for row in losses[kind]])
+            count = holm([row[place] for row in losses[name_of_kind]])
             print(f"  {name:26}{means[place]:+8.2f}{worst[place]:+8.2f}{count:20d}")
 
 

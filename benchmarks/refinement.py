@@ -75,7 +75,9 @@ def _grid_point(test: EvaluationSet, seed: int) -> int:
 
 def _gain(test: EvaluationSet, choice: dbn.tuning.Choice, row: int) -> float:
     chosen = dataclasses.replace(choice, chosen=jnp.int32(row))
-    fitted = dbn.tuning.fit(chosen, test.gallery, test.query_bank, test.gallery_bank)
+    fitted = dbn.tuning.fit(
+        chosen, test.gallery, test.query_bank, test.gallery_bank, pairs=test.bank_pairs
+    )
     hits = [
         dbn.metrics.recall_at(
             dbn.metrics.stream_ranks(test.queries, test.gallery, test.relevant, correction), 1

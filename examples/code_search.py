@@ -161,8 +161,9 @@ def main() -> None:
     chosen = []
     for label, (queries, gallery) in sides(found, fitted).items():
         banks = (queries[banked], gallery[banked])
-        choice = dbn.tuning.tune(*banks, np.arange(len(banked)), gallery=gallery[tested])
-        correction = dbn.tuning.fit(choice, gallery[tested], *banks)
+        pairs = np.arange(len(banked))
+        choice = dbn.tuning.tune(*banks, pairs, gallery=gallery[tested])
+        correction = dbn.tuning.fit(choice, gallery[tested], *banks, pairs=pairs)
         said = choice.summary().splitlines()
         chosen.append(f"{label}: {said[0]}\n    {said[-1]}")
         places, counts = [], []

@@ -139,7 +139,7 @@ def main() -> None:
     names, size = test.query_labels, len(test.gallery)
     banks = (test.query_bank, test.gallery_bank)
     choice = dbn.tuning.tune(*banks, test.bank_pairs, gallery=test.gallery)
-    correction = dbn.tuning.fit(choice, test.gallery, *banks)
+    correction = dbn.tuning.fit(choice, test.gallery, *banks, pairs=test.bank_pairs)
     print(f"{size:,} names ask for {size:,} pictures. auto, from {len(banks[0]):,} other pairs:")
     print(choice.summary().splitlines()[0])
     print("\n             R@1   R@10   skewness of N_10   most   never retrieved")

@@ -427,3 +427,12 @@ def hub_screening(query_bank_similarities, bank_similarities=None, k=10, rate=0.
     counts = np.array(counts)
     as_often = np.array([1 + (clean_counts >= count).sum() for count in counts])
     return counts, as_often / size, (counts > 0) & (as_often <= max(1, rate * size))
+
+
+def apart(exclude, num_gallery):
+    """[num_bank, num_gallery] bool, False on the gallery rows that a bank row does not enter."""
+    where = np.ones((len(exclude), num_gallery), bool)
+    for row, entries in enumerate(np.reshape(exclude, (len(exclude), -1))):
+        for place in entries[entries >= 0]:
+            where[row, place] = False
+    return where

@@ -44,6 +44,17 @@ def test_contributors_equal_brute_force(chunk_size, weighted):
 def test_contributors_leave_out_own_copies(fn):
     gallery = problem(1).gallery
     exclude = np.arange(len(gallery))
+    several = np.stack([exclude, (exclude + 1) % 7, 0 * exclude - 1], axis=1)
+    statistics = dbn.stream_bank_statistics(
+        gallery, gallery, beta=BETA, exclude=several, similarity_fn=fn
+    )
+    found = attribution.bias_contributors(
+        gallery, gallery, statistics, exclude, k=7, exclude=several, similarity_fn=fn
+    )
+    np.testing.assert_allclose(found.responsibilities.sum(axis=1), 1, atol=1e-5)
+    for left_out in (exclude, (exclude - 1) % 7):
+        assert not (found.indices[:, :5] == left_out[:, None]).any()
+    assert not found.responsibilities[:, 5:].any()
     options = {"exclude": exclude, "similarity_fn": fn}
     statistics = dbn.stream_bank_statistics(gallery, gallery, beta=BETA, **options)
     found = attribution.bias_contributors(gallery, gallery, statistics, exclude, k=7, **options)

@@ -103,6 +103,11 @@ CASES = {
     ),
     "stream: exclude": (stream(exclude=np.full(6, 7)), ValueError, "`exclude` -1 6 7"),
     "stream: exclude type": (stream(exclude=np.ones(6)), TypeError, "`exclude` integers float"),
+    "stream: exclude axes": (
+        stream(exclude=np.zeros((6, 1, 1), int)),
+        ValueError,
+        "`exclude` (6,) (6, 'most') (6, 1, 1)",
+    ),
     "stream: exclude size": (stream(exclude=np.zeros(5, int)), ValueError, "`exclude` (6,) (5,)"),
     "stream: weights axes": (stream(weights=np.ones((2, 6))), ValueError, "`weights` (6,) (2, 6)"),
     "stream: chunk size": (stream(chunk_size=0), ValueError, "`chunk_size` at least 1 got 0"),

@@ -67,14 +67,14 @@ def test_equals_the_reference(seed, shape, beta, k, masked):
     st.sampled_from(CHUNK_SIZES),
     st.sampled_from([0, 1, 3]),
     st.sampled_from(list(SIMILARITY_FNS)),
-    st.booleans(),
+    st.sampled_from([None, (), (1,), (3,), (9,)]),
 )
-def test_streamed_equals_matrix(seed, shape, chunk_size, k, similarity_fn, excluding):
+def test_streamed_equals_matrix(seed, shape, chunk_size, k, similarity_fn, entries):
     test = problem(seed, shape)
     random = np.random.default_rng(seed)
     num_bank, num_gallery = shape[2], shape[1]
     weights = random.integers(0, 3, num_bank)
-    exclude = random.integers(-1, num_gallery, num_bank) if excluding else None
+    exclude = None if entries is None else random.integers(-1, num_gallery, (num_bank, *entries))
     found = dbn.stream_bank_statistics(
         test.query_bank,
         test.gallery,
@@ -86,8 +86,8 @@ def test_streamed_equals_matrix(seed, shape, chunk_size, k, similarity_fn, exclu
         chunk_size=chunk_size,
     )
     where = None
-    if excluding:
-        where = np.arange(num_gallery) != exclude[:, None]
+    if exclude is not None:
+        where = reference.apart(exclude, num_gallery)
     similarities = similarity_fn(test.query_bank, test.gallery)
     expected = dbn.bank_statistics(similarities, beta=20.0, k=k, where=where, weights=weights)
     assert_statistics(found, expected)

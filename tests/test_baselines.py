@@ -117,16 +117,21 @@ def test_largest_similarities(seed, shape, k, masked):
         np.testing.assert_allclose(found.mean[item], mean, rtol=1e-5, atol=1e-6)
 
 
-@given(seeds, st.sampled_from(SHAPES), st.sampled_from([1, 3, 20]), st.booleans())
-def test_streamed_largest_equals_matrix(seed, shape, k, excluding):
+@given(
+    seeds,
+    st.sampled_from(SHAPES),
+    st.sampled_from([1, 3, 20]),
+    st.sampled_from([None, (), (3,), (9,)]),
+)
+def test_streamed_largest_equals_matrix(seed, shape, k, entries):
     test = problem(seed, shape)
     random = np.random.default_rng(seed)
     chunk_size = int(random.choice(CHUNK_SIZES))
     similarity_fn = list(SIMILARITY_FNS)[random.integers(3)]
     where = exclude = None
-    if excluding:
-        exclude = random.integers(-1, shape[1], shape[2])
-        where = np.arange(shape[1]) != exclude[:, None]
+    if entries is not None:
+        exclude = random.integers(-1, shape[1], (shape[2], *entries))
+        where = reference.apart(exclude, shape[1])
     found = dbn.stream_largest_similarities(
         test.query_bank,
         test.gallery,

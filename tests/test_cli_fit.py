@@ -225,6 +225,29 @@ def test_fit_auto(call, unit):
     assert not np.asarray(dbn.load("raw.npz").bias).any()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("num_known", [SIZE, SIZE - 15])
+def test_fit_auto_leaves_an_item_s_own_queries_out(call, arrays, unit, num_known):
+    """The bank is a log: what was asked for stands in the gallery, all of it or some."""
+    pairs = np.where(np.arange(SIZE) < num_known, np.arange(SIZE), -1)
+    np.save("mixed.npy", np.where(pairs[:, None] < 0, arrays["gallery_bank"], arrays["gallery"]))
+    mixed = np.where(pairs[:, None] < 0, unit["gallery_bank"], unit["gallery"])
+    np.save("pairs.npy", pairs)
+    banks = ["--bank-pairs", "pairs.npy"]
+    if num_known < SIZE:
+        banks += ["--gallery-bank", "mixed.npy"]
+    log = ("fit", "gallery.npy", "--query-bank", "queries.npy", "--block-size", BLOCK)
+    call(*log, *banks, "--method", "auto", "--output", "c.npz")
+    arrays = (unit["gallery"], unit["queries"], None if num_known == SIZE else mixed)
+    correction, choice = dbn.auto(*arrays, pairs, return_choice=True)
+    assert choice.name != "raw"
+    assert_same(dbn.load("c.npz"), correction)
+    left_in = dbn.tuning.fit(choice, *arrays, pairs=0 * pairs - 1)
+    apart = np.abs(left_in.bias - correction.bias).max(axis=0)
+    assert (apart[:num_known] > 1e-3).mean() > 0.9
+    assert (apart[num_known:] < 1e-5).all()
+
+
 def damaged(name, place, value):
     rows = np.load(name)
     rows[place] = value

@@ -172,7 +172,8 @@ def test_similarities(name):
     )
 
 
-WEIGHTS, EXCLUDE = np.arange(NUM_BANK, dtype=np.float32) % 3, np.arange(NUM_BANK) - 1
+WEIGHTS = np.arange(NUM_BANK, dtype=np.float32) % 3
+EXCLUDE = np.stack([np.arange(NUM_BANK) - 1, np.arange(NUM_BANK) // 2], axis=1)
 
 
 @pytest.mark.parametrize(

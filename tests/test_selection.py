@@ -37,7 +37,7 @@ def search(similarities, offsets, mixtures=None, *, k, exclude=None):
             k=k,
             similarity_fn=dbn.dot_product,
             chunk_size=4,
-            exclude=exclude,
+            exclude=None if exclude is None else exclude[:, None],
         )
 
     return run(similarities, offsets, mixtures)

@@ -49,9 +49,9 @@ def placed(arrays, mesh, axes=("bank", "gallery", "bank")):
 
 
 def own_copies(num_bank, num_gallery):
-    """A row of the gallery for every second bank row, in all shards."""
-    rows = np.arange(num_bank) * 5 % num_gallery
-    return np.where(np.arange(num_bank) % 2, rows, -1)
+    """Two rows of the gallery for every second bank row, in all shards."""
+    rows = np.arange(num_bank)[:, None] * 5 + [0, num_gallery // 2]
+    return np.where(np.arange(num_bank)[:, None] % 2, rows % num_gallery, -1)
 
 
 def on_one_device(**options):

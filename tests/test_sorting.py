@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference
 
 import dbnorm_jax as dbn
 from dbnorm_jax._src import largest, selection, sorting
@@ -83,15 +84,16 @@ def test_both_ways_are_taken(monkeypatch):
 
 @pytest.mark.usefixtures("_always")
 @pytest.mark.parametrize("chunk_size", [5, 64])
-@pytest.mark.parametrize("has_copies", [False, True])
+@pytest.mark.parametrize("entries", [0, 1, 2])
 @pytest.mark.parametrize("k", [1, 6, 40])
-def test_streamed_equals_dense(k, has_copies, chunk_size):
+def test_streamed_equals_dense(k, entries, chunk_size):
     """37 bank rows in tiles of at most 16, 23 items in uneven chunks, more places than rows."""
     bank, gallery = unit_rows(0, 37, 8), unit_rows(1, 23, 8)
-    exclude = np.where(np.arange(37) % 3 == 0, np.arange(37) % 23, -1) if has_copies else None
+    own = np.where(np.arange(37) % 3 == 0, np.arange(37) % 23, -1)
+    exclude = np.stack([own, np.where(own < 0, own, (own + 1) % 23)], axis=1)[:, :entries]
     similarities = np.asarray(bank, np.float64) @ np.asarray(gallery, np.float64).T
-    if has_copies:
-        similarities[np.arange(37)[exclude >= 0], exclude[exclude >= 0]] = -np.inf
+    similarities[~reference.apart(exclude, 23)] = -np.inf
+    exclude = exclude if entries else None
     found = dbn.stream_largest_similarities(
         bank, gallery, k=k, exclude=exclude, chunk_size=chunk_size
     )

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("emoji")
 
-from benchmarks import guards, held_out_bias, logged, pairless, studies
+from benchmarks import demand, guards, held_out_bias, logged, pairless, studies
 from dbnorm_jax._cli.sets import EvaluationSet
 
 
@@ -85,3 +85,22 @@ def test_a_log_and_its_test_share_no_query():
     for row, query in enumerate(asked):
         own = found.relevant[1][found.relevant[0][row] : found.relevant[0][row + 1]]
         np.testing.assert_array_equal(own, places[first[query] : first[query + 1]])
+
+
+def test_simulated_demand_asks_again():
+    """Needs come as often as their popularity says, each time with their own right items."""
+    queries = np.eye(20, dtype=np.float32)
+    relevant = np.arange(0, 41, 2), np.arange(40) % 25
+    whole = EvaluationSet("set", queries, np.eye(25, 20), queries[:1], None, relevant)
+    for exponent, least, most in ((0.0, 0.04, 0.07), (1.0, 0.25, 0.31)):
+        test = demand.demanded(whole, exponent, 0)
+        needs = np.array([int(label) for label in test.query_labels])
+        assert least < np.bincount(needs).max() / len(needs) < most
+        norms = np.linalg.norm(test.queries, axis=1)
+        np.testing.assert_allclose(norms, 1, atol=1e-6)
+        own = (test.queries * queries[needs]).sum(axis=1)
+        assert own.mean() == pytest.approx(1 / np.sqrt(1 + 0.7**2), abs=0.01)
+        assert len(np.unique(test.queries.round(5), axis=0)) == len(needs)
+        assert not set(map(bytes, test.query_bank)) & set(map(bytes, test.queries))
+        np.testing.assert_array_equal(test.relevant[1].reshape(-1, 2)[:, 0], 2 * needs % 25)
+        assert len(test.bank_pairs[0]) == len(test.query_bank) + 1

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import dbnorm_jax as dbn
 from dbnorm_jax._src import candidates, choices, diagnostics, folds, guard, held_out
@@ -40,7 +42,7 @@ def reference_ranks(banks, split, right, table):
     found = np.zeros((len(split.held_out), len(table.method)))
     for place, query in enumerate(split.held_out):
         fold = split.fold_query[query]
-        right_columns = [c for c in split.excluded_query[query] if c >= 0]
+        right_columns = [c for c in split.right[query] if c >= 0]
         row = to_query[query]
         for index, name in enumerate(choices.METHODS[m] for m in table.method):
             scores = row.copy()
@@ -110,6 +112,111 @@ def test_held_out_ranks_equal_brute_force(known):
     assert np.abs(ranks - expected).max() <= 1
     assert ((active > 0) & (active < 1)).all()
     assert ((is_open > 0) & (is_open <= 1)).all()
+
+
+def logged(seed, num_logged=400, num_asked=1000, size=SIZE, exponent=1.0):
+    """A log of queries among hubs, items asked for again and again, the first ones often."""
+    rng = np.random.default_rng(seed)
+    gallery = rng.normal(size=(size, DIM)).astype(np.float32)
+    common = rng.normal(size=DIM).astype(np.float32)
+    popularity = np.arange(1, size + 1) ** -exponent
+    asked = rng.choice(size, num_logged + num_asked, p=popularity / popularity.sum())
+    noise = 0.8 * rng.normal(size=(len(asked), DIM)).astype(np.float32)
+    queries = gallery[asked] + common + noise
+    log, test = slice(num_logged), slice(num_logged, None)
+    return gallery, (queries[log], asked[log]), (queries[test], asked[test])
+
+
+def test_what_is_judged_is_what_is_served():
+    """Ranks in the first fold are those under what `fit` makes of the others.
+
+    Half of the gallery bank are gallery items, which are asked for again. The others are not, and
+    are held out with all that asks for them.
+    """
+    num_known = SIZE // 2
+    gallery, (log, asked), _ = logged(0, num_logged=200)
+    gallery_bank = np.concatenate([gallery[:num_known], bank((SIZE - num_known, DIM), seed=5)])
+    banks = folds.checked(log, gallery_bank, gallery, dbn.dot_product)
+    rng = np.random.default_rng(0)
+    split = folds.split_pairs(banks, asked[:, None], np.arange(len(log)), 4, rng)
+    folds_of = [set(split.fold_query[asked == item]) for item in range(SIZE)]
+    assert all(len(found) > 1 for found in folds_of[:3])
+    assert all(len(found) <= 1 for found in folds_of[num_known:])
+    assert (split.fold_gallery[:num_known] == 4).all()
+    ranks, _, _ = folds.ranks(banks, split, TABLE, dbn.dot_product)
+    columns = np.asarray(split.columns)
+    declined = dbn.tuning.tune(log, gallery_bank)
+    kept, asking = split.fold_query != 0, split.fold_query == 0
+    kept_items = split.fold_gallery != 0
+    pairs = (np.cumsum(kept_items) - 1)[asked[kept]]
+    for index in (1, 3, 6):  # IS, NNN, DualDIS
+        table = candidates.from_rows([("raw", 0, 0, 0, 0, 0), TABLE.row(index)])
+        choice = dataclasses.replace(
+            declined,
+            chosen=jnp.int32(1),
+            spreads=jnp.ones(2),
+            **{name: jnp.asarray(values) for name, values in table._asdict().items()},
+        )
+        fitted = dbn.tuning.fit(choice, columns, log[kept], gallery_bank[kept_items], pairs=pairs)
+        expected = dbn.metrics.stream_ranks(log[asking], columns, split.right[asking], fitted)
+        # A rounding may exchange two neighbors.
+        assert (np.abs(ranks[asking, index] - expected) > 1e-6).mean() <= 0.02
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 3))])
+def test_a_log_of_popular_items_costs_nothing(seed):
+    """Partners left in the fit take from popular items what their own queries gave them."""
+    gallery, (log, pairs), (queries, asked) = logged(seed)
+    correction, choice = dbn.auto(gallery, log, pairs=pairs, seed=seed, return_choice=True)
+    assert choice.name != "raw"
+    raw, corrected, with_partners = (
+        dbn.metrics.recall_at(dbn.metrics.stream_ranks(queries, gallery, asked, fitted), 1)
+        for fitted in (
+            None,
+            correction,
+            dbn.tuning.fit(choice, gallery, log, pairs=np.full(len(log), -1)),
+        )
+    )
+    assert corrected > raw + 0.02
+    assert corrected > with_partners + 0.02
+
+
+def test_a_gallery_bank_of_gallery_items_is_the_gallery():
+    gallery, (log, pairs), _ = logged(3)
+    gallery[7] = gallery[2]  # an item that stands there twice
+    alone, choice = dbn.auto(gallery, log, pairs=pairs, return_choice=True)
+    order = np.random.default_rng(0).permutation(SIZE)
+    again = dbn.tuning.fit(choice, gallery, log, gallery[order], pairs=np.argsort(order)[pairs])
+    np.testing.assert_allclose(again.bias, alone.bias, atol=1e-5)
+    for copy in (2, 7):
+        assert alone.bias[0, copy] == pytest.approx(float(alone.bias[0, 9 - copy]), abs=1e-5)
+
+
+def test_fit_refuses_a_choice_that_it_cannot_serve():
+    gallery, (log, pairs), _ = logged(0)
+    choice = dbn.tuning.tune(log, None, pairs, gallery=gallery)
+    for gallery_bank, count in ((None, SIZE), (gallery[:5], 5)):
+        with pytest.raises(ValueError, match=f"`pairs` must be given, got None: {count} gallery"):
+            dbn.tuning.fit(choice, gallery, log, gallery_bank)
+    served = dbn.tuning.fit(choice, gallery, log, pairs=np.full(len(log), -1))
+    assert np.isfinite(served.bias).all()
+    with pytest.raises(ValueError, match=r"`pairs` must hold gallery rows .* 59"):
+        dbn.tuning.fit(choice, gallery, log, pairs=pairs + SIZE)
+    with pytest.raises(ValueError, match="`gallery_bank` or `gallery` must be given"):
+        dbn.tuning.tune(log)
+
+
+@given(st.integers(0, 2**31), st.integers(1, 6), st.integers(1, 12))
+def test_equal_columns_are_found_value_for_value(seed, num_rows, num_columns):
+    rng = np.random.default_rng(seed)
+    rows, columns = (
+        rng.choice([-0.0, 0.0, 1.0], (n, 2)).astype(dtype)
+        for n, dtype in ((num_rows, np.float32), (num_columns, np.float16))
+    )
+    found = diagnostics.equal_columns(rows, np.array_split(columns, 3))
+    for row, places in zip(rows, found, strict=True):
+        equal = np.flatnonzero((columns == row).all(axis=1))
+        np.testing.assert_array_equal(places[places >= 0], equal[:8])
 
 
 def test_the_choice_gains_on_queries_it_has_not_seen(tuned):

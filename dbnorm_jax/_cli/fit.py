@@ -8,6 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 
 import dbnorm_jax as dbn
 from dbnorm_jax._cli import large, sets
@@ -15,7 +16,7 @@ from dbnorm_jax._cli.evaluate import read_pairs
 from dbnorm_jax._cli.large import Rows
 from dbnorm_jax._cli.methods import DEFAULT_BETAS, KINDS
 from dbnorm_jax._cli.progress import RowProgress
-from dbnorm_jax._src import binary_files, block_fits, fitting
+from dbnorm_jax._src import binary_files, block_fits, fitting, folds
 from dbnorm_jax._src.block_fits import Settings
 from dbnorm_jax._src.blocks import DEFAULT_BLOCK_SIZE
 from dbnorm_jax._src.checkpoints import Checkpoint
@@ -198,6 +199,7 @@ class _Work:
         self.settings = Settings(self.similarity_fn, block_size=request.block_size)
         self.stamps = {name: rows.stamp for name, rows in self.files.items()}
         self.found: dict[str, Any] = {}  # fingerprints, as they become known
+        self.exclude: dict[str, Any] = {}  # per bank, what its rows do not enter
         self.states = {
             bank: _statistics_file(path, self.files["gallery"], request)
             for bank, path in (
@@ -301,7 +303,9 @@ class _Work:
         gallery = self.files["gallery"]
         own = bank == "gallery" and "gallery_bank" not in self.files
         rows = gallery if own else self.files[f"{bank}_bank"]
-        exclude = np.arange(len(gallery.rows)) if own else None
+        exclude = self.exclude.get(bank)
+        if own and exclude is None:
+            exclude = np.arange(len(gallery.rows))
         size = self.request.block_size
         report = self.progress.of(f"{bank} bank", rows.num_rows, gallery.num_rows, size)
         with large.errors_name({"bank": rows.label, "gallery": gallery.label}):
@@ -335,6 +339,7 @@ class _Work:
                 gallery.rows,
                 self.settings,
                 k=k,
+                exclude=self.exclude.get("query"),
                 checkpoint=self._checkpoint("query", rows),
                 progress=report,
             )
@@ -345,24 +350,30 @@ class _Work:
         """Tuned on the banks, which are read whole, and on a sample of a large gallery."""
         request = self.request
         gallery, query_bank = self.files["gallery"], self.files["query_bank"]
-        own = "gallery_bank" not in self.files
-        bank = gallery if own else self.files["gallery_bank"]
-        pairs = None
+        bank = self.files.get("gallery_bank", gallery)
+
+        def prepared(rows: Rows) -> Any:
+            return sets.prepared(rows.label, rows.rows, request.similarity)
+
+        gallery_bank = prepared(bank)
+        pairs: Any = None
+        known: npt.NDArray[Any] = np.zeros(0, np.int32)
         if request.bank_pairs is not None:
             pairs = read_pairs(request.bank_pairs, len(query_bank.rows), len(bank.rows))
-        items = None if own else _sample(gallery, request.seed)
-        prepared = [
-            None if rows is None else sets.prepared(rows.label, rows.rows, request.similarity)
-            for rows in (query_bank, bank, items)
-        ]
+            right = folds.right_rows("--bank-pairs", pairs, len(query_bank.rows), len(bank.rows))
+            blocks = sets.prepared_blocks(gallery.label, gallery.rows, request.similarity)
+            partners = folds.partners(gallery_bank, right, (block for _, block in blocks))
+            if partners is not None:
+                self.exclude = partners._asdict()
+                known = partners.gallery[partners.gallery >= 0]
         similarity_fn = self.similarity_fn
         if request.similarity == "cosine":
             similarity_fn = dbn.dot_product  # of unit rows
         return dbn.tuning.tune(
-            prepared[0],
-            prepared[1],
+            prepared(query_bank),
+            None if bank is gallery else gallery_bank,
             pairs,
-            gallery=prepared[2],
+            gallery=gallery_bank if bank is gallery else prepared(_sample(gallery, known, request)),
             similarity_fn=similarity_fn,
             seed=request.seed,
         )
@@ -373,12 +384,14 @@ class _Work:
         return fitting.fit_chosen(choice, self._statistics, self._largest)
 
 
-def _sample(gallery: Rows, seed: int) -> Rows:
+def _sample(gallery: Rows, known: npt.NDArray[Any], request: Request) -> Rows:
+    """Some rows of a large gallery, and those known to be in the gallery bank too."""
+    # The latter tell tuning which items are asked for again.
     count = len(gallery.rows)
     if count <= _MOST_RANKED:
         return gallery
-    chosen = np.random.default_rng(seed).choice(count, _MOST_RANKED, replace=False)
-    return gallery._replace(rows=np.asarray(gallery.rows[np.sort(chosen)]))
+    chosen = np.random.default_rng(request.seed).choice(count, _MOST_RANKED, replace=False)
+    return gallery._replace(rows=np.asarray(gallery.rows[np.union1d(chosen, known)]))
 
 
 def _statistics_file(

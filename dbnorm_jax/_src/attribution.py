@@ -114,7 +114,8 @@ def bias_contributors(
       items: int [num_items], the gallery rows to explain.
       k: contributors per item, between 1 and num_bank (static).
       weights: optional [num_bank], those that the statistics were made with.
-      exclude: optional int [num_bank], the one that the statistics were made with.
+      exclude: optional int [num_bank] or [num_bank, most], the one that the statistics were made
+        with.
       similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static).
       chunk_size: bank rows held at once (static).
 
@@ -198,7 +199,8 @@ def _bias_contributors(
             if tile_handicaps is not None:
                 scores = scores - tile_handicaps[None]
             if tile_exclude is not None:
-                scores = jnp.where(tile_exclude[None] == rows[:, None], -jnp.inf, scores)
+                apart = streaming.is_apart(tile_exclude[None], rows[:, None])
+                scores = jnp.where(apart, scores, -jnp.inf)
             counted = scores
             if block.fresh is not None:
                 counted = jnp.where(block.fresh[None], scores, -jnp.inf)

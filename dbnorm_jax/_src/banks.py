@@ -170,8 +170,9 @@ def stream_bank_statistics(
         similarities, as with `jax.vmap` but faster.
       k: size of the neighbourhoods behind the activation set, 0 for none (static).
       weights: optional [num_bank] multiplicities >= 0 (0 absent, 2 twice).
-      exclude: optional int [num_bank], the gallery row that is the bank item's own copy, -1 for
-        none. An item that stands in its own bank would drown the sum.
+      exclude: optional int [num_bank] or [num_bank, most], gallery rows that a bank item does not
+        enter, -1 for none: its own copy, or the items that are right for it. An item that
+        stands in its own bank would drown the sum.
       similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static).
       chunk_size: bank rows held at once (static); results do not depend on it beyond rounding.
 

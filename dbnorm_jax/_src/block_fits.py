@@ -129,8 +129,9 @@ def _reporting(progress: Progress | None) -> Callable[[checkpoints.Running], Non
 def _digest(values: Any) -> str | None:
     if values is None:
         return None
-    column = np.asarray(values)[:, None]
-    return str(Fingerprint(column.dtype, 1).update(column)["sha256"])
+    column = np.asarray(values)
+    column = column.reshape(len(column), -1)
+    return str(Fingerprint(column.dtype, column.shape[1]).update(column)["sha256"])
 
 
 def _exclusions(exclude: Any, bank: Rows, gallery: Rows) -> Array | None:

@@ -310,10 +310,14 @@ def indices(
 
 
 def exclusions(value: Any, num_bank: int, num_gallery: int) -> jax.Array:
-    """The argument `exclude`: the gallery row of each bank item's own copy, -1 for none."""
-    array = indices("exclude", value, low=-1, high=num_gallery, ndim=1)
-    one_per_bank_row("exclude", array, num_bank)
-    return array
+    """The argument `exclude` as [num_bank, most]: gallery rows that a bank item does not enter."""
+    array = indices("exclude", value, low=-1, high=num_gallery)
+    if array.ndim not in (1, 2) or array.shape[0] != num_bank:
+        raise ValueError(
+            f"`exclude` must have one entry or one row of entries per bank row, expected shape "
+            f"{(num_bank,)} or {(num_bank, 'most')}, got {array.shape}"
+        )
+    return array.reshape(num_bank, -1)
 
 
 def one_per_bank_row(name: str, vector: jax.Array, num_bank: int) -> None:

@@ -1,6 +1,6 @@
 """What the banks alone show of themselves: equal rows, and items of another domain or modality."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from dbnorm_jax._src.similarity import SimilarityFn, tile
 # Rows compared with each other.
 _SAMPLE = 512
 _NEIGHBORS = 10
+_COPIES = 8
 
 Rows = npt.NDArray[Any]
 
@@ -25,14 +26,38 @@ def num_equal(first: Rows, second: Rows) -> int:
     return sum(key in known for key in _keys(first))
 
 
+def equal_columns(rows: Rows, columns: Iterable[Rows]) -> npt.NDArray[np.int32]:
+    """The columns that equal each row, value for value, as [num_rows, most], -1 for none.
+
+    Of more than `_COPIES` equal columns the first ones stand for all: an item that a gallery holds
+    so often is level with itself under every correction.
+
+    Args:
+      rows: [num_rows, dim].
+      columns: [num_columns, dim] in blocks, in order.
+    """
+    keys = list(_keys(rows))
+    members: dict[bytes, list[int]] = {key: [] for key in keys}
+    start = 0
+    for block in columns:
+        for column, key in enumerate(_keys(block), start):
+            if key in members and len(members[key]) < _COPIES:
+                members[key].append(column)
+        start += len(block)
+    most = max(1, *map(len, members.values()))
+    places = [members[key] + [-1] * (most - len(members[key])) for key in keys]
+    return np.array(places, np.int32)
+
+
 def num_distinct(rows: Rows) -> int:
     """How many different rows there are."""
     return len(set(_keys(rows)))
 
 
 def _keys(rows: Rows) -> Iterator[bytes]:
-    # Plus 0: both zeros become the same one.
-    return (row.tobytes() for row in np.ascontiguousarray(rows + rows.dtype.type(0)))
+    # As float64 the same value is the same in every dtype. Plus 0: both zeros become one.
+    for row in rows:
+        yield (row.astype(np.float64) + 0).tobytes()
 
 
 def own_share(

@@ -2,8 +2,14 @@
 
 The items ranked are those that will be searched, or the gallery bank where these are not known, and
 beside them the right items of the held-out queries. Large banks are sampled.
+
+What is judged is what `tuning.fit` serves. A query never enters the statistics of an item that it
+asks for: `Partners` says which columns those are, here and there. An item that the gallery holds is
+asked for again, so its queries are dealt one by one, and it stays in the gallery bank. Queries of
+another item stay together: the items to come have no query in the bank.
 """
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -31,9 +37,16 @@ class Banks(NamedTuple):
     gallery: Floats  # [num_gallery_bank, dim]
     items: Floats | None  # [num_gallery, dim]
 
+    @property
+    def is_own(self) -> bool:
+        """Whether the gallery is its own gallery bank."""
+        return self.items is self.gallery
+
 
 def checked(query: Any, gallery: Any, items: Any, similarity_fn: SimilarityFn) -> Banks:
     """Raises unless the arrays fit; without a gallery bank, the gallery stands in for it."""
+    if gallery is None and items is None:
+        raise ValueError("`gallery_bank` or `gallery` must be given, got neither")
     arrays = {"query_bank": query, "gallery_bank": gallery, "gallery": items}
     given = {
         name: checks.embeddings(name, rows) for name, rows in arrays.items() if rows is not None
@@ -48,13 +61,47 @@ def checked(query: Any, gallery: Any, items: Any, similarity_fn: SimilarityFn) -
     return Banks(found[0], found[1] if found[1] is not None else found[2], found[2])  # type: ignore[arg-type]
 
 
-def right_rows(name: str, pairs: Any, num_query_bank: int, num_gallery_bank: int) -> Any:
+def right_rows(name: str, pairs: Any, num_query_bank: int, num_gallery_bank: int) -> Integers:
     """The right gallery-bank rows of each query-bank row, [num_query_bank, most], -1 for none."""
     try:
-        return as_rows(pairs, (num_query_bank, num_gallery_bank))
+        return np.asarray(as_rows(pairs, (num_query_bank, num_gallery_bank)))
     except (TypeError, ValueError) as error:
         message = str(error).replace("`relevant", f"`{name}").replace("per query", "per bank query")
         raise type(error)(message) from None
+
+
+class Partners(NamedTuple):
+    """Columns that a bank row does not enter, -1 for none."""
+
+    query: Integers  # [num_query_bank, most] int32, the items that are right for the row
+    gallery: Integers  # [num_gallery_bank, most] int32, the row itself
+
+
+def partners(
+    gallery_bank: Floats, right: Integers | None, columns: Iterable[Floats]
+) -> Partners | None:
+    """The columns that equal gallery-bank rows; None where no column does.
+
+    Args:
+      gallery_bank: [num_gallery_bank, dim].
+      right: [num_query_bank, most] gallery-bank rows, -1 for none; None = not known.
+      columns: [num_columns, dim] in blocks, in order.
+
+    Raises:
+      ValueError: some column has partners, and they are not known.
+    """
+    own = diagnostics.equal_columns(gallery_bank, columns)
+    found = int((own[:, 0] >= 0).sum())
+    if not found:
+        return None
+    if right is None:
+        raise ValueError(
+            f"`pairs` must be given, got None: {found} gallery-bank rows are gallery items, and "
+            f"the choice was made with their own queries left out of their statistics; pairs of "
+            f"-1 leave none out"
+        )
+    of_query = np.where(right[:, :, None] >= 0, own[right], np.int32(-1))
+    return Partners(of_query.reshape(len(right), -1), own)
 
 
 class Split(NamedTuple):
@@ -62,8 +109,9 @@ class Split(NamedTuple):
 
     columns: Any  # [num_columns, dim], the items ranked
     held_out: Integers  # [num_held_out] query-bank rows, ranked in turn
-    excluded_query: Integers  # [num_query_bank, most] the right columns of each row, -1 for none
-    excluded_gallery: Integers  # [num_gallery_bank, 1] the row's own column
+    right: Integers  # [num_query_bank, most] int32, the right columns of each row, -1 for none
+    excluded_query: Integers  # as Partners.query
+    excluded_gallery: Integers  # as Partners.gallery
     fold_query: Integers  # [num_query_bank]; num_folds: never held out
     fold_gallery: Integers  # [num_gallery_bank]
     num_folds: int
@@ -73,14 +121,19 @@ def split_pairs(
     banks: Banks, right: Integers, paired: Integers, num_folds: int, rng: np.random.Generator
 ) -> Split:
     """Deals the pairs into folds and chooses what is ranked."""
-    # Queries with the same right item stay together.
-    group = np.unique(right[paired].max(axis=1), return_inverse=True)[1]
+    items = () if banks.items is None else (banks.items,)
+    searched = diagnostics.equal_columns(banks.gallery, items)[:, 0] >= 0
+    asked_again = (searched[right[paired]] | (right[paired] < 0)).all(axis=1)
+    alone = len(banks.gallery) + np.arange(len(paired))
+    group = np.where(asked_again, alone, right[paired].max(axis=1))
+    group = np.unique(group, return_inverse=True)[1]
     fold_of_group = rng.permutation(int(group.max()) + 1) % num_folds
     fold_query = np.full(len(banks.query), num_folds)
     fold_query[paired] = fold_of_group[group]
     fold_gallery = np.full(len(banks.gallery), num_folds)
     for column in right[paired].T:
-        fold_gallery[column[column >= 0]] = fold_query[paired[column >= 0]]
+        held = (column >= 0) & ~searched[column]
+        fold_gallery[column[held]] = fold_query[paired[held]]
 
     held_out = paired
     if len(paired) > _MOST_QUERIES:
@@ -94,19 +147,22 @@ def split_pairs(
         own = np.concatenate([own, others])
         columns, start = banks.gallery[own], 0
     else:
-        others = _sample(np.arange(len(banks.items)), num_others, rng)
-        known = {row.tobytes() for row in np.ascontiguousarray(banks.gallery[own])}
-        items = np.ascontiguousarray(banks.items[others])
-        items = items[[row.tobytes() not in known for row in items]]
-        columns, start = np.concatenate([items, banks.gallery[own]]), len(items)
+        others = np.flatnonzero(
+            diagnostics.equal_columns(banks.items, [banks.gallery[own]])[:, 0] < 0
+        )
+        others = _sample(others, num_others, rng)
+        columns = np.concatenate([banks.items[others], banks.gallery[own]])
+        start = len(others)
     # One place more than there are rows: -1 stays -1.
     place = np.full(len(banks.gallery) + 1, -1)
     place[own] = start + np.arange(len(own))
+    excluded = partners(banks.gallery, right, [columns])
+    assert excluded is not None  # the right items are columns
     return Split(
         jnp.asarray(columns),
         held_out,
         place[right].astype(np.int32),
-        place[:-1, None].astype(np.int32),
+        *excluded,
         fold_query,
         fold_gallery,
         num_folds,
@@ -162,7 +218,7 @@ def ranks(
     by_block, open_by_block, active = held_out.held_out_ranks(
         query_bank,
         split.columns,
-        jnp.asarray(split.excluded_query),
+        jnp.asarray(split.right),
         dealt,
         query_parts,
         gallery_parts,

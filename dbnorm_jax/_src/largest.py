@@ -88,8 +88,8 @@ def stream_largest_similarities(
       bank: [num_bank, dim] embeddings of bank items.
       gallery: [num_gallery, dim] embeddings of gallery items.
       k: how many per gallery item, at least 1 (static); may exceed the bank.
-      exclude: optional int [num_bank], the gallery row that is the bank item's own copy, -1 for
-        none.
+      exclude: optional int [num_bank] or [num_bank, most], gallery rows that a bank item does not
+        enter, -1 for none: its own copy, or the items that are right for it.
       similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static).
       chunk_size: gallery items held at once (static).
 
@@ -184,7 +184,7 @@ class _Largest(NamedTuple):
                 if entering is not None:
                     counted &= entering[:, None]
                 if own is not None:
-                    counted &= own[:, None] != columns[None]
+                    counted &= streaming.is_apart(own[:, None], columns[None])
                 similarities = jnp.where(counted, similarities, -jnp.inf)
                 here = sorting.largest_of_columns(similarities, self.k)
                 return sorting.merged(largest, here), None

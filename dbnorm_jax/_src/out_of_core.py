@@ -77,8 +77,8 @@ def bank_statistics(
       beta: [...] inverse temperature > 0, in 1/[unit of similarity].
       k: size of the neighborhoods behind the activation set, 0 for none.
       weights: optional [num_bank] multiplicities >= 0.
-      exclude: optional int [num_bank], the gallery row that is the bank item's own copy, -1 for
-        none.
+      exclude: optional int [num_bank] or [num_bank, most], gallery rows that a bank item does not
+        enter, -1 for none: its own copy, or the items that are right for it.
       similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n].
       chunk_size: bank rows computed with at once.
       block_size: rows read at once; results do not depend on it beyond rounding.
@@ -139,8 +139,8 @@ def largest_similarities(
         block of the gallery.
       gallery: [num_gallery, dim] likewise, passed over once.
       k: how many per gallery item, at least 1; may exceed the bank.
-      exclude: optional int [num_bank], the gallery row that is the bank item's own copy, -1 for
-        none.
+      exclude: optional int [num_bank] or [num_bank, most], gallery rows that a bank item does not
+        enter, -1 for none: its own copy, or the items that are right for it.
       similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n].
       chunk_size: gallery items computed with at once.
       block_size: rows read at once; results do not depend on it beyond rounding.

@@ -102,7 +102,7 @@ def refined(
     problem = _problem(
         bank[split.held_out],
         split.columns,
-        jnp.asarray(split.excluded_query[split.held_out]),
+        jnp.asarray(split.right[split.held_out]),
         query_biases,
         others[0],
         jnp.stack([active, others[1]]),

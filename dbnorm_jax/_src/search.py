@@ -14,7 +14,7 @@ from jax import lax
 from dbnorm_jax._src import numerics, selection
 from dbnorm_jax._src.selection import Nearest, Offsets, add_tile, start_nearest
 from dbnorm_jax._src.similarity import SimilarityFn, tile
-from dbnorm_jax._src.streaming import COLUMNS, Block, Items, both, scan_chunks
+from dbnorm_jax._src.streaming import COLUMNS, Block, Items, both, is_apart, scan_chunks
 
 # Gallery items per tile on processors where neighbours are inserted, so many that a bad order of
 # the gallery costs little; and where they are selected anew, at a cost of its own per tile.
@@ -50,7 +50,8 @@ def nearest_items(
       k: neighbours per list.
       similarity_fn: the similarity.
       chunk_size: queries held at once.
-      exclude: optional [num_gallery] int32, the row of the one query that never sees the item.
+      exclude: optional [num_gallery, most] int32, rows of queries that never see the item, -1 for
+        none.
       valid: optional [num_gallery] bool, False on padding.
 
     Returns:
@@ -166,7 +167,7 @@ def add_items(
                 valid=both(block.fresh, valid),
                 seen=None
                 if excluded is None
-                else lambda row, columns: excluded[columns] != chunk.start + row,
+                else lambda row, columns: is_apart(excluded[columns], chunk.start + row),
             )
             return nearest, None
 

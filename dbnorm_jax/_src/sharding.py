@@ -65,8 +65,8 @@ def bank_statistics(
       mesh: the devices.
       k: size of the neighbourhoods behind the activation set, 0 for none (static).
       weights: optional [num_bank] multiplicities >= 0 (0 absent, 2 twice).
-      exclude: optional int [num_bank], the gallery row that is the bank item's own copy, -1 for
-        none.
+      exclude: optional int [num_bank] or [num_bank, most], gallery rows that a bank item does not
+        enter, -1 for none: its own copy, or the items that are right for it.
       bank_axis: mesh axis over which bank rows are split; a tuple of several, or None for whole.
       gallery_axis: mesh axis over which gallery items are split, likewise.
       similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static).
@@ -147,8 +147,8 @@ def largest_similarities(
       gallery: [num_gallery, dim] embeddings of gallery items, likewise.
       k: how many per gallery item, at least 1 (static); may exceed the bank.
       mesh: the devices.
-      exclude: optional int [num_bank], the gallery row that is the bank item's own copy, -1 for
-        none.
+      exclude: optional int [num_bank] or [num_bank, most], gallery rows that a bank item does not
+        enter, -1 for none: its own copy, or the items that are right for it.
       bank_axis: mesh axis over which bank rows are split; a tuple of several, or None for whole.
       gallery_axis: mesh axis over which gallery items are split, likewise.
       similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static).

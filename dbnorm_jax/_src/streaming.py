@@ -8,6 +8,8 @@ Lengths need not divide: the last block is moved back to end where the array end
 is padded or copied, and `fresh` marks the rows that no earlier block has held.
 """
 
+import functools
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,6 +25,8 @@ from dbnorm_jax._src.similarity import SimilarityFn, tile
 DEFAULT_CHUNK_SIZE = 1024
 # Gallery items per tile: with 1024 rows a float32 tile stays within a CPU's last-level cache.
 COLUMNS = 1024
+# Excluded places compared one by one: a reduction over so short an axis would be a loop of its own.
+_COMPARED = 8
 
 
 class Block(NamedTuple):
@@ -88,6 +92,14 @@ def _block_size(length: int, largest: int) -> int:
     return min(largest, -(-even // BLOCK) * BLOCK)
 
 
+def is_apart(excluded: jax.Array, place: jax.Array) -> jax.Array:
+    """[...] bool, whether a place [...] is none of those excluded [..., most]."""
+    if excluded.shape[-1] > _COMPARED:
+        return (excluded != place[..., None]).all(axis=-1)
+    apart = [excluded[..., entry] != place for entry in range(excluded.shape[-1])]
+    return functools.reduce(operator.and_, apart)
+
+
 def both(first: jax.Array | None, second: jax.Array | None) -> jax.Array | None:
     """Where both masks hold; None masks nothing."""
     if first is None or second is None:
@@ -123,7 +135,8 @@ def bank_sums(
       gallery: [num_gallery, dim].
       beta: scalar or [num_betas]; the similarities are computed once for all.
       weights: optional [num_bank].
-      exclude: optional [num_bank] int32, the gallery index of the item's own copy, -1 for none.
+      exclude: optional [num_bank, most] int32, gallery rows that the item does not enter, -1 for
+        none.
       k: neighbourhood size of the activation set, 0 for none.
       similarity_fn: the similarity.
       chunk_size: bank rows held at once.
@@ -186,7 +199,7 @@ class BankRows(NamedTuple):
 
     rows: jax.Array  # [num_rows, dim]
     entering: jax.Array  # [num_rows], weights; 0 on rows that do not enter
-    exclude: jax.Array | None  # [num_rows] int32
+    exclude: jax.Array | None  # [num_rows, most] int32
 
 
 class Items(NamedTuple):
@@ -260,7 +273,7 @@ def _add_rows(
         similarities = tile(similarity_fn, rows, tile_items).astype(dtype)
         start = items.start + block.start
         places = start + lax.iota(jnp.int32, tile_items.shape[0])
-        valid = None if exclude is None else exclude[:, None] != places[None]
+        valid = None if exclude is None else is_apart(exclude[:, None], places[None])
         tile_log_sum = numerics.add_rows(
             tile_log_sum, similarities, beta, entering, valid=valid, weighted=weighted
         )
@@ -274,7 +287,7 @@ def _add_rows(
                 valid=both(block.fresh, known),
                 seen=None
                 if exclude is None
-                else lambda row, columns: exclude[row] != start + columns,
+                else lambda row, columns: is_apart(exclude[row], start + columns),
             )
         return nearest, RunningSums(tile_log_sum, tile_mass + added)
 

@@ -1,7 +1,7 @@
 """Choose the correction from the banks alone: never worse than raw.
 
     choice = tuning.tune(query_bank, gallery_bank, pairs, gallery=gallery)
-    correction = tuning.fit(choice, gallery, query_bank, gallery_bank)
+    correction = tuning.fit(choice, gallery, query_bank, gallery_bank, pairs=pairs)
 
 or both in one call, `dbnorm_jax.auto`. The bank's pairs are dealt into folds; the queries of each
 fold are ranked under some 200 corrections fitted on the other folds. Raw is kept unless a candidate
@@ -56,7 +56,7 @@ Integers = npt.NDArray[np.integer[Any]]
 
 def tune(
     query_bank: Any,
-    gallery_bank: Any,
+    gallery_bank: Any = None,
     pairs: Any = None,
     *,
     gallery: Any = None,
@@ -71,12 +71,16 @@ def tune(
 
     Args:
       query_bank: [num_query_bank, dim] embeddings of other items like the queries.
-      gallery_bank: [num_gallery_bank, dim] embeddings of other items like the gallery.
-      pairs: int [num_query_bank], the gallery-bank row that is right for each query-bank row, -1
-        for none; several right rows as CSR (indptr, indices). None declines: without pairs nothing
-        can be held out.
-      gallery: optional [num_gallery, dim], the items that will be searched. Held-out queries are
-        then ranked among them, as in use; without it, among the gallery bank.
+      gallery_bank: [num_gallery_bank, dim] embeddings of other items like the gallery; None: the
+        gallery itself, each item left out of its own sum.
+      pairs: int [num_query_bank], the gallery-bank row (without a gallery bank, the gallery row)
+        that is right for each query-bank row, -1 for none; several right rows as CSR (indptr,
+        indices). None declines: without pairs nothing can be held out. A query never enters the
+        statistics of its own right item. An item that the gallery holds may be asked for again:
+        other queries for it are in the bank when one is held out. Queries for another item are
+        held out together.
+      gallery: [num_gallery, dim], the items that will be searched. Held-out queries are ranked
+        among them, as in use; without it, among the gallery bank.
       criterion: "log_rank" (the least noisy), "reciprocal_rank" or "recall_at_1".
       similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static).
       seed: of folds, samples and sign flips.
@@ -91,8 +95,8 @@ def tune(
       Choice; `choice.summary()` says what was chosen and why.
 
     Raises:
-      ValueError: empty, non-finite or mismatched embeddings, pairs out of range, an unknown
-        criterion, a level outside (0, 1).
+      ValueError: neither gallery bank nor gallery; empty, non-finite or mismatched embeddings;
+        pairs out of range, an unknown criterion, a level outside (0, 1).
       TypeError: embeddings that are not floating point, pairs that are not integers.
 
     Examples:
@@ -113,17 +117,18 @@ def tune(
     if not 0 < level < 1:
         raise ValueError(f"`level` must be between 0 and 1, got {level!r}")
     rng = np.random.default_rng(seed)
-    items = banks.gallery if banks.items is None else banks.items
+    # Where there is nothing else to compare with, the gallery bank is like itself.
+    items = None if banks.is_own else banks.items
     own_share = (
-        diagnostics.own_share(banks.query, items, rng, similarity_fn),
-        0.5
-        if banks.items is None
-        else diagnostics.own_share(banks.gallery, banks.items, rng, similarity_fn),
+        diagnostics.own_share(
+            banks.query, banks.gallery if items is None else items, rng, similarity_fn
+        ),
+        0.5 if items is None else diagnostics.own_share(banks.gallery, items, rng, similarity_fn),
     )
-    seen = _Seen(_equal_rows(*banks), own_share)
+    seen = _Seen(_equal_rows(banks.query, banks.gallery, items), own_share)
     if pairs is None:
         return _declined(choices.NO_PAIRS, seen)
-    right = np.asarray(folds.right_rows("pairs", pairs, len(banks.query), len(banks.gallery)))
+    right = folds.right_rows("pairs", pairs, len(banks.query), len(banks.gallery))
     paired = np.flatnonzero((right >= 0).any(axis=1))
     distinct = (len(np.unique(right[right >= 0])), diagnostics.num_distinct(banks.query[paired]))
     if min(len(paired), *distinct) < FEWEST_PAIRS:
@@ -182,6 +187,7 @@ def fit(
     query_bank: Any,
     gallery_bank: Any = None,
     *,
+    pairs: Any = None,
     similarity_fn: SimilarityFn = dot_product,
 ) -> Correction:
     """Fits what `tune` chose to a gallery.
@@ -192,14 +198,18 @@ def fit(
       query_bank: [num_query_bank, dim].
       gallery_bank: [num_gallery_bank, dim]; None: the gallery itself, each item left out of its
         own sum.
+      pairs: those that `tune` was given. Where gallery-bank rows are gallery items, they are left
+        out of their own sums, and so are the queries that they are right for: the choice was judged
+        so, and an item that is often asked for would pay for its own queries.
       similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static).
 
     Returns:
       Correction; a zero bias where raw is the choice.
 
     Raises:
-      ValueError: empty, non-finite or mismatched embeddings.
-      TypeError: no Choice.
+      ValueError: empty, non-finite or mismatched embeddings, pairs out of range; no pairs though
+        gallery-bank rows are gallery items (pairs of -1 leave none out).
+      TypeError: no Choice, pairs that are not integers.
 
     Examples:
       >>> import dbnorm_jax as dbn
@@ -210,28 +220,37 @@ def fit(
     """
     checks.instance("choice", choice, Choice, "make it with tuning.tune")
     banks = folds.checked(query_bank, gallery_bank, gallery, similarity_fn)
+    assert banks.items is not None
+    right = None
+    if pairs is not None:
+        right = folds.right_rows("pairs", pairs, len(banks.query), len(banks.gallery))
     items = jnp.asarray(banks.items)
-    queries = jnp.asarray(banks.query)
+    rows = {"query": jnp.asarray(banks.query), "gallery": jnp.asarray(banks.gallery)}
+    if choice.name == "raw":
+        dtype = numerics.accumulation_dtype(items.dtype, rows["query"].dtype)
+        return Correction(jnp.zeros((1, items.shape[0]), dtype), None)
+    partners = folds.partners(banks.gallery, right, [banks.items])
+    exclude = {} if partners is None else partners._asdict()
 
     def statistics(bank: str, beta: float, k: int) -> BankStatistics:
-        own = bank == "gallery" and gallery_bank is None
-        rows = queries if bank == "query" else items if own else jnp.asarray(banks.gallery)
         return stream_bank_statistics(
-            rows,
+            rows[bank],
             items,
             beta=beta,
             k=k,
-            exclude=np.arange(len(items)) if own else None,
+            exclude=exclude.get(bank),
             similarity_fn=similarity_fn,
         )
 
     def largest(k: int) -> LargestSimilarities:
-        k = min(k, len(queries))
-        return stream_largest_similarities(queries, items, k=k, similarity_fn=similarity_fn)
+        return stream_largest_similarities(
+            rows["query"],
+            items,
+            k=min(k, len(banks.query)),
+            exclude=exclude.get("query"),
+            similarity_fn=similarity_fn,
+        )
 
-    if choice.name == "raw":
-        dtype = numerics.accumulation_dtype(items.dtype, queries.dtype)
-        return Correction(jnp.zeros((1, items.shape[0]), dtype), None)
     return fitting.fit_chosen(choice, statistics, largest)
 
 
@@ -299,16 +318,12 @@ def auto(
       >>> print(choice.reason, float(abs(correction.bias).max()))
       raw: without `pairs` nothing can be held out, and no correction is proven better 0.0
     """
-    own = gallery_bank is None
     choice = tune(
-        query_bank,
-        gallery if own else gallery_bank,
-        pairs,
-        gallery=None if own else gallery,
-        similarity_fn=similarity_fn,
-        seed=seed,
+        query_bank, gallery_bank, pairs, gallery=gallery, similarity_fn=similarity_fn, seed=seed
     )
-    correction = fit(choice, gallery, query_bank, gallery_bank, similarity_fn=similarity_fn)
+    correction = fit(
+        choice, gallery, query_bank, gallery_bank, pairs=pairs, similarity_fn=similarity_fn
+    )
     return (correction, choice) if return_choice else correction
 
 
