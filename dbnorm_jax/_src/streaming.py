@@ -94,9 +94,12 @@ def _block_size(length: int, largest: int) -> int:
 
 def is_apart(excluded: jax.Array, place: jax.Array) -> jax.Array:
     """[...] bool, whether a place [...] is none of those excluded [..., most]."""
-    if excluded.shape[-1] > _COMPARED:
-        return (excluded != place[..., None]).all(axis=-1)
-    apart = [excluded[..., entry] != place for entry in range(excluded.shape[-1])]
+    num_entries = excluded.shape[-1]
+    if num_entries > _COMPARED:
+        shape = (*jnp.broadcast_shapes(excluded.shape[:-1], place.shape), num_entries)
+        different = jnp.broadcast_to(excluded, shape) != jnp.broadcast_to(place[..., None], shape)
+        return different.all(axis=-1)
+    apart = [excluded[..., entry] != place for entry in range(num_entries)]
     return functools.reduce(operator.and_, apart)
 
 
