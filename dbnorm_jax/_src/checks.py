@@ -43,7 +43,9 @@ def found(problem: Callable[[Any], Any], array: Any) -> bool:
     """
     if not is_concrete(array):
         return False
-    if isinstance(array, np.ndarray) or _is_at_hand(array):
+    if isinstance(array, np.ndarray):
+        return bool(problem(array))
+    if _is_at_hand(array):
         return bool(problem(np.asarray(array)))
     with jax.ensure_compile_time_eval():
         return bool(jax.jit(problem)(array))
@@ -71,12 +73,10 @@ def narrowed(name: str, array: Any, dtype: Any) -> jax.Array:
     JAX itself keeps the low bits of a number that is too large, and makes a float infinite.
     """
     dtype = np.dtype(dtype)
-    if dtype == array.dtype:
-        return converted(array, dtype)
     if isinstance(array, np.ndarray):
         try:
             with np.errstate(over="raise"):
-                host = array.astype(dtype)
+                host = array.astype(dtype, copy=False)
         except FloatingPointError:
             _fail_range(name, array, dtype)
         if dtype.kind in "iu" and (host != array).any():

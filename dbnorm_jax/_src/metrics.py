@@ -54,7 +54,8 @@ def ranks(scores: Any, relevant: Any, *, ties: str = "average", where: Any = Non
 
     Raises:
       ValueError: NaN scores, right items out of range, shapes that do not fit, an unknown `ties`.
-      TypeError: scores that are not floating point, right items that are not integers or bools.
+      TypeError: scores that are not floating point, right items that are not integers or bools, or
+        integers of the shape of the scores.
 
     Examples:
       >>> from dbnorm_jax import metrics
@@ -119,7 +120,8 @@ def stream_ranks(
     Raises:
       ValueError: empty, non-finite or mismatched embeddings, right items out of range, a correction
         fitted on another number of gallery items.
-      TypeError: embeddings that are not floating point, right items that are not integers.
+      TypeError: embeddings that are not floating point, right items that are not integers or bools,
+        or integers of the shape of the scores.
 
     Examples:
       >>> from dbnorm_jax import metrics
@@ -294,7 +296,8 @@ def mean_average_precision(scores: Any, relevant: Any) -> jax.Array:
 
     Raises:
       ValueError: NaN scores, right items out of range, shapes that do not fit.
-      TypeError: scores that are not floating point, right items that are not integers or bools.
+      TypeError: scores that are not floating point, right items that are not integers or bools, or
+        integers of the shape of the scores.
 
     Examples:
       >>> from dbnorm_jax import metrics
