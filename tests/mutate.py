@@ -50,6 +50,7 @@ TESTS = {
     "checkpoints": "out_of_core hostile_files",
     "checks": "bad_input banks metrics sharding "
     "bad_numbers::test_more_rows_than_indices_are_refused "
+    "bad_numbers::test_weights_that_float32_does_not_hold_are_refused "
     "distributed::test_bad_input_of_one_process_raises_on_all",
     "choices": "tuning io tuning_refinement",
     "collectives": "sharding sharding::test_other_gates",
@@ -77,7 +78,7 @@ TESTS = {
     "numerics": "banks similarity normalizers baselines",
     "out_of_core": "out_of_core",
     "refinement": "tuning_refinement",
-    "relevance": "metrics",
+    "relevance": "metrics bad_numbers::test_a_matrix_of_numbers_is_not_read_as_rows",
     "rescaling": "baselines bad_input",
     "retrieval": "retrieval bad_input",
     "screening": "inspect",

@@ -3,6 +3,7 @@
 A new public function must be added to `ENTRIES`, or to those that take no embeddings.
 """
 
+import inspect
 import pathlib
 import subprocess
 import sys
@@ -461,3 +462,262 @@ def test_more_rows_than_indices_are_refused():
         )
     with pytest.raises(ValueError, match=r"`similarities` must have at most 2147483647"):
         jax.eval_shape(lambda matrix: dbn.top_k(matrix, 1), abstract(1, 2**31))
+
+
+# --- integers that int32 does not hold -----------------------------------------------------------
+
+TOO_LARGE = 2**32  # what int32 makes 0 of
+MULTIPLES = np.array([TOO_LARGE + 1, 1, 2**33, 0, 2**31, 5])  # of the six bank rows
+
+
+def grown(function, *arguments):
+    """A change of the gallery behind statistics of weighted rows."""
+
+    def call(weights):
+        fitted = dbn.stream_bank_statistics(BANK, GALLERY, beta=3.0, weights=weights)
+        neighbors = dbn.stream_top_k(BANK, GALLERY, 1)
+        return function(fitted, neighbors, BANK, *arguments, weights=weights)
+
+    return call
+
+
+WEIGHTED = {
+    "bank_statistics": lambda w: dbn.bank_statistics(BANK_SIMILARITIES, beta=3.0, weights=w),
+    "stream_bank_statistics": lambda w: dbn.stream_bank_statistics(
+        BANK, GALLERY, beta=3.0, weights=w
+    ),
+    "responsibilities": lambda w: dbn.responsibilities(BANK_SIMILARITIES, QUERY, weights=w),
+    "soft_activation": lambda w: dbn.soft_activation(BANK_SIMILARITIES, temperature=9.0, weights=w),
+    "stream_soft_activation": lambda w: dbn.stream_soft_activation(
+        BANK, GALLERY, temperature=9.0, weights=w
+    ),
+    "out_of_core.bank_statistics": lambda w: out_of_core.bank_statistics(
+        [BANK], GALLERY, beta=3.0, weights=w
+    ),
+    "sharding.bank_statistics": lambda w: sharding.bank_statistics(
+        BANK, GALLERY, beta=3.0, weights=w, mesh=MESH
+    ),
+    "attribution.bias_contributors": lambda w: attribution.bias_contributors(
+        BANK, GALLERY, QUERY, RELEVANT, k=2, weights=w
+    ),
+    "attribution.influence": lambda w: attribution.influence(
+        QUERIES, GALLERY, RELEVANT, BANK, statistics=QUERY, weights=w
+    ),
+    "growing.add_gallery_items": grown(growing.add_gallery_items, GALLERY[:2]),
+    "growing.remove_gallery_items": grown(growing.remove_gallery_items, GALLERY, [1]),
+}
+
+# Of rows: what takes them, the argument, good ones.
+EXCLUDED = np.arange(6)
+ROWS = {
+    "metrics.ranks": (lambda rows: metrics.ranks(SIMILARITIES, rows), "relevant", RELEVANT),
+    "metrics.mean_average_precision": (
+        lambda rows: metrics.mean_average_precision(SIMILARITIES, rows),
+        "relevant",
+        RELEVANT,
+    ),
+    "metrics.stream_ranks": (
+        lambda rows: metrics.stream_ranks(QUERIES, GALLERY, rows),
+        "relevant",
+        RELEVANT,
+    ),
+    "out_of_core.ranks": (
+        lambda rows: out_of_core.ranks(QUERIES, GALLERY, rows),
+        "relevant",
+        RELEVANT,
+    ),
+    "out_of_core.ranks of blocks": (
+        lambda rows: out_of_core.ranks([QUERIES], [GALLERY[:3], GALLERY[3:]], rows),
+        "relevant",
+        RELEVANT,
+    ),
+    "sharding.ranks": (
+        lambda rows: sharding.ranks(QUERIES, GALLERY, rows, mesh=MESH),
+        "relevant",
+        RELEVANT,
+    ),
+    "attribution.influence": (
+        lambda rows: attribution.influence(QUERIES, GALLERY, rows, BANK, statistics=QUERY),
+        "relevant",
+        RELEVANT,
+    ),
+    "tuning.tune": (lambda rows: tuning.tune(BANK, GALLERY, rows), "pairs", EXCLUDED),
+    "auto": (lambda rows: dbn.auto(GALLERY, BANK, GALLERY, rows), "pairs", EXCLUDED),
+}
+MATRICES = dict(ROWS)  # where a matrix of the scores' shape may be meant
+ROWS |= {
+    "attribution.influence: items": (
+        lambda rows: attribution.influence(
+            QUERIES, GALLERY, RELEVANT, BANK, statistics=QUERY, items=rows
+        ),
+        "items",
+        EXCLUDED,
+    ),
+    "attribution.bias_contributors": (
+        lambda rows: attribution.bias_contributors(BANK, GALLERY, QUERY, rows, k=2),
+        "items",
+        RELEVANT,
+    ),
+    "attribution.bias_contributors: exclude": (
+        lambda rows: attribution.bias_contributors(
+            BANK, GALLERY, QUERY, RELEVANT, k=2, exclude=rows
+        ),
+        "exclude",
+        EXCLUDED,
+    ),
+    "stream_bank_statistics": (
+        lambda rows: dbn.stream_bank_statistics(BANK, GALLERY, beta=3.0, exclude=rows),
+        "exclude",
+        EXCLUDED,
+    ),
+    "stream_largest_similarities": (
+        lambda rows: dbn.stream_largest_similarities(BANK, GALLERY, k=2, exclude=rows),
+        "exclude",
+        EXCLUDED,
+    ),
+    "out_of_core.bank_statistics": (
+        lambda rows: out_of_core.bank_statistics(BANK, GALLERY, beta=3.0, exclude=rows),
+        "exclude",
+        EXCLUDED,
+    ),
+    "out_of_core.largest_similarities": (
+        lambda rows: out_of_core.largest_similarities(BANK, [GALLERY], k=2, exclude=rows),
+        "exclude",
+        EXCLUDED,
+    ),
+    "sharding.bank_statistics": (
+        lambda rows: sharding.bank_statistics(BANK, GALLERY, beta=3.0, exclude=rows, mesh=MESH),
+        "exclude",
+        EXCLUDED,
+    ),
+    "sharding.largest_similarities": (
+        lambda rows: sharding.largest_similarities(BANK, GALLERY, k=2, exclude=rows, mesh=MESH),
+        "exclude",
+        EXCLUDED,
+    ),
+    "gates_from_top_1": (
+        lambda rows: dbn.gates_from_top_1(rows, dbn.dynamic_inverted_softmax(QUERY)),
+        "indices",
+        RELEVANT,
+    ),
+    "hubness.k_occurrence": (
+        lambda rows: dbn.hubness.k_occurrence(rows[:, None], 7),
+        "indices",
+        RELEVANT,
+    ),
+    "growing.remove_gallery_items": (
+        lambda rows: growing.remove_gallery_items(
+            dbn.stream_bank_statistics(BANK, GALLERY, beta=3.0),
+            dbn.stream_top_k(BANK, GALLERY, 1),
+            BANK,
+            GALLERY,
+            rows,
+        ),
+        "removed",
+        RELEVANT,
+    ),
+    "growing.remove_gallery_items: neighbors": (
+        lambda rows: growing.remove_gallery_items(
+            dbn.stream_bank_statistics(BANK, GALLERY, beta=3.0),
+            dbn.SearchResult(np.zeros((6, 1), np.float32), rows[:, None]),
+            BANK,
+            GALLERY,
+            [0],
+        ),
+        "neighbors.indices",
+        EXCLUDED,
+    ),
+}
+# Multiplicities of terms, not of rows; and what was tested with its sibling.
+NOT_LISTED = {"dual_inverted_softmax", "dual_dynamic_inverted_softmax"}
+
+
+def test_whatever_takes_weights_or_rows_is_listed():
+    modules = {"": dbn} | {f"{module.__name__.rpartition('.')[2]}.": module for module in MODULES}
+    for prefix, module in modules.items():
+        for name in getattr(module, "__all__", vars(module)):
+            function = getattr(module, name)
+            if not (prefix == "" or is_own(module, name)) or not inspect.isfunction(function):
+                continue
+            parameters = set(inspect.signature(function).parameters)
+            if prefix + name in NOT_LISTED:
+                continue
+            assert ("weights" in parameters) == (prefix + name in WEIGHTED), prefix + name
+            if parameters & {"exclude", "relevant", "pairs", "indices", "removed"}:
+                assert prefix + name in ROWS, prefix + name
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_weights_of_any_size_are_right(name):
+    """Integers of 64 bits weigh as the same numbers in floating point do, bit by bit."""
+    call = WEIGHTED[name]
+    expected = leaves(call(MULTIPLES.astype(np.float32)))
+    for weights in (MULTIPLES, MULTIPLES.astype(np.uint64), MULTIPLES.tolist()):
+        for found, wanted in zip(leaves(call(weights)), expected, strict=True):
+            np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+@pytest.mark.parametrize("weight", [1e39, 1e-50])
+def test_weights_that_float32_does_not_hold_are_refused(name, weight):
+    weights = np.ones(6)
+    weights[4] = weight
+    with pytest.raises(ValueError, match=r"`weights` must be .*float32.*enable jax_enable_x64"):
+        WEIGHTED[name](weights)
+
+
+@pytest.mark.parametrize("name", ["bank_statistics", "out_of_core.bank_statistics"])
+def test_float64_weights_of_float32_rows_are_refused_likewise(x64, name):
+    with pytest.raises(ValueError, match=r"`weights` must be .*float32.*1e\+39"):
+        WEIGHTED[name](np.full(6, 1e39))
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_rows_that_int32_does_not_hold_are_refused(name):
+    call, argument, rows = ROWS[name]
+    rows = rows.copy()
+    rows[1] += TOO_LARGE
+    for wide in (rows, rows.astype(np.uint64)):
+        with pytest.raises(ValueError, match=rf"`{argument}` must hold .*{TOO_LARGE + 1}"):
+            call(wide)
+
+
+def test_numbers_of_any_size_are_right():
+    """Where one number is asked for, an integer means what the same float does."""
+    large = TOO_LARGE + 1
+    for kind in (int, np.int64, np.uint64):
+        assert dbn.bank_statistics(BANK_SIMILARITIES, beta=kind(large)).beta == np.float32(large)
+        assert growing.decay(QUERY, kind(large)).mass[0] == 6 * np.float32(large)
+        assert metrics.recall_at(np.array([1.0, 5.0], np.float32), kind(large)) == 1
+        assert dbn.hubness.hub_share([3, 1], factor=kind(large)) == 0
+        dual = dbn.dual_inverted_softmax(QUERY, GALLERY_STATISTICS, weights=(kind(large), 1))
+        assert (dual.bias[0] == np.float32(large) * QUERY.bias).all()
+
+
+@pytest.mark.parametrize(
+    ("call", "name"), [(metrics.mean_rank, "ranks"), (lambda s: metrics.ranks(s, [0]), "scores")]
+)
+def test_what_may_be_infinite_is_not_made_so(call, name):
+    values = np.array([[1.0, 1e39]])
+    with pytest.raises(ValueError, match=rf"`{name}` must be in the range of float32"):
+        call(values)
+    assert np.isfinite(call(np.where(values > 9, np.inf, values))).sum() <= 1
+
+
+# --- yes and no where rows are asked for ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MATRICES)
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8, np.float32])
+def test_a_matrix_of_numbers_is_not_read_as_rows(name, dtype):
+    call, argument, rows = MATRICES[name]
+    right = rows[:, None] == np.arange(7)
+    words = f"`{argument}` of the shape of the scores.*bool" if "blocks" not in name else argument
+    with pytest.raises(TypeError, match=words):
+        call(right.astype(dtype))
+
+
+def test_a_bool_matrix_must_be_as_wide_as_the_blocks_are_long():
+    right = RELEVANT[:, None] == np.arange(6)
+    with pytest.raises(ValueError, match=r"`relevant` as a bool matrix.*\(5, 7\), got \(5, 6\)"):
+        out_of_core.ranks(QUERIES, [GALLERY[:3], GALLERY[3:]], right)

@@ -10,18 +10,22 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import dbnorm_jax as dbn
 
 pytest.importorskip("click")
 pytest.importorskip("rich")
 
+from dbnorm_jax._cli import files, output, progress, search
 from dbnorm_jax._cli import main as command
-from dbnorm_jax._cli import progress
+from dbnorm_jax._cli.file_argument import Source
 from dbnorm_jax._src import checkpoints
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
@@ -423,6 +427,87 @@ def test_search_in_every_format(call, correction, unit, monkeypatch):
     data = pathlib.Path("queries.npy").read_bytes()
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
     assert call(SEARCH[0], "-", *arguments[2:]) == out
+
+
+# What other readers than ours end lines at; the first begins as archives do.
+IDS = [
+    "PK-1",
+    "a cat\u2028on a mat",
+    "b\x0cc",
+    "d\x85e",
+    "f\rg",
+    "h\x0b",
+    "\x1c",
+    ' "i", j ',
+    "\u2029",
+]
+IDS += [f"k{row}" for row in range(SIZE - len(IDS))]
+
+
+@pytest.mark.parametrize(("start", "end"), [("", "\n"), ("\ufeff", "\r\n")])
+def test_ids_hold_any_character_but_line_feeds(call, monkeypatch, start, end):
+    pathlib.Path("ids.txt").write_bytes((start + end.join(IDS) + end).encode())
+    arguments = (*SEARCH, "--query-ids", "ids.txt", "--gallery-ids", "ids.txt")
+    out = call(*arguments)
+    for lines in (out.removesuffix("\n").split("\n"), out.splitlines()):
+        assert [json.loads(line)["query"] for line in lines] == IDS
+    items = [item for line in out.splitlines() for item in json.loads(line)["items"]]
+    call(*arguments, "--output", "ids.csv", "--force")
+    with pathlib.Path("ids.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["query"] for row in rows[::3]] == IDS
+    assert [row["item"] for row in rows] == items
+    data = pathlib.Path("queries.npy").read_bytes()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+    assert call(SEARCH[0], "-", *arguments[2:]) == out
+
+
+@pytest.mark.parametrize("count", [SIZE - 1, SIZE + 1, 0])
+@pytest.mark.parametrize("queries", ["queries.npy", "-"])
+def test_ids_are_counted_before_anything_is_written(folder, capsys, monkeypatch, queries, count):
+    pathlib.Path("ids.txt").write_text("an id\n" * count)
+    data = pathlib.Path("queries.npy").read_bytes()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+    with pytest.raises(SystemExit):
+        command.main([SEARCH[0], queries, *map(str, SEARCH[2:]), "--query-ids", "ids.txt"])
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"--query-ids 'ids.txt': expected a name for each of 60 rows, got {count}" in err
+
+
+def test_a_terminal_without_a_character_shows_its_number():
+    file = io.TextIOWrapper(io.BytesIO(), "ascii")
+    names = search._Names(np.array(["ü"]), None)
+    search._JsonLines(file, names).add(0, np.zeros((1, 1)), np.zeros((1, 1), int))
+    file.seek(0)
+    assert json.loads(file.read())["query"] == "ü"
+
+
+CHARACTERS = st.characters(exclude_categories=["Cs"])
+
+
+@settings(max_examples=200)
+@given(st.lists(st.text(CHARACTERS), min_size=2))
+def test_cells_of_csv_are_read_back(cells):
+    line = output.csv_line(cells)
+    assert list(csv.reader(io.StringIO(line, newline=""))) == [cells]
+
+
+@settings(max_examples=200)
+@given(st.lists(st.text(CHARACTERS)), st.sampled_from(["\n", "\r\n"]), st.booleans())
+def test_lines_end_at_line_feeds_only(lines, end, marked):
+    lines = [line.replace("\n", "").rstrip("\r") for line in lines]
+    text = ("\ufeff" if marked else "") + "".join(line + end for line in lines)
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "lines.txt"
+        path.write_bytes(text.encode())
+        found = files.read_lines(Source("--labels", path)).tolist()
+        if lines and lines[-1]:
+            path.write_bytes(text.removesuffix(end).encode())
+            assert files.read_lines(Source("--labels", path)).tolist() == found
+    if not marked and text.startswith("\ufeff"):  # taken for the mark
+        lines[0] = lines[0][1:]
+    assert found == (lines if text not in ("", "\ufeff") else [])
 
 
 def test_search_refuses(call, correction, arrays):

@@ -1,7 +1,6 @@
 """`dbnorm inspect`: what it prints and writes, and what it refuses."""
 
 import csv
-import io
 import json
 
 import numpy as np
@@ -15,6 +14,7 @@ from dbnorm_jax._cli import main as command
 
 SIZE, DIM = 60, 8
 PLANTED = 7
+ODD = " one\u2028name\x85of\x0cmany, \rlines "
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +37,7 @@ def folder(tmp_path_factory):
     np.savez(folder / "set.npz", **parts, bank_pair=np.arange(SIZE))
     names = [f"item {row}" for row in range(SIZE)]
     names[PLANTED] = "[red]\x1b[2Jplanted"
+    names[3] = ODD
     (folder / "labels.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
     np.save(folder / "labels.npy", np.array(names))
     np.save(folder / "ids.npy", np.arange(SIZE) + 1000)
@@ -64,7 +65,7 @@ FILES = (*BANK, "--gallery-bank", "gallery_bank.npy", "--queries", "query.npy")
 
 
 def test_planted_hub_is_listed_flagged_and_written(call, tmp_path):
-    labels = ("--labels", "labels.txt", "--bank-labels", "ids.npy")
+    labels = ("--labels", "labels.npy", "--bank-labels", "ids.npy")
     code, out, err = call(*FILES, *labels, "--bank-pairs", "rows", "--top", 3)
     assert (code, err) == (0, "")
     assert "Hubs: " in out
@@ -79,7 +80,7 @@ def test_planted_hub_is_listed_flagged_and_written(call, tmp_path):
 
     pytest.importorskip("matplotlib")
     target = tmp_path / "hubs"
-    code, text, err = call("set.npz", "--labels", "labels.npy", "--json", "--output", target)
+    code, text, err = call("set.npz", "--labels", "labels.txt", "--json", "--output", target)
     assert code == 0, err
     content = json.loads(text)
     assert (target / "inspection.json").read_text(encoding="utf-8") == text
@@ -96,8 +97,10 @@ def test_planted_hub_is_listed_flagged_and_written(call, tmp_path):
     assert flagged[0]["row"] == PLANTED
     assert "raw" in flagged[0]["by"]
     assert content["screening"]["compared_with"] == "gallery bank"
-    rows = list(csv.DictReader(io.StringIO((target / "items.csv").read_text(encoding="utf-8"))))
+    with (target / "items.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
     assert len(rows) == SIZE
+    assert rows[3]["label"] == ODD
     assert rows[PLANTED]["n_10"] == "58"
     assert rows[PLANTED]["flagged"] == "1"
     assert sum(int(row["n_10_corrected"]) for row in rows) == 10 * SIZE

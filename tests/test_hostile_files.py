@@ -193,7 +193,7 @@ def test_a_pipe_that_lies_is_refused(header, words):
     """What a header declares is not made room for before it has come."""
     before = resource.getrlimit(resource.RLIMIT_AS)
     with fuzz_readers.guarded(), pytest.raises(ValueError, match=words) as raised:
-        list(large.blocks_of("QUERIES", io.BytesIO(with_npy_header(header))))
+        list(large.Pipe("QUERIES", io.BytesIO(with_npy_header(header))))
     assert resource.getrlimit(resource.RLIMIT_AS) == before
     assert str(raised.value).startswith("QUERIES: expected")
     assert str(raised.value).isprintable()

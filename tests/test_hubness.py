@@ -121,6 +121,39 @@ def test_small_dtypes_are_accumulated_in_float32(name, options):
         _assert_close(actual, expected)
 
 
+@every_measure
+@settings(max_examples=12)
+@given(st.sampled_from(["spread", "close"]), st.sampled_from(["i8", "u8", "f8", "list"]), SEEDS)
+def test_counts_up_to_2_to_the_53_are_right(name, options, kind, dtype, seed):
+    """int32 holds none of them, and float32 not what tells close ones apart."""
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(0, 2**53, 49) * rng.integers(0, 2, 49)
+    # At a factor of 1 the threshold is among close counts, which float32 does not tell apart.
+    if kind == "close" and options != {"factor": 1.0}:
+        counts = 2**53 - 1 - rng.integers(0, 5, 49)
+    # Of differences, which are exact: in float64 the mean of large counts is rounded.
+    exact = counts - counts.min() if name == "skewness" else counts
+    given = counts.tolist() if dtype == "list" else counts.astype(dtype)
+    _assert_close(_measure(name, options, given), _expected(name, options, exact.astype(float)))
+
+
+def test_close_counts_on_a_device_are_right():
+    counts = 2**31 - 1 - np.random.default_rng(6).integers(0, 5, 49)
+    _assert_close(hubness.skewness(jnp.asarray(counts)), reference.skewness(counts - counts.min()))
+
+
+@every_measure
+def test_sums_of_the_largest_counts_do_not_overflow(name, options):
+    counts = np.array([3e38, 3e38, 2e38, 0, 0, 0, 0], np.float32)
+    _assert_close(_measure(name, options, counts), _expected(name, options, counts.astype(float)))
+
+
+def test_skewness_of_many_counts():
+    """The rounding of a mean, and of a sum in float32, would show in the third decimal."""
+    counts = np.random.default_rng(7).integers(2**40, 2**41, 200_000)
+    _assert_close(hubness.skewness(counts), reference.skewness(counts - counts.min()))
+
+
 def test_counts_are_not_changed():
     counts = np.arange(7, dtype=np.float32)
     for name, options in MEASURES:
@@ -213,6 +246,10 @@ BAD_COUNTS = [
     (TypeError, np.array([1 + 1j, 2]), ("complex",)),
     (ValueError, np.array([1, -1]), ("negative", "-1")),
     (ValueError, np.array([1, np.nan], np.float32), ("NaN", "nan")),
+    (ValueError, np.array([1, np.inf], np.float32), ("finite", "inf")),
+    (ValueError, np.array([1, 1e39]), ("float32", "3.4e+38", "1e+39")),
+    (ValueError, np.array([1, 1e-50]), ("float32", "1.18e-38", "nearer to 0")),
+    (TypeError, [2**64, 1], ("numeric", "64 bits", "floats")),
     (ValueError, np.array(3), ("num_gallery", "()")),
     (ValueError, np.zeros((2, 0)), ("num_gallery", "(2, 0)")),
 ]
@@ -237,9 +274,10 @@ INDICES = np.array([[0, 1], [2, 1], [0, 2]])
 BAD_PLACES = [
     (ValueError, (np.array([[0, 3]]), 3), {}, ("`indices`", "between -1", "2", "0 to 3")),
     (ValueError, (np.array([[0, -2]]), 3), {}, ("`indices`", "-1 marks none", "-2 to 0")),
+    (ValueError, (INDICES, 2**31), {}, ("`num_gallery`", "2147483647", f"{2**31}")),
     (ValueError, (np.array([0, 1]), 3), {}, ("`indices`", "(2,)", "indices[:, None]")),
     (TypeError, (np.array([[0.0]]), 3), {}, ("`indices`", "integers", "float")),
-    (ValueError, (INDICES, 0), {}, ("`num_gallery`", "at least 1", "got 0")),
+    (ValueError, (INDICES, 0), {}, ("`num_gallery`", "between 1", "got 0")),
     (TypeError, (INDICES, 3.0), {}, ("`num_gallery`", "integer", "3.0")),
     (TypeError, (INDICES, True), {}, ("`num_gallery`", "integer", "True")),
     (ValueError, (INDICES, 3), {"where": np.ones(2, bool)}, ("`where`", "(3,)", "(3, 2)", "(2,)")),

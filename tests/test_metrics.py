@@ -47,7 +47,8 @@ def _relevant(rng, shape, form):
     items = np.where(matrix, np.arange(num_gallery)[None], -1)
     relevant = {
         "single": lambda: items.max(axis=1),
-        "padded": lambda: rng.permuted(items, axis=1),  # an empty place may stand anywhere
+        # An empty place may stand anywhere; the shape is not that of the scores.
+        "padded": lambda: rng.permuted(np.pad(items, ((0, 0), (0, 1)), constant_values=-1), axis=1),
         "bool": lambda: matrix,
         "csr": lambda: (np.concatenate([[0], matrix.sum(axis=1).cumsum()]), np.nonzero(matrix)[1]),
     }[form]()
@@ -353,6 +354,12 @@ BAD_OPTIONS = [
     (TypeError, {"where": INTS}, ("`where`", "bool", "int")),
     (ValueError, {"scores": np.zeros((2, 0)), "relevant": [-1, -1]}, ("`scores`",)),
 ]
+MATRIX = (
+    "`relevant`",
+    "shape of the scores, (2, 3), must be bool",
+    ".astype(bool)",
+    "column of -1",
+)
 BAD_RELEVANT = [
     (ValueError, {"relevant": [0, 3]}, ("`relevant`", "between -1", "from 0 to 3")),
     (ValueError, {"relevant": [-2, 0]}, ("`relevant`", "between -1", "from -2 to 0")),
@@ -360,6 +367,13 @@ BAD_RELEVANT = [
     (ValueError, {"relevant": [[[0]], [[0]]]}, ("`relevant`", "per query", "(2, 1, 1)")),
     (ValueError, {"relevant": np.ones((3, 2), bool)}, ("`relevant`", "bool", "(2, 3)", "(3, 2)")),
     (TypeError, {"relevant": [0.0, 1.0]}, ("`relevant`", "integers", "float")),
+    (ValueError, {"relevant": [2**32 + 1, 0]}, ("`relevant`", "between -1", f"{2**32 + 1}")),
+    (ValueError, {"relevant": ([0, 1, 2], [2**32 + 1, 0])}, ("(indices)", f"{2**32 + 1}")),
+    (ValueError, {"relevant": ([0, 2**32 + 1, 2], [0, 1])}, ("(indptr)", f"{2**32 + 1}")),
+    *(
+        (TypeError, {"relevant": matrix}, MATRIX)
+        for matrix in (INTS, INTS.astype("f4"), [[0] * 3] * 2)
+    ),
     (TypeError, {"relevant": ["a", "b"]}, ("`relevant`", "numeric", "<U1")),
     (ValueError, {"relevant": ([0, 1, 2],)}, ("`relevant`", "(indptr, indices)", "1 parts")),
     (ValueError, {"relevant": ([0, 2], [0, 1])}, ("(indptr)", "num_queries + 1 = 3", "got 2")),
@@ -382,6 +396,7 @@ BAD_STREAM = [
 BAD_RANKS = [(TypeError, {"ranks": np.array([1, 2], np.int32)}, ("`ranks`", "floating", "int32"))]
 REMEDY = ("`relevant`", "concrete", "padded with -1")  # for sets inside jit
 BAD_TRACED = [(TypeError, {"relevant": sets}, REMEDY) for sets in (INTS > 0, ([0, 1, 2], [0, 1]))]
+BAD_TRACED.append((TypeError, {"relevant": INTS}, MATRIX))
 BAD = [
     (function, good | arguments, error, words)
     for function, good, cases in (
@@ -391,6 +406,8 @@ BAD = [
         (metrics.mean_average_precision, {"scores": SCORES}, BAD_RELEVANT),
         (metrics.stream_ranks, EMBEDDINGS, BAD_RELEVANT + BAD_STREAM),
         (jax.jit(metrics.stream_ranks), EMBEDDINGS, BAD_TRACED),
+        (jax.jit(metrics.ranks), {"scores": SCORES}, BAD_TRACED[-1:]),
+        (jax.jit(metrics.mean_average_precision), {"scores": SCORES}, BAD_TRACED[-1:]),
         (metrics.recall_at, {"k": 1}, BAD_RANKS),
         (metrics.median_rank, {}, BAD_RANKS),
     )

@@ -22,6 +22,8 @@ from dbnorm_jax._src import binary_files
 _NPY_MAGIC = b"\x93NUMPY"
 _ZIP_MAGIC = b"PK"
 _PICKLE_MAGIC = b"\x80"
+# How archives begin, full or empty; two letters may begin a text as well.
+_MEMBER_MAGICS = (b"PK\x03\x04", b"PK\x05\x06")
 
 # An archive may unpack to so much without question, and beyond it to so many times its own size.
 # Embeddings shrink by a factor of 1 to 4; a planted bomb by about 1000.
@@ -47,56 +49,66 @@ def read_floats(source: Source) -> Array:
     return array
 
 
-def read_integers(source: Source) -> Array:
-    """A 1-d integer array."""
+def read_integers(source: Source, several: str = "") -> Array:
+    """A 1-d array of row numbers; `several` says where a row that has several of them goes."""
     array = _read(source)
+    expected = "1 axis of integers (rows, counted from 0)"
+    if array.dtype.kind == "b" or array.ndim == 2:
+        what = f"dtype {array.dtype}, shape {array.shape}"
+        remedy = "write the number of each row's right one, for a matrix numpy.nonzero(matrix)[1]"
+        raise source.fail(expected, what, remedy + several)
     if array.dtype.kind not in "iu":
         remedy = "convert with .astype('int64')"
         raise source.fail("integers (rows, counted from 0)", f"dtype {array.dtype}", remedy)
     if array.ndim != 1:
-        raise source.fail("1 axis", f"shape {array.shape}", "reshape it")
+        raise source.fail(expected, f"shape {array.shape}", "reshape it")
     return array
 
 
 def read_labels(source: Source, count: int, of: str) -> tuple[str, ...]:
-    """One label per item: a UTF-8 text file with a line each, or an .npy of strings or integers."""
+    """One label per item, as `read_items` finds them."""
+    labels = read_items(source, count, f"{count} labels, one per {of}")
+    return tuple(str(label) for label in labels)
+
+
+def read_items(source: Source, count: int, expected: str) -> Array:
+    """What items are called: lines of text, or a 1-d array of texts or integers.
+
+    `expected` says in an error what the `count` of them stands for.
+    """
     with opened(source) as file:
         start = file.read(len(_NPY_MAGIC))
-        text = start if start == _NPY_MAGIC or start[:2] == _ZIP_MAGIC else start + file.read()
-    if start == _NPY_MAGIC or start[:2] == _ZIP_MAGIC:
-        array = _read(source)
-        if array.dtype.kind not in "Uiu" or array.ndim != 1:
-            what = f"dtype {array.dtype}, shape {array.shape}"
-            raise source.fail("1 axis of strings or integers", what, "or give a text file")
-        labels = [str(value) for value in array]
-    else:
-        try:
-            labels = text.decode("utf-8-sig").removesuffix("\n").split("\n")
-        except UnicodeDecodeError as error:
-            what = f"byte {text[error.start]:#x} at place {error.start}"
-            raise source.fail("UTF-8 text", what, "save it as UTF-8") from None
-    if len(labels) != count:
+    is_array = start == _NPY_MAGIC or start.startswith(_MEMBER_MAGICS)
+    items = read_names(source) if is_array else read_lines(source)
+    if len(items) != count:
         remedy = "write a line for every one, in the order of the rows"
-        raise source.fail(f"{count} labels, one per {of}", f"{len(labels)}", remedy)
-    return tuple(label.strip() for label in labels)
+        raise source.fail(expected, f"{len(items)}", remedy)
+    return items
 
 
 def read_names(source: Source) -> Array:
     """A 1-d array of texts or integers."""
     array = _read(source)
     if array.dtype.kind not in "Uiu" or array.ndim != 1:
-        what = f"{array.dtype} of shape {array.shape}"
-        raise source.fail("1-d texts or integers", what, "write it with numpy.save")
+        what = f"dtype {array.dtype}, shape {array.shape}"
+        raise source.fail("1 axis of strings or integers", what, "or give a text file")
     return array
 
 
 def read_lines(source: Source) -> Array:
-    """The lines of a UTF-8 text file, as objects."""
+    """The lines of a UTF-8 text file, as objects.
+
+    A line ends with a line feed, or with a carriage return before it. `str.splitlines`, and files
+    opened as text, end lines at characters that names may hold.
+    """
     with opened(source) as file:
-        try:
-            lines = file.read().decode().splitlines()
-        except UnicodeDecodeError:
-            raise source.fail("lines of UTF-8 text, or .npy", "other bytes", "convert it") from None
+        data = file.read()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        what = f"byte {data[error.start]:#x} at place {error.start}"
+        raise source.fail("UTF-8 text", what, "save it as UTF-8") from None
+    lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n") if text else []
     return np.array(lines, dtype=object)
 
 
@@ -110,7 +122,7 @@ def read_relevant(source: Source, num_queries: int, num_gallery: int) -> Csr:
                 for name in ("gt_indptr", "gt_indices")
             )
             return sets.relevant_from_csr(str(source), indptr, indices, num_queries, num_gallery)
-    array = read_integers(source)
+    array = read_integers(source, "; several as gt_indptr and gt_indices in an npz")
     return sets.relevant_from_indices(str(source), array, num_queries, num_gallery)
 
 

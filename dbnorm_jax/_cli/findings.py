@@ -1,7 +1,5 @@
 """An inspection as text for people, and as CSV and JSON for machines."""
 
-import csv
-import io
 import json
 import math
 import sys
@@ -10,7 +8,7 @@ from typing import Any
 from dbnorm_jax._cli import table
 from dbnorm_jax._cli.evaluation import NEIGHBORS
 from dbnorm_jax._cli.inspection import Asker, Inspection, Integers
-from dbnorm_jax._cli.output import Content
+from dbnorm_jax._cli.output import Content, csv_line
 from dbnorm_jax._cli.table import Report
 from dbnorm_jax._src.screening import HubScreening
 
@@ -219,11 +217,7 @@ def to_csv(found: Inspection) -> str:
         columns[f"{name}n_{k}_in_bank"] = screening.k_occurrence
         columns[f"{name}p_value"] = [f"{value:.4g}" for value in screening.p_value]
         columns[f"{name}flagged"] = screening.flagged.astype(int)
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(zip(*columns.values(), strict=True))
-    return stream.getvalue()
+    return "".join(map(csv_line, [columns, *zip(*columns.values(), strict=True)]))
 
 
 def to_json(report: Report, found: Inspection) -> str:

@@ -5,6 +5,7 @@ of change: where it is as before, the file is taken for unchanged without readin
 """
 
 import contextlib
+import functools
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -45,7 +46,7 @@ def open_rows(argument: str, text: str) -> Rows:
     """Opens `FILE`, `FILE.npz:name`, or an .npy on standard input ("-"); reads no values yet."""
     if text == STDIN:
         label = f"{argument} (standard input)"
-        return Rows(label, blocks_of(label, sys.stdin.buffer), None)
+        return Rows(label, Pipe(label, sys.stdin.buffer), None)
     source = Source.parse(argument, text)
     array = files.read_floats(source)
     status = source.path.stat()
@@ -53,29 +54,51 @@ def open_rows(argument: str, text: str) -> Rows:
     return Rows(str(source), array, {"path": str(source.path.resolve()), **stamp})
 
 
-def blocks_of(label: str, stream: IO[bytes]) -> Iterator[np.ndarray[Any, np.dtype[Any]]]:
+class Pipe(Iterator[np.ndarray[Any, np.dtype[Any]]]):
     """The rows of an .npy stream, block by block; no more memory than what has come."""
-    expected = f"{label}: expected a 2-d floating-point .npy"
-    try:
-        header = binary_files.read_stream_header(stream)
-    except binary_files.BadArrayError as error:
-        found = binary_files.printable(error.actual)
-        raise ValueError(f"{expected}, got {found}; write it with numpy.save") from None
-    shape, dtype = header.shape, header.dtype
-    if len(shape) != 2 or dtype.kind != "f" or header.fortran_order or 0 in shape:
-        order = " in Fortran order" if header.fortran_order else ""
-        raise ValueError(f"{expected}, got {dtype} of shape {shape}{order}; give a file instead")
-    for start in range(0, shape[0], _ROWS):
-        size = (min(_ROWS, shape[0] - start), shape[1])
-        data = bytearray()
-        while missing := size[0] * size[1] * dtype.itemsize - len(data):
-            part = stream.read(min(missing, _PART))
-            if not part:
-                raise ValueError(
-                    f"{expected} of {shape[0]} rows, got a truncated one; send it again"
-                )
-            data += part
-        yield np.frombuffer(data, dtype).reshape(size)
+
+    def __init__(self, label: str, stream: IO[bytes]) -> None:
+        self._expected = f"{label}: expected a 2-d floating-point .npy"
+        self._stream = stream
+        self._blocks = self._read()
+
+    def __next__(self) -> np.ndarray[Any, np.dtype[Any]]:
+        return next(self._blocks)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(rows, columns), which the stream declares before any row of it comes."""
+        return self._header.shape
+
+    @functools.cached_property
+    def _header(self) -> binary_files.Header:
+        expected = self._expected
+        try:
+            header = binary_files.read_stream_header(self._stream)
+        except binary_files.BadArrayError as error:
+            found = binary_files.printable(error.actual)
+            raise ValueError(f"{expected}, got {found}; write it with numpy.save") from None
+        shape, dtype = header.shape, header.dtype
+        if len(shape) != 2 or dtype.kind != "f" or header.fortran_order or 0 in shape:
+            order = " in Fortran order" if header.fortran_order else ""
+            raise ValueError(
+                f"{expected}, got {dtype} of shape {shape}{order}; give a file instead"
+            )
+        return header
+
+    def _read(self) -> Iterator[np.ndarray[Any, np.dtype[Any]]]:
+        (num_rows, dim), dtype = self.shape, self._header.dtype
+        for start in range(0, num_rows, _ROWS):
+            size = (min(_ROWS, num_rows - start), dim)
+            data = bytearray()
+            while missing := size[0] * size[1] * dtype.itemsize - len(data):
+                part = self._stream.read(min(missing, _PART))
+                if not part:
+                    raise ValueError(
+                        f"{self._expected} of {num_rows} rows, got a truncated one; send it again"
+                    )
+                data += part
+            yield np.frombuffer(data, dtype).reshape(size)
 
 
 @contextlib.contextmanager

@@ -1,8 +1,9 @@
 """Writing results: all of them or none, each file whole."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from dbnorm_jax._src import binary_files
 
@@ -36,3 +37,18 @@ def write(folder: Path, contents: dict[str, Content]) -> list[Path]:
     for name, data in made.items():
         binary_files.replace_file(folder / name, data)
     return [folder / name for name in made]
+
+
+def csv_line(cells: Iterable[Any]) -> str:
+    """A line of CSV.
+
+    `csv.writer` quotes a lone carriage return only where its own lines end with one, and readers
+    end a line there.
+    """
+    return ",".join(map(_cell, cells)) + "\n"
+
+
+def _cell(value: Any) -> str:
+    text = "" if value is None else str(value)
+    quoted = any(char in text for char in ',"\r\n')
+    return '"' + text.replace('"', '""') + '"' if quoted else text

@@ -1,6 +1,6 @@
 """`dbnorm search`: the nearest items of each query, from files of any size into one of any size."""
 
-import csv
+import codecs
 import dataclasses
 import io
 import json
@@ -18,6 +18,7 @@ from numpy.lib import format as npy_format
 from dbnorm_jax._cli import files, large, sets
 from dbnorm_jax._cli.corrections import read_correction
 from dbnorm_jax._cli.file_argument import Source
+from dbnorm_jax._cli.output import csv_line
 from dbnorm_jax._cli.progress import RowProgress
 from dbnorm_jax._src import binary_files, block_search
 from dbnorm_jax._src.block_fits import Settings, row_pair
@@ -25,6 +26,8 @@ from dbnorm_jax._src.block_search import Passes
 from dbnorm_jax._src.blocks import DEFAULT_BLOCK_SIZE
 
 _SUFFIXES = (".npz", ".npy", ".csv", ".jsonl")
+# Some readers of JSON lines end a line at these, which JSON itself does not escape.
+_LINE_ENDS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -70,9 +73,8 @@ def run(request: Request) -> None:
     gallery = large.open_rows("GALLERY", request.gallery)
     if gallery.num_rows is None:
         raise ValueError("GALLERY: expected a file, got standard input; it is read more than once")
-    if queries.num_rows is not None:
-        by_label = {rows.label: rows.rows for rows in (queries, gallery)}
-        sets.check_same_columns(by_label, "embedding dimensions")
+    by_label = {rows.label: rows.rows for rows in (queries, gallery)}
+    sets.check_same_columns(by_label, "embedding dimensions")
     if request.k > gallery.num_rows:
         raise ValueError(
             f"-k: expected between 1 and {gallery.num_rows} (gallery items), got {request.k}; "
@@ -84,7 +86,7 @@ def run(request: Request) -> None:
     correction = None if fitted is None else fitted.correction
     similarity = (request.similarity or "cosine") if fitted is None else fitted.similarity
     names = _Names(
-        _names("--query-ids", request.query_ids, queries.num_rows),
+        _names("--query-ids", request.query_ids, queries.rows.shape[0]),
         _names("--gallery-ids", request.gallery_ids, gallery.num_rows),
     )
     settings = Settings(large.SIMILARITY_FUNCTIONS[similarity], block_size=request.block_size)
@@ -97,7 +99,7 @@ def run(request: Request) -> None:
     with ExitStack() as stack:
         stack.enter_context(large.errors_name({"queries": queries.label, "gallery": gallery.label}))
         progress = stack.enter_context(RowProgress())
-        report = progress.of("queries", queries.num_rows, None, request.block_size)
+        report = progress.of("queries", queries.rows.shape[0], None, request.block_size)
         sink = stack.enter_context(_sink(request, names))
         for block, found in block_search.top_k_blocks(passes, request.k, hashed=hashed):
             if hashed:
@@ -105,10 +107,6 @@ def run(request: Request) -> None:
                     f"--correction '{request.correction}'", known, pair[1].fingerprint
                 )
                 hashed = False
-            if names.queries is not None and block.stop > len(names.queries):
-                raise ValueError(
-                    f"--query-ids: expected a name per query, got {len(names.queries)}"
-                )
             sink.add(block.start, np.asarray(found.scores), np.asarray(found.indices))
             count = block.stop
             if report is not None:
@@ -136,19 +134,11 @@ def _report(request: Request, num_queries: int, num_gallery: int, similarity: st
     )
 
 
-def _names(option: str, text: str | None, expected: int | None) -> Array | None:
+def _names(option: str, text: str | None, count: int) -> Array | None:
     if text is None:
         return None
     source = Source.parse(option, text)
-    if source.path.suffix in (".npy", ".npz"):
-        names = files.read_names(source)
-    else:
-        names = files.read_lines(source)
-    if expected is not None and len(names) != expected:
-        raise source.fail(
-            f"a name for each of {expected} rows", f"{len(names)}", "use the right one"
-        )
-    return names
+    return files.read_items(source, count, f"a name for each of {count} rows")
 
 
 @contextmanager
@@ -176,6 +166,7 @@ class _JsonLines:
 
     def __init__(self, file: IO[str], names: _Names) -> None:
         self._file, self._names = file, names
+        self._ascii = codecs.lookup(getattr(file, "encoding", None) or "utf-8").name != "utf-8"
 
     def add(self, start: int, scores: Array, indices: Array) -> None:
         for row, (values, items) in enumerate(zip(scores.tolist(), indices, strict=True), start):
@@ -184,21 +175,23 @@ class _JsonLines:
                 "items": [_name(self._names.gallery, item) for item in items.tolist()],
                 "scores": values,
             }
-            print(json.dumps(content, ensure_ascii=False), file=self._file)
+            line = json.dumps(content, ensure_ascii=self._ascii).translate(_LINE_ENDS)
+            print(line, file=self._file)
 
 
 class _Csv:
     """One line per query and item."""
 
     def __init__(self, file: IO[str], names: _Names) -> None:
-        self._writer, self._names = csv.writer(file, lineterminator="\n"), names
-        self._writer.writerow(["query", "rank", "item", "score"])
+        self._file, self._names = file, names
+        self._file.write(csv_line(["query", "rank", "item", "score"]))
 
     def add(self, start: int, scores: Array, indices: Array) -> None:
         for row, (values, items) in enumerate(zip(scores.tolist(), indices, strict=True), start):
             query = _name(self._names.queries, row)
             for rank, (value, item) in enumerate(zip(values, items.tolist(), strict=True), 1):
-                self._writer.writerow([query, rank, _name(self._names.gallery, item), value])
+                cells = [query, rank, _name(self._names.gallery, item), value]
+                self._file.write(csv_line(cells))
 
 
 class _Arrays:

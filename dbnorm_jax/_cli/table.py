@@ -1,8 +1,6 @@
 """The results as a table for people, and as CSV and JSON for machines."""
 
-import csv
 import dataclasses
-import io
 import json
 import math
 import sys
@@ -11,6 +9,7 @@ from typing import Any
 
 import dbnorm_jax as dbn
 from dbnorm_jax._cli.evaluation import ResultRow
+from dbnorm_jax._cli.output import csv_line
 
 SCHEMA = "dbnorm evaluation 1"
 
@@ -183,22 +182,19 @@ def _number(value: float, digits: int, sign: str = "") -> str:
 
 def to_csv(report: Report) -> str:
     """One line per method; empty where nothing is known."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
     columns = [name for name in _UNITS if name != "gates_open"]
     gates = ["gates_open_query_bank", "gates_open_gallery_bank"]
-    writer.writerow(
-        ["set", "kind", "method", "beta_query", "beta_gallery", "options", *columns, *gates]
-    )
+    first = ["set", "kind", "method", "beta_query", "beta_gallery", "options"]
+    lines: list[list[Any]] = [[*first, *columns, *gates]]
     for row in report.rows:
         shares = [*row.gates_open, None, None][:2]
         values = [getattr(row, name) for name in columns]
-        writer.writerow(
+        lines.append(
             [report.name, _kind(report, row), row.method.name, row.method.beta_query]
             + [row.method.beta_gallery, _options(row)]
             + ["" if value is None or math.isnan(value) else value for value in (*values, *shares)]
         )
-    return stream.getvalue()
+    return "".join(map(csv_line, lines))
 
 
 def _kind(report: Report, row: ResultRow) -> str:

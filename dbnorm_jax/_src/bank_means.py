@@ -127,10 +127,9 @@ def _weighted_mean(largest: LargestSimilarities, weight: jax.Array) -> Correctio
 
 
 def _weight(weight: Any, dtype: jnp.dtype) -> jax.Array:
-    array = checks.as_array("weight", weight)
-    if not checks.is_real(array) or array.ndim:
+    array = checks.real("weight", weight, dtype)
+    if array.ndim:
         raise TypeError(f"`weight` must be a real number, got {weight!r}")
-    array = checks.converted(array, dtype)
     checks.check_finite("weight", array)
     return array
 

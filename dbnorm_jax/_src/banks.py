@@ -75,7 +75,7 @@ def bank_statistics(
     if where is not None:
         where = checks.pairs(where, similarities.shape)
     if weights is not None:
-        weights = checks.bank_weights("weights", weights, (num_bank,)).astype(dtype)
+        weights = checks.bank_weights("weights", weights, (num_bank,), dtype)
     return _bank_statistics(similarities.astype(dtype), beta, where, weights, k=k)
 
 
@@ -204,7 +204,7 @@ def stream_bank_statistics(
     dtype = numerics.accumulation_dtype(bank.dtype, gallery.dtype)
     beta = checks.positive("beta", beta, dtype, _BETA_UNIT)
     if weights is not None:
-        weights = checks.bank_weights("weights", weights, (num_bank,)).astype(dtype)
+        weights = checks.bank_weights("weights", weights, (num_bank,), dtype)
         checks.one_per_bank_row("weights", weights, num_bank)
     if exclude is not None:
         exclude = checks.exclusions(exclude, num_bank, num_gallery)
@@ -353,7 +353,8 @@ def responsibilities(
     if where is not None:
         where = checks.pairs(where, similarities.shape)
     if weights is not None:
-        weights = checks.bank_weights("weights", weights, similarities.shape[-2:-1])
+        dtype = statistics.log_normalizer.dtype
+        weights = checks.bank_weights("weights", weights, similarities.shape[-2:-1], dtype)
     return _responsibilities(similarities, statistics, weights, where)
 
 
@@ -366,7 +367,7 @@ def _responsibilities(
 ) -> jax.Array:
     dtype = statistics.log_normalizer.dtype
     num_bank, num_gallery = similarities.shape[-2:]
-    weights = jnp.ones(num_bank, dtype) if weights is None else weights.astype(dtype)
+    weights = jnp.ones(num_bank, dtype) if weights is None else weights
     where = jnp.ones((num_bank, num_gallery), bool) if where is None else where
 
     def one(

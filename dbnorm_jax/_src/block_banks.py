@@ -210,7 +210,7 @@ class BankPass:
         dtype = self._flat_beta().dtype
         entering = block.valid.astype(dtype)
         if weights is not None:
-            entering = block.filled(weights.astype(dtype), 0)
+            entering = block.filled(np.asarray(checks.narrowed("weights", weights, dtype)), 0)
         own = None if exclude is None else block.filled(exclude, -1)
         return streaming.BankRows(rows, entering, own)
 
@@ -218,7 +218,7 @@ class BankPass:
         assert self.bank.dtype is not None
         assert self.gallery.dtype is not None
         dtype = numerics.accumulation_dtype(self.bank.dtype, self.gallery.dtype)
-        self._beta = checks.converted(self._beta, dtype)
+        self._beta = checks.narrowed("beta", self._beta, dtype)
         return self._beta.reshape(-1) if self._beta.ndim else self._beta
 
     def _count(self, nearest: Nearest, bank: streaming.BankRows) -> None:

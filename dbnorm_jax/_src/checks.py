@@ -8,7 +8,7 @@ away, which is also the way to opt out of their cost, one pass over the input.
 import contextlib
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +27,11 @@ MOST_ROWS = 2**31 - 1
 _FEW = 2**20
 _FEW_TO_MOVE = 2**12
 
+_LARGEST = float(np.finfo(np.float32).max)
+_SMALLEST = float(np.finfo(np.float32).tiny)
 
-def found(problem: Callable[[Any], Any], array: jax.Array) -> bool:
+
+def found(problem: Callable[[Any], Any], array: Any) -> bool:
     """Whether a concrete array has a problem, looked up where it lives; never on traced ones.
 
     Arrays that a function under trace closes over are concrete: they are checked too.
@@ -36,10 +39,12 @@ def found(problem: Callable[[Any], Any], array: jax.Array) -> bool:
     Args:
       problem: array -> bool, of methods and operators that NumPy and JAX share; a function of a
         module, so that it compiles once.
-      array: what is checked.
+      array: what is checked, of JAX or NumPy.
     """
     if not is_concrete(array):
         return False
+    if isinstance(array, np.ndarray):
+        return bool(problem(array))
     if _is_at_hand(array):
         return bool(problem(np.asarray(array)))
     with jax.ensure_compile_time_eval():
@@ -55,12 +60,53 @@ def _is_at_hand(array: jax.Array) -> bool:
 
 
 def converted(array: Any, dtype: Any) -> jax.Array:
-    """`array` with another dtype; concrete stays concrete, also under a trace."""
+    """`array` with another dtype that holds it; concrete stays concrete, also under a trace."""
     if not is_concrete(array):
         return jnp.asarray(array, dtype)
-    # What leaves the range of the dtype becomes infinite, which the value checks then name.
-    with jax.ensure_compile_time_eval(), np.errstate(over="ignore"):
+    with jax.ensure_compile_time_eval():
         return jnp.asarray(array, dtype)
+
+
+def narrowed(name: str, array: Any, dtype: Any) -> jax.Array:
+    """`array` of NumPy or JAX with another dtype; concrete values out of its range are refused.
+
+    JAX itself keeps the low bits of a number that is too large, and makes a float infinite.
+    """
+    dtype = np.dtype(dtype)
+    if isinstance(array, np.ndarray):
+        try:
+            with np.errstate(over="raise"):
+                host = array.astype(dtype, copy=False)
+        except FloatingPointError:
+            _fail_range(name, array, dtype)
+        if dtype.kind in "iu" and (host != array).any():
+            _fail_range(name, array, dtype)
+        return converted(host, dtype)
+    if _is_narrowing(array, dtype) and found(_exceeds_float32, array):
+        _fail_range(name, array, dtype)
+    return converted(array, dtype)
+
+
+def _is_narrowing(array: Any, dtype: Any) -> bool:
+    return bool(array.dtype == np.float64 and dtype == np.float32)
+
+
+def _exceeds_float32(array: Any) -> Any:
+    return ((abs(array) > _LARGEST) & (abs(array) < np.inf)).any()
+
+
+def _vanishes_in_float32(array: Any) -> Any:
+    return ((array != 0) & (abs(array) < _SMALLEST)).any()
+
+
+def _fail_range(name: str, array: Any, dtype: np.dtype[Any]) -> NoReturn:
+    limits: Any = (np.iinfo if dtype.kind in "iu" else np.finfo)(dtype)
+    with jax.ensure_compile_time_eval():
+        smallest, largest = array.min(), array.max()
+    raise ValueError(
+        f"`{name}` must be in the range of {dtype}, at most {limits.max:.3g} in size, got values "
+        f"from {smallest} to {largest}; scale them, or enable jax_enable_x64"
+    )
 
 
 def as_array(name: str, value: Any) -> jax.Array:
@@ -68,7 +114,30 @@ def as_array(name: str, value: Any) -> jax.Array:
     array = numeric(name, value)
     if isinstance(array, jax.Array):
         return array
-    return converted(array, jax.dtypes.canonicalize_dtype(array.dtype))
+    return narrowed(name, array, jax.dtypes.canonicalize_dtype(array.dtype))
+
+
+def real(name: str, value: Any, dtype: Any = None, unit: str = "") -> jax.Array:
+    """Real numbers, integers of any size among them, as the floating-point `dtype`.
+
+    By default float64 stays where x64 is enabled, and all else is float32.
+    """
+    array = numeric(name, value)
+    if not is_real(array):
+        raise TypeError(f"`{name}` must be real numbers{unit}, got dtype {array.dtype}")
+    if dtype is None:
+        dtype = np.float64 if array.dtype == np.float64 else np.float32
+    return narrowed(name, array, jax.dtypes.canonicalize_dtype(dtype))
+
+
+def check_none_vanishes(name: str, value: Any, dtype: Any) -> None:
+    """Raises where the conversion to `dtype` makes 0 of a number that is none."""
+    array = numeric(name, value)
+    if _is_narrowing(array, dtype) and found(_vanishes_in_float32, array):
+        raise ValueError(
+            f"`{name}` must be 0 or at least {_SMALLEST:.3g}, the smallest of float32, got numbers "
+            f"nearer to 0; scale them, or enable jax_enable_x64"
+        )
 
 
 def numeric(name: str, value: Any) -> "jax.Array | np.ndarray[Any, np.dtype[Any]]":
@@ -94,6 +163,8 @@ def numeric(name: str, value: Any) -> "jax.Array | np.ndarray[Any, np.dtype[Any]
         ) from error
     if array.dtype == object or array.dtype.kind in "SUMm":
         remedy = "; make rows one array with numpy.stack" if array.dtype == object else ""
+        if remedy and all(isinstance(one, int) for one in array.flat):
+            remedy = "; give integers of more than 64 bits as floats"
         raise TypeError(
             f"`{name}` must be a numeric array, got {kind} of dtype {array.dtype}{remedy}"
         )
@@ -251,36 +322,26 @@ def integer(name: str, value: Any, *, low: int, high: int | None = None, of: str
 
 def positive(name: str, value: Any, dtype: Any, unit: str = "") -> jax.Array:
     """A positive, finite scalar or array, as `dtype`."""
-    array = as_array(name, value)
-    if not is_real(array):
-        raise TypeError(f"`{name}` must be a real number, got dtype {array.dtype}")
-    # Converted first: 1e-50 is positive as a Python float and 0 as float32.
-    array = converted(array, dtype)
+    array = real(name, value, dtype)
     if found(_not_positive, array):
         raise ValueError(f"`{name}` must be positive and finite{unit}, got {value}")
     return array
 
 
-def is_real(array: jax.Array) -> bool:
+def is_real(array: Any) -> bool:
     """Whether the dtype holds real numbers; bool is none."""
     return jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)
 
 
-def real_as_floating(array: jax.Array) -> jax.Array:
-    """Real numbers of any dtype as float32, float64 as it is."""
-    return array if array.dtype == jnp.float64 else converted(array, jnp.float32)
-
-
-def bank_weights(name: str, value: Any, shape: tuple[int, ...]) -> jax.Array:
-    """Finite multiplicities >= 0, one per bank row."""
-    array = as_array(name, value)
-    if not is_real(array):
-        raise TypeError(f"`{name}` must be numbers (multiplicities), got dtype {array.dtype}")
+def bank_weights(name: str, value: Any, shape: tuple[int, ...], dtype: Any = None) -> jax.Array:
+    """Finite multiplicities >= 0, one per bank row; `dtype` as in `real`."""
+    array = real(name, value, dtype, " (multiplicities)")
     if array.shape[-1:] != shape[-1:]:
         raise ValueError(
             f"`{name}` must have one entry per bank row, expected shape {shape}, got {array.shape}"
         )
-    array = floating(name, real_as_floating(array))
+    check_none_vanishes(name, value, array.dtype)
+    check_finite(name, array)
     if found(is_negative, array):
         with jax.ensure_compile_time_eval():
             raise ValueError(f"`{name}` must not be negative, got a minimum of {array.min()}")

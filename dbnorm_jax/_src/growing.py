@@ -331,6 +331,7 @@ def _check_known(
             f"`neighbors` must have shape {(num_bank, statistics.k)} (bank rows, k), got "
             f"{neighbors.indices.shape}"
         )
+    checks.indices("neighbors.indices", neighbors.indices, low=0, high=statistics.num_gallery)
     known = statistics.k_occurrence
     assert known is not None
     if not np.array_equal(known, _counts(neighbors, counted, known.shape)):

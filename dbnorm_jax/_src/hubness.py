@@ -2,7 +2,8 @@
 
 `N_k(g)` is the number of queries with gallery item g among their k nearest; zeros are kept, and its
 mean is `k num_queries / num_gallery`, which need not be k. A hub has `N_k >= 2` times that mean, an
-anti-hub has `N_k = 0`. All measures take counts [..., num_gallery] and return [...].
+anti-hub has `N_k = 0`. All measures take counts [..., num_gallery] and return [...]. Counts may be
+integers of any size, or numbers that float32 holds.
 
     >>> from dbnorm_jax import hubness
     >>> import jax.numpy as jnp
@@ -22,6 +23,9 @@ from dbnorm_jax._src import checks, numerics
 
 # How far a mean may be rounded, in units of the dtype's resolution.
 _ROUNDINGS = 4.0
+# Larger counts are scaled down by it: the sums of 2^31 of them, each times 2^31, are finite then.
+# A power of two, which rounds nothing.
+_LARGE = 2.0**64
 
 
 def k_occurrence(indices: Any, num_gallery: int, *, where: Any = None) -> jax.Array:
@@ -48,7 +52,7 @@ def k_occurrence(indices: Any, num_gallery: int, *, where: Any = None) -> jax.Ar
     References:
       Radovanovic et al., JMLR 2010.
     """
-    num_gallery = checks.integer("num_gallery", num_gallery, low=1)
+    num_gallery = checks.integer("num_gallery", num_gallery, low=1, high=checks.MOST_ROWS)
     indices = checks.indices("indices", indices, low=-1, high=num_gallery)
     if indices.ndim < 2:
         raise ValueError(
@@ -94,17 +98,25 @@ def skewness(counts: Any) -> jax.Array:
       >>> print(f"{hubness.skewness(jnp.array([0, 0, 0, 4])):.4f}")    # 2 / sqrt(3)
       1.1547
     """
-    return _skewness(_counts(counts))
+    counts = _checked(counts)
+    if isinstance(counts, np.ndarray):  # JAX would round it, or cut it off, first
+        counts = _floating(_excess(counts))
+    return _skewness(counts)
+
+
+def _excess(counts: Any) -> Any:
+    """Counts beyond the smallest; float32 makes 2^40 and 2^40 + 1 one number, but not 0 and 1."""
+    return counts - counts.min(axis=-1, keepdims=True)
 
 
 @jax.jit
 def _skewness(counts: jax.Array) -> jax.Array:
-    # From the first count: the mean of large equal ones would round, their differences are 0.
-    deviation = counts - counts[..., :1]
-    deviation = deviation - deviation.mean(axis=-1, keepdims=True)
+    excess = _scaled(_floating(_excess(counts)))
     # Scaled before cubing: the third power of large counts leaves the range of float32.
-    scale = jnp.abs(deviation).max(axis=-1, keepdims=True)
-    deviation = deviation / jnp.where(scale > 0, scale, 1)
+    scale = excess.max(axis=-1, keepdims=True)
+    deviation = excess / jnp.where(scale > 0, scale, 1)
+    for _ in range(2):  # the first mean is rounded, and its error is a mean, too
+        deviation = deviation - deviation.mean(axis=-1, keepdims=True)
     variance = jnp.square(deviation).mean(axis=-1)
     spread = variance > 0
     third = (deviation * deviation * deviation).mean(axis=-1)
@@ -113,6 +125,8 @@ def _skewness(counts: jax.Array) -> jax.Array:
 
 def hub_share(counts: Any, *, factor: float = 2.0) -> jax.Array:
     """Share of gallery items that are hubs, `N_k >= factor * mean(N_k)`.
+
+    A count within 5e-7 of the threshold, relatively, counts as a hub: the mean is rounded.
 
     Args:
       counts: [..., num_gallery] k-occurrence.
@@ -252,27 +266,45 @@ def _atkinson(counts: jax.Array, *, epsilon: float) -> jax.Array:
     return jnp.where(retrieved, 1 - center, 0)
 
 
-def _negative_or_nan(counts: Any) -> Any:
-    return ~(counts >= 0).all()
+def _no_count(counts: Any) -> Any:
+    return ~((counts >= 0) & (counts < np.inf)).all()
 
 
 def _counts(counts: Any) -> jax.Array:
-    array = checks.as_array("counts", counts)
+    return _scaled(_floating(_checked(counts)))
+
+
+@jax.jit
+def _scaled(counts: jax.Array) -> jax.Array:
+    """So small that no sum overflows; the measures do not depend on the scale."""
+    largest = counts.max(axis=-1, keepdims=True)
+    return counts * jnp.where(largest > _LARGE, 1 / _LARGE, 1).astype(counts.dtype)
+
+
+def _checked(counts: Any) -> Any:
+    """An array of NumPy or JAX, in its own dtype."""
+    array = checks.numeric("counts", counts)
     if not checks.is_real(array):
         raise TypeError(f"`counts` must be numbers, got dtype {array.dtype}")
     if array.ndim < 1 or array.shape[-1] == 0:
         raise ValueError(f"`counts` must be [..., num_gallery], got shape {array.shape}")
-    array = checks.real_as_floating(array)
-    if checks.found(_negative_or_nan, array):
+    if checks.found(_no_count, array):
         raise ValueError(
-            f"`counts` must not be negative or NaN, got a minimum of {np.asarray(array).min()}"
+            f"`counts` must be finite, neither negative nor NaN, got values from "
+            f"{np.asarray(array).min()} to {np.asarray(array).max()}"
         )
-    return array
+    checks.check_none_vanishes("counts", array, jax.dtypes.canonicalize_dtype(array.dtype))
+    narrow = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < 4
+    return _floating(array) if narrow else array
+
+
+def _floating(counts: Any) -> jax.Array:
+    return checks.real("counts", counts)
 
 
 def _hubs(counts: jax.Array, factor: float) -> jax.Array:
     """[..., num_gallery], 1 where an item is a hub."""
-    threshold = factor * counts.mean(axis=-1, keepdims=True)
+    threshold = checks.real("factor", factor, counts.dtype) * counts.mean(axis=-1, keepdims=True)
     # A count at the threshold is a hub, also where the mean was rounded up.
     resolution = float(jnp.finfo(counts.dtype).eps)  # type: ignore[no-untyped-call]
     threshold = threshold * (1 - _ROUNDINGS * resolution)

@@ -96,7 +96,7 @@ def influence(
         offsets = jnp.zeros(num_gallery, dtype)
     offsets = checks.floating("offsets", offsets, ndim=1).astype(dtype)
     checks.matching_gallery("offsets", offsets.shape[0], "gallery", gallery.shape[:1])
-    weight = checks.floating("weight", checks.converted(weight, dtype), ndim=0)
+    weight = checks.floating("weight", checks.real("weight", weight, dtype), ndim=0)
     return _influence(
         (queries, gallery, right),
         bank,
@@ -263,6 +263,7 @@ def check_statistics(statistics: Any, gallery: jax.Array) -> None:
 def bank_vector(weights: Any, num_bank: int, statistics: BankStatistics) -> jax.Array | None:
     if weights is None:
         return None
-    weights = checks.bank_weights("weights", weights, (num_bank,))
+    dtype = statistics.log_normalizer.dtype
+    weights = checks.bank_weights("weights", weights, (num_bank,), dtype)
     checks.one_per_bank_row("weights", weights, num_bank)
-    return weights.astype(statistics.log_normalizer.dtype)
+    return weights

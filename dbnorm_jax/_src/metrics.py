@@ -10,6 +10,10 @@ chance would. Which items are right is given as
     a bool matrix [num_queries, num_gallery]
     a CSR pair (indptr [num_queries + 1], indices)
 
+Dtype and shape tell them apart: what has the shape of the scores must be bool. Integers of that
+shape are refused, because 0 and 1 there would name gallery rows: `.astype(bool)` makes them a bool
+matrix, one more column of -1 makes them lists of rows.
+
 Queries without a right item have rank NaN and are left out of the numbers. Recall is a fraction.
 
     >>> from dbnorm_jax import metrics
@@ -50,7 +54,8 @@ def ranks(scores: Any, relevant: Any, *, ties: str = "average", where: Any = Non
 
     Raises:
       ValueError: NaN scores, right items out of range, shapes that do not fit, an unknown `ties`.
-      TypeError: scores that are not floating point, right items that are not integers or bools.
+      TypeError: scores that are not floating point, right items that are not integers or bools, or
+        integers of the shape of the scores.
 
     Examples:
       >>> from dbnorm_jax import metrics
@@ -115,7 +120,8 @@ def stream_ranks(
     Raises:
       ValueError: empty, non-finite or mismatched embeddings, right items out of range, a correction
         fitted on another number of gallery items.
-      TypeError: embeddings that are not floating point, right items that are not integers.
+      TypeError: embeddings that are not floating point, right items that are not integers or bools,
+        or integers of the shape of the scores.
 
     Examples:
       >>> from dbnorm_jax import metrics
@@ -290,7 +296,8 @@ def mean_average_precision(scores: Any, relevant: Any) -> jax.Array:
 
     Raises:
       ValueError: NaN scores, right items out of range, shapes that do not fit.
-      TypeError: scores that are not floating point, right items that are not integers or bools.
+      TypeError: scores that are not floating point, right items that are not integers or bools, or
+        integers of the shape of the scores.
 
     Examples:
       >>> from dbnorm_jax import metrics
@@ -352,9 +359,9 @@ def _below_first(k: Any) -> Any:
 
 
 def _cut_off(k: Any, dtype: jnp.dtype) -> jax.Array:
-    array = checks.as_array("k", k)
-    if not checks.is_real(array) or array.ndim:
-        raise TypeError(f"`k` must be a number, got {k!r}")
+    array = checks.real("k", k, dtype)
+    if array.ndim:
+        raise TypeError(f"`k` must be one number, got {k!r}")
     if checks.found(_below_first, array):
         raise ValueError(f"`k` must be at least 1, the best rank, got {k}")
-    return checks.converted(array, dtype)
+    return array

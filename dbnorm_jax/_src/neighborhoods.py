@@ -70,7 +70,7 @@ def inverse_graph_convolution(
             _pool_size(pool_rate, name, checked[name]) for name in ("query_bank", "gallery_bank")
         ]
     rates = [
-        checks.floating(name, checks.real_as_floating(checks.as_array(name, rate)), ndim=0)
+        checks.floating(name, checks.real(name, rate), ndim=0)
         for name, rate in (("query_rate", query_rate), ("gallery_rate", gallery_rate))
     ]
     return _inverse_graph_convolution(

@@ -195,10 +195,8 @@ def _weights(weights: Any) -> tuple[jax.Array, jax.Array] | None:
         ) from None
     pair = []
     for index, weight in enumerate((query_weight, gallery_weight)):
-        array = checks.as_array(f"weights[{index}]", weight)
-        if not checks.is_real(array):
-            raise TypeError(f"`weights[{index}]` must be a number, got dtype {array.dtype}")
-        pair.append(checks.floating(f"weights[{index}]", checks.real_as_floating(array)))
+        name = f"weights[{index}]"
+        pair.append(checks.floating(name, checks.real(name, weight)))
     return pair[0], pair[1]
 
 

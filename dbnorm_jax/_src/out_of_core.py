@@ -307,17 +307,25 @@ def ranks(
     passes = _passes(queries, gallery, correction, Settings(similarity_fn, chunk_size, block_size))
     share = counting.share_of_ties(ties)
     num_queries, num_gallery = passes.queries.num_rows, passes.gallery.num_rows
-    if num_queries is None:
-        num_queries = len(relevant[0]) - 1 if isinstance(relevant, tuple) else len(relevant)
+    is_array = not isinstance(relevant, tuple)
     # Of an iterable the length is known, and compared, after its first pass.
-    shape = (num_queries, np.iinfo(np.int32).max if num_gallery is None else num_gallery)
-    if np.dtype(bool) == getattr(relevant, "dtype", None):
-        shape = (num_queries, np.shape(relevant)[-1] if num_gallery is None else num_gallery)
+    if is_array:
+        relevant = checks.numeric("relevant", relevant)
+        rows, columns = (*relevant.shape, 0, 0)[:2]
+        columns = columns if relevant.dtype == bool else checks.MOST_ROWS
+    else:
+        rows, columns = np.size(relevant[:1]) - 1, checks.MOST_ROWS
+    shape = (
+        rows if num_queries is None else num_queries,
+        columns if num_gallery is None else num_gallery,
+    )
     right = np.asarray(relevance.as_rows(relevant, shape))
-    found = [
-        np.asarray(counting.rank(jnp.asarray(ahead), jnp.asarray(answered), dtype))
-        for ahead, answered, dtype in block_search.rank_blocks(passes, right, share)
-    ]
+    found = []
+    for ahead, answered, dtype in block_search.rank_blocks(passes, right, share):
+        num_gallery = passes.gallery.num_rows
+        if is_array and num_gallery is not None:
+            relevance.check_matrix(relevant, (len(right), num_gallery))
+        found.append(np.asarray(counting.rank(jnp.asarray(ahead), jnp.asarray(answered), dtype)))
     total = np.concatenate(found)
     if len(total) != len(right):
         raise ValueError(

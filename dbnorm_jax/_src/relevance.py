@@ -17,13 +17,10 @@ def as_matrix(relevant: Any, shape: tuple[int, int]) -> jax.Array:
         places = jnp.arange(indices.shape[0], dtype=jnp.int32)
         rows = jnp.searchsorted(indptr, places, side="right") - 1
         return jnp.zeros(shape, bool).at[rows, indices].set(True)
-    array = checks.as_array("relevant", relevant)
+    array = checks.numeric("relevant", relevant)
+    check_matrix(array, shape)
     if array.dtype == bool:
-        if array.shape != shape:
-            raise ValueError(
-                f"`relevant` as a bool matrix must have shape {shape}, got {array.shape}"
-            )
-        return array
+        return checks.converted(array, bool)
     rows = _index_rows(array, num_queries, num_gallery)
     places = jnp.where(rows < 0, num_gallery, rows)  # out of bounds: dropped
     queries = jnp.arange(num_queries)[:, None]
@@ -39,12 +36,13 @@ def as_rows(relevant: Any, shape: tuple[int, int]) -> jax.Array:
             raise TypeError(f"`relevant` as a CSR pair must be concrete; {remedy}")
         indptr, indices = (np.asarray(part) for part in _csr(relevant, shape))
     else:
-        array = checks.as_array("relevant", relevant)
+        array = checks.numeric("relevant", relevant)
+        check_matrix(array, shape)
         if array.dtype != bool:
             return _index_rows(array, num_queries, num_gallery)
         if not checks.is_concrete(array):
             raise TypeError(f"`relevant` as a bool matrix must be concrete; {remedy}")
-        matrix = np.asarray(as_matrix(array, shape))
+        matrix = np.asarray(array)
         indptr = np.concatenate([[0], matrix.sum(axis=1).cumsum()])
         indices = np.nonzero(matrix)[1]
     counts = np.diff(indptr)
@@ -53,7 +51,22 @@ def as_rows(relevant: Any, shape: tuple[int, int]) -> jax.Array:
     return jnp.asarray(padded)
 
 
-def _index_rows(array: jax.Array, num_queries: int, num_gallery: int) -> jax.Array:
+def check_matrix(array: Any, shape: tuple[int, int]) -> None:
+    """Raises unless what is bool has the shape of the scores, and what has that shape is bool.
+
+    Numbers of that shape may be 0 and 1, which would name the first two gallery rows.
+    """
+    if array.dtype == bool and array.shape != shape:
+        raise ValueError(f"`relevant` as a bool matrix must have shape {shape}, got {array.shape}")
+    if array.dtype != bool and array.shape == shape:
+        raise TypeError(
+            f"`relevant` of the shape of the scores, {shape}, must be bool, got dtype "
+            f"{array.dtype}; make 0 and 1 bool with .astype(bool); give lists of gallery rows one "
+            f"more column of -1"
+        )
+
+
+def _index_rows(array: Any, num_queries: int, num_gallery: int) -> jax.Array:
     array = checks.indices("relevant", array, low=-1, high=num_gallery)
     if array.ndim not in (1, 2) or array.shape[0] != num_queries:
         raise ValueError(

@@ -105,7 +105,7 @@ def bank_statistics(
     if weights is None and bank.shape[0] > num_bank:
         weights = np.ones(num_bank, np.float32)
     if weights is not None:
-        weights = checks.bank_weights("weights", weights, (num_bank,)).astype(dtype)
+        weights = checks.bank_weights("weights", weights, (num_bank,), dtype)
         checks.one_per_bank_row("weights", weights, num_bank)
         weights = meshes.split(weights, placement, placement.bank, fill=0)
     if exclude is not None:

@@ -72,7 +72,7 @@ def soft_activation(similarities: Any, *, temperature: Any, weights: Any = None)
     if weights is None:
         weights = jnp.ones(similarities.shape[-2], dtype)
     else:
-        weights = checks.bank_weights("weights", weights, similarities.shape[-2:-1]).astype(dtype)
+        weights = checks.bank_weights("weights", weights, similarities.shape[-2:-1], dtype)
     return _soft_activation(similarities.astype(dtype), temperature, weights)
 
 
@@ -138,7 +138,7 @@ def stream_soft_activation(
     dtype = numerics.accumulation_dtype(bank.dtype, gallery.dtype)
     temperature = _scalar_temperature(temperature, dtype)
     if weights is not None:
-        weights = checks.bank_weights("weights", weights, bank.shape[:1]).astype(dtype)
+        weights = checks.bank_weights("weights", weights, bank.shape[:1], dtype)
         checks.one_per_bank_row("weights", weights, bank.shape[0])
     return _stream_soft_activation(
         bank, gallery, temperature, weights, similarity_fn=similarity_fn, chunk_size=chunk_size
