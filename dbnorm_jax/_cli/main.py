@@ -9,8 +9,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-_OPTIONAL = ("click", "emoji", "matplotlib", "rich")
-_INSTALL_HINT = "pip install 'dbnorm_jax[cli]'"
+from dbnorm_jax._cli.packages import install_hint
 
 BAD_INPUT = 2
 INTERRUPTED = 128 + signal.SIGINT
@@ -51,9 +50,10 @@ def _run(arguments: list[str]) -> int:
             return INTERRUPTED
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package not in _OPTIONAL:
+        hint = install_hint(package)
+        if hint is None:
             raise
-        return _fail(f"this command needs the package {package!r}; {_INSTALL_HINT}")
+        return _fail(f"this command needs the package {package!r}; {hint}")
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
