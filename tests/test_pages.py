@@ -2,8 +2,10 @@
 
 import inspect
 import pathlib
+import pickle
 import re
 import shlex
+import textwrap
 
 import numpy as np
 import pytest
@@ -200,3 +202,38 @@ def test_other_examples_of_the_help_are_typed(name, folder, call):
     lines = typed(HELP[f"{name} --help"])
     assert lines
     type_all(call, lines)
+
+
+def blocks(page):
+    return re.findall(r"^```python\n(.*?)^```", PAGES[page], re.DOTALL | re.MULTILINE)
+
+
+def test_the_page_on_scaling():
+    """On the eight devices that tests have; its scripts for several hosts are left out."""
+    random = np.random.default_rng(0)
+    defined = {
+        name: random.normal(size=(count, 8)).astype(np.float32)
+        for name, count in (("queries", 20), ("query_bank", 34), ("gallery", 50))
+    }
+    first, own, *_, last = blocks("scaling.md")
+    for code in (first, own, last):
+        exec(compile(code, "scaling.md", "exec"), defined)
+    expected = dbn.stream_bank_statistics(defined["query_bank"], defined["gallery"], beta=20.0)
+    for name in ("statistics", "merged"):
+        np.testing.assert_allclose(
+            defined[name].log_normalizer, expected.log_normalizer, rtol=1e-5, atol=1e-5
+        )
+    assert defined["indices"].shape == (20, 10)
+    assert defined["index_rows"].shape == (50, 9)
+
+
+def test_the_page_on_inputs_reads_a_pickle(folder):
+    """As NumPy arrays are pickled; the library itself opens none."""
+    matrix = np.arange(6.0).reshape(2, 3)
+    with pathlib.Path("matrix.pkl").open("wb") as file:
+        pickle.dump(matrix, file)
+    (code,) = re.findall(
+        r"^    import pickle.*?(?=\n\n)", PAGES["inputs.md"], re.DOTALL | re.MULTILINE
+    )
+    exec(compile(textwrap.dedent(code), "inputs.md", "exec"), {})
+    np.testing.assert_array_equal(np.load("matrix.npy"), matrix)
