@@ -1,5 +1,6 @@
 """The pages as a reader types them: commands parse, and run from top to bottom of a page."""
 
+import importlib
 import inspect
 import pathlib
 import pickle
@@ -84,6 +85,18 @@ def test_scripts_and_their_options_exist(page):
             # Sizes are options by the names of a table.
             key = option.removeprefix("--").replace("-", "_")
             assert f'"{option}"' in source or f'"{key}": ' in source, (module, option)
+
+
+SCRIPTS = [
+    f"{folder}.{path.stem}"
+    for folder in ("benchmarks", "examples")
+    for path in sorted((ROOT / folder).glob("[!_]*.py"))
+]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_find_what_they_import(script):
+    importlib.import_module(script)
 
 
 def test_make_targets_exist():
