@@ -21,6 +21,7 @@ import click
 import dbnorm_jax as dbn
 from dbnorm_jax._cli import commands, file_commands  # noqa: F401 - they add themselves
 from dbnorm_jax._cli.group import cli
+from dbnorm_jax._cli.methods import KINDS
 
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -122,6 +123,20 @@ def test_no_page_fits_to_the_queries_it_asks():
     assert {"train_captions.npy", "monday.npy"} <= banks
     assert "captions.npy" in asked
     assert not banks & asked
+
+
+def test_the_comparison_knows_what_is_there():
+    """The column of this library: all commands and corrections, and no name that is gone."""
+    rows = re.findall(r"^\| (.*?) \| (.*?) \|", PAGES["comparison.md"], re.MULTILINE)
+    column = dict(rows[1:])
+    assert set(re.findall(r"`(?:dbnorm )?(\w+)`", column["command"])) == set(cli.commands)
+    corrections = {kind.name for kind in KINDS.values()} - {"raw", "auto"}
+    shown = set(re.split("[,;] ", column["corrections"]))
+    assert {name for name in corrections if name.split()[0] == name} == shown
+    for row, cell in rows[1:]:
+        for name in re.findall(r"`([a-z_]\w*)`", cell):
+            assert name in {*dir(dbn), *cli.commands}, (row, name)
+    assert "not there" not in PAGES["comparison.md"]
 
 
 def test_no_page_installs_what_is_not_released():
