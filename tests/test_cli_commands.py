@@ -1,5 +1,9 @@
 """What all commands have in common: help that fits, completion, errors that say where to look."""
 
+import os
+import sys
+
+import numpy as np
 import pytest
 
 pytest.importorskip("click")
@@ -98,3 +102,19 @@ def test_misuse_names_the_help(arguments, problem, remedy, capsys):
     assert problem in found.err
     assert found.err.endswith(f"; {remedy}\n")
     assert found.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("buffering", [1, -1], ids=["while it prints", "at the end"])
+@pytest.mark.parametrize("arguments", [["--help"], ["fit", "--help"], ["search", "a.npy", "a.npy"]])
+def test_a_reader_that_goes_away(arguments, buffering, tmp_path, monkeypatch, capfd):
+    """As in `dbnorm ... | head`: the code of the page, whoever meets the closed pipe first."""
+    monkeypatch.chdir(tmp_path)
+    np.save("a.npy", np.eye(10, dtype=np.float32))
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w", buffering) as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+    assert stopped.value.code == 141
+    assert capfd.readouterr().err == ""

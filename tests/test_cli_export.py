@@ -19,6 +19,7 @@ pytest.importorskip("rich")
 from dbnorm_jax._cli import export as export_module
 from dbnorm_jax._cli import main as command
 from dbnorm_jax._cli import sets
+from dbnorm_jax._cli.packages import install_hint
 
 ROOT = pathlib.Path(__file__).parent.parent
 NUM_GALLERY, NUM_QUERIES, DIM, K = 60, 20, 5, 8
@@ -264,7 +265,7 @@ def test_refusals(call, folder, tmp_path, monkeypatch):
         "--dtype float16 row 47 float32", tmp_path / "bad.npy", "--correction", always, *options
     )
     monkeypatch.setattr(export_module.importlib.util, "find_spec", lambda name: None)
-    refused("dbnorm_jax[parquet]", gallery, "--correction", always, "--format", "parquet")
+    refused(install_hint("pyarrow"), gallery, "--correction", always, "--format", "parquet")
 
 
 MEMORY = """

@@ -1,5 +1,6 @@
 """docs/indexes.md, block by block, in the engines themselves."""
 
+import contextlib
 import importlib.util
 import pathlib
 import re
@@ -51,14 +52,21 @@ def run(code, defined):
 
 
 @pytest.fixture(scope="module")
-def begun():
+def folder(tmp_path_factory):
+    """Where the page writes its files."""
+    return tmp_path_factory.mktemp("page")
+
+
+@pytest.fixture(scope="module")
+def begun(folder):
     """What the page has defined before the engines."""
     defined = {}
-    for section, codes in BLOCKS.items():
-        if section in ENGINES:
-            return defined
-        for code in codes:
-            run(code, defined)
+    with contextlib.chdir(folder):
+        for section, codes in BLOCKS.items():
+            if section in ENGINES:
+                return defined
+            for code in codes:
+                run(code, defined)
     raise AssertionError("no engine on the page")
 
 
@@ -97,6 +105,14 @@ def recall(found, expected):
 def test_the_way_from_installation_to_an_index(begun, expected):
     assert_exact(begun["found"], expected, begun, begun["correction"])
     assert recall(expected, neighbors(begun, None)) < 0.95  # the correction does something
+
+
+def test_the_command_writes_the_same_vectors(begun, folder, call):
+    (line,) = re.findall(r"^dbnorm (export .*)$", PAGE.read_text("utf-8"), re.MULTILINE)
+    with contextlib.chdir(folder):
+        code, _, err = call(*line.split())
+        assert code == 0, err
+        np.testing.assert_allclose(np.load("index/vectors.npy"), begun["vectors"], atol=1e-6)
 
 
 def test_two_searches(begun):

@@ -4,6 +4,8 @@ import hashlib
 import importlib.metadata
 import os
 import pathlib
+import re
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -13,6 +15,7 @@ import zipfile
 import pytest
 
 import dbnorm_jax as dbn
+from dbnorm_jax._cli.packages import install_hint
 
 ROOT = pathlib.Path(__file__).parent.parent
 USER = """
@@ -75,6 +78,17 @@ def test_floor_is_what_the_project_allows():
     assert pins.keys() == floors.keys()
     for name, pin in pins.items():
         assert pin.removesuffix(".*").removesuffix(".0") == floors[name].removesuffix(".0"), name
+
+
+@pytest.mark.parametrize("extra", ["cli", "safetensors", "parquet"])
+def test_install_hints_name_what_the_project_does(extra):
+    """Packages that every registry has, whether this library came from a checkout or a wheel."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    needed = project["optional-dependencies"][extra]
+    for requirement in needed:
+        hint = install_hint(re.match(r"[\w-]+", requirement)[0])
+        assert shlex.split(hint) == ["pip", "install", *needed]
+    assert install_hint("jax") is None
 
 
 def build(source, target):

@@ -78,8 +78,8 @@ def evaluate(**values: Any) -> None:
 
     \b
     Examples:
-      dbnorm evaluate captions.npy images.npy --query-bank train_captions.npy
-             --gallery-bank train_images.npy --output results
+      dbnorm evaluate captions.npy images.npy --query-bank train_captions.npy \\
+             --gallery-bank train_images.npy --bank-pairs rows --output results
       dbnorm evaluate set.npz --reverse
       dbnorm evaluate --similarities s.npy --query-bank-similarities b.npy --beta-query 20
     """  # noqa: D301 - \b is click's mark for lines that are not to be refilled
@@ -159,8 +159,8 @@ def inspect(**values: Any) -> None:
 
     \b
     Examples:
-      dbnorm inspect images.npy --query-bank train_captions.npy --gallery-bank train_images.npy
-             --queries captions.npy --labels files.txt --bank-labels train_captions.txt
+      dbnorm inspect images.npy --query-bank train_captions.npy --queries captions.npy \\
+             --gallery-bank train_images.npy --labels image_names.txt
       dbnorm inspect set.npz --method dualis --output hubs
       dbnorm inspect --demo
     """  # noqa: D301 - \b is click's mark for lines that are not to be refilled

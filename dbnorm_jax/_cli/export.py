@@ -24,6 +24,7 @@ from dbnorm_jax._cli import large, sets
 from dbnorm_jax._cli import output as results
 from dbnorm_jax._cli.corrections import read_correction
 from dbnorm_jax._cli.export_layout import Layout, readme
+from dbnorm_jax._cli.packages import install_hint
 from dbnorm_jax._cli.progress import Progress
 from dbnorm_jax._cli.reporting import print_paths
 from dbnorm_jax._src import binary_files
@@ -61,8 +62,7 @@ def run(request: Request) -> None:
     results.check_folder("--output", request.output, _NAMES, force=request.force)
     if request.file_format == "parquet" and importlib.util.find_spec("pyarrow") is None:
         raise ValueError(
-            "--format parquet: expected the package pyarrow, got none; pip install "
-            "'dbnorm_jax[parquet]'"
+            f"--format parquet: expected the package pyarrow, got none; {install_hint('pyarrow')}"
         )
     rows = large.open_rows("GALLERY", request.gallery)
     if rows.num_rows is None:

@@ -64,7 +64,7 @@ def fit(**values: Any) -> None:
 
     \b
     Examples:
-      dbnorm fit images.npy --query-bank captions.npy --method dis --output correction.npz
+      dbnorm fit images.npy --query-bank train_captions.npy --method dis --output correction.npz
       dbnorm fit images.npy --query-bank monday.npy --method statistics --output monday.npz
     """  # noqa: D301 - \b is click's mark for lines that are not to be refilled
     from dbnorm_jax._cli.fit import Request, run
@@ -87,7 +87,7 @@ def merge(**values: Any) -> None:
     \b
     Example:
       dbnorm merge monday.npz tuesday.npz --output both.npz
-      dbnorm fit images.npy --query-statistics both.npz --method dis --output correction.npz
+      dbnorm fit images.npy --query-statistics both.npz --method dis --output grown.npz
     """  # noqa: D301 - \b is click's mark for lines that are not to be refilled
     from dbnorm_jax._cli.merge import Request, run
 
@@ -123,7 +123,7 @@ def search(**values: Any) -> None:
 
     \b
     Example:
-      dbnorm search queries.npy images.npy --correction correction.npz -k 10 --output found.npz
+      dbnorm search captions.npy images.npy --correction correction.npz -k 10 --output found.npz
     """  # noqa: D301 - \b is click's mark for lines that are not to be refilled
     from dbnorm_jax._cli.search import Request, run
 

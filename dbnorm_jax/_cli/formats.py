@@ -12,6 +12,7 @@ import numpy as np
 
 from dbnorm_jax._cli import arrow_sizes
 from dbnorm_jax._cli.file_argument import BROKEN_REMEDY, Source, opened
+from dbnorm_jax._cli.packages import install_hint
 from dbnorm_jax._cli.sets import Array
 
 # As for npz archives: so much without question, beyond it so many times the size of the file.
@@ -113,16 +114,14 @@ def _check_unpacked(source: Source, unpacked: int) -> None:
 
 @contextlib.contextmanager
 def _reading(source: Source, package: str) -> Iterator[None]:
-    """Names the extra to install, and turns Arrow's many errors into one line."""
+    """Names the package to install, and turns Arrow's many errors into one line."""
     try:
         yield
     except ModuleNotFoundError as error:
         if error.name != package:
             raise
-        extra = {"pyarrow": "parquet"}.get(package, package)
-        raise source.fail(
-            f"the package {package}, which reads it", "none", f"pip install 'dbnorm_jax[{extra}]'"
-        ) from None
+        remedy = str(install_hint(package))
+        raise source.fail(f"the package {package}, which reads it", "none", remedy) from None
     except Exception as error:
         # Arrow's own are subclasses of ValueError and others, and some are plain OSErrors, which
         # ours are not. Names of columns are decoded late.

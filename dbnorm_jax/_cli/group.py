@@ -1,5 +1,7 @@
 """The command that all others are part of."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -13,7 +15,31 @@ _SETTINGS: dict[str, Any] = {
 }
 
 
-@click.group(context_settings=_SETTINGS)
+class ReaderGoneError(Exception):
+    """The reader of the output went away (`dbnorm ... | head`)."""
+
+
+class _Group(click.Group):
+    """A group whose closed pipes reach `main`; click would end the process with 1."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        with _closed_pipes():
+            return super().make_context(*arguments, **options)
+
+    def invoke(self, context: click.Context) -> Any:
+        with _closed_pipes():
+            return super().invoke(context)
+
+
+@contextlib.contextmanager
+def _closed_pipes() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise ReaderGoneError from error
+
+
+@click.group(cls=_Group, context_settings=_SETTINGS)
 @click.version_option(dbnorm_jax.__version__, prog_name="dbnorm")
 def cli() -> None:
     """See and correct hubs in embedding retrieval.

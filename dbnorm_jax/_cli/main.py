@@ -9,8 +9,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-_OPTIONAL = ("click", "emoji", "matplotlib", "rich")
-_INSTALL_HINT = "pip install 'dbnorm_jax[cli]'"
+from dbnorm_jax._cli.packages import install_hint
 
 BAD_INPUT = 2
 INTERRUPTED = 128 + signal.SIGINT
@@ -33,12 +32,16 @@ def _run(arguments: list[str]) -> int:
         import click
 
         from dbnorm_jax._cli import commands, file_commands  # noqa: F401 - they add themselves
-        from dbnorm_jax._cli.group import cli
+        from dbnorm_jax._cli.group import ReaderGoneError, cli
 
         try:
             code = cli.main(arguments, prog_name="dbnorm", standalone_mode=False)
             sys.stdout.flush()
             return code if isinstance(code, int) else 0
+        except (BrokenPipeError, ReaderGoneError):
+            # Python's flush at exit must not fail again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return BROKEN_PIPE
         except click.exceptions.NoArgsIsHelpError as error:
             error.show()  # the help itself
             return BAD_INPUT
@@ -51,15 +54,12 @@ def _run(arguments: list[str]) -> int:
             return INTERRUPTED
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package not in _OPTIONAL:
+        hint = install_hint(package)
+        if hint is None:
             raise
-        return _fail(f"this command needs the package {package!r}; {_INSTALL_HINT}")
+        return _fail(f"this command needs the package {package!r}; {hint}")
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
-        # The reader (`dbnorm ... | head`) went away; Python's flush at exit must not fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
     except MemoryError as error:
         return _fail(f"not enough memory: {error}")
     except OSError as error:
