@@ -373,21 +373,17 @@ def indices(
 def exclusions(value: Any, num_bank: int, num_gallery: int) -> jax.Array:
     """The argument `exclude` as [num_bank, most]: gallery rows that a bank item does not enter."""
     array = indices("exclude", value, low=-1, high=num_gallery)
-    if array.ndim not in (1, 2) or array.shape[0] != num_bank:
-        raise ValueError(
-            f"`exclude` must have one entry or one row of entries per bank row, expected shape "
-            f"{(num_bank,)} or {(num_bank, 'most')}, got {array.shape}"
-        )
+    if array.ndim not in (1, 2) or array.shape[0] != num_bank or 0 in array.shape:
+        shapes = f"{(num_bank,)} or {(num_bank, 'most')}"
+        raise ValueError(f"`exclude` must have shape {shapes} (bank rows), got {array.shape}")
     return array.reshape(num_bank, -1)
 
 
 def one_per_bank_row(name: str, vector: jax.Array, num_bank: int) -> None:
     """Raises unless the vector has one entry per bank row."""
     if vector.shape != (num_bank,):
-        raise ValueError(
-            f"`{name}` must have one entry per bank row, expected shape {(num_bank,)}, "
-            f"got {vector.shape}"
-        )
+        wanted = f"one entry per bank row, expected shape {(num_bank,)}"
+        raise ValueError(f"`{name}` must have {wanted}, got {vector.shape}")
 
 
 def mask(name: str, value: Any) -> jax.Array:
