@@ -11,6 +11,7 @@ import numpy as np
 
 import dbnorm_jax as dbn
 from dbnorm_jax._cli import large, sets
+from dbnorm_jax._cli import output as results
 from dbnorm_jax._cli.evaluate import read_pairs
 from dbnorm_jax._cli.large import Rows
 from dbnorm_jax._cli.methods import DEFAULT_BETAS, KINDS
@@ -108,8 +109,11 @@ def _refuse(request: Request, name: str, value: Any) -> None:
 def run(request: Request) -> None:
     """Checks, returns at once where nothing is left to do, fits, writes."""
     _check_combination(request)
-    large.check_file("--output", request.output, (".npz",), force=True)
-    with large.alone("--output", request.output):
+    output = request.output
+    # What an earlier file holds is compared once the inputs are known.
+    replaceable = request.force or binary_files.found_at(output) == binary_files.FILE
+    results.check_file("--output", output, (".npz",), force=replaceable)
+    with results.alone("--output", output, force=request.force):
         _run(request)
 
 
@@ -193,6 +197,7 @@ class _Work:
                 raise ValueError(
                     f"{rows.label}: expected a file, which can be read again to resume"
                 )
+        results.check_apart("--output", request.output, large.paths(self.files.values()))
         by_label = {rows.label: rows.rows for rows in self.files.values()}
         sets.check_same_columns(by_label, "embedding dimensions")
         self.settings = Settings(self.similarity_fn, block_size=request.block_size)
@@ -232,7 +237,7 @@ class _Work:
     def is_done(self) -> bool:
         """Whether the output holds this very result; raises where it holds another."""
         output = self.request.output
-        if not output.exists():
+        if binary_files.found_at(output) is None:
             return False
         provenance = dbn.read_provenance(output) or {}
         known = {name: provenance.get(name) for name in self._asked()}

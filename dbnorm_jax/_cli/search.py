@@ -16,6 +16,7 @@ import numpy as np
 from numpy.lib import format as npy_format
 
 from dbnorm_jax._cli import files, large, sets
+from dbnorm_jax._cli import output as results
 from dbnorm_jax._cli.corrections import read_correction
 from dbnorm_jax._cli.file_argument import Source
 from dbnorm_jax._cli.progress import RowProgress
@@ -63,13 +64,16 @@ class Sink(Protocol):
 def run(request: Request) -> None:
     """Checks, searches block by block, writes as it goes; the file appears when all is in it."""
     if request.output is not None:
-        large.check_file("--output", request.output, _SUFFIXES, force=request.force)
+        results.check_file("--output", request.output, _SUFFIXES, force=request.force)
     elif request.as_json:
         raise ValueError("--json: expected --output, whose contents it sums up, got none; name one")
     queries = large.open_rows("QUERIES", request.queries)
     gallery = large.open_rows("GALLERY", request.gallery)
     if gallery.num_rows is None:
         raise ValueError("GALLERY: expected a file, got standard input; it is read more than once")
+    if request.output is not None:
+        inputs = large.paths([queries, gallery])
+        results.check_apart("--output", request.output, inputs)
     if queries.num_rows is not None:
         by_label = {rows.label: rows.rows for rows in (queries, gallery)}
         sets.check_same_columns(by_label, "embedding dimensions")
