@@ -477,7 +477,9 @@ def planted():
             places = [places[0] / name for name in MEMBERS[command]]
         if command == "fit":
             places += [places[0].with_name(f".{output}.lock")]
-            places += [places[0].with_name(f"{output}.query-bank.partial")]
+            places += [
+                pathlib.Path(f"{output}.{bank}-bank.partial") for bank in ("query", "gallery")
+            ]
         for place in places:
             target = victim.absolute() / place.name
             place.symlink_to(target)

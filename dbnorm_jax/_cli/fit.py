@@ -110,9 +110,11 @@ def run(request: Request) -> None:
     """Checks, returns at once where nothing is left to do, fits, writes."""
     _check_combination(request)
     output = request.output
-    # What an earlier file holds is compared once the inputs are known.
-    replaceable = request.force or binary_files.found_at(output) == binary_files.FILE
-    results.check_file("--output", output, (".npz",), force=replaceable)
+    kept = [(_partial(output, bank), ".partial") for bank in ("query", "gallery")]
+    for path, suffix in [(output, ".npz"), *kept]:
+        # What an earlier file holds is compared once the inputs are known.
+        replaceable = request.force or binary_files.found_at(path) == binary_files.FILE
+        results.check_file("--output", path, (suffix,), force=replaceable)
     with results.alone("--output", output, force=request.force):
         _run(request)
 
@@ -179,6 +181,11 @@ def _check_combination(request: Request) -> None:
             raise ValueError(f"{expected}, got {actual}; see dbnorm fit --help")
 
 
+def _partial(output: Path, bank: str) -> Path:
+    """Where the sums of a bank are kept until the result is written."""
+    return output.with_name(f"{output.name}.{bank}-bank.partial")
+
+
 class _Work:
     """What is asked for, with the files it is made from."""
 
@@ -212,14 +219,9 @@ class _Work:
             if path is not None
         }
 
-    def partial(self, bank: str) -> Path:
-        """Where the sums of a bank are kept until the result is written."""
-        output = self.request.output
-        return output.with_name(f"{output.name}.{bank}-bank.partial")
-
     def forget(self) -> None:
         """Removes what is kept for resuming."""
-        for path in (self.partial("query"), self.partial("gallery")):
+        for path in (_partial(self.request.output, bank) for bank in ("query", "gallery")):
             path.unlink(missing_ok=True)
             binary_files.remove_cut_off(path)
 
@@ -327,7 +329,8 @@ class _Work:
 
     def _checkpoint(self, bank: str, rows: Rows) -> Checkpoint:
         stamps = [rows.stamp, self.files["gallery"].stamp]
-        return Checkpoint(self.partial(bank), self.request.checkpoint_every, stamps=stamps)
+        path = _partial(self.request.output, bank)
+        return Checkpoint(path, self.request.checkpoint_every, stamps=stamps)
 
     def _largest(self, k: int) -> dbn.LargestSimilarities:
         rows, gallery = self.files["query_bank"], self.files["gallery"]

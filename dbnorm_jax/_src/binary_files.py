@@ -180,9 +180,9 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     Readers see the old one or the new one, also after a crash.
     """
     target = path.absolute()
-    if found_at(target) == FOLDER:
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    with _naming(path):
+    with _naming(path, str(target)):
+        if found_at(target) == FOLDER:
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         remove_cut_off(target)
         with _temporary(target) as temporary, _removed_on_failure(temporary):
             with _create(temporary, target) as file:
@@ -338,14 +338,14 @@ def _removed_on_failure(temporary: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _naming(path: Path, place: str = "") -> Iterator[None]:
+def _naming(path: Path, place: str) -> Iterator[None]:
     """A full disk or closed folder is an error about the file that was to be written."""
     try:
         yield
     except OSError as error:
         # Errors about other files, read meanwhile, pass.
         about = str(error.filename or "")
-        if about not in ("", place) and _prefix(path.absolute()) not in about:
+        if about not in ("", str(path), place) and _prefix(path.absolute()) not in about:
             raise
         if error.errno is None:
             raise
