@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import reference
 import reference_baselines as baselines
+from patience import HUNG
 
 pytest.importorskip("click")
 pytest.importorskip("rich")
@@ -40,10 +41,6 @@ NUMBERS = (
 )
 # One shape throughout, so that everything compiles once.
 NUM_QUERIES, NUM_BANK, DIM = 40, 60, 8
-
-
-# Seconds. The demo takes 40 of a processor, which others may want, too.
-HUNG = 1800
 
 
 def run_apart(*code, cwd=None):

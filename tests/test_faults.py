@@ -4,6 +4,7 @@ DBNORM_KILLS=200 python -m pytest tests/test_faults.py -m slow     # the long fo
 """
 
 import contextlib
+import errno
 import json
 import os
 import pathlib
@@ -759,6 +760,20 @@ def test_locks_on_windows(windows, tmp_path):
     assert path.read_bytes() == b"second"
     left = {".state.npz.tmp-left"} if windows == "no locks" else set()
     assert {one.name for one in tmp_path.iterdir()} == {path.name} | left
+
+
+def test_a_file_system_without_locks(monkeypatch, tmp_path):
+    """Nothing is taken for cut off there, and nothing kept apart."""
+
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(pytest.importorskip("fcntl"), "flock", flock)
+    path, left = tmp_path / "state.npz", tmp_path / ".state.npz.tmp-left"
+    left.write_bytes(b"half")
+    with binary_files.alone(path), binary_files.alone(path):
+        dbn.save(path, killed_worker.correction(1, size=3))
+    assert {*tmp_path.iterdir()} == {path, left}
 
 
 @pytest.mark.parametrize("command", ["search", "export", "fit", "tune"])

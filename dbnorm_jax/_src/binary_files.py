@@ -291,7 +291,7 @@ def _lock(handle: int) -> bool:
         else:
             return False
     except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.EACCES):  # the latter on Windows
+        if error.errno == (errno.EAGAIN if fcntl is not None else errno.EACCES):
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from None
         return False  # a file system without
     return True
