@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-floor test-optimized test-slow lint types docs dist bench bench-gpu bench-tpu benchmark clean
+.PHONY: demo test test-floor test-newest test-optimized test-slow lint types docs dist bench bench-gpu bench-tpu benchmark clean
 
 demo: $(VENV)/.installed-cli
 	$(BIN)/dbnorm demo
@@ -22,6 +22,18 @@ $(VENV)-floor/.installed: pyproject.toml tests/floor.txt
 	$(PYTHON) -m venv $(VENV)-floor
 	$(VENV)-floor/bin/pip install --quiet --requirement tests/floor.txt --editable '.[test]'
 	touch $@
+
+# One case of every test with the newest Python found and the newest release of everything, in an
+# environment that is made anew each time.
+PYTHON_NEWEST ?= $(shell tests/newest_python.sh $(PYTHON))
+
+test-newest: NEWEST := $(PYTHON_NEWEST)
+test-newest:
+	@test -n "$(NEWEST)" || { echo "expected a Python newer than $(PYTHON), got none: make test-newest PYTHON_NEWEST=..."; exit 1; }
+	$(NEWEST) -m venv --clear $(VENV)-newest
+	$(VENV)-newest/bin/pip install --quiet --editable '.[dev]'
+	$(VENV)-newest/bin/mypy
+	XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" HYPOTHESIS_PROFILE=short $(VENV)-newest/bin/python $(QUICK) --one-case
 
 # The same tests of programs as users get them.
 test-optimized: $(VENV)/.installed-dev
@@ -62,4 +74,4 @@ $(VENV)/.installed-%: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-floor site dist dbnorm-demo benchmark-results .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-floor $(VENV)-newest site dist dbnorm-demo benchmark-results .pytest_cache .mypy_cache .ruff_cache .hypothesis

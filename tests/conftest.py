@@ -22,6 +22,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 hypothesis.settings.register_profile(
     "default", deadline=None, derandomize=bool(os.environ.get("CI")), max_examples=25
 )
+hypothesis.settings.register_profile("short", deadline=None, derandomize=True, max_examples=3)
 hypothesis.settings.register_profile("thorough", deadline=None, max_examples=400)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
@@ -49,8 +50,19 @@ DATA = pathlib.Path(__file__).parent / "data"
 LONG = {"test_transforms", "test_every_method", "test_selection", "test_banks", "test_retrieval"}
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    parser.addoption("--one-case", action="store_true", help="one case of every test function")
+
+
+def pytest_collection_modifyitems(config, items):
     items.sort(key=lambda item: item.path.stem not in LONG)
+    if config.getoption("--one-case"):
+        first = {}
+        others = [
+            item for item in items if first.setdefault(item.nodeid.split("[")[0], item) is not item
+        ]
+        config.hook.pytest_deselected(items=others)
+        items[:] = first.values()
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import problem, statistics_of
+from patience import HUNG
 
 import dbnorm_jax as dbn
 from dbnorm_jax import attribution, baselines, growing, metrics, out_of_core, sharding, tuning
@@ -404,7 +405,7 @@ def test_x64_switched_on_half_way():
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HUNG,
         check=False,
     )
     assert not done.returncode, done.stderr

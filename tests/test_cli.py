@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import reference
 import reference_baselines as baselines
+from patience import HUNG
 
 pytest.importorskip("click")
 pytest.importorskip("rich")
@@ -53,7 +54,7 @@ def run_apart(*code, cwd=None):
         encoding="utf-8",
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": path, "PYTHONUTF8": "1"},
-        timeout=300,
+        timeout=HUNG,
         check=False,
     )
 

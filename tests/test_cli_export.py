@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import reference
+from patience import HUNG
 
 import dbnorm_jax as dbn
 
@@ -315,7 +316,7 @@ def test_memory_does_not_grow_with_the_gallery(tmp_path):
             capture_output=True,
             text=True,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
-            timeout=600,
+            timeout=HUNG,
             check=True,
         )
         peaks.append(int(done.stdout.split("PEAK")[1]))

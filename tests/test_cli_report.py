@@ -8,6 +8,7 @@ import subprocess
 
 import numpy as np
 import pytest
+from patience import HUNG
 
 pytest.importorskip("click")
 pytest.importorskip("rich")
@@ -271,7 +272,7 @@ def test_a_browser_shows_the_page(call, arguments, tmp_path):
         [*base, "--dump-dom", path.as_uri()],
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=HUNG,
         check=True,
     ).stdout
     assert 'id="summary"' in dom
@@ -279,7 +280,7 @@ def test_a_browser_shows_the_page(call, arguments, tmp_path):
     subprocess.run(
         [*base, f"--screenshot={picture}", path.as_uri()],
         capture_output=True,
-        timeout=180,
+        timeout=HUNG,
         check=True,
     )
     from matplotlib.image import imread

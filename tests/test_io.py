@@ -229,15 +229,6 @@ def test_a_failed_save_leaves_the_old_file(broken, path, monkeypatch):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_saving_goes_through_a_symbolic_link(path, tmp_path):
-    target = tmp_path / "elsewhere" / "target.npz"
-    target.parent.mkdir()
-    path.symlink_to(target)
-    dbn.save(path, states()[-1])
-    assert path.is_symlink()
-    assert_identical(dbn.load(target), states()[-1])
-
-
 def test_a_path_is_held_by_one_at_a_time(path):
     with binary_files.alone(path):
         with pytest.raises(BlockingIOError), binary_files.alone(path):

@@ -1,5 +1,6 @@
 """The fused kernels in Pallas' interpreter: the reference's numbers, the plain path's gradients."""
 
+import contextlib
 import logging
 
 import chex
@@ -302,6 +303,22 @@ def test_the_probe_accepts_the_kernels(caplog):
 # --- lowering, without the hardware --------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def as_jax_wants_it(platform):
+    """A JAX that deprecates Triton warns, and must be told the GPU.
+
+    No user is warned: with such a JAX `auto` chooses the plain path (test_auto_on_a_gpu).
+    """
+    if platform != "cuda" or jax.__version_info__ < dispatch._TESTED_JAX[1]:
+        yield
+        return
+    gpu = jax.sharding.AbstractDevice("NVIDIA H100", None, "gpu")
+    mesh = jax.sharding.AbstractMesh((), (), abstract_device=gpu)
+    warned = pytest.warns(DeprecationWarning, match="Pallas Triton backend is deprecated")
+    with warned, jax.sharding.use_abstract_mesh(mesh):
+        yield
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_lowers(monkeypatch, platform, dtype):
@@ -319,14 +336,17 @@ def test_lowers(monkeypatch, platform, dtype):
         jax.ShapeDtypeStruct((500, 24), dtype),
         jax.ShapeDtypeStruct((), jnp.float32),
     )
-    # One platform at a time: JAX lowers a branch for all platforms of a program.
-    exported, plain = (
-        export.export(
+
+    def exported_for(name):
+        """One platform at a time: JAX lowers a branch for all platforms of a program."""
+        return export.export(
             jax.jit(run),
             platforms=[name],
             disabled_checks=[export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")],
         )(*shapes)
-        for name in (platform, "cpu")
-    )
+
+    with as_jax_wants_it(platform):
+        exported = exported_for(platform)
+    plain = exported_for("cpu")
     assert str(exported.mlir_module()).count(f"@{call}(") == 2
     assert call not in str(plain.mlir_module())

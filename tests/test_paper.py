@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 import reference
+from patience import HUNG
 
 pytestmark = pytest.mark.slow  # a benchmark: out of the way of the library's own tests
 
@@ -343,7 +344,7 @@ def test_published_numbers(run):
 
 def test_as_a_command():
     call = [sys.executable, "-m", "benchmarks.paper", "--dataset", "coco"]
-    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, timeout=HUNG, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "not run here" in done.stdout
 

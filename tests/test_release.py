@@ -13,6 +13,7 @@ import tomllib
 import zipfile
 
 import pytest
+from patience import HUNG
 
 import dbnorm_jax as dbn
 from dbnorm_jax._cli.packages import install_hint
@@ -47,7 +48,7 @@ def test_module_runs_as_the_command():
         [sys.executable, "-m", "dbnorm_jax", "--version"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HUNG,
         cwd=ROOT,
         check=True,
     )
@@ -91,6 +92,29 @@ def test_install_hints_name_what_the_project_does(extra):
     assert install_hint("jax") is None
 
 
+@pytest.mark.parametrize(("own", "found"), [("3.11", True), ("3.12", False), ("3.14", False)])
+def test_the_newest_python_is_one_that_runs(own, found, tmp_path):
+    """A name on the PATH is passed over where nothing runs by it, as are versions not newer."""
+    scripts = {
+        "own": f"echo {own}",
+        "python3.13": "exit 127",
+        "python3.12": f'exec "{sys.executable}" "$@"',
+        "pyenv": "exit 1",
+    }
+    for name, line in scripts.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n", "utf-8")
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(
+        ["bash", str(ROOT / "tests" / "newest_python.sh"), "own"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"},
+        timeout=HUNG,
+        check=True,
+    )
+    assert done.stdout == (f"{sys.executable}\n" if found else "")
+
+
 def build(source, target):
     """Both archives, or from the contents of a source archive the wheel."""
     pytest.importorskip("build")
@@ -98,7 +122,7 @@ def build(source, target):
     subprocess.run(
         [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(target), str(source)],
         capture_output=True,
-        timeout=300,
+        timeout=HUNG,
         check=True,
     )
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in target.iterdir()}
@@ -156,14 +180,14 @@ def test_a_users_file_is_typed(checker, tmp_path):
     (tmp_path / "user.py").write_text(USER, "utf-8")
     call = [sys.executable, "-m", *CHECKERS[checker], "user.py"]
     found = subprocess.run(
-        call, capture_output=True, text=True, timeout=300, cwd=tmp_path, check=False
+        call, capture_output=True, text=True, timeout=HUNG, cwd=tmp_path, check=False
     )
     assert found.returncode == 0, found.stdout
     # That it is checked at all:
     wrong = USER + 'bad: int = dbn.metrics.recall_at(ranks, "1")\n'
     (tmp_path / "user.py").write_text(wrong, "utf-8")
     found = subprocess.run(
-        call, capture_output=True, text=True, timeout=300, cwd=tmp_path, check=False
+        call, capture_output=True, text=True, timeout=HUNG, cwd=tmp_path, check=False
     )
     assert found.returncode == 1
     assert "recall_at" in found.stdout or '"int"' in found.stdout, found.stdout

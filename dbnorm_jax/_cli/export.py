@@ -67,6 +67,8 @@ def run(request: Request) -> None:
     rows = large.open_rows("GALLERY", request.gallery)
     if rows.num_rows is None:
         raise ValueError("GALLERY: expected a file, got standard input; it is read more than once")
+    for name in _NAMES:  # a vectors.parquet is removed where a vectors.npy is written
+        results.check_apart("--output", request.output / name, large.paths([rows]))
     gallery = rows.rows
     fitted = read_correction(request.correction, rows, request.similarity)
     if fitted.gallery is not None and not fitted.unchanged:

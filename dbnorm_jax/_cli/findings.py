@@ -74,7 +74,7 @@ def _hubs(report: Report, found: Inspection) -> _Section:
         parts = zip(found.hubs, *found.contributors, strict=False)
         for hub, banked, shares, effective in parts:
             makers = [
-                f"{_name(bank, test.query_bank_labels)} {_percent(share)}"
+                f"{_name(int(bank), test.query_bank_labels)} {_percent(float(share))}"
                 for bank, share in zip(banked, shares, strict=True)
                 if share > 0
             ]
@@ -232,7 +232,7 @@ def to_json(report: Report, found: Inspection) -> str:
             | {
                 "effective_number": float(effective),
                 "contributors": [
-                    _named(bank, test.query_bank_labels) | {"responsibility": float(share)}
+                    _named(int(bank), test.query_bank_labels) | {"responsibility": float(share)}
                     for bank, share in zip(banked, shares, strict=True)
                 ],
             }

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 import dbnorm_jax as dbn
 from dbnorm_jax._cli import large, sets
+from dbnorm_jax._cli import output as results
 from dbnorm_jax._cli.evaluate import read_pairs
 from dbnorm_jax._cli.large import Rows
 from dbnorm_jax._cli.methods import DEFAULT_BETAS, KINDS
@@ -109,8 +110,13 @@ def _refuse(request: Request, name: str, value: Any) -> None:
 def run(request: Request) -> None:
     """Checks, returns at once where nothing is left to do, fits, writes."""
     _check_combination(request)
-    large.check_file("--output", request.output, (".npz",), force=True)
-    with large.alone("--output", request.output):
+    output = request.output
+    kept = [(_partial(output, bank), ".partial") for bank in ("query", "gallery")]
+    for path, suffix in [(output, ".npz"), *kept]:
+        # What an earlier file holds is compared once the inputs are known.
+        replaceable = request.force or binary_files.found_at(path) == binary_files.FILE
+        results.check_file("--output", path, (suffix,), force=replaceable)
+    with results.alone("--output", output, force=request.force):
         _run(request)
 
 
@@ -176,6 +182,11 @@ def _check_combination(request: Request) -> None:
             raise ValueError(f"{expected}, got {actual}; see dbnorm fit --help")
 
 
+def _partial(output: Path, bank: str) -> Path:
+    """Where the sums of a bank are kept until the result is written."""
+    return output.with_name(f"{output.name}.{bank}-bank.partial")
+
+
 class _Work:
     """What is asked for, with the files it is made from."""
 
@@ -194,6 +205,7 @@ class _Work:
                 raise ValueError(
                     f"{rows.label}: expected a file, which can be read again to resume"
                 )
+        results.check_apart("--output", request.output, large.paths(self.files.values()))
         by_label = {rows.label: rows.rows for rows in self.files.values()}
         sets.check_same_columns(by_label, "embedding dimensions")
         self.settings = Settings(self.similarity_fn, block_size=request.block_size)
@@ -209,14 +221,9 @@ class _Work:
             if path is not None
         }
 
-    def partial(self, bank: str) -> Path:
-        """Where the sums of a bank are kept until the result is written."""
-        output = self.request.output
-        return output.with_name(f"{output.name}.{bank}-bank.partial")
-
     def forget(self) -> None:
         """Removes what is kept for resuming."""
-        for path in (self.partial("query"), self.partial("gallery")):
+        for path in (_partial(self.request.output, bank) for bank in ("query", "gallery")):
             path.unlink(missing_ok=True)
             binary_files.remove_cut_off(path)
 
@@ -234,7 +241,7 @@ class _Work:
     def is_done(self) -> bool:
         """Whether the output holds this very result; raises where it holds another."""
         output = self.request.output
-        if not output.exists():
+        if binary_files.found_at(output) is None:
             return False
         provenance = dbn.read_provenance(output) or {}
         known = {name: provenance.get(name) for name in self._asked()}
@@ -326,7 +333,8 @@ class _Work:
 
     def _checkpoint(self, bank: str, rows: Rows) -> Checkpoint:
         stamps = [rows.stamp, self.files["gallery"].stamp]
-        return Checkpoint(self.partial(bank), self.request.checkpoint_every, stamps=stamps)
+        path = _partial(self.request.output, bank)
+        return Checkpoint(path, self.request.checkpoint_every, stamps=stamps)
 
     def _largest(self, k: int) -> dbn.LargestSimilarities:
         rows, gallery = self.files["query_bank"], self.files["gallery"]

@@ -7,7 +7,7 @@ of change: where it is as before, the file is taken for unchanged without readin
 import contextlib
 import functools
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -52,6 +52,12 @@ def open_rows(argument: str, text: str) -> Rows:
     status = source.path.stat()
     stamp = {"bytes": status.st_size, "modified": status.st_mtime_ns, "member": source.member}
     return Rows(str(source), array, {"path": str(source.path.resolve()), **stamp})
+
+
+def paths(inputs: Iterable[Rows]) -> dict[str, Path]:
+    """The files behind rows, by their labels."""
+    stamps = {rows.label: rows.stamp for rows in inputs}
+    return {label: Path(stamp["path"]) for label, stamp in stamps.items() if stamp is not None}
 
 
 class Pipe(Iterator[np.ndarray[Any, np.dtype[Any]]]):
@@ -129,35 +135,3 @@ def check_fingerprint(label: str, known: Mapping[str, Any] | None, found: Any) -
             f"{label}: expected the gallery it was made for, SHA-256 {known['sha256'][:12]}..., got"
             f" {found['sha256'][:12]}... of the same shape; fit it anew"
         )
-
-
-def check_file(option: str, path: Path, suffixes: tuple[str, ...], *, force: bool) -> None:
-    """Raises, before any work, where a result could not be written."""
-    if path.suffix not in suffixes:
-        raise ValueError(
-            f"{option} '{path}': expected a name that ends in {' or '.join(suffixes)}, got "
-            f"{path.suffix or 'none'}; rename it"
-        )
-    if not path.absolute().parent.is_dir():
-        raise ValueError(
-            f"{option} '{path}': expected an existing folder, got '{path.parent}'; make it first"
-        )
-    if path.exists() and not force:
-        raise ValueError(
-            f"{option} '{path}': expected no earlier results, got a file; name another, or allow "
-            f"overwriting with --force"
-        )
-
-
-@contextlib.contextmanager
-def alone(option: str, path: Path) -> Iterator[None]:
-    """Raises where another process is at work for the same result; they would share checkpoints."""
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(binary_files.alone(path))
-        except BlockingIOError:
-            raise ValueError(
-                f"{option} '{path}': expected no other process that fits it, got one at work; wait "
-                f"for it, or name another file"
-            ) from None
-        yield

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import dbnorm_jax as dbn
 from dbnorm_jax._cli import large
+from dbnorm_jax._cli import output as results
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,7 @@ def run(request: Request) -> None:
     """Reads, compares, merges, writes and says what was merged."""
     if len(request.files) < 2:
         raise ValueError("merge: expected two files or more, got fewer; see dbnorm merge --help")
-    large.check_file("--output", request.output, (".npz",), force=request.force)
+    results.check_file("--output", request.output, (".npz",), force=request.force)
     parts = [_read(Path(name)) for name in request.files]
     first = parts[0]
     for part in parts[1:]:

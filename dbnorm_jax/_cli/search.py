@@ -16,9 +16,9 @@ import numpy as np
 from numpy.lib import format as npy_format
 
 from dbnorm_jax._cli import files, large, sets
+from dbnorm_jax._cli import output as results
 from dbnorm_jax._cli.corrections import read_correction
 from dbnorm_jax._cli.file_argument import Source
-from dbnorm_jax._cli.output import csv_line
 from dbnorm_jax._cli.progress import RowProgress
 from dbnorm_jax._src import binary_files, block_search
 from dbnorm_jax._src.block_fits import Settings, row_pair
@@ -66,13 +66,16 @@ class Sink(Protocol):
 def run(request: Request) -> None:
     """Checks, searches block by block, writes as it goes; the file appears when all is in it."""
     if request.output is not None:
-        large.check_file("--output", request.output, _SUFFIXES, force=request.force)
+        results.check_file("--output", request.output, _SUFFIXES, force=request.force)
     elif request.as_json:
         raise ValueError("--json: expected --output, whose contents it sums up, got none; name one")
     queries = large.open_rows("QUERIES", request.queries)
     gallery = large.open_rows("GALLERY", request.gallery)
     if gallery.num_rows is None:
         raise ValueError("GALLERY: expected a file, got standard input; it is read more than once")
+    if request.output is not None:
+        inputs = large.paths([queries, gallery])
+        results.check_apart("--output", request.output, inputs)
     by_label = {rows.label: rows.rows for rows in (queries, gallery)}
     sets.check_same_columns(by_label, "embedding dimensions")
     if request.k > gallery.num_rows:
@@ -184,14 +187,14 @@ class _Csv:
 
     def __init__(self, file: IO[str], names: _Names) -> None:
         self._file, self._names = file, names
-        self._file.write(csv_line(["query", "rank", "item", "score"]))
+        self._file.write(results.csv_line(["query", "rank", "item", "score"]))
 
     def add(self, start: int, scores: Array, indices: Array) -> None:
         for row, (values, items) in enumerate(zip(scores.tolist(), indices, strict=True), start):
             query = _name(self._names.queries, row)
             for rank, (value, item) in enumerate(zip(values, items.tolist(), strict=True), 1):
                 cells = [query, rank, _name(self._names.gallery, item), value]
-                self._file.write(csv_line(cells))
+                self._file.write(results.csv_line(cells))
 
 
 class _Arrays:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 import dbnorm_jax as dbn
-from dbnorm_jax._cli import files, large, sets
+from dbnorm_jax._cli import files, sets
+from dbnorm_jax._cli import output as results
 from dbnorm_jax._cli.evaluate import read_pairs
 from dbnorm_jax._cli.file_argument import Source
 from dbnorm_jax._src.choices import METHODS
@@ -41,7 +42,7 @@ class Request:
 def run(request: Request) -> None:
     """Checks, reads, chooses, prints and, with --output, writes."""
     if request.output is not None:
-        large.check_file("--output", request.output, (".npz",), force=request.force)
+        results.check_file("--output", request.output, (".npz",), force=request.force)
     named = {
         "QUERY_BANK": request.query_bank,
         "GALLERY_BANK": request.gallery_bank,
@@ -49,6 +50,9 @@ def run(request: Request) -> None:
     }
     sources = [Source.parse(name, text) for name, text in named.items() if text is not None]
     arrays = {str(source): files.read_floats(source) for source in sources}
+    if request.output is not None:
+        inputs = {str(source): source.path for source in sources}
+        results.check_apart("--output", request.output, inputs)
     sets.check_same_columns(arrays, "embedding dimensions")
     sizes = [len(array) for array in arrays.values()]
     pairs = None

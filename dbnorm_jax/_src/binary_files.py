@@ -1,7 +1,8 @@
 """Files distrusted on reading and never half-written.
 
 An .npy header is compared with the size of its file before anything is allocated, and nothing is
-ever unpickled. A file is written beside its target and renamed onto it.
+ever unpickled. A file is written beside its target, closed and renamed onto it. What stood there is
+replaced itself, a symbolic link too: no link is followed.
 """
 
 import contextlib
@@ -11,8 +12,9 @@ import glob
 import importlib
 import math
 import os
+import secrets
+import stat
 import struct
-import tempfile
 import warnings
 import zipfile
 import zlib
@@ -23,9 +25,19 @@ from typing import IO, Any
 import numpy as np
 from numpy.lib import format as npy_format
 
-fcntl: Any = None
-with contextlib.suppress(ImportError):  # on Windows
-    fcntl = importlib.import_module("fcntl")
+
+def _module(name: str) -> Any:
+    """A module that only some systems have, None elsewhere."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+fcntl, msvcrt = _module("fcntl"), _module("msvcrt")  # locks; Windows has the latter
+
+# What may stand at a path.
+FILE, FOLDER, LINK, OTHER = "a file", "a folder", "a symbolic link", "something else"
 
 # What zipfile raises for damaged archives: for some it seeks to nowhere, or asks for a password.
 ZIP_ERRORS = (
@@ -42,6 +54,7 @@ ZIP_ERRORS = (
 
 _LONGEST = 300
 _MOST_AXES = 64  # of NumPy
+_LOCK = ".lock"
 
 
 def printable(text: object) -> str:
@@ -145,6 +158,15 @@ def read_stream_header(file: IO[bytes]) -> Header:
     return header
 
 
+def found_at(path: Path) -> str | None:
+    """What stands at a path, None where nothing does; a link is one, wherever it leads."""
+    try:
+        kind = stat.S_IFMT(path.lstat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return {stat.S_IFREG: FILE, stat.S_IFDIR: FOLDER, stat.S_IFLNK: LINK}.get(kind, OTHER)
+
+
 def replace_file(path: Path, data: bytes) -> None:
     """Writes a file whole: readers see the old one or the new one, also after a crash."""
     with replacing(path) as file:
@@ -153,41 +175,31 @@ def replace_file(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write; it takes the place of the one at `path` at the end, unless an error comes.
+    """A file to write; it takes the place of what is at `path` at the end, unless an error comes.
 
     Readers see the old one or the new one, also after a crash.
     """
-    with _naming(path):
-        target = _target(path)
+    target = path.absolute()
+    with _naming(path, str(target)):
+        if found_at(target) == FOLDER:
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         remove_cut_off(target)
-        handle, temporary = _temporary(target)
-    kept = os.dup(handle)  # keeps the lock until the file is in its place
-    try:
-        with _naming(path, temporary), _removed_on_failure(Path(temporary)):
-            with os.fdopen(handle, "wb") as file:
+        with _temporary(target) as temporary, _removed_on_failure(temporary):
+            with _create(temporary, target) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            umask = os.umask(0)
-            os.umask(umask)
-            Path(temporary).chmod(0o666 & ~umask)  # mkstemp makes it private
-            Path(temporary).replace(target)
-    finally:
-        os.close(kept)
+            temporary.replace(target)  # closed: Windows renames no open file
+        _sync_folder(target.parent)
 
 
 def remove_cut_off(path: Path) -> None:
     """Removes temporary files of `path` whose writers were killed; those at work hold a lock."""
-    if fcntl is None:
-        return
-    for left in path.parent.glob(f".{glob.escape(path.name)}.tmp-*"):
-        with contextlib.suppress(OSError):
-            handle = os.open(left, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                left.unlink()
-            finally:
-                os.close(handle)
+    for left in path.parent.glob(f"{glob.escape(_prefix(path))}*"):
+        temporary = left.with_suffix("") if left.suffix == _LOCK else left
+        with contextlib.suppress(OSError), _held(_lock_of(temporary)) as locked:
+            if locked:
+                temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -196,55 +208,124 @@ def alone(path: Path) -> Iterator[None]:
 
     A file beside it is locked, which goes with the process, also where that is killed.
     """
-    if fcntl is None:
-        yield
-        return
-    place = path.with_name(f".{path.name}.lock")
-    while True:
+    place = lock_place(path)
+    with contextlib.ExitStack() as stack:
         with _naming(path, str(place)):
-            handle = os.open(place, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            _lock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not os.fstat(handle).st_nlink:  # removed by the one before, since it was opened
-                continue
+            stack.enter_context(_held(place))
+        yield
+
+
+def lock_place(path: Path) -> Path:
+    """The file that `alone` locks."""
+    return path.with_name(f".{path.name}{_LOCK}")
+
+
+def _prefix(path: Path) -> str:
+    """How the names of its temporary files, and of their locks, begin."""
+    return f".{path.name}.tmp-"
+
+
+def _lock_of(temporary: Path) -> Path:
+    return temporary.with_name(temporary.name + _LOCK)
+
+
+@contextlib.contextmanager
+def _temporary(target: Path) -> Iterator[Path]:
+    """A name beside it, because renaming within a folder is atomic; its lock is held.
+
+    Nobody can guess the name. The lock is a file of its own, and outlives the closing of the other.
+    """
+    with contextlib.ExitStack() as stack:
+        while True:
+            temporary = target.with_name(f"{_prefix(target)}{secrets.token_hex(6)}")
             try:
-                yield
-            finally:
-                place.unlink(missing_ok=True)
-            return
+                stack.enter_context(_held(_lock_of(temporary)))
+                break
+            except BlockingIOError:  # a rival looks whether it was cut off
+                continue
+        yield temporary
+
+
+@contextlib.contextmanager
+def _held(place: Path) -> Iterator[bool]:
+    """Holds a lock file, and removes it -> whether there are locks at all.
+
+    Raises:
+      BlockingIOError: another process, or another place in this one, holds it.
+    """
+    handle, locked = _open_lock(place)
+    try:
+        yield locked
+    finally:
+        # Before it is let go: afterwards another process may hold the file that this would remove.
+        removed = _removed(place)
+        os.close(handle)
+        if not removed:  # Windows removes no open file, neither this one's nor another's
+            _removed(place)
+
+
+def _open_lock(place: Path) -> tuple[int, bool]:
+    while True:
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+        if found_at(place) == LINK:  # Windows has no such flag
+            raise OSError(errno.ELOOP, f"a symbolic link stands at '{place}'", str(place))
+        handle = os.open(place, flags, 0o666)
+        try:
+            locked = _lock(handle)
+            there = os.fstat(handle).st_nlink  # or removed by the one before, since it was opened
+        except BaseException:
+            os.close(handle)
+            raise
+        if there:
+            return handle, locked
+        os.close(handle)
+
+
+def _lock(handle: int) -> bool:
+    """Whether there are locks; BlockingIOError where this one is held."""
+    try:
+        if fcntl is not None:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        elif msvcrt is not None:
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+        else:
+            return False
+    except OSError as error:
+        if error.errno == (errno.EAGAIN if fcntl is not None else errno.EACCES):
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from None
+        return False  # a file system without
+    return True
+
+
+def _removed(place: Path) -> bool:
+    try:
+        place.unlink(missing_ok=True)
+    except OSError:
+        return False
+    return True
+
+
+def _create(temporary: Path, target: Path) -> IO[bytes]:
+    """A new file, for those who may open the one that it is to replace, or any new file."""
+    old = target.lstat() if found_at(target) == FILE else None
+    mode = 0o666 if old is None else stat.S_IMODE(old.st_mode) & 0o777
+    # The system takes the umask away. O_EXCL creates through no link.
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    if old is not None and old.st_uid == os.fstat(handle).st_uid and hasattr(os, "fchmod"):
+        # Back comes what the umask took. Of another user's file it does not: its mode is theirs.
+        with contextlib.suppress(OSError):
+            os.fchmod(handle, mode)
+    return os.fdopen(handle, "wb")
+
+
+def _sync_folder(folder: Path) -> None:
+    """Keeps the new name through a crash, where folders can be opened."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
         finally:
             os.close(handle)
-
-
-def _lock(handle: int, how: int) -> None:
-    """Raises BlockingIOError where another process has it; nothing where there are no locks."""
-    try:
-        fcntl.flock(handle, how)
-    except BlockingIOError:
-        raise
-    except OSError:  # of a file system without
-        pass
-
-
-def _target(path: Path) -> Path:
-    """Where a file is to go: through a symbolic link, as writing in place would."""
-    with contextlib.suppress(RuntimeError):  # how older Python says that links go round
-        target = path.resolve()
-        if not target.is_symlink():
-            return target
-    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
-
-
-def _temporary(target: Path) -> tuple[int, str]:
-    """A new file beside it, since renaming within a folder is atomic, and locked."""
-    while True:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.tmp-", dir=target.parent)
-        if fcntl is None:
-            return handle, name
-        _lock(handle, fcntl.LOCK_EX)
-        if os.fstat(handle).st_nlink:
-            return handle, name
-        os.close(handle)  # taken for cut off before it was locked
 
 
 @contextlib.contextmanager
@@ -252,20 +333,19 @@ def _removed_on_failure(temporary: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        _removed(temporary)
         raise
 
 
 @contextlib.contextmanager
-def _naming(path: Path, temporary: str | None = None) -> Iterator[None]:
+def _naming(path: Path, place: str) -> Iterator[None]:
     """A full disk or closed folder is an error about the file that was to be written."""
     try:
         yield
     except OSError as error:
         # Errors about other files, read meanwhile, pass.
         about = str(error.filename or "")
-        if about not in ("", temporary) and f".{path.name}.tmp-" not in about:
+        if about not in ("", str(path), place) and _prefix(path.absolute()) not in about:
             raise
         if error.errno is None:
             raise

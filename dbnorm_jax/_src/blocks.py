@@ -74,7 +74,7 @@ class Rows:
         self._source = source
         self._nonzero = similarity_fn is cosine_similarity
         # Looked up here: the setting belongs to a thread, and another one reads.
-        self._wide = bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]
+        self._wide = bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined, unused-ignore]
         self.num_rows: int | None = None
         self.dim: int | None = None
         self.dtype: np.dtype[Any] | None = None

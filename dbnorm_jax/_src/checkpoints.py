@@ -61,8 +61,11 @@ class Checkpoint:
 
     def load(self) -> Archive | None:
         """What is in the file, None where there is none."""
-        if not self.path.exists():
+        what = binary_files.found_at(self.path)
+        if what is None:
             return None
+        if what != binary_files.FILE:
+            raise ValueError(f"{self.path}: expected a file or none, got {what}; {_REMEDY}")
         archive = archives.read(self.path, _FIELDS)
         _check_form(self.path, archive)
         found = (archive.provenance or {})["work"]

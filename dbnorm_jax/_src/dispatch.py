@@ -63,7 +63,7 @@ def choose(rows: jax.Array, columns: jax.Array, similarity_fn: SimilarityFn) -> 
     if platform not in kernels.PLANS or rows.shape[1] > kernels.PLANS[platform].most_dimensions:
         return NEVER
     products = half if similarity_fn is similarity.dot_product and dtypes == {half} else single
-    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined, unused-ignore]
     tested = _TESTED_JAX[0] <= jax.__version_info__ < _TESTED_JAX[1]
     pays = products == half or precision in _FAST_PRECISIONS
     return platform if tested and pays and _works(platform, products.name, precision) else NEVER

@@ -52,7 +52,8 @@ def save(
     """Writes statistics, a correction or a choice to one .npz, whole or not at all.
 
     Args:
-      path: the file, by this very name; an existing one is replaced.
+      path: the file, by this very name; an existing one is replaced, a symbolic link too, and not
+        what it leads to.
       state: concrete BankStatistics, LargestSimilarities, Correction or tuning.Choice.
       provenance: optional, what the state was made from: text, numbers, lists and dicts, for
         instance {"gallery": out_of_core.fingerprint(gallery)}. `dbnorm fit` writes one and `dbnorm
@@ -113,7 +114,7 @@ def load(path: str | os.PathLike[str]) -> State:
     kind = _KINDS[name]
     _check_state(str(path), kind, arrays, static)
     wide = [name for name, array in arrays.items() if array.dtype == np.float64]
-    if wide and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+    if wide and not jax.config.jax_enable_x64:  # type: ignore[attr-defined, unused-ignore]
         raise ValueError(
             f"{path}: holds float64 ({', '.join(wide)}), which JAX would round to float32; load it "
             f"within jax.enable_x64(True)"

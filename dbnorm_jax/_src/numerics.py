@@ -34,7 +34,7 @@ def matmul_precision() -> lax.Precision | None:
 
     GPUs may round to tf32 and TPUs to bf16 by default.
     """
-    chosen = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    chosen = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined, unused-ignore]
     return lax.Precision.HIGHEST if chosen is None else None
 
 

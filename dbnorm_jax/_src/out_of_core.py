@@ -84,7 +84,8 @@ def bank_statistics(
       block_size: rows read at once; results do not depend on it beyond rounding.
       checkpoint: optional file for the sums so far. A call that finds it goes on from there, with
         the very result of a call that was not interrupted, and returns at once what is complete;
-        files that have changed since are refused. Delete it when the result is saved.
+        files that have changed since are refused, and so is a symbolic link. Delete it when the
+        result is saved.
       checkpoint_every: seconds between two writes of the checkpoint.
       progress: optional, called with (bank rows done, gallery items that the next have passed).
 
