@@ -23,8 +23,8 @@ $(VENV)-floor/.installed: pyproject.toml tests/floor.txt
 	$(VENV)-floor/bin/pip install --quiet --requirement tests/floor.txt --editable '.[test]'
 	touch $@
 
-# One case of every test with the newest Python found and the newest release of everything, in an
-# environment that is made anew each time.
+# A part of the tests that touches each file of them, with the newest Python found and the newest
+# release of everything, in an environment that is made anew each time.
 PYTHON_NEWEST ?= $(shell tests/newest_python.sh $(PYTHON))
 
 test-newest: NEWEST := $(PYTHON_NEWEST)
@@ -33,7 +33,7 @@ test-newest:
 	$(NEWEST) -m venv --clear $(VENV)-newest
 	$(VENV)-newest/bin/pip install --quiet --editable '.[dev]'
 	$(VENV)-newest/bin/mypy
-	XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" HYPOTHESIS_PROFILE=short $(VENV)-newest/bin/python $(QUICK) --one-case
+	XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" HYPOTHESIS_PROFILE=short $(VENV)-newest/bin/python $(QUICK) --every 3
 
 # The same tests of programs as users get them.
 test-optimized: $(VENV)/.installed-dev

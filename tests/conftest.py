@@ -51,18 +51,21 @@ LONG = {"test_transforms", "test_every_method", "test_selection", "test_banks", 
 
 
 def pytest_addoption(parser):
-    parser.addoption("--one-case", action="store_true", help="one case of every test function")
+    text = "one case of every N-th test function of a file, the first one included"
+    parser.addoption("--every", type=int, metavar="N", help=text)
 
 
 def pytest_collection_modifyitems(config, items):
     items.sort(key=lambda item: item.path.stem not in LONG)
-    if config.getoption("--one-case"):
-        first = {}
-        others = [
-            item for item in items if first.setdefault(item.nodeid.split("[")[0], item) is not item
-        ]
-        config.hook.pytest_deselected(items=others)
-        items[:] = first.values()
+    every = config.getoption("--every")
+    if every:
+        files = {}  # path -> test function -> its cases
+        for item in items:
+            functions = files.setdefault(item.path, {})
+            functions.setdefault(item.nodeid.split("[")[0], []).append(item)
+        chosen = [cases[0] for found in files.values() for cases in [*found.values()][::every]]
+        config.hook.pytest_deselected(items=list({*items} - {*chosen}))
+        items[:] = chosen
 
 
 @pytest.fixture(autouse=True, scope="module")
