@@ -24,8 +24,61 @@ _ONE = 0x3F800000  # the bits of 1.0, whose exponent is in the bits from the 23r
 _LOWEST_EXPONENT = -126  # of a power that is no subnormal number
 
 
+@jax.custom_jvp
 def written(array: jax.Array) -> jax.Array:
-    """The same array, computed once and for itself, whatever reads it."""
+    """The same array, computed once and for itself, whatever reads it.
+
+    What XLA fuses with several readers it computes for each of them, and not always alike: one
+    reader rounds a product, another subtracts from it unrounded (fused multiply-add). Where two
+    readers must agree, what they read is written.
+    """
+    return lax.platform_dependent(array, cpu=_written_by_loop, default=apart)
+
+
+@written.defjvp
+def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    return written(*primals), tangents[0]
+
+
+@jax.custom_jvp
+def rounded(array: jax.Array) -> jax.Array:
+    """The same array, each number rounded before it is read.
+
+    For an array that a caller holds: to write it would copy it. Readers agree that compute the same
+    steps, none of them merged with a step of their own.
+    """
+    return lax.platform_dependent(array, cpu=_rounded_by_bits, default=apart)
+
+
+@rounded.defjvp
+def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    return rounded(*primals), tangents[0]
+
+
+def _written_by_loop(array: jax.Array) -> jax.Array:
+    # On processors XLA takes barriers away before it fuses. What a loop might change, it writes.
+    return _never_changed(array, array)
+
+
+def _rounded_by_bits(array: jax.Array) -> jax.Array:
+    # Bits are of rounded numbers. XLA would cancel the two conversions with nothing in between.
+    bits = lax.bitcast_convert_type(array, _integer(array.dtype))
+    zero = _never_changed(jnp.zeros((), bits.dtype), array)
+    return lax.bitcast_convert_type(bits ^ jnp.broadcast_to(zero, bits.shape), array.dtype)
+
+
+def _never_changed(value: jax.Array, array: jax.Array) -> jax.Array:
+    """The value, after a loop that runs while an entry of the array is below -inf: never."""
+    # A sharded dimension cannot be sliced where its sharding is part of the type.
+    sharded = any(jax.typeof(array).sharding.spec)
+    entry = array.min() if sharded else array[(0,) * array.ndim]
+    return lax.while_loop(
+        lambda state: state[0] < -jnp.inf, lambda state: (state[0], state[1] + 1), (entry, value)
+    )[1]
+
+
+def apart(array: jax.Array) -> jax.Array:
+    """The same array; what makes it and what reads it are not simplified together."""
     return lax.optimization_barrier(array)  # type: ignore[no-untyped-call]
 
 
@@ -70,7 +123,7 @@ def largest_first(matrix: jax.Array) -> jax.Array:
         return lax.reduce(array, lowest, lambda a, b: jnp.where(b > a, b, a), (axis,))
 
     if len(matrix) % 8 == 0:  # eight rows at once stay in registers
-        matrix = written(reduce(matrix.reshape(-1, 8, matrix.shape[1]), 1))
+        matrix = apart(reduce(matrix.reshape(-1, 8, matrix.shape[1]), 1))
     return reduce(matrix, 0)
 
 
@@ -109,8 +162,7 @@ def largest_last(values: jax.Array) -> jax.Array:
     """
     if values.shape[-1] > _MOST_FOLDED:
         return jnp.where(jnp.isnan(values), -jnp.inf, values).max(axis=-1)
-    # Written as it is: fused with what reads it, it would be computed for each.
-    largest = written(_folded(jnp.maximum, to_order(values)).max(axis=-1))
+    largest = apart(_folded(jnp.maximum, to_order(values)).max(axis=-1))
     return from_order(largest, values.dtype)
 
 
