@@ -111,6 +111,16 @@ def test_nan_is_passed_over(width):
     np.testing.assert_array_equal(np.where(np.isnan(found), -np.inf, found), numbers)
 
 
+@given(st.lists(NUMBERS, min_size=2, max_size=40))
+def test_integers_in_the_order_of_numbers(numbers):
+    values = np.resize(np.float32(numbers), 40)
+    order = elementary.to_order(jnp.asarray(values))
+    np.testing.assert_array_equal(elementary.from_order(order, jnp.dtype("float32")), values)
+    before, after = (np.asarray(order)[:, None], np.asarray(order)[None])
+    np.testing.assert_array_equal(before < after, values[:, None] < values[None])
+    np.testing.assert_array_equal(before == after, values[:, None] == values[None])
+
+
 def test_of_float64():
     with jax.enable_x64(True):
         values = np.random.default_rng(1).normal(size=(4, 64)) * 1e200

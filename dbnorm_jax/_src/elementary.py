@@ -128,14 +128,24 @@ def largest_first(matrix: jax.Array) -> jax.Array:
 
 
 def to_order(values: jax.Array) -> jax.Array:
-    """Integers in the order of the floats, NaN below all: XLA compares them in fewer steps."""
-    bits = _integer(values.dtype)
-    return _swapped(lax.bitcast_convert_type(values, bits)) + _raised(values.dtype)
+    """Integers in the order of the floats, NaN below all: XLA compares them in fewer steps.
+
+    Both zeros are one.
+    """
+    bits = lax.bitcast_convert_type(values, _integer(values.dtype))
+    return _swapped(bits) - _negative(bits) + _raised(values.dtype)
 
 
 def from_order(integers: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """The floats that `to_order` was given."""
-    return lax.bitcast_convert_type(_swapped(integers - _raised(dtype)), dtype)
+    lowered = integers - _raised(dtype)
+    return lax.bitcast_convert_type(_swapped(lowered + _negative(lowered)), dtype)
+
+
+def one_zero(values: jax.Array) -> jax.Array:
+    """-0.0 as 0.0, other numbers as they are: `lax.top_k` ranks one below the other."""
+    # Not by `where` alone: the slope at 0 is 1.
+    return values - lax.stop_gradient(jnp.where(values == 0, values, 0))
 
 
 def _integer(dtype: jnp.dtype) -> jnp.dtype:
@@ -145,7 +155,13 @@ def _integer(dtype: jnp.dtype) -> jnp.dtype:
 def _swapped(integers: jax.Array) -> jax.Array:
     # The floats that integers spell are in their order; but below zero more is less.
     limits = jnp.iinfo(integers.dtype)  # type: ignore[no-untyped-call]
-    return integers ^ ((integers >> (limits.bits - 1)) & limits.max)
+    return integers ^ (_negative(integers) & limits.max)
+
+
+def _negative(integers: jax.Array) -> jax.Array:
+    # -1 where negative, else 0. The negative floats are moved by it: -0.0 comes to lie on 0.0.
+    limits = jnp.iinfo(integers.dtype)  # type: ignore[no-untyped-call]
+    return integers >> (limits.bits - 1)
 
 
 def _raised(dtype: jnp.dtype) -> jax.Array:

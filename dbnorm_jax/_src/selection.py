@@ -83,7 +83,7 @@ def largest_of_columns(matrix: jax.Array, k: int) -> jax.Array:
     """
     if matrix.ndim > 2:
         return jax.vmap(partial(largest_of_columns, k=k))(matrix)
-    numbers = jnp.where(numerics.is_number(matrix), matrix, -jnp.inf)
+    numbers = elementary.one_zero(jnp.where(numerics.is_number(matrix), matrix, -jnp.inf))
     return (_by_network if suits_network(k, matrix.shape[1]) else _by_selection)(numbers, k)
 
 
