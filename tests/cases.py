@@ -105,6 +105,17 @@ def problem(seed, shape=SHAPES[0], *, levels=0):
     return Problem(*(rows(count) for count in counts))
 
 
+def signed_zeros(seed, num_queries, num_gallery):
+    """Embeddings of one dimension whose products are -1, 1 and, the largest of most queries, zeros.
+
+    Of both signs.
+    """
+    random = np.random.default_rng(seed)
+    queries = random.choice([-1, 1, 1, 1], (num_queries, 1)).astype(np.float32)
+    gallery = random.choice([-1.0, -0.0, -0.0, 0.0, 0.0], (num_gallery, 1)).astype(np.float32)
+    return queries, gallery
+
+
 def statistics_of(test, beta_query=20.0, beta_gallery=2.0, k=1):
     """The statistics of both banks of a problem, from its matrices."""
     return (

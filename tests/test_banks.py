@@ -9,7 +9,7 @@ import reference
 from cases import CHUNK_SIZES, SHAPES, SIMILARITY_FNS, problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tracing import largest_intermediate
+from tracing import largest_intermediate, optimized
 
 import dbnorm_jax as dbn
 from dbnorm_jax._src import banks
@@ -302,6 +302,64 @@ def test_responsibilities_of_a_column_without_bank_items_are_zero():
 
 
 # --- numeric care --------------------------------------------------------------------------------
+
+
+def _scaled_sum(rows, columns):
+    return (rows + columns.T) * 900
+
+
+# What XLA fuses with its readers, each of whom might round it in its own way.
+FUSED = {
+    "dot product": (dbn.dot_product, lambda b, g: b @ g.T),
+    "elementwise": (_scaled_sum, _scaled_sum),
+}
+FITS = {
+    "k=0": lambda b, g, fn: dbn.stream_bank_statistics(b, g, beta=1e4, k=0, similarity_fn=fn),
+    "k=3": lambda b, g, fn: dbn.stream_bank_statistics(b, g, beta=1e4, k=3, similarity_fn=fn),
+    "weights": lambda b, g, fn: dbn.stream_bank_statistics(
+        b, g, beta=1e4, weights=np.ones(300), similarity_fn=fn
+    ),
+    "two betas": lambda b, g, fn: jax.tree.map(
+        lambda leaf: leaf[1],
+        dbn.stream_bank_statistics(b, g, beta=jnp.array([1.0, 1e4]), similarity_fn=fn),
+    ),
+    "a matrix of a caller's jit": lambda b, g, fn: dbn.bank_statistics(fn(b, g), beta=1e4),
+    "merged": lambda b, g, fn: dbn.merge(
+        *(dbn.stream_bank_statistics(part, g, beta=1e4, similarity_fn=fn) for part in (b[1:], b[:1]))
+    ),
+}
+
+
+@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("fused", FUSED)
+def test_fused_similarities_agree_with_their_maximum(fit, fused):
+    """Rounded in two ways, at beta |s| of 1e10 all powers overflow, or none is left."""
+    random = np.random.default_rng(0)
+    bank, gallery = ((random.normal(size=(n, 1)) * 1e3).astype(np.float32) for n in (300, 1100))
+    similarity_fn, exact = FUSED[fused]
+    similarities = exact(bank.astype(np.float64), gallery.astype(np.float64))
+    expected = reference.log_normalizer(similarities, 1e4)
+    found = optimized(lambda b, g: FITS[fit](b, g, similarity_fn).log_normalizer, bank, gallery)
+    np.testing.assert_allclose(found, expected, atol=1e-7 * abs(expected).max())
+    if fit != "k=0":
+        return
+    gradient = optimized(
+        jax.grad(lambda b, g: FITS[fit](b, g, similarity_fn).bias.sum()), bank, gallery
+    )
+    chex.assert_tree_all_finite(gradient)
+
+
+def test_rows_that_come_again_move_no_maximum():
+    """The last chunk repeats rows, which a tile of another shape might round otherwise."""
+
+    def by_place(rows, columns):
+        places = jnp.arange(len(rows), dtype=jnp.float32)
+        return rows @ columns.T * (1 - jnp.finfo(jnp.float32).eps * places[:, None])
+
+    bank, gallery = jnp.array([[1.0], [1.0], [2.0], [1.0], [1.0]]) * 1e3, jnp.full((2, 1), 1e3)
+    options = {"beta": 1e4, "chunk_size": 3, "similarity_fn": by_place}
+    found = dbn.stream_bank_statistics(bank, gallery, **options)
+    np.testing.assert_allclose(found.log_normalizer, 2e10, rtol=1e-6)
 
 
 def test_bfloat16_inputs_accumulate_in_float32():

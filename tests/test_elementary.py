@@ -7,10 +7,35 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.test_util import check_grads
+from tracing import optimized
 
 from dbnorm_jax._src import elementary
 
 NAN_OF_EITHER_SIGN = np.array([np.nan, -np.nan], np.float32)
+
+
+@pytest.mark.parametrize("function", [elementary.written, elementary.rounded])
+def test_two_readers_see_the_same_numbers(function):
+    """A product that one rounds, the other would subtract from unrounded."""
+    random = np.random.default_rng(0)
+    rows, columns = (random.normal(size=(n, 1)).astype(np.float32) for n in (300, 500))
+
+    def excess(rows, columns):
+        products = function(rows * columns.T)
+        return (products - products.max(axis=0)[None]).max(axis=0)
+
+    np.testing.assert_array_equal(optimized(excess, rows, columns), np.zeros(500))
+    np.testing.assert_array_equal(optimized(jax.vmap(excess), rows[None], columns[None]), 0)
+
+
+@pytest.mark.parametrize("function", [elementary.written, elementary.rounded])
+def test_what_is_written_stays_as_it_is(function):
+    values = np.array([[0.0, -0.0, np.inf], [-np.inf, np.nan, 1e-40]], np.float32)
+    found = jax.jit(function)(values)
+    np.testing.assert_array_equal(np.asarray(found).view(np.int32), values.view(np.int32))
+    check_grads(lambda x: jnp.sin(function(x)), (jnp.linspace(-2.0, 2.0, 7),), order=2, rtol=1e-2)
+    for dtype in (jnp.float16, jnp.bfloat16):
+        assert function(jnp.ones(3, dtype)).dtype == dtype
 
 
 def test_powers_of_two_are_within_1_2_ulp():
@@ -84,6 +109,16 @@ def test_nan_is_passed_over(width):
     numbers = np.where(np.isnan(values), -np.inf, values).max(axis=-1)
     found = np.asarray(_largest_last(values))
     np.testing.assert_array_equal(np.where(np.isnan(found), -np.inf, found), numbers)
+
+
+@given(st.lists(NUMBERS, min_size=2, max_size=40))
+def test_integers_in_the_order_of_numbers(numbers):
+    values = np.resize(np.float32(numbers), 40)
+    order = elementary.to_order(jnp.asarray(values))
+    np.testing.assert_array_equal(elementary.from_order(order, jnp.dtype("float32")), values)
+    before, after = (np.asarray(order)[:, None], np.asarray(order)[None])
+    np.testing.assert_array_equal(before < after, values[:, None] < values[None])
+    np.testing.assert_array_equal(before == after, values[:, None] == values[None])
 
 
 def test_of_float64():

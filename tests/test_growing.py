@@ -141,6 +141,16 @@ def test_gallery_items_come_and_go(weighted):
     np.testing.assert_array_equal(kept.indices, dbn.stream_top_k(bank, stays, 2).indices)
 
 
+def test_items_that_come_are_level_with_zeros_of_the_other_sign():
+    """The neighbors so far hold negative zeros, as `lax.top_k` may give them; they came first."""
+    bank, gallery, new = np.ones((2, 1), np.float32), np.zeros((3, 1)), np.zeros((2, 1))
+    neighbors = dbn.SearchResult(jnp.full((2, 2), -0.0), jnp.array([[0, 1]] * 2))
+    _, found = growing.add_gallery_items(
+        fit(bank, gallery.astype(np.float32)), neighbors, bank, new.astype(np.float32)
+    )
+    np.testing.assert_array_equal(found.indices, [[0, 1]] * 2)
+
+
 def test_only_rows_that_lose_a_neighbor_are_searched_again(monkeypatch):
     bank, gallery = integers(2, NUM_BANK), integers(3, NUM_GALLERY)
     statistics, neighbors = fit(bank, gallery), dbn.stream_top_k(bank, gallery, 2)

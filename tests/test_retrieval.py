@@ -12,9 +12,10 @@ from cases import (
     SHAPES,
     SIMILARITY_FNS,
     problem,
+    signed_zeros,
     statistics_of,
 )
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tracing import largest_intermediate
 
@@ -65,6 +66,90 @@ def test_own_gates():
     found = dbn.apply_correction(test.similarities, correction, gates=gates)
     expected = test.similarities - gates @ np.asarray(correction.bias)
     np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+# --- zeros of both signs are level ---------------------------------------------------------------
+
+
+def _mesh():
+    return jax.make_mesh((2, 4), ("bank", "gallery"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+
+
+def _half_open(gallery, dtype=bool):
+    """A correction that changes no score; whether its gate is open says which item was nearest."""
+    active = np.arange(len(gallery)) % 2 == 0
+    return dbn.Correction(jnp.zeros((1, len(gallery))), jnp.asarray(active[None], dtype))
+
+
+SEARCHES = {
+    "top_k": lambda q, g, k: dbn.top_k(q * g.T, k).indices,
+    "top_k, gated": lambda q, g, k: dbn.top_k(q * g.T, k, _half_open(g)).indices,
+    "top_k, soft gates": lambda q, g, k: dbn.top_k(q * g.T, k, _half_open(g, float)).indices,
+    "stream_top_k": lambda q, g, k: dbn.stream_top_k(q, g, k).indices,
+    "stream_top_k, gated": lambda q, g, k: dbn.stream_top_k(q, g, k, _half_open(g)).indices,
+    "stream_top_k, soft": lambda q, g, k: dbn.stream_top_k(q, g, k, _half_open(g, float)).indices,
+    "semantic_search": lambda q, g, k: [
+        [found["corpus_id"] for found in row]
+        for row in dbn.semantic_search(q, g, top_k=k, similarity_fn=dbn.dot_product)
+    ],
+    "sharding": lambda q, g, k: dbn.sharding.top_k(q, g, k, mesh=_mesh()).indices,
+    "out_of_core": lambda q, g, k: dbn.out_of_core.top_k(q, g, k, block_size=16).indices,
+}
+OCCURRENCES = {
+    "bank_statistics": lambda q, g, k: dbn.bank_statistics(q * g.T, beta=1.0, k=k),
+    "stream_bank_statistics": lambda q, g, k: dbn.stream_bank_statistics(q, g, beta=1.0, k=k),
+    "sharding": lambda q, g, k: dbn.sharding.bank_statistics(q, g, beta=1.0, k=k, mesh=_mesh()),
+    "out_of_core": lambda q, g, k: dbn.out_of_core.bank_statistics(
+        q, g, beta=1.0, k=k, block_size=16
+    ),
+}
+OPEN_GATES = {
+    "gates": lambda q, g: dbn.gates(q * g.T, _half_open(g))[:, 0],
+    "straight through": lambda q, g: dbn.soft_gates(
+        q * g.T, _half_open(g), temperature=1.0, straight_through=True
+    )[:, 0].round(),
+    "straight through, streamed": lambda q, g: dbn.stream_soft_gates(
+        q, g, _half_open(g), temperature=1.0, straight_through=True
+    )[:, 0].round(),
+}
+few = settings(max_examples=4)
+
+
+@pytest.mark.parametrize("k", [3, 40])
+@pytest.mark.parametrize("search", SEARCHES)
+@few
+@given(seeds)
+def test_neighbors_among_zeros_of_both_signs(search, k, seed):
+    queries, gallery = signed_zeros(seed, 6, 70)
+    expected = reference.top_k(queries * gallery.T, k)[1]
+    np.testing.assert_array_equal(SEARCHES[search](queries, gallery, k), expected)
+
+
+@pytest.mark.parametrize("k", [3, 40])
+@pytest.mark.parametrize("count", OCCURRENCES)
+@few
+@given(seeds)
+def test_k_occurrence_among_zeros_of_both_signs(count, k, seed):
+    bank, gallery = signed_zeros(seed, 6, 70)
+    expected = reference.bank_k_occurrence(bank * gallery.T, k)
+    found = OCCURRENCES[count](bank, gallery, k)
+    np.testing.assert_array_equal(found.k_occurrence, expected)
+    np.testing.assert_array_equal(found.active, expected > 0)
+
+
+@pytest.mark.parametrize("gate", OPEN_GATES)
+@few
+@given(seeds)
+def test_gates_among_zeros_of_both_signs(gate, seed):
+    queries, gallery = signed_zeros(seed, 6, 70)
+    expected = np.argmax(queries * gallery.T, axis=1) % 2 == 0
+    np.testing.assert_array_equal(OPEN_GATES[gate](queries, gallery), expected)
+
+
+def test_zero_has_a_slope_of_either_sign():
+    scores = jnp.array([[-0.0, 0.0, -1.0]])
+    slope = jax.grad(lambda scores: dbn.top_k(scores, 2).scores.sum())(scores)
+    np.testing.assert_array_equal(slope, [[1, 1, 0]])
 
 
 # --- neighbors -----------------------------------------------------------------------------------

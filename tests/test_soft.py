@@ -8,7 +8,7 @@ import pytest
 import reference
 from cases import CHUNK_SIZES, SHAPES, SIMILARITY_FNS, problem
 from differences import check_slope
-from tracing import largest_intermediate
+from tracing import largest_intermediate, optimized
 
 import dbnorm_jax as dbn
 
@@ -141,6 +141,32 @@ def test_ties_share():
     np.testing.assert_allclose(found, 1 / 4, atol=1e-6)
     options = {"temperature": 1e-4, "straight_through": True}
     np.testing.assert_array_equal(dbn.soft_gates(similarities, correction, **options), [[1], [1]])
+
+
+def test_fused_similarities_agree_with_their_maximum():
+    """Rounded in two ways, at |s| / temperature of 1e10 all powers overflow."""
+    random = np.random.default_rng(0)
+    bank, gallery = ((random.normal(size=(n, 1)) * 1e3).astype(np.float32) for n in (60, 1100))
+    similarities = dbn.dot_product(bank, gallery)
+    correction = dbn.Correction(jnp.zeros((1, 1100)), jnp.asarray(random.random((1, 1100)) < 0.5))
+    options = {"temperature": 1e-4}
+    expected = dbn.soft_activation(similarities, **options)
+    chex.assert_tree_all_finite(expected)
+    for function in (
+        lambda b, g: dbn.stream_soft_activation(b, g, **options),
+        lambda b, g: dbn.soft_activation(b * g.T, **options),
+    ):
+        np.testing.assert_array_equal(optimized(function, bank, gallery), expected)
+    gradient = optimized(
+        jax.grad(lambda b, g: dbn.stream_soft_activation(b, g, **options).sum()), bank, gallery
+    )
+    chex.assert_tree_all_finite(gradient)
+    expected = dbn.soft_gates(similarities, correction, **options)
+    for function in (
+        lambda b, g: dbn.stream_soft_gates(b, g, correction, **options),
+        lambda b, g: dbn.soft_gates(b * g.T, correction, **options),
+    ):
+        np.testing.assert_array_equal(optimized(function, bank, gallery), expected)
 
 
 @pytest.mark.parametrize("temperature", [1e-8, 1e-3, 1.0, 1e6])

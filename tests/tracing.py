@@ -1,4 +1,4 @@
-"""What a function would hold in memory, read off its jaxpr."""
+"""What a function would hold in memory, read off its jaxpr; and what users' programs compute."""
 
 import jax
 
@@ -14,6 +14,12 @@ def largest_intermediate(function, *arguments):
         for equation in jaxpr.eqns
         for variable in equation.outvars
     )
+
+
+def optimized(function, *arguments):
+    """The result of a program compiled as users' are: `make test` has nothing optimized."""
+    options = {"xla_backend_optimization_level": 3}
+    return jax.jit(function).lower(*arguments).compile(compiler_options=options)(*arguments)
 
 
 def _nested(jaxpr):

@@ -95,7 +95,7 @@ def _bank_statistics(
         remaining = list(masks)
         valid = remaining.pop(0) if where is not None else None
         entering = remaining.pop(0) if weights is not None else jnp.ones(num_bank, dtype)
-        log_sum = _log_sum(similarities, beta, entering, valid, weighted=weights is not None)
+        log_sum = _log_sum(similarities, beta, entering, valid)
         mass = jnp.broadcast_to(
             entering.sum() if valid is None else jnp.where(valid, entering[:, None], 0).sum(0),
             (num_gallery,),
@@ -125,12 +125,10 @@ def _log_sum(
     beta: jax.Array,
     entering: jax.Array,
     valid: jax.Array | None,
-    *,
-    weighted: bool,
 ) -> numerics.RunningLogSum:
     """Of all rows; many by blocks, as a long sum in one piece loses digits."""
     start = numerics.start_log_sum(similarities.shape[1], beta)
-    add = partial(numerics.add_rows, beta=beta, weighted=weighted)
+    add = partial(numerics.add_rows, beta=beta)
     if similarities.shape[0] <= streaming.DEFAULT_CHUNK_SIZE:
         return add(start, similarities, weights=entering, valid=valid)
 

@@ -127,7 +127,6 @@ class BankPass:
             self._go_on_from(begun)
         self._add = functools.partial(
             _add_block,
-            weighted=per_row.weights is not None,
             similarity_fn=blocks.of_prepared(similarity_fn),
             chunk_size=chunk_size,
         )
@@ -275,5 +274,5 @@ def items_of(block: RowBlock, similarity_fn: SimilarityFn) -> streaming.Items:
 
 
 _add_block = functools.partial(
-    jax.jit, static_argnames=("weighted", "similarity_fn", "chunk_size")
+    jax.jit, static_argnames=("similarity_fn", "chunk_size")
 )(streaming.add_block)

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from dbnorm_jax._src import elementary
+
 
 def is_concrete(*arrays: Any) -> bool:
     """Whether values can be looked at."""
@@ -292,7 +294,12 @@ def similarities(name: str, value: Any, *, rows: str) -> jax.Array:
             f"got shape {array.shape}"
         )
     check_indexable(name, max(array.shape[-2:]), "rows or columns")
-    return array
+    return read_alike(array)
+
+
+def read_alike(matrix: jax.Array) -> jax.Array:
+    """A matrix whose readers agree in each number, also where a caller's jit fuses it with them."""
+    return matrix if is_concrete(matrix) else elementary.rounded(matrix)
 
 
 def matching_gallery(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dbnorm_jax._src import checks, numerics
+from dbnorm_jax._src import checks, elementary, numerics
 from dbnorm_jax._src.retrieval import gates
 from dbnorm_jax._src.types import BankStatistics, Correction
 
@@ -86,7 +86,8 @@ def _published_scores(similarities: jax.Array, banks: tuple[BankStatistics, ...]
         return beta * row - jnp.where(empty, 0, log_normalizer)
 
     def product(row: jax.Array, opens: jax.Array, log_ratios: jax.Array) -> jax.Array:
-        exponent = jnp.where(opens[:, None], log_ratios, 0).sum(axis=0)
+        # Written: its maximum is subtracted from it.
+        exponent = elementary.written(jnp.where(opens[:, None], log_ratios, 0).sum(axis=0))
         factor = jnp.where(opens[:, None], 1, row[None]).prod(axis=0)
         # One exponential for the whole product, shifted to make the best of the range: that leaves
         # the ranking of the row. Taken in halves, so that a small raw factor comes in between; the

@@ -24,8 +24,61 @@ _ONE = 0x3F800000  # the bits of 1.0, whose exponent is in the bits from the 23r
 _LOWEST_EXPONENT = -126  # of a power that is no subnormal number
 
 
+@jax.custom_jvp
 def written(array: jax.Array) -> jax.Array:
-    """The same array, computed once and for itself, whatever reads it."""
+    """The same array, computed once and for itself, whatever reads it.
+
+    What XLA fuses with several readers it computes for each of them, and not always alike: one
+    reader rounds a product, another subtracts from it unrounded (fused multiply-add). Where two
+    readers must agree, what they read is written.
+    """
+    return lax.platform_dependent(array, cpu=_written_by_loop, default=apart)
+
+
+@written.defjvp
+def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    return written(*primals), tangents[0]
+
+
+@jax.custom_jvp
+def rounded(array: jax.Array) -> jax.Array:
+    """The same array, each number rounded before it is read.
+
+    For an array that a caller holds: to write it would copy it. Readers agree that compute the same
+    steps, none of them merged with a step of their own.
+    """
+    return lax.platform_dependent(array, cpu=_rounded_by_bits, default=apart)
+
+
+@rounded.defjvp
+def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    return rounded(*primals), tangents[0]
+
+
+def _written_by_loop(array: jax.Array) -> jax.Array:
+    # On processors XLA takes barriers away before it fuses. What a loop might change, it writes.
+    return _never_changed(array, array)
+
+
+def _rounded_by_bits(array: jax.Array) -> jax.Array:
+    # Bits are of rounded numbers. XLA would cancel the two conversions with nothing in between.
+    bits = lax.bitcast_convert_type(array, _integer(array.dtype))
+    zero = _never_changed(jnp.zeros((), bits.dtype), array)
+    return lax.bitcast_convert_type(bits ^ jnp.broadcast_to(zero, bits.shape), array.dtype)
+
+
+def _never_changed(value: jax.Array, array: jax.Array) -> jax.Array:
+    """The value, after a loop that runs while an entry of the array is below -inf: never."""
+    # A sharded dimension cannot be sliced where its sharding is part of the type.
+    sharded = any(jax.typeof(array).sharding.spec)
+    entry = array.min() if sharded else array[(0,) * array.ndim]
+    return lax.while_loop(
+        lambda state: state[0] < -jnp.inf, lambda state: (state[0], state[1] + 1), (entry, value)
+    )[1]
+
+
+def apart(array: jax.Array) -> jax.Array:
+    """The same array; what makes it and what reads it are not simplified together."""
     return lax.optimization_barrier(array)  # type: ignore[no-untyped-call]
 
 
@@ -70,19 +123,29 @@ def largest_first(matrix: jax.Array) -> jax.Array:
         return lax.reduce(array, lowest, lambda a, b: jnp.where(b > a, b, a), (axis,))
 
     if len(matrix) % 8 == 0:  # eight rows at once stay in registers
-        matrix = written(reduce(matrix.reshape(-1, 8, matrix.shape[1]), 1))
+        matrix = apart(reduce(matrix.reshape(-1, 8, matrix.shape[1]), 1))
     return reduce(matrix, 0)
 
 
 def to_order(values: jax.Array) -> jax.Array:
-    """Integers in the order of the floats, NaN below all: XLA compares them in fewer steps."""
-    bits = _integer(values.dtype)
-    return _swapped(lax.bitcast_convert_type(values, bits)) + _raised(values.dtype)
+    """Integers in the order of the floats, NaN below all: XLA compares them in fewer steps.
+
+    Both zeros are one.
+    """
+    bits = lax.bitcast_convert_type(values, _integer(values.dtype))
+    return _swapped(bits) - _negative(bits) + _raised(values.dtype)
 
 
 def from_order(integers: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """The floats that `to_order` was given."""
-    return lax.bitcast_convert_type(_swapped(integers - _raised(dtype)), dtype)
+    lowered = integers - _raised(dtype)
+    return lax.bitcast_convert_type(_swapped(lowered + _negative(lowered)), dtype)
+
+
+def one_zero(values: jax.Array) -> jax.Array:
+    """-0.0 as 0.0, other numbers as they are: `lax.top_k` ranks one below the other."""
+    # Not by `where` alone: the slope at 0 is 1.
+    return values - lax.stop_gradient(jnp.where(values == 0, values, 0))
 
 
 def _integer(dtype: jnp.dtype) -> jnp.dtype:
@@ -92,7 +155,13 @@ def _integer(dtype: jnp.dtype) -> jnp.dtype:
 def _swapped(integers: jax.Array) -> jax.Array:
     # The floats that integers spell are in their order; but below zero more is less.
     limits = jnp.iinfo(integers.dtype)  # type: ignore[no-untyped-call]
-    return integers ^ ((integers >> (limits.bits - 1)) & limits.max)
+    return integers ^ (_negative(integers) & limits.max)
+
+
+def _negative(integers: jax.Array) -> jax.Array:
+    # -1 where negative, else 0. The negative floats are moved by it: -0.0 comes to lie on 0.0.
+    limits = jnp.iinfo(integers.dtype)  # type: ignore[no-untyped-call]
+    return integers >> (limits.bits - 1)
 
 
 def _raised(dtype: jnp.dtype) -> jax.Array:
@@ -109,8 +178,7 @@ def largest_last(values: jax.Array) -> jax.Array:
     """
     if values.shape[-1] > _MOST_FOLDED:
         return jnp.where(jnp.isnan(values), -jnp.inf, values).max(axis=-1)
-    # Written as it is: fused with what reads it, it would be computed for each.
-    largest = written(_folded(jnp.maximum, to_order(values)).max(axis=-1))
+    largest = apart(_folded(jnp.maximum, to_order(values)).max(axis=-1))
     return from_order(largest, values.dtype)
 
 

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dbnorm_jax._src import checks, numerics
+from dbnorm_jax._src import checks, elementary, numerics
 from dbnorm_jax._src.banks import stream_bank_statistics
 from dbnorm_jax._src.retrieval import stream_top_k
 from dbnorm_jax._src.similarity import SimilarityFn, dot_product
@@ -353,6 +353,7 @@ def _nearest_of_both(first: SearchResult, second: SearchResult) -> SearchResult:
     """The k nearest of both lists, k of the first; its items come first among equals."""
     dtype = numerics.accumulation_dtype(first.scores.dtype, second.scores.dtype)
     scores = jnp.concatenate([part.scores.astype(dtype) for part in (first, second)], axis=1)
+    scores = elementary.one_zero(scores)  # of equal ones the first
     indices = jnp.concatenate([first.indices, second.indices], axis=1)
     values, places = jax.lax.top_k(scores, first.scores.shape[1])
     return SearchResult(values, jnp.take_along_axis(indices, places, axis=1))

@@ -109,7 +109,6 @@ def statistics(
                 beta,
                 weights,
                 valid=valid,
-                weighted=True,
             )
             return numerics.finish_log_sum(state, beta)
 

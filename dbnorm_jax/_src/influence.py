@@ -224,10 +224,7 @@ def _without_the_first(
             places = block.start + lax.iota(jnp.int32, rows.shape[0])
             similarities = tile(similarity_fn, rows, columns).astype(dtype)
             others = places[:, None] != first[None]
-            state = numerics.add_rows(
-                state, similarities, beta, entering, valid=others, weighted=True
-            )
-            return state, None
+            return numerics.add_rows(state, similarities, beta, entering, valid=others), None
 
         start_sum = numerics.start_log_sum(size, beta)
         sums, _ = scan_chunks(add, start_sum, (bank, weights), chunk_size)

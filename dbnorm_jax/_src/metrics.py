@@ -342,7 +342,7 @@ def _check_scores(scores: Any) -> jax.Array:
     if checks.found(_holds_nan, scores):
         place = np.argwhere(np.isnan(np.asarray(scores, np.float64)))[0].tolist()
         raise ValueError(f"`scores` must not hold NaN, found one at index {place}")
-    return scores
+    return checks.read_alike(scores)
 
 
 def _holds_nan(scores: Any) -> Any:

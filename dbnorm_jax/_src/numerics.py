@@ -88,33 +88,29 @@ def add_rows(
     weights: jax.Array,
     *,
     valid: jax.Array | None = None,
-    weighted: bool = False,
 ) -> RunningLogSum:
     """Adds rows of similarities [num_rows, num_gallery] with weights [num_rows].
 
     Args:
       state: the running log-sum.
-      similarities: [num_rows, num_gallery].
+      similarities: [num_rows, num_gallery], written or given: read twice, they must agree.
       beta: inverse temperature, scalar or [num_betas].
-      weights: [num_rows]; without `weighted`, 0 only on rows that entered before (padding).
+      weights: [num_rows], 0 on rows that do not enter.
       valid: optional [num_rows, num_gallery] bool.
-      weighted: whether a weight may be 0 on a row that did not enter before.
     """
-    counted = valid
-    if weighted:
-        # A row of weight 0 must not move the maximum: exp of all the others could vanish.
-        present = (weights > 0)[:, None]
-        counted = present if valid is None else valid & present
-    top = similarities if counted is None else jnp.where(counted, similarities, LOWEST)
+    # A row of weight 0 must not move the maximum: exp of all the others could vanish. Nor may one
+    # that has entered before, as a tile of another shape may round it otherwise.
+    counted = (weights > 0)[:, None]
+    if valid is not None:
+        counted = counted & valid
+    top = jnp.where(counted, similarities, LOWEST)
     # The shift cancels in log Z, so its gradient is left out.
     largest = elementary.largest_first(lax.stop_gradient(top))
     maximum = jnp.maximum(lax.stop_gradient(state.maximum), largest)
 
     def sums(beta: jax.Array) -> jax.Array:
         excess = (beta / math.log(2)) * (similarities - maximum[None])
-        if counted is not None:
-            excess = jnp.minimum(excess, _LARGEST_EXPONENT)
-        powers = elementary.exp2(excess)
+        powers = elementary.exp2(jnp.minimum(excess, _LARGEST_EXPONENT))
         if valid is not None:
             powers = jnp.where(valid, powers, 0)
         # A product with the weights sums the rows and drops the padding in one fast operation.
@@ -152,12 +148,13 @@ def log_add(first: jax.Array, second: jax.Array) -> jax.Array:
 
 
 def below_every_number(values: jax.Array) -> jax.Array:
-    """NaN and -inf as the lowest finite number: `lax.top_k` would rank NaN first.
+    """NaN and -inf as the lowest finite number, -0.0 as 0.0: an order that `lax.top_k` keeps.
 
-    -inf stays free to mean that there is no item at all.
+    It would rank NaN first, and zeros by their sign. -inf stays free to mean that there is no item
+    at all.
     """
     lowest = _lowest(values)
-    return jnp.where(values >= lowest, values, lowest)
+    return elementary.one_zero(jnp.where(values >= lowest, values, lowest))
 
 
 def is_number(values: jax.Array) -> jax.Array:

@@ -100,7 +100,9 @@ def dual_softmax(similarities: Any, *, temperature: Any) -> jax.Array:
 
 @jax.jit
 def _dual_softmax(similarities: jax.Array, temperature: jax.Array) -> jax.Array:
-    shares = jax.nn.softmax(similarities / temperature, axis=0)
+    # Shifted before it is divided: two readers of the quotient may round it differently.
+    shifted = similarities - lax.stop_gradient(similarities.max(axis=0, keepdims=True))
+    shares = jax.nn.softmax(shifted / temperature, axis=0)
     return similarities * shares * similarities.shape[0]
 
 
@@ -277,7 +279,7 @@ def _smallest(
 
 
 def _matrix(name: str, value: Any) -> jax.Array:
-    array = checks.floating(name, value, ndim=2)
+    array = checks.read_alike(checks.floating(name, value, ndim=2))
     if 0 in array.shape:
         raise ValueError(f"`{name}` must have rows and columns, got shape {array.shape}")
     return checks.converted(array, numerics.accumulation_dtype(array.dtype))

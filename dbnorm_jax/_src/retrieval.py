@@ -24,7 +24,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dbnorm_jax._src import checks, dispatch, numerics, search, selection, streaming
+from dbnorm_jax._src import (
+    checks,
+    dispatch,
+    elementary,
+    numerics,
+    search,
+    selection,
+    streaming,
+)
 from dbnorm_jax._src.similarity import (
     SimilarityFn,
     check_rows,
@@ -176,6 +184,8 @@ def _top_k(similarities: jax.Array, correction: Correction | None, *, k: int) ->
         scores = similarities.astype(numerics.accumulation_dtype(similarities.dtype))
     else:
         scores = _apply_correction(similarities, correction, None)
+        if correction.active is not None and correction.active.dtype != bool:
+            scores = elementary.written(scores)  # read twice; hard gates round nothing
     largest = numerics.vectorize(lambda row: selection.largest(row, k), signature="(g)->(k),(k)")
     return SearchResult(*largest(scores))
 

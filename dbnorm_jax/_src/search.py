@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dbnorm_jax._src import numerics, selection
+from dbnorm_jax._src import elementary, numerics, selection
 from dbnorm_jax._src.selection import Nearest, Offsets, add_tile, start_nearest
 from dbnorm_jax._src.similarity import SimilarityFn, tile
 from dbnorm_jax._src.streaming import COLUMNS, Block, Items, both, is_apart, scan_chunks
@@ -240,7 +240,7 @@ class Scoring(NamedTuple):
         assert offsets is not None
         for term, offset in enumerate(offsets):
             similarities -= mixtures[:, term, None] * offset[None]
-        return similarities, None
+        return elementary.written(similarities), None
 
 
 def scoring(

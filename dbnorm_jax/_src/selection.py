@@ -83,7 +83,7 @@ def largest_of_columns(matrix: jax.Array, k: int) -> jax.Array:
     """
     if matrix.ndim > 2:
         return jax.vmap(partial(largest_of_columns, k=k))(matrix)
-    numbers = jnp.where(numerics.is_number(matrix), matrix, -jnp.inf)
+    numbers = elementary.one_zero(jnp.where(numerics.is_number(matrix), matrix, -jnp.inf))
     return (_by_network if suits_network(k, matrix.shape[1]) else _by_selection)(numbers, k)
 
 
@@ -215,8 +215,7 @@ def in_blocks(
         similarities = jnp.pad(similarities, ((0, 0), (0, missing)))
         offsets = None if offsets is None else tuple(jnp.pad(row, (0, missing)) for row in offsets)
     return Tile(
-        # Written once: computed twice, a score might round differently the second time.
-        elementary.written(similarities).reshape(num_queries, num_blocks, BLOCK),
+        similarities.reshape(num_queries, num_blocks, BLOCK),
         None if offsets is None else jnp.stack(offsets).reshape(-1, num_blocks, BLOCK),
         None if valid is None else valid.reshape(num_blocks, BLOCK),
         seen,

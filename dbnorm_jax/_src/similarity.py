@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dbnorm_jax._src import checks, numerics
+from dbnorm_jax._src import checks, elementary, numerics
 
 SimilarityFn = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -119,7 +119,10 @@ def _has_zero_row(rows: Any) -> Any:
 
 
 def tile(similarity_fn: SimilarityFn, rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """`similarity_fn(rows, columns)` in at least float32, its shape checked."""
+    """`similarity_fn(rows, columns)` in at least float32, its shape checked.
+
+    Written: who reads it twice reads the same numbers.
+    """
     similarities = similarity_fn(rows, columns)
     expected = (rows.shape[0], columns.shape[0])
     if similarities.shape != expected:
@@ -127,7 +130,8 @@ def tile(similarity_fn: SimilarityFn, rows: jax.Array, columns: jax.Array) -> ja
             f"`similarity_fn` must map {rows.shape} and {columns.shape} to {expected}, "
             f"got {similarities.shape}"
         )
-    return similarities.astype(numerics.accumulation_dtype(similarities.dtype))
+    dtype = numerics.accumulation_dtype(similarities.dtype)
+    return elementary.written(similarities.astype(dtype))
 
 
 def _checked(rows: jax.Array, columns: jax.Array) -> tuple[jax.Array, jax.Array]:

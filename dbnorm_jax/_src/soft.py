@@ -379,7 +379,11 @@ def _add(
     # The shift cancels, so its gradient is left out.
     best, place = jax.vmap(selection.argmax)(numerics.below_every_number(lax.stop_gradient(top)))
     maximum = jnp.maximum(powers.maximum, best)
-    added = jnp.exp((similarities - maximum[:, None]) / temperature)
+    excess = similarities - maximum[:, None]
+    if valid is not None:
+        # An item that comes again may be rounded otherwise, to above the maximum.
+        excess = jnp.where(valid[None], excess, 0)
+    added = jnp.exp(excess / temperature)
     if valid is not None:
         added = jnp.where(valid[None], added, 0)
     # Without a first item there is nothing to shift: the start over a small temperature overflows.

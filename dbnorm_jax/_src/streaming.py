@@ -165,7 +165,6 @@ def bank_sums(
             BankRows(rows, entering, row_exclude),
             items,
             beta,
-            weighted=weights is not None,
             similarity_fn=similarity_fn,
         )
         if k:
@@ -220,7 +219,6 @@ def add_block(
     items: Items,
     beta: jax.Array,
     *,
-    weighted: bool,
     similarity_fn: SimilarityFn,
     chunk_size: int,
 ) -> tuple[Nearest, RunningSums]:
@@ -230,10 +228,9 @@ def add_block(
       nearest: [num_rows, 1, k] the rows' nearest items in the blocks before, which hold lower
         gallery indices.
       sums: of the items; those of padding mean nothing.
-      bank: the rows. Without `weighted`, those that do not enter repeat one that does.
+      bank: the rows.
       items: the items. Padding repeats one of them.
       beta: scalar or [num_betas].
-      weighted: whether the rows have weights of their own.
       similarity_fn: the similarity.
       chunk_size: bank rows held at once.
     """
@@ -242,9 +239,7 @@ def add_block(
         rows, nearest = chunk.rows
         if chunk.fresh is not None:
             rows = rows._replace(entering=jnp.where(chunk.fresh, rows.entering, 0))
-        nearest, sums = _add_rows(
-            nearest, sums, rows, items, beta, weighted=weighted, similarity_fn=similarity_fn
-        )
+        nearest, sums = _add_rows(nearest, sums, rows, items, beta, similarity_fn=similarity_fn)
         return sums, nearest
 
     sums, nearest = scan_chunks(add_chunk, sums, (bank, nearest), chunk_size)
@@ -263,7 +258,6 @@ def _add_rows(
     items: Items,
     beta: jax.Array,
     *,
-    weighted: bool,
     similarity_fn: SimilarityFn,
 ) -> tuple[Nearest, RunningSums]:
     """Adds one chunk of bank rows, gallery tile by tile."""
@@ -277,9 +271,7 @@ def _add_rows(
         start = items.start + block.start
         places = start + lax.iota(jnp.int32, tile_items.shape[0])
         valid = None if exclude is None else is_apart(exclude[:, None], places[None])
-        tile_log_sum = numerics.add_rows(
-            tile_log_sum, similarities, beta, entering, valid=valid, weighted=weighted
-        )
+        tile_log_sum = numerics.add_rows(tile_log_sum, similarities, beta, entering, valid=valid)
         added = entering.sum() if valid is None else jnp.where(valid, entering[:, None], 0).sum(0)
         if k:
             nearest = add_tile(
