@@ -325,7 +325,10 @@ FITS = {
     ),
     "a matrix of a caller's jit": lambda b, g, fn: dbn.bank_statistics(fn(b, g), beta=1e4),
     "merged": lambda b, g, fn: dbn.merge(
-        *(dbn.stream_bank_statistics(part, g, beta=1e4, similarity_fn=fn) for part in (b[1:], b[:1]))
+        *(
+            dbn.stream_bank_statistics(part, g, beta=1e4, similarity_fn=fn)
+            for part in (b[1:], b[:1])
+        )
     ),
 }
 

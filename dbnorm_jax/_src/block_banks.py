@@ -273,6 +273,6 @@ def items_of(block: RowBlock, similarity_fn: SimilarityFn) -> streaming.Items:
     return streaming.Items(rows, block.valid, jnp.asarray(block.start, jnp.int32))
 
 
-_add_block = functools.partial(
-    jax.jit, static_argnames=("similarity_fn", "chunk_size")
-)(streaming.add_block)
+_add_block = functools.partial(jax.jit, static_argnames=("similarity_fn", "chunk_size"))(
+    streaming.add_block
+)

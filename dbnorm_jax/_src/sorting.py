@@ -79,11 +79,11 @@ def _exchanged(rows: jax.Array, distances: list[int], size: int, *, alternating:
         descending = (starts & size == 0)[:, None, None]
     entries = [parts[:, place] for place in range(count)]
     for distance in distances:
-        apart = distance // last
+        step = distance // last
         for place in range(count):
-            if not place & apart:
-                entries[place], entries[place + apart] = _in_order(
-                    entries[place], entries[place + apart], descending
+            if not place & step:
+                entries[place], entries[place + step] = _in_order(
+                    entries[place], entries[place + step], descending
                 )
     # Computed anew for each use, the steps would double the work.
     return apart(jnp.stack(entries, axis=1).reshape(rows.shape))
