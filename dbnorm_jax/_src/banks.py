@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dbnorm_jax._src import checks, dispatch, numerics, selection, streaming
+from dbnorm_jax._src import checks, dispatch, elementary, numerics, selection, streaming
 from dbnorm_jax._src.similarity import SimilarityFn, check_rows, dot_product
 from dbnorm_jax._src.types import BankStatistics, LargestSimilarities
 
@@ -67,7 +67,7 @@ def bank_statistics(
       Jian and Xue, EMNLP 2023 (both banks). The released code exponentiates without a shift and
       overflows float32 at beta s > 88; this does not at any beta.
     """
-    similarities = checks.similarities("similarities", similarities, rows="bank items")
+    similarities = checks.similarities("similarities", similarities, rows="bank items", alike=False)
     num_bank, num_gallery = similarities.shape[-2:]
     k = checks.integer("k", k, low=0, high=num_gallery, of=" (gallery items)")
     dtype = numerics.accumulation_dtype(similarities.dtype)
@@ -103,7 +103,7 @@ def _bank_statistics(
         outputs = (numerics.finish_log_sum(log_sum, beta), mass, beta)
         if not k:
             return outputs
-        counted_pairs = lax.stop_gradient(similarities)
+        counted_pairs = elementary.rounded(lax.stop_gradient(similarities))
         if valid is not None:
             counted_pairs = jnp.where(valid, counted_pairs, -jnp.inf)
         values, indices = jax.vmap(lambda row: selection.largest(row, k))(counted_pairs)
@@ -128,9 +128,18 @@ def _log_sum(
 ) -> numerics.RunningLogSum:
     """Of all rows; many by blocks, as a long sum in one piece loses digits."""
     start = numerics.start_log_sum(similarities.shape[1], beta)
-    add = partial(numerics.add_rows, beta=beta)
+
+    def add(
+        log_sum: numerics.RunningLogSum,
+        rows: jax.Array,
+        entering: jax.Array,
+        valid: jax.Array | None,
+    ) -> numerics.RunningLogSum:
+        # Here, not as a whole: a loop over what is no argument of the program would copy it.
+        return numerics.add_rows(log_sum, elementary.rounded(rows), beta, entering, valid=valid)
+
     if similarities.shape[0] <= streaming.DEFAULT_CHUNK_SIZE:
-        return add(start, similarities, weights=entering, valid=valid)
+        return add(start, similarities, entering, valid)
 
     def add_block(
         log_sum: numerics.RunningLogSum, block: streaming.Block
@@ -138,7 +147,7 @@ def _log_sum(
         rows, entering, valid = block.rows
         if block.fresh is not None:
             entering = jnp.where(block.fresh, entering, 0)
-        return add(log_sum, rows, weights=entering, valid=valid), None
+        return add(log_sum, rows, entering, valid), None
 
     arrays = (similarities, entering, valid)
     start = numerics.varying_like(start, arrays, beta)

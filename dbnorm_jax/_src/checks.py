@@ -285,8 +285,11 @@ def same_dimension(first_name: str, first: Any, second_name: str, second: Any) -
         )
 
 
-def similarities(name: str, value: Any, *, rows: str) -> jax.Array:
-    """A finite [..., num_rows, num_gallery] array with at least one row and one column."""
+def similarities(name: str, value: Any, *, rows: str, alike: bool = True) -> jax.Array:
+    """A finite [..., num_rows, num_gallery] array with at least one row and one column.
+
+    Without `alike`, who reads it twice sees to it that it is read alike.
+    """
     array = floating(name, value, min_ndim=2)
     if 0 in array.shape[-2:]:
         raise ValueError(
@@ -294,7 +297,7 @@ def similarities(name: str, value: Any, *, rows: str) -> jax.Array:
             f"got shape {array.shape}"
         )
     check_indexable(name, max(array.shape[-2:]), "rows or columns")
-    return read_alike(array)
+    return read_alike(array) if alike else array
 
 
 def read_alike(matrix: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dbnorm_jax._src import checks, numerics
+from dbnorm_jax._src import checks, elementary, numerics
 from dbnorm_jax._src.selection import Nearest, argmax, largest_of_columns
 from dbnorm_jax._src.streaming import scan_chunks
 from dbnorm_jax._src.types import BankStatistics, LargestSimilarities
@@ -170,7 +170,7 @@ class Shard(NamedTuple):
 
             def one(values: jax.Array, indices: jax.Array) -> Nearest:
                 keys = lax.stop_gradient(values)
-                chosen = argmax(keys)[1][None] if k == 1 else lax.top_k(keys, k)[1]
+                chosen = argmax(keys)[1][None] if k == 1 else elementary.top_k(keys, k)[1]
                 return Nearest(values[chosen], indices[chosen])
 
             return carry, jax.vmap(one)(*merged)

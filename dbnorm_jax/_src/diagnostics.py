@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
-from jax import lax
 
 from dbnorm_jax._src import elementary
 from dbnorm_jax._src.similarity import SimilarityFn, tile
@@ -84,7 +83,7 @@ def _own_share(own: jax.Array, other: jax.Array, *, similarity_fn: SimilarityFn)
     size = own.shape[0]
     inside = jnp.where(jnp.eye(size, dtype=bool), -jnp.inf, tile(similarity_fn, own, own))
     both = jnp.concatenate([inside, tile(similarity_fn, own, other)], axis=1)
-    nearest = lax.top_k(elementary.one_zero(both), min(_NEIGHBORS, size - 1))[1]
+    nearest = elementary.top_k(both, min(_NEIGHBORS, size - 1))[1]
     return (nearest < size).mean()
 
 

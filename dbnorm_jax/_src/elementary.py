@@ -32,7 +32,7 @@ def written(array: jax.Array) -> jax.Array:
     reader rounds a product, another subtracts from it unrounded (fused multiply-add). Where two
     readers must agree, what they read is written.
     """
-    return lax.platform_dependent(array, cpu=_written_by_loop, default=apart)
+    return lax.platform_dependent(array, cpu=_written_by_loop, default=separate)
 
 
 @written.defjvp
@@ -47,7 +47,7 @@ def rounded(array: jax.Array) -> jax.Array:
     For an array that a caller holds: to write it would copy it. Readers agree that compute the same
     steps, none of them merged with a step of their own.
     """
-    return lax.platform_dependent(array, cpu=_rounded_by_bits, default=apart)
+    return lax.platform_dependent(array, cpu=_rounded_by_bits, default=separate)
 
 
 @rounded.defjvp
@@ -77,7 +77,7 @@ def _never_changed(value: jax.Array, array: jax.Array) -> jax.Array:
     )[1]
 
 
-def apart(array: jax.Array) -> jax.Array:
+def separate(array: jax.Array) -> jax.Array:
     """The same array; what makes it and what reads it are not simplified together."""
     return lax.optimization_barrier(array)  # type: ignore[no-untyped-call]
 
@@ -123,7 +123,7 @@ def largest_first(matrix: jax.Array) -> jax.Array:
         return lax.reduce(array, lowest, lambda a, b: jnp.where(b > a, b, a), (axis,))
 
     if len(matrix) % 8 == 0:  # eight rows at once stay in registers
-        matrix = apart(reduce(matrix.reshape(-1, 8, matrix.shape[1]), 1))
+        matrix = separate(reduce(matrix.reshape(-1, 8, matrix.shape[1]), 1))
     return reduce(matrix, 0)
 
 
@@ -142,10 +142,11 @@ def from_order(integers: jax.Array, dtype: jnp.dtype) -> jax.Array:
     return lax.bitcast_convert_type(_swapped(lowered + _negative(lowered)), dtype)
 
 
-def one_zero(values: jax.Array) -> jax.Array:
-    """-0.0 as 0.0, other numbers as they are: `lax.top_k` ranks one below the other."""
+def top_k(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """`lax.top_k`, which ranks -0.0 below 0.0, with both zeros level: the lowest index wins."""
     # Not by `where` alone: the slope at 0 is 1.
-    return values - lax.stop_gradient(jnp.where(values == 0, values, 0))
+    zeros = lax.stop_gradient(jnp.where(values == 0, values, 0))
+    return lax.top_k(values - zeros, k)
 
 
 def _integer(dtype: jnp.dtype) -> jnp.dtype:
@@ -178,7 +179,7 @@ def largest_last(values: jax.Array) -> jax.Array:
     """
     if values.shape[-1] > _MOST_FOLDED:
         return jnp.where(jnp.isnan(values), -jnp.inf, values).max(axis=-1)
-    largest = apart(_folded(jnp.maximum, to_order(values)).max(axis=-1))
+    largest = separate(_folded(jnp.maximum, to_order(values)).max(axis=-1))
     return from_order(largest, values.dtype)
 
 

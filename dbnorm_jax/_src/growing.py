@@ -353,7 +353,6 @@ def _nearest_of_both(first: SearchResult, second: SearchResult) -> SearchResult:
     """The k nearest of both lists, k of the first; its items come first among equals."""
     dtype = numerics.accumulation_dtype(first.scores.dtype, second.scores.dtype)
     scores = jnp.concatenate([part.scores.astype(dtype) for part in (first, second)], axis=1)
-    scores = elementary.one_zero(scores)  # of equal ones the first
     indices = jnp.concatenate([first.indices, second.indices], axis=1)
-    values, places = jax.lax.top_k(scores, first.scores.shape[1])
+    values, places = elementary.top_k(scores, first.scores.shape[1])
     return SearchResult(values, jnp.take_along_axis(indices, places, axis=1))

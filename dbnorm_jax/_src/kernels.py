@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dbnorm_jax._src import numerics, similarity, streaming
+from dbnorm_jax._src import elementary, numerics, similarity, streaming
 from dbnorm_jax._src.selection import BLOCK, Nearest, argmax
 from dbnorm_jax._src.similarity import SimilarityFn
 
@@ -181,7 +181,7 @@ def search(
     chunk_size = -(-max(1, _MOST_BYTES // kept) // plan.tile) * plan.tile
 
     def best(query: jax.Array, maxima: jax.Array, number: jax.Array) -> Nearest:
-        chosen = jnp.sort(lax.top_k(maxima, k)[1])  # of equal maxima the earlier
+        chosen = jnp.sort(elementary.top_k(maxima, k)[1])  # of equal maxima the earlier
 
         def score(block: jax.Array) -> jax.Array:
             scores = _product(query[None], blocks[block])[0] - block_offsets[block][:, number]
@@ -189,7 +189,7 @@ def search(
             return jnp.where(within, numerics.below_every_number(scores), -jnp.inf)
 
         # One block at a time: the queries of a chunk do so together.
-        values, places = lax.top_k(lax.map(score, chosen).reshape(-1), k)
+        values, places = elementary.top_k(lax.map(score, chosen).reshape(-1), k)
         return Nearest(values, chosen[places // BLOCK] * BLOCK + places % BLOCK)
 
     def search_chunk(carry: None, chunk: streaming.Block) -> tuple[None, Nearest]:

@@ -148,13 +148,12 @@ def log_add(first: jax.Array, second: jax.Array) -> jax.Array:
 
 
 def below_every_number(values: jax.Array) -> jax.Array:
-    """NaN and -inf as the lowest finite number, -0.0 as 0.0: an order that `lax.top_k` keeps.
+    """NaN and -inf as the lowest finite number: `lax.top_k` would rank NaN first.
 
-    It would rank NaN first, and zeros by their sign. -inf stays free to mean that there is no item
-    at all.
+    -inf stays free to mean that there is no item at all.
     """
     lowest = _lowest(values)
-    return elementary.one_zero(jnp.where(values >= lowest, values, lowest))
+    return jnp.where(values >= lowest, values, lowest)
 
 
 def is_number(values: jax.Array) -> jax.Array:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dbnorm_jax._src import checks, numerics, selection
+from dbnorm_jax._src import checks, elementary, numerics, selection
 
 
 def globally_corrected(similarities: Any, bank_similarities: Any) -> jax.Array:
@@ -100,9 +100,8 @@ def dual_softmax(similarities: Any, *, temperature: Any) -> jax.Array:
 
 @jax.jit
 def _dual_softmax(similarities: jax.Array, temperature: jax.Array) -> jax.Array:
-    # Shifted before it is divided: two readers of the quotient may round it differently.
-    shifted = similarities - lax.stop_gradient(similarities.max(axis=0, keepdims=True))
-    shares = jax.nn.softmax(shifted / temperature, axis=0)
+    # Written: their maximum is subtracted from them.
+    shares = jax.nn.softmax(elementary.written(similarities / temperature), axis=0)
     return similarities * shares * similarities.shape[0]
 
 

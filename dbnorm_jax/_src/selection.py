@@ -54,7 +54,7 @@ def _candidates(row: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     row = jnp.pad(row, (0, num_blocks * BLOCK - size), constant_values=-jnp.inf)
     blocks = row.reshape(num_blocks, BLOCK)
     maxima = blocks.max(axis=1)
-    chosen = argmax(maxima)[1][None] if k == 1 else jnp.sort(lax.top_k(maxima, k)[1])
+    chosen = argmax(maxima)[1][None] if k == 1 else jnp.sort(elementary.top_k(maxima, k)[1])
     indices = chosen[:, None] * BLOCK + lax.iota(jnp.int32, BLOCK)[None]
     return blocks[chosen].reshape(-1), indices.reshape(-1)
 
@@ -72,7 +72,7 @@ def _take_largest(values: jax.Array, indices: jax.Array, k: int) -> tuple[jax.Ar
     if k == 1:
         value, place = argmax(values)
         return value[None], indices[place][None]
-    values, places = lax.top_k(values, k)
+    values, places = elementary.top_k(values, k)
     return values, indices[places]
 
 
@@ -83,7 +83,7 @@ def largest_of_columns(matrix: jax.Array, k: int) -> jax.Array:
     """
     if matrix.ndim > 2:
         return jax.vmap(partial(largest_of_columns, k=k))(matrix)
-    numbers = elementary.one_zero(jnp.where(numerics.is_number(matrix), matrix, -jnp.inf))
+    numbers = jnp.where(numerics.is_number(matrix), matrix, -jnp.inf)
     return (_by_network if suits_network(k, matrix.shape[1]) else _by_selection)(numbers, k)
 
 
@@ -385,8 +385,8 @@ def _select_anew(nearest: Nearest, tile: Tile, start: jax.Array) -> Nearest:
 
     def one(query: jax.Array, place: jax.Array, maxima: jax.Array, nearest: Nearest) -> Nearest:
         count = min(k, maxima.shape[0])
-        # In order of index: equal values keep the order of the gallery.
-        chosen = argmax(maxima)[1][None] if count == 1 else jnp.sort(lax.top_k(maxima, count)[1])
+        best = argmax(maxima)[1][None] if count == 1 else elementary.top_k(maxima, count)[1]
+        chosen = jnp.sort(best)  # in order of index: equal values keep the order of the gallery
         scores = jax.vmap(tile.scores, (None, None, 0))(query, place, chosen)
         columns = chosen[:, None] * BLOCK + lax.iota(jnp.int32, BLOCK)[None] + start
         return Nearest(

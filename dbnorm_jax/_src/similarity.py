@@ -121,7 +121,7 @@ def _has_zero_row(rows: Any) -> Any:
 def tile(similarity_fn: SimilarityFn, rows: jax.Array, columns: jax.Array) -> jax.Array:
     """`similarity_fn(rows, columns)` in at least float32, its shape checked.
 
-    Written: who reads it twice reads the same numbers.
+    Written, so that all its readers agree in each number.
     """
     similarities = similarity_fn(rows, columns)
     expected = (rows.shape[0], columns.shape[0])
@@ -130,8 +130,14 @@ def tile(similarity_fn: SimilarityFn, rows: jax.Array, columns: jax.Array) -> ja
             f"`similarity_fn` must map {rows.shape} and {columns.shape} to {expected}, "
             f"got {similarities.shape}"
         )
-    dtype = numerics.accumulation_dtype(similarities.dtype)
-    return elementary.written(similarities.astype(dtype))
+    similarities = similarities.astype(numerics.accumulation_dtype(similarities.dtype))
+    if similarity_fn in _ALIKE and rows.shape[1] > 1:
+        return similarities
+    return elementary.written(similarities)
+
+
+# XLA fuses no product of matrices with its readers, and twice a product has no rounding of its own.
+_ALIKE = (dot_product, cosine_similarity, negative_squared_euclidean)
 
 
 def _checked(rows: jax.Array, columns: jax.Array) -> tuple[jax.Array, jax.Array]:

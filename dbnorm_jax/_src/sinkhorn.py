@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dbnorm_jax._src import checks, numerics, streaming
+from dbnorm_jax._src import checks, elementary, numerics, streaming
 from dbnorm_jax._src.similarity import SimilarityFn, check_rows, dot_product
 from dbnorm_jax._src.types import Correction
 
@@ -287,24 +287,21 @@ def _iterate(
 def _sinkhorn(
     similarities: jax.Array, temperature: jax.Array, *, num_iterations: int
 ) -> Correction:
-    num_gallery = similarities.shape[1]
+    num_bank, num_gallery = similarities.shape
 
-    def over(axis: int) -> LogSums:
+    def over(axis: int, count: int) -> LogSums:
         def log_sums(potential: jax.Array) -> jax.Array:
-            values = similarities + jnp.expand_dims(potential, 1 - axis)
-            return _scaled_log_mean(values, temperature, axis)
+            # Written: their maximum is subtracted from them.
+            exponents = elementary.written(
+                (similarities + jnp.expand_dims(potential, 1 - axis)) / temperature
+            )
+            return temperature * (jax.nn.logsumexp(exponents, axis=axis) - jnp.log(float(count)))
 
         return log_sums
 
-    return _iterate(over(1), over(0), num_gallery, temperature, num_iterations)
-
-
-def _scaled_log_mean(values: jax.Array, temperature: jax.Array, axis: int) -> jax.Array:
-    """`temperature x log mean exp(values / temperature)` over an axis."""
-    # Shifted before it is divided: the quotients of two readers may be rounded differently.
-    top = lax.stop_gradient(values.max(axis=axis, keepdims=True))
-    total = jnp.exp((values - top) / temperature).mean(axis=axis)
-    return top.squeeze(axis) + temperature * jnp.log(total)
+    return _iterate(
+        over(1, num_gallery), over(0, num_bank), num_gallery, temperature, num_iterations
+    )
 
 
 @partial(jax.jit, static_argnames=("num_iterations", "similarity_fn", "chunk_size"))
@@ -352,10 +349,8 @@ def _stream_sinkhorn(
 
 @jax.jit
 def _residual(similarities: jax.Array, bias: jax.Array, temperature: jax.Array) -> jax.Array:
-    scores = similarities - bias[None]
-    # Shifted before it is divided, as above.
-    shifted = scores - scores.max(axis=1, keepdims=True)
-    assignment = jax.nn.softmax(shifted / temperature, axis=1)
+    exponents = elementary.written((similarities - bias[None]) / temperature)
+    assignment = jax.nn.softmax(exponents, axis=1)
     return jnp.abs(assignment.mean(axis=0) * similarities.shape[1] - 1).max()
 
 
@@ -364,8 +359,8 @@ def _hubless(similarities: jax.Array, temperature: jax.Array, *, num_iterations:
     import optax  # here, so that the library is imported without it
 
     def objective(beta: jax.Array) -> jax.Array:
-        means = _scaled_log_mean(beta[None] + similarities, temperature, 1)
-        return (means.mean() - beta.mean()) / temperature
+        exponents = elementary.written((beta[None] + similarities) / temperature)
+        return (jax.nn.logsumexp(exponents, axis=1).mean() - (beta / temperature).mean()).sum()
 
     optimizer = optax.lbfgs()
     value_and_gradient = optax.value_and_grad_from_state(objective)
@@ -386,7 +381,8 @@ def _hubless(similarities: jax.Array, temperature: jax.Array, *, num_iterations:
         return (beta, state, best, smallest), None
 
     # The bias of SN's first half-step is a good start, and 0 would do.
-    start = -_scaled_log_mean(similarities, temperature, 0)
+    exponents = elementary.written(similarities / temperature)
+    start = -temperature * (jax.nn.logsumexp(exponents, axis=0) - jnp.log(float(len(similarities))))
     carry = (start, optimizer.init(start), start, jnp.asarray(jnp.inf, start.dtype))
     (_, _, best, _), _ = lax.scan(step, carry, None, length=num_iterations)
     return Correction(-(best - best.mean())[None], None)

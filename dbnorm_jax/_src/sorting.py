@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dbnorm_jax._src.elementary import apart, from_order, to_order
+from dbnorm_jax._src.elementary import from_order, separate, to_order
 
 
 def largest_of_columns(matrix: jax.Array, k: int) -> jax.Array:
@@ -51,7 +51,7 @@ def merged(first: jax.Array, second: jax.Array) -> jax.Array:
 def _larger_halves(rows: jax.Array, size: int) -> jax.Array:
     """Of each two sorted groups, descending and ascending, the `size` largest, sorted again."""
     pairs = rows.reshape(-1, 2, size, rows.shape[1])
-    rows = apart(jnp.maximum(pairs[:, 0], pairs[:, 1]).reshape(-1, rows.shape[1]))
+    rows = separate(jnp.maximum(pairs[:, 0], pairs[:, 1]).reshape(-1, rows.shape[1]))
     return _sorted(rows, size, alternating=len(rows) > size)
 
 
@@ -86,7 +86,7 @@ def _exchanged(rows: jax.Array, distances: list[int], size: int, *, alternating:
                     entries[place], entries[place + step], descending
                 )
     # Computed anew for each use, the steps would double the work.
-    return apart(jnp.stack(entries, axis=1).reshape(rows.shape))
+    return separate(jnp.stack(entries, axis=1).reshape(rows.shape))
 
 
 def _in_order(
