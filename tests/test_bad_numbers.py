@@ -543,6 +543,11 @@ ROWS = {
         RELEVANT,
     ),
     "tuning.tune": (lambda rows: tuning.tune(BANK, GALLERY, rows), "pairs", EXCLUDED),
+    "tuning.fit": (
+        lambda rows: tuning.fit(tuning.tune(BANK, GALLERY), GALLERY, BANK, GALLERY, pairs=rows),
+        "pairs",
+        EXCLUDED,
+    ),
     "auto": (lambda rows: dbn.auto(GALLERY, BANK, GALLERY, rows), "pairs", EXCLUDED),
 }
 MATRICES = dict(ROWS)  # where a matrix of the scores' shape may be meant
@@ -634,7 +639,8 @@ NOT_LISTED = {"dual_inverted_softmax", "dual_dynamic_inverted_softmax"}
 
 
 def test_whatever_takes_weights_or_rows_is_listed():
-    modules = {"": dbn} | {f"{module.__name__.rpartition('.')[2]}.": module for module in MODULES}
+    names = {id(getattr(dbn, name)): name for name in dbn.__all__}
+    modules = {"": dbn} | {f"{names[id(module)]}.": module for module in MODULES}
     for prefix, module in modules.items():
         for name in getattr(module, "__all__", vars(module)):
             function = getattr(module, name)
