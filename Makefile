@@ -62,7 +62,7 @@ bench: $(VENV)/.installed-bench
 
 # Need a JAX for the platform in the environment; they say so where it is not.
 bench-gpu bench-tpu: bench-%: $(VENV)/.installed-bench
-	$(BIN)/python -m benchmarks.accelerator --platform $*
+	$(BIN)/python -m benchmarks.speed.accelerator --platform $*
 
 benchmark: bench
 

@@ -1,7 +1,7 @@
 """The CPU set, in under five minutes on two cores: `python -m benchmarks.run [--json FILE]`.
 
-Sizes are smaller than each topic's own, which `python -m benchmarks.TOPIC` has. Lines of JSON and
-the plot go to benchmark-results/; target beside measured comes last.
+Sizes are smaller than each topic's own, which `python -m benchmarks.speed.TOPIC` has. Lines of JSON
+and the plot go to benchmark-results/; target beside measured comes last.
 """
 
 import argparse
@@ -9,19 +9,9 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from benchmarks import (
-    authors,
-    environment,
-    fit,
-    memory,
-    peers,
-    ranks,
-    report,
-    scaling,
-    search,
-    small,
-)
-from benchmarks.report import Record
+from benchmarks.speed import authors, fit, memory, peers, ranks, scaling, search, small
+from benchmarks.support import environment, report
+from benchmarks.support.report import Record
 
 # In turn: topic, and its function with sizes.
 SET: dict[str, tuple[Callable[..., Iterable[Record]], dict[str, int]]] = {

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import dbnorm_jax as dbn
-from dbnorm_jax._cli.emoji_names import emoji_names
-from dbnorm_jax._cli.sets import EvaluationSet
+from dbnorm_jax._cli.reading.emoji_names import emoji_names
+from dbnorm_jax._cli.reading.sets import EvaluationSet
 
 
 def load(seed: int = 0) -> EvaluationSet:

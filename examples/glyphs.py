@@ -23,7 +23,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import dbnorm_jax as dbn
-from dbnorm_jax._cli.sets import EvaluationSet, rows_relevant
+from dbnorm_jax._cli.reading.sets import EvaluationSet, rows_relevant
 from examples.common import arguments, gain, ranks, ridge_map, unit
 
 SIDE = 32  # pixels of a picture

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from matplotlib.figure import Figure
 
 import dbnorm_jax as dbn
-from dbnorm_jax._cli.emoji_names import emoji_names
-from dbnorm_jax._cli.files import read_set
-from dbnorm_jax._cli.sets import EvaluationSet
+from dbnorm_jax._cli.reading.arrays import read_set
+from dbnorm_jax._cli.reading.emoji_names import emoji_names
+from dbnorm_jax._cli.reading.sets import EvaluationSet
 from examples.common import arguments, gain, hits, skewness
 
 LANGUAGES = {

@@ -47,7 +47,7 @@ sys.addaudithook(_refuse_network)
 DATA = pathlib.Path(__file__).parent / "data"
 
 # Begun first, so that none of them runs alone at the end.
-LONG = {"test_transforms", "test_every_method", "test_selection", "test_banks", "test_retrieval"}
+LONG = {"test_transforms", "test_every_method", "test_selection", "test_bank", "test_search"}
 
 
 def pytest_addoption(parser):
@@ -108,7 +108,7 @@ def dtype(request):
 @pytest.fixture
 def call(capsys):
     """Runs `dbnorm` in this process -> (exit code, stdout, stderr)."""
-    command = pytest.importorskip("dbnorm_jax._cli.main")
+    command = pytest.importorskip("dbnorm_jax._cli.commands.main")
 
     def run(*arguments):
         capsys.readouterr()

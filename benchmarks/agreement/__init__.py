@@ -1,0 +1,1 @@
+"""Beside other implementations, in ulps: `python -m benchmarks.agreement.table`."""

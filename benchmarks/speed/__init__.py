@@ -1,0 +1,1 @@
+"""Time and memory, one topic per file: `python -m benchmarks.speed.fit`."""

@@ -1,0 +1,1 @@
+"""How good corrections are, one question per file."""

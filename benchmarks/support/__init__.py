@@ -1,0 +1,1 @@
+"""What all benchmarks share: the machine, inputs, timings and records."""

@@ -1,0 +1,1 @@
+"""The commands: their options, and one file for what each does."""

@@ -1,0 +1,175 @@
+"""`dbnorm benchmark`: what a correction costs on this machine, beside the similarities alone."""
+
+import dataclasses
+import json
+import sys
+from typing import Any
+
+from dbnorm_jax._cli.showing.progress import Progress
+from dbnorm_jax._cli.showing.report import require
+
+SCHEMA = "dbnorm benchmark 1"
+BASE, FIT = "similarities alone", "fit"
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """The options of the command, by their names."""
+
+    queries: int = 2048
+    gallery: int = 20480
+    bank: int = 2048
+    dim: int = 512
+    k: int = 10
+    dtype: str = "float32"
+    repetitions: int = 5
+    as_json: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """One line of the table.
+
+    Attributes:
+      work: what was done.
+      seconds: of the fastest repetition.
+      gflops: of its inner products, in that time.
+      base: what it is compared with.
+      ratio: median over repetitions of its time over the base's.
+    """
+
+    work: str
+    seconds: float
+    gflops: float
+    base: str
+    ratio: float
+
+
+def run(request: Request) -> None:
+    """Checks, measures and prints."""
+    require(*["rich"] * (not request.as_json))
+    _check(request)
+    lines = measure(request)
+    if request.as_json:
+        print(_to_json(request, lines), end="")
+    else:
+        _show(request, lines)
+
+
+def _check(request: Request) -> None:
+    from dbnorm_jax._cli.measuring.timing import TILE
+
+    for option in ("queries", "gallery", "bank"):
+        rows = getattr(request, option)
+        if rows > TILE and rows % TILE:
+            raise ValueError(
+                f"--{option}: expected at most {TILE} rows or a multiple, which the comparison is "
+                f"tiled by, got {rows}; take {-(-rows // TILE) * TILE}"
+            )
+    if request.k > request.gallery:
+        raise ValueError(
+            f"-k: expected at most as many as there are gallery items ({request.gallery}), got "
+            f"{request.k}; lower it"
+        )
+
+
+def measure(request: Request) -> list[Line]:
+    """Times everything, interleaved."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    import dbnorm_jax as dbn
+    from dbnorm_jax._cli.measuring.timing import bare_scan, interleaved
+
+    def rows(seed: int, count: int) -> jax.Array:
+        vectors = np.random.default_rng(seed).standard_normal((count, request.dim), np.float32)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        return jnp.asarray(vectors, request.dtype)
+
+    counts = (request.queries, request.gallery, request.bank, request.bank)
+    queries, gallery, query_bank, gallery_bank = (rows(*given) for given in enumerate(counts))
+    query, items = (
+        dbn.stream_bank_statistics(bank, gallery, beta=beta)
+        for bank, beta in ((query_bank, 20.0), (gallery_bank, 1.0))
+    )
+    k = request.k
+    fits, searches = f"{BASE}, bank", f"{BASE}, queries"
+    corrections = {
+        "raw": None,
+        "DualIS": dbn.dual_inverted_softmax(query, items),
+        "DualDIS": dbn.dual_dynamic_inverted_softmax(query, items),
+    }
+    contenders = {
+        fits: lambda: bare_scan(query_bank, gallery),
+        f"{FIT}, one bank": lambda: dbn.stream_bank_statistics(query_bank, gallery, beta=20.0),
+        searches: lambda: bare_scan(queries, gallery),
+    } | {
+        f"search, {name}, k={k}": lambda correction=correction: dbn.stream_top_k(
+            queries, gallery, k, correction
+        )
+        for name, correction in corrections.items()
+    }
+    with Progress(len(contenders) + request.repetitions) as progress:
+        timings = interleaved(contenders, request.repetitions, progress)
+    lines = []
+    for work, timing in timings.items():
+        of_bank = work == fits or work.startswith(FIT)
+        base, count = (fits, request.bank) if of_bank else (searches, request.queries)
+        seconds = float(timing.seconds.min())
+        flops = 2 * count * request.gallery * request.dim
+        ratio = float(np.median(timing.seconds / timings[base].seconds))
+        lines.append(Line(work, seconds, flops / seconds / 1e9, base, ratio))
+    return lines
+
+
+def _where() -> dict[str, str]:
+    import jax
+
+    from dbnorm_jax._cli.showing.table import versions
+
+    device = jax.devices()[0]
+    return {"platform": device.platform, "device": device.device_kind, **versions()}
+
+
+def _show(request: Request, lines: list[Line]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    where = _where()
+    console = Console(file=sys.stdout, highlight=False)
+    console.print(
+        f"{request.queries:,} queries, bank of {request.bank:,}, {request.gallery:,} gallery "
+        f"items, {request.dim} dimensions, {request.dtype}; {where['device']} "
+        f"({where['platform']}), jax {where['jax']}",
+        soft_wrap=True,
+    )
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("Work", no_wrap=True)
+    for header in ("Seconds", "GFLOP/s", "Ratio"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for line in lines:
+        table.add_row(line.work, f"{line.seconds:.4f}", f"{line.gflops:.0f}", f"{line.ratio:.2f}")
+    console.print()
+    console.print(table)
+    console.print()
+    console.print(
+        f"Ratio: time over that of the similarities alone, computed tile by tile and thrown away; "
+        f"median of {request.repetitions} repetitions, compilation left out.",
+        style="dim",
+        soft_wrap=True,
+    )
+
+
+def _to_json(request: Request, lines: list[Line]) -> str:
+    sizes = dataclasses.asdict(request)
+    del sizes["as_json"]
+    content: dict[str, Any] = {
+        "schema": SCHEMA,
+        "sizes": sizes,
+        "where": _where(),
+        "units": {"seconds": "of the fastest repetition", "ratio": "median, time over base"},
+        "lines": [dataclasses.asdict(line) for line in lines],
+    }
+    return json.dumps(content, indent=2) + "\n"

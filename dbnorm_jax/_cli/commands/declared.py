@@ -1,0 +1,191 @@
+"""The commands that look and compare. The work is imported when it begins."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dbnorm_jax._cli.commands import options
+from dbnorm_jax._cli.commands.group import cli
+
+
+@cli.command()
+@click.option("--source", default="en", help="Language of the queries.")
+@click.option("--target", default="de", help="Language of the gallery.")
+@options.seed("Splits the names into map, banks, test.")
+@click.option(
+    "--output",
+    default="dbnorm-demo",
+    type=click.Path(path_type=Path),
+    help="Folder for the table and pictures; earlier ones are overwritten.",
+)
+def demo(source: str, target: str, seed: int, output: Path) -> None:
+    """Show hubs and what corrects them, on built-in data.
+
+    Names of emoji in one language query their names in another. Takes some seconds and downloads
+    nothing. Prints a table and writes it with a page (HTML) and pictures.
+
+    Example: dbnorm demo --source de --target en
+    """
+    from dbnorm_jax._cli.commands.demo import run
+
+    run(source, target, seed, output)
+
+
+@cli.command()
+@click.argument("files", nargs=-1, type=options.FILE, metavar="[SET.npz | QUERIES GALLERY]")
+@options.file("--query-bank", "Other items like the queries (required).")
+@options.gallery_bank()
+@options.file(
+    "--relevant",
+    "Right gallery rows: integers, one per query (-1: none), or an npz with gt_indptr and "
+    "gt_indices. Left out: row i belongs to row i if the counts agree.",
+)
+@options.bank_pairs("What `auto` chooses by; without them it keeps raw.")
+@options.labels()
+@options.similarity(default=None)
+@options.betas()
+@click.option(
+    "--methods",
+    metavar="LIST",
+    help="Which to run: auto, or by name or group (all, paper, means, transport, rescaling, "
+    "vectors, transductive), with parameters as nnn:k=64:weight=0.5; raw is always there.  "
+    "[default: auto where there are pairs, paper,csls,nnn]",
+)
+@click.option("--published", is_flag=True, help="Add DualDIS as the released code scores it.")
+@click.option("--reverse", is_flag=True, help="Swap both sides: the gallery queries the queries.")
+@options.file(
+    "--similarities",
+    "Instead of embeddings: queries x gallery, higher=closer.",
+)
+@options.file("--query-bank-similarities", "With --similarities: query bank x gallery.")
+@options.file(
+    "--gallery-bank-similarities",
+    "With --similarities: gallery bank x gallery. Left out: only IS and DIS run.",
+)
+@options.output("FOLDER", "Write a page (HTML), the table (CSV, JSON) and pictures there.")
+@options.force("Overwrite earlier results in FOLDER.")
+@options.as_json("Print JSON instead of the table.")
+def evaluate(**values: Any) -> None:
+    """Compare the corrections on your embeddings.
+
+    The table sets raw retrieval beside `auto`, the correction that the bank's own pairs prove
+    better (or raw), and IS, DIS, DualIS, DualDIS, CSLS and NNN; docs/methods.md has all methods.
+
+    Files are .npy (memory-mapped) or .npz (FILE.npz:name picks an array), one row per item. A
+    SET.npz holds query, gallery and query_bank, and possibly gallery_bank, gt_indptr with
+    gt_indices, and bank_pair.
+
+    \b
+    Examples:
+      dbnorm evaluate captions.npy images.npy --query-bank train_captions.npy \\
+             --gallery-bank train_images.npy --bank-pairs rows --output results
+      dbnorm evaluate set.npz --reverse
+      dbnorm evaluate --similarities s.npy --query-bank-similarities b.npy --beta-query 20
+    """  # noqa: D301 - \b is click's mark for lines that are not to be refilled
+    from dbnorm_jax._cli.commands.evaluate import Request, run
+
+    values["files"] = tuple(values["files"])
+    run(Request(**values))
+
+
+@cli.command()
+@click.argument("query_bank", type=options.FILE)
+@click.argument("gallery_bank", type=options.FILE)
+@options.bank_pairs("Without them raw is kept.")
+@options.file(
+    "--gallery",
+    "The items that will be searched: held-out queries are ranked among them.  [default: the "
+    "gallery bank]",
+)
+@options.similarity()
+@options.seed("Of folds and sign flips.")
+@options.output("FILE.npz", "Write the choice there, for dbnorm_jax.load and tuning.fit.")
+@options.force()
+@options.as_json()
+def tune(**values: Any) -> None:
+    """Choose the correction from the banks alone.
+
+    Raw is kept unless another is proven better.
+
+    QUERY_BANK holds other items like the queries, GALLERY_BANK other items like the gallery: .npy,
+    or FILE.npz:name. Says what was chosen, on what evidence, and what looks wrong with the banks.
+
+    \b
+    Example:
+      dbnorm tune train_captions.npy train_images.npy --bank-pairs rows --gallery images.npy
+    """  # noqa: D301 - \b is click's mark for lines that are not to be refilled
+    from dbnorm_jax._cli.commands.tune import Request, run
+
+    run(Request(**values))
+
+
+@cli.command()
+@click.argument("file", required=False, type=options.FILE, metavar="[SET.npz | GALLERY]")
+@options.file("--query-bank", "Items like the queries (with GALLERY).")
+@options.gallery_bank(
+    "Other items like the gallery, known to be clean. Left out: the gallery itself."
+)
+@options.file(
+    "--queries",
+    "Held-out queries whose retrieval is looked at. Left out: the query bank's own.",
+)
+@options.file(
+    "--relevant",
+    "Right gallery rows of --queries, as for evaluate.",
+)
+@options.labels()
+@click.option("--demo", is_flag=True, help="Inspect the built-in data.")
+@options.similarity(default=None)
+@click.option("--method", default="is", help="The correction, written as for evaluate --methods.")
+@options.betas()
+@options.bank_pairs("For --method auto, and to screen corrected scores.")
+@click.option("--top", default=10, type=click.IntRange(min=1), help="Hubs and others to list.")
+@click.option(
+    "--false-alarm-rate",
+    default=0.002,
+    metavar="SHARE",
+    help="Of clean items that the screening for planted hubs may flag.",
+)
+@options.output("FOLDER", "Write JSON, a CSV of all items and two pictures there.")
+@options.force("Overwrite earlier results in FOLDER.")
+@options.as_json()
+def inspect(**values: Any) -> None:
+    """Explain the hubs of a collection, and look for planted ones.
+
+    Lists the hubs with their k-occurrence before and after a correction and the bank items that
+    make them hubs; the items never retrieved that the correction rescues, and for whom; and the
+    items that more of the query bank retrieves than it does clean ones: planted hubs, maybe.
+
+    \b
+    Examples:
+      dbnorm inspect images.npy --query-bank train_captions.npy --queries captions.npy \\
+             --gallery-bank train_images.npy --labels image_names.txt
+      dbnorm inspect set.npz --method dualis --output hubs
+      dbnorm inspect --demo
+    """  # noqa: D301 - \b is click's mark for lines that are not to be refilled
+    from dbnorm_jax._cli.commands.inspect import Request, run
+
+    run(Request(**values))
+
+
+@cli.command()
+@click.option("--queries", default=2048, type=click.IntRange(min=1), help="Rows that search.")
+@click.option("--gallery", default=20480, type=click.IntRange(min=1), help="Rows searched.")
+@click.option("--bank", default=2048, type=click.IntRange(min=1), help="Rows of either bank.")
+@click.option("--dim", default=512, type=click.IntRange(min=1), help="Embedding dimensions.")
+@click.option("-k", default=10, type=click.IntRange(min=1), help="Nearest items per query.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32")
+@click.option("--repetitions", default=5, type=click.IntRange(min=1), help="Median of so many.")
+@options.as_json("Print JSON instead of the table.")
+def benchmark(**values: Any) -> None:
+    """Time fitting and corrected search on this machine.
+
+    Beside the similarities alone, which every exact search must compute: what is beyond 1.00 is
+    the price. Random vectors; one process, everything in turn.
+
+    Example: dbnorm benchmark --gallery 102400 --dim 768
+    """
+    from dbnorm_jax._cli.commands.benchmark import Request, run
+
+    run(Request(**values))

@@ -1,0 +1,226 @@
+"""`dbnorm export`: corrected gallery vectors for any index, and how to query them.
+
+vectors.npy      [num_gallery, width], row i for gallery row i; or vectors.parquet
+activation.npy   [num_terms, num_gallery], where gates have to be read (DIS, DualDIS)
+README.md        how to query, as code that runs
+export.json      the layout for machines; written last: a folder that holds it is whole
+"""
+
+import dataclasses
+import importlib.util
+import io
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import jax.numpy as jnp
+import numpy as np
+from numpy.lib import format as npy_format
+
+import dbnorm_jax as dbn
+from dbnorm_jax._cli.reading import large, sets
+from dbnorm_jax._cli.reading.corrections import read_correction
+from dbnorm_jax._cli.reading.packages import install_hint
+from dbnorm_jax._cli.showing import output as results
+from dbnorm_jax._cli.showing.export_readme import Layout, readme
+from dbnorm_jax._cli.showing.progress import Progress
+from dbnorm_jax._cli.showing.report import print_paths
+from dbnorm_jax._src.files import binary
+
+MANIFEST = "export.json"
+_ACTIVATION = "activation.npy"
+_README = "README.md"
+_NAMES = [MANIFEST, _README, _ACTIVATION, "vectors.npy", "vectors.parquet"]
+
+Block = tuple[int, sets.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """The options of the command, by their names."""
+
+    gallery: str
+    correction: str
+    output: Path
+    similarity: str | None = None
+    metric: str = "inner-product"
+    dtype: str = "float32"
+    file_format: str = "npy"
+    force: bool = False
+    as_json: bool = False
+
+    @property
+    def vectors(self) -> str:
+        """Name of the file of vectors."""
+        return f"vectors.{self.file_format}"
+
+
+def run(request: Request) -> None:
+    """Checks, reads, writes and says what was written."""
+    results.check_folder("--output", request.output, _NAMES, force=request.force)
+    if request.file_format == "parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise ValueError(
+            f"--format parquet: expected the package pyarrow, got none; {install_hint('pyarrow')}"
+        )
+    rows = large.open_rows("GALLERY", request.gallery)
+    if rows.num_rows is None:
+        raise ValueError("GALLERY: expected a file, got standard input; it is read more than once")
+    for name in _NAMES:  # a vectors.parquet is removed where a vectors.npy is written
+        results.check_apart("--output", request.output / name, large.paths([rows]))
+    gallery = rows.rows
+    fitted = read_correction(request.correction, rows, request.similarity)
+    if fitted.gallery is not None and not fitted.unchanged:
+        label = f"--correction '{request.correction}'"
+        large.check_fingerprint(label, fitted.gallery, dbn.out_of_core.fingerprint(gallery))
+    correction, similarity = fitted.correction, fitted.similarity
+    passes = 1 + (similarity == "euclidean") + (request.metric == "cosine")
+    num_blocks = -(-len(gallery) // sets.ROWS_AT_ONCE)
+    with Progress(passes * num_blocks) as progress:
+
+        def blocks(what: str) -> Iterator[Block]:
+            for block in sets.prepared_blocks(rows.label, gallery, similarity):
+                progress(what)
+                yield block
+
+        terms = _terms(correction, similarity, blocks)
+        means = terms.mean(axis=1)
+        terms -= means[:, None]
+        length = _length(terms, blocks) if request.metric == "cosine" else None
+        layout = Layout(
+            num_gallery=len(gallery),
+            dim=gallery.shape[1],
+            num_terms=len(terms) - (similarity == "euclidean"),
+            gated=correction.active is not None,
+            similarity=similarity,
+            metric=request.metric,
+            means=tuple(means.tolist()),
+            length=length,
+        )
+        request.output.mkdir(parents=True, exist_ok=True)
+        with binary.replacing(request.output / request.vectors) as file:
+            vectors = _vectors(blocks("writing"), terms, layout, request.dtype)
+            _WRITERS[request.file_format](file, layout, request.dtype, vectors)
+            # From here on an earlier export is none, and until all is written neither is this.
+            (request.output / MANIFEST).unlink(missing_ok=True)
+    manifest = _manifest(request, layout)
+    contents: dict[str, results.Content] = {
+        _README: lambda: readme(layout, request.vectors, request.dtype).encode(),
+        MANIFEST: (json.dumps(manifest, indent=2) + "\n").encode,
+    }
+    if layout.gated:
+        contents = {_ACTIVATION: lambda: _npy(np.asarray(correction.active)), **contents}
+    for name in {*_NAMES} - {request.vectors, *contents}:  # of an earlier export
+        (request.output / name).unlink(missing_ok=True)
+    paths = [request.output / request.vectors, *results.write(request.output, contents)]
+    if request.as_json:
+        print(json.dumps(manifest, indent=2))
+        return
+    print(
+        f"{layout.num_gallery} vectors of {layout.width} = {layout.dim} + {len(layout.columns)} "
+        f"dimensions, to be searched by {layout.metric.replace('-', ' ')}"
+        + (", two searches per query" if layout.gated else "")
+    )
+    print_paths(paths)
+
+
+def _terms(
+    correction: dbn.Correction, similarity: str, blocks: Callable[[str], Iterator[Block]]
+) -> sets.Array:
+    """[num_terms, num_gallery] float64: what an inner product with the gates has to subtract."""
+    terms = np.asarray(correction.bias, np.float64)
+    if correction.active is None:  # they act together: one number per item
+        terms = terms.sum(axis=0, keepdims=True)
+    if similarity != "euclidean":
+        return terms.copy()
+    squares = [np.square(block.astype(np.float64)).sum(axis=1) for _, block in blocks("reading")]
+    return np.concatenate([terms, np.concatenate(squares)[None]])
+
+
+def _length(terms: sets.Array, blocks: Callable[[str], Iterator[Block]]) -> float:
+    """Of the longest vector, in float32 and rounded up."""
+    largest = 0.0
+    for start, block in blocks("reading"):
+        squares = np.square(block.astype(np.float64)).sum(axis=1)
+        squares += np.square(terms[:, start : start + len(block)]).sum(axis=0)
+        largest = max(largest, float(squares.max()))
+    return float(np.nextafter(np.float32(math.sqrt(largest)), np.float32(np.inf)))
+
+
+def _vectors(
+    blocks: Iterator[Block], terms: sets.Array, layout: Layout, dtype: str
+) -> Iterator[sets.Array]:
+    """Blocks of the vectors, in order."""
+    for start, block in blocks:
+        # Rows are unit, squares are a term and the means are gone: the plain form is left.
+        own = terms[:, start : start + len(block)].astype(np.float32)
+        rows = dbn.inner_product_gallery(
+            block,
+            dbn.Correction(jnp.asarray(own), None),
+            center=False,
+            metric=layout.metric.replace("-", "_"),
+            length=layout.length,
+        )
+        with np.errstate(over="ignore"):
+            stored = np.asarray(rows).astype(dtype)
+        if not np.isfinite(stored).all():
+            row = start + int(np.argmin(np.isfinite(stored).all(axis=1)))
+            raise ValueError(
+                f"--dtype {dtype}: expected values in its range, got larger ones at row "
+                f"{row}; use --dtype float32"
+            )
+        yield stored
+
+
+def _write_npy(file: IO[bytes], layout: Layout, dtype: str, blocks: Iterator[sets.Array]) -> None:
+    header = {
+        "descr": npy_format.dtype_to_descr(np.dtype(dtype)),
+        "fortran_order": False,
+        "shape": (layout.num_gallery, layout.width),
+    }
+    npy_format.write_array_header_1_0(file, header)
+    for block in blocks:
+        file.write(np.ascontiguousarray(block).data)
+
+
+def _write_parquet(
+    file: IO[bytes], layout: Layout, dtype: str, blocks: Iterator[sets.Array]
+) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    kind = pyarrow.list_(pyarrow.from_numpy_dtype(np.dtype(dtype)), layout.width)
+    schema = pyarrow.schema([("id", pyarrow.int64()), ("vector", kind)])
+    first = 0
+    with parquet.ParquetWriter(file, schema) as writer:
+        for block in blocks:
+            flat = pyarrow.array(np.ascontiguousarray(block).reshape(-1))
+            vectors = pyarrow.FixedSizeListArray.from_arrays(flat, type=kind)
+            ids = pyarrow.array(np.arange(first, first + len(block)))
+            writer.write_table(pyarrow.table([ids, vectors], schema=schema))
+            first += len(block)
+
+
+_WRITERS = {"npy": _write_npy, "parquet": _write_parquet}
+
+
+def _npy(array: sets.Array) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array, allow_pickle=False)
+    return stream.getvalue()
+
+
+def _manifest(request: Request, layout: Layout) -> dict[str, Any]:
+    return {
+        "schema": "dbnorm export 1",
+        "library": f"dbnorm_jax {dbn.__version__}",
+        **dataclasses.asdict(layout),
+        "width": layout.width,
+        "columns": layout.columns,
+        "dtype": request.dtype,
+        "vectors": request.vectors,
+        "activation": _ACTIVATION if layout.gated else None,
+        "gallery": request.gallery,
+        "correction": request.correction,
+    }

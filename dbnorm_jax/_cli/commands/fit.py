@@ -1,0 +1,427 @@
+"""`dbnorm fit`: a correction from files of any size, in sittings of any length."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+
+import dbnorm_jax as dbn
+from dbnorm_jax._cli.commands.evaluate import read_pairs
+from dbnorm_jax._cli.measuring.methods import DEFAULT_BETAS, KINDS
+from dbnorm_jax._cli.reading import large, sets
+from dbnorm_jax._cli.reading.large import Rows
+from dbnorm_jax._cli.showing import output as results
+from dbnorm_jax._cli.showing.progress import RowProgress
+from dbnorm_jax._src.files import binary
+from dbnorm_jax._src.places.disk import block_fits
+from dbnorm_jax._src.places.disk.block_fits import Settings
+from dbnorm_jax._src.places.disk.checkpoint import Checkpoint
+from dbnorm_jax._src.places.disk.rows import DEFAULT_BLOCK_SIZE
+from dbnorm_jax._src.tuning import fit, split
+
+METHODS = ("is", "dis", "dualis", "dualdis", "csls", "nnn", "auto", "statistics")
+_DUAL, _MEANS = ("dualis", "dualdis"), ("csls", "nnn")
+# Gallery rows among which `auto` ranks held-out queries.
+_MOST_RANKED = 50_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """The options of the command, by their names."""
+
+    gallery: str
+    output: Path
+    query_bank: str | None = None
+    gallery_bank: str | None = None
+    query_statistics: Path | None = None
+    gallery_statistics: Path | None = None
+    method: str = "dualdis"
+    beta_query: float | None = None
+    beta_gallery: float | None = None
+    k: int | None = None
+    weight: float | None = None
+    bank_pairs: str | None = None
+    similarity: str = "cosine"
+    seed: int = 0
+    block_size: int = DEFAULT_BLOCK_SIZE
+    checkpoint_every: float = 60.0
+    force: bool = False
+    as_json: bool = False
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Of the method, checked and with defaults: what the result depends on, but for files."""
+        about = KINDS.get(self.method)
+        found: dict[str, Any] = {}
+        for name, beta in (("beta_query", self.beta_query), ("beta_gallery", self.beta_gallery)):
+            own = ("beta_query",) if about is None else about.unit
+            if name == "beta_query" and self.query_statistics is not None:
+                own = ()  # theirs
+            if name == "beta_gallery" and self.gallery_statistics is not None:
+                own = ()
+            if self.method == "auto" or name not in own:
+                _refuse(self, name, beta)
+                continue
+            found[name] = self._beta(name, beta)
+        if self.method in _MEANS:
+            found["k"] = self.k or int(KINDS[self.method].defaults["k"])
+        elif self.method != "auto":
+            default = 0 if self.method in ("is", "dualis") else 1
+            found["k"] = default if self.k is None else self.k
+            if default and not found["k"]:
+                raise ValueError(f"-k: expected 1 or more with {self.method}, got 0; leave it out")
+        else:
+            _refuse(self, "k", self.k)
+            found["seed"] = self.seed
+        if self.method == "nnn":
+            found["weight"] = 0.75 if self.weight is None else self.weight
+        else:
+            _refuse(self, "weight", self.weight)
+        return found
+
+    def _beta(self, name: str, given: float | None) -> float:
+        option = f"--{name.replace('_', '-')}"
+        if given is None:
+            if self.similarity == "cosine":
+                return DEFAULT_BETAS[name]
+            raise ValueError(
+                f"{option}: expected a number with {self.similarity} similarity, got none; beta has"
+                f" the unit 1/similarity, so only cosines have a default"
+            )
+        if not (math.isfinite(given) and given > 0):
+            raise ValueError(
+                f"{option}: expected a positive number, got {given:g}; for cosines, 20 and 1 are a "
+                f"start"
+            )
+        return given
+
+
+def _refuse(request: Request, name: str, value: Any) -> None:
+    if value is not None:
+        raise ValueError(
+            f"--{name.replace('_', '-')}: expected a method that has it and no statistics that it "
+            f"comes with, got {request.method}; leave it out"
+        )
+
+
+def run(request: Request) -> None:
+    """Checks, returns at once where nothing is left to do, fits, writes."""
+    _check_combination(request)
+    output = request.output
+    kept = [(_partial(output, bank), ".partial") for bank in ("query", "gallery")]
+    for path, suffix in [(output, ".npz"), *kept]:
+        # What an earlier file holds is compared once the inputs are known.
+        replaceable = request.force or binary.found_at(path) == binary.FILE
+        results.check_file("--output", path, (suffix,), force=replaceable)
+    with results.alone("--output", output, force=request.force):
+        _run(request)
+
+
+def _run(request: Request) -> None:
+    work = _Work(request)
+    if request.force:
+        work.forget()
+    elif work.is_done():
+        _report(request, dbn.read_provenance(request.output) or {}, "is done already")
+        return
+    with RowProgress() as progress:
+        state, provenance = work.result(progress)
+    dbn.save(request.output, state, provenance=provenance)
+    work.forget()
+    _report(request, provenance, "written")
+
+
+def _report(request: Request, provenance: dict[str, Any], what: str) -> None:
+    content = {"output": str(request.output), "status": what, **provenance}
+    if request.as_json:
+        print(json.dumps(content, indent=2))
+        return
+    values = ", ".join(f"{name} {value:g}" for name, value in provenance["parameters"].items())
+    gallery = provenance["gallery"]["rows"]
+    print(f"{request.output} {what}: {provenance['method']}({values}) for {gallery:,} items")
+
+
+def _check_combination(request: Request) -> None:
+    dual, rows = request.method in (*_DUAL, "auto"), request.query_bank is not None
+    merged, by_rows = request.query_statistics is not None, (*_MEANS, "auto", "statistics")
+    gallery_bank = [
+        name
+        for name in ("gallery_bank", "gallery_statistics")
+        if getattr(request, name) is not None
+    ]
+    pairs = request.bank_pairs is not None
+    problems = [
+        (
+            rows == merged,
+            "--query-bank: expected a file of other items like the queries, or --query-statistics",
+            "both" if rows else "neither",
+        ),
+        (
+            merged and request.method in by_rows,
+            f"--method {request.method}: expected --query-bank",
+            "--query-statistics",
+        ),
+        (
+            bool(gallery_bank) and not dual,
+            "--gallery-bank: expected a method with one (dualis, dualdis, auto)",
+            request.method,
+        ),
+        (len(gallery_bank) > 1, "--gallery-bank: expected one", "--gallery-statistics too"),
+        (
+            request.method == "auto" and request.gallery_statistics is not None,
+            "--method auto: expected --gallery-bank or none",
+            "--gallery-statistics",
+        ),
+        (pairs and request.method != "auto", "--bank-pairs: expected --method auto", "another"),
+    ]
+    for wrong, expected, actual in problems:
+        if wrong:
+            raise ValueError(f"{expected}, got {actual}; see dbnorm fit --help")
+
+
+def _partial(output: Path, bank: str) -> Path:
+    """Where the sums of a bank are kept until the result is written."""
+    return output.with_name(f"{output.name}.{bank}-bank.partial")
+
+
+class _Work:
+    """What is asked for, with the files it is made from."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.parameters = request.parameters
+        self.similarity_fn = large.SIMILARITY_FUNCTIONS[request.similarity]
+        names = {"gallery": ("GALLERY", request.gallery)}
+        if request.query_bank is not None:
+            names["query_bank"] = ("--query-bank", request.query_bank)
+        if request.gallery_bank is not None:
+            names["gallery_bank"] = ("--gallery-bank", request.gallery_bank)
+        self.files = {name: large.open_rows(*pair) for name, pair in names.items()}
+        for rows in self.files.values():
+            if rows.num_rows is None:
+                raise ValueError(
+                    f"{rows.label}: expected a file, which can be read again to resume"
+                )
+        results.check_apart("--output", request.output, large.paths(self.files.values()))
+        by_label = {rows.label: rows.rows for rows in self.files.values()}
+        sets.check_same_columns(by_label, "embedding dimensions")
+        self.settings = Settings(self.similarity_fn, block_size=request.block_size)
+        self.stamps = {name: rows.stamp for name, rows in self.files.items()}
+        self.found: dict[str, Any] = {}  # fingerprints, as they become known
+        self.exclude: dict[str, Any] = {}  # per bank, what its rows do not enter
+        self.states = {
+            bank: _statistics_file(path, self.files["gallery"], request)
+            for bank, path in (
+                ("query", request.query_statistics),
+                ("gallery", request.gallery_statistics),
+            )
+            if path is not None
+        }
+
+    def forget(self) -> None:
+        """Removes what is kept for resuming."""
+        for path in (_partial(self.request.output, bank) for bank in ("query", "gallery")):
+            path.unlink(missing_ok=True)
+            binary.remove_cut_off(path)
+
+    def _asked(self) -> dict[str, Any]:
+        pairs = self.request.bank_pairs
+        return {
+            "method": self.request.method,
+            "parameters": self.parameters,
+            "similarity": self.request.similarity,
+            "block_size": self.request.block_size,
+            "statistics": {bank: provenance for bank, (_, provenance) in self.states.items()},
+            **({} if pairs is None else {"bank_pairs": pairs}),
+        }
+
+    def is_done(self) -> bool:
+        """Whether the output holds this very result; raises where it holds another."""
+        output = self.request.output
+        if binary.found_at(output) is None:
+            return False
+        provenance = dbn.read_provenance(output) or {}
+        known = {name: provenance.get(name) for name in self._asked()}
+        stamps = provenance.get("stamps")
+        stamped = isinstance(stamps, dict) and stamps.keys() == self.stamps.keys()
+        same = known == self._asked() and stamped
+        if same and stamps != self.stamps:
+            same = all(
+                dbn.out_of_core.fingerprint(rows.rows) == provenance.get(name)
+                for name, rows in self.files.items()
+            )
+        if not same:
+            raise ValueError(
+                f"--output '{output}': expected no earlier results of other work, got a file; name "
+                f"another, or allow overwriting with --force"
+            )
+        return True
+
+    def result(self, progress: RowProgress) -> tuple[Any, dict[str, Any]]:
+        """The state and its provenance."""
+        self.progress = progress
+        method, parameters = self.request.method, self.parameters
+        more: dict[str, Any] = {}
+        if method == "auto":
+            choice = self._choice()
+            more = {"choice": {"method": choice.name, **choice.parameters, "why": choice.reason}}
+            state: Any = self._chosen(choice)
+        elif method in _MEANS:
+            largest = self._largest(parameters["k"])
+            state = dbn.baselines.csls(largest)
+            if method == "nnn":
+                weight = parameters["weight"]
+                state = dbn.baselines.nearest_neighbor_normalization(largest, weight=weight)
+        else:
+            query = self._statistics("query", parameters.get("beta_query", 0), parameters["k"])
+            state = query
+            if method in _DUAL:
+                beta = parameters.get("beta_gallery", 0)  # none: the statistics have their own
+                gallery = self._statistics("gallery", beta, parameters["k"])
+                state = {
+                    "dualis": dbn.dual_inverted_softmax,
+                    "dualdis": dbn.dual_dynamic_inverted_softmax,
+                }[method](query, gallery)
+            elif method != "statistics":
+                make = {"is": dbn.inverted_softmax, "dis": dbn.dynamic_inverted_softmax}[method]
+                state = make(query)
+            else:
+                more = {"parts": [self.found["query_bank"]], "beta": parameters["beta_query"]}
+        if "gallery" not in self.found:
+            self.found["gallery"] = dbn.out_of_core.fingerprint(self.files["gallery"].rows)
+        for label, known in ((path, p.get("gallery")) for _, (path, p) in self._made_before()):
+            large.check_fingerprint(label, known, self.found["gallery"])
+        files = {name: self.found.get(name) for name in self.files}
+        return state, {**self._asked(), **files, "stamps": self.stamps, **more}
+
+    def _made_before(self) -> list[tuple[str, tuple[str, dict[str, Any]]]]:
+        paths = {
+            "query": self.request.query_statistics,
+            "gallery": self.request.gallery_statistics,
+        }
+        return [(b, (str(paths[b]), provenance)) for b, (_, provenance) in self.states.items()]
+
+    def _statistics(self, bank: str, beta: float, k: int) -> dbn.BankStatistics:
+        if bank in self.states:
+            return self.states[bank][0]
+        gallery = self.files["gallery"]
+        own = bank == "gallery" and "gallery_bank" not in self.files
+        rows = gallery if own else self.files[f"{bank}_bank"]
+        exclude = self.exclude.get(bank)
+        if own and exclude is None:
+            exclude = np.arange(len(gallery.rows))
+        size = self.request.block_size
+        report = self.progress.of(f"{bank} bank", rows.num_rows, gallery.num_rows, size)
+        with large.errors_name({"bank": rows.label, "gallery": gallery.label}):
+            fitted = block_fits.fit_bank(
+                rows.rows,
+                gallery.rows,
+                self.settings,
+                beta=beta,
+                k=k,
+                exclude=exclude,
+                checkpoint=self._checkpoint(bank, rows),
+                progress=report,
+            )
+        self.found["gallery"] = fitted.gallery
+        if not own:
+            self.found[f"{bank}_bank"] = fitted.bank
+        return fitted.state
+
+    def _checkpoint(self, bank: str, rows: Rows) -> Checkpoint:
+        stamps = [rows.stamp, self.files["gallery"].stamp]
+        path = _partial(self.request.output, bank)
+        return Checkpoint(path, self.request.checkpoint_every, stamps=stamps)
+
+    def _largest(self, k: int) -> dbn.LargestSimilarities:
+        rows, gallery = self.files["query_bank"], self.files["gallery"]
+        k = min(k, rows.num_rows or k)
+        size = self.request.block_size
+        report = self.progress.of("gallery", gallery.num_rows, rows.num_rows, size)
+        with large.errors_name({"bank": rows.label, "gallery": gallery.label}):
+            fitted = block_fits.fit_largest(
+                rows.rows,
+                gallery.rows,
+                self.settings,
+                k=k,
+                exclude=self.exclude.get("query"),
+                checkpoint=self._checkpoint("query", rows),
+                progress=report,
+            )
+        self.found["query_bank"], self.found["gallery"] = fitted.bank, fitted.gallery
+        return fitted.state
+
+    def _choice(self) -> dbn.tuning.Choice:
+        """Tuned on the banks, which are read whole, and on a sample of a large gallery."""
+        request = self.request
+        gallery, query_bank = self.files["gallery"], self.files["query_bank"]
+        bank = self.files.get("gallery_bank", gallery)
+
+        def prepared(rows: Rows) -> Any:
+            return sets.prepared(rows.label, rows.rows, request.similarity)
+
+        gallery_bank = prepared(bank)
+        pairs: Any = None
+        known: npt.NDArray[Any] = np.zeros(0, np.int32)
+        if request.bank_pairs is not None:
+            pairs = read_pairs(request.bank_pairs, len(query_bank.rows), len(bank.rows))
+            right = split.right_rows("--bank-pairs", pairs, len(query_bank.rows), len(bank.rows))
+            blocks = sets.prepared_blocks(gallery.label, gallery.rows, request.similarity)
+            partners = split.partners(gallery_bank, right, (block for _, block in blocks))
+            if partners is not None:
+                self.exclude = partners._asdict()
+                known = partners.gallery[partners.gallery >= 0]
+        similarity_fn = self.similarity_fn
+        if request.similarity == "cosine":
+            similarity_fn = dbn.dot_product  # of unit rows
+        return dbn.tuning.tune(
+            prepared(query_bank),
+            None if bank is gallery else gallery_bank,
+            pairs,
+            gallery=gallery_bank if bank is gallery else prepared(_sample(gallery, known, request)),
+            similarity_fn=similarity_fn,
+            seed=request.seed,
+        )
+
+    def _chosen(self, choice: dbn.tuning.Choice) -> dbn.Correction:
+        if choice.name == "raw":
+            return dbn.Correction(jnp.zeros((1, len(self.files["gallery"].rows))), None)
+        return fit.fit_chosen(choice, self._statistics, self._largest)
+
+
+def _sample(gallery: Rows, known: npt.NDArray[Any], request: Request) -> Rows:
+    """Some rows of a large gallery, and those known to be in the gallery bank too."""
+    # The latter tell tuning which items are asked for again.
+    count = len(gallery.rows)
+    if count <= _MOST_RANKED:
+        return gallery
+    chosen = np.random.default_rng(request.seed).choice(count, _MOST_RANKED, replace=False)
+    return gallery._replace(rows=np.asarray(gallery.rows[np.union1d(chosen, known)]))
+
+
+def _statistics_file(
+    path: Path, gallery: Rows, request: Request
+) -> tuple[dbn.BankStatistics, dict[str, Any]]:
+    state = dbn.load(path)
+    if not isinstance(state, dbn.BankStatistics):
+        raise ValueError(
+            f"{path}: expected BankStatistics, got a {type(state).__name__}; make them with dbnorm "
+            f"fit --method statistics"
+        )
+    provenance = dbn.read_provenance(path) or {}
+    known = provenance.get("gallery") or {"rows": state.num_gallery, "dim": gallery.rows.shape[1]}
+    large.check_gallery(str(path), known, *gallery.rows.shape)
+    if request.method in ("dis", "dualdis") and not state.k:
+        raise ValueError(f"{path}: expected statistics with k of 1 or more, got 0; fit it anew")
+    similarity = request.similarity
+    if provenance.get("similarity", similarity) != similarity:
+        raise ValueError(
+            f"{path}: expected statistics under {similarity} similarity, got "
+            f"{provenance['similarity']}; give --similarity {provenance['similarity']}"
+        )
+    return state, provenance

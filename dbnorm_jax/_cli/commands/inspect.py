@@ -1,0 +1,267 @@
+"""`dbnorm inspect`: the hubs of a collection explained. All checks come before any work."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any, NoReturn
+
+from dbnorm_jax._cli.commands import evaluate
+from dbnorm_jax._cli.measuring.hubs import Inspection, inspect, num_steps
+from dbnorm_jax._cli.measuring.methods import DEFAULT_BETAS, Method
+from dbnorm_jax._cli.measuring.table_rows import NEIGHBORS, num_transductive
+from dbnorm_jax._cli.reading import labels, sets
+from dbnorm_jax._cli.reading.argument import Source
+from dbnorm_jax._cli.reading.arrays import read_floats, read_relevant, read_set
+from dbnorm_jax._cli.reading.emoji_names import emoji_names
+from dbnorm_jax._cli.reading.labels import with_labels
+from dbnorm_jax._cli.reading.sets import EvaluationSet
+from dbnorm_jax._cli.showing import hub_report
+from dbnorm_jax._cli.showing import output as results
+from dbnorm_jax._cli.showing.progress import Progress
+from dbnorm_jax._cli.showing.report import print_paths, require
+from dbnorm_jax._cli.showing.table import Report
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """The options of the command, by their names."""
+
+    file: str | None = None
+    query_bank: str | None = None
+    gallery_bank: str | None = None
+    queries: str | None = None
+    relevant: str | None = None
+    labels: str | None = None
+    bank_labels: str | None = None
+    query_labels: str | None = None
+    demo: bool = False
+    similarity: str | None = None
+    method: str = "is"
+    beta_query: float | None = None
+    beta_gallery: float | None = None
+    bank_pairs: str | None = None
+    top: int = 10
+    false_alarm_rate: float = 0.002
+    output: Path | None = None
+    force: bool = False
+    as_json: bool = False
+
+    @property
+    def measure(self) -> str:
+        """The similarity function; None means the default."""
+        return self.similarity or "cosine"
+
+    @property
+    def own_queries(self) -> bool:
+        """Whether the query bank is asked itself."""
+        return self.query_bank is not None and self.queries is None
+
+
+def run(request: Request) -> None:
+    """Checks, reads, inspects, prints and, with --output, writes."""
+    require(
+        *["emoji"] * request.demo,
+        *["rich"] * (not request.as_json),
+        *["matplotlib"] * (request.output is not None),
+    )
+    _check_combination(request)
+    method = _method(request)
+    beta = method.beta_query or _beta(request)
+    if request.output is not None:
+        results.check_folder(
+            "--output", request.output, list(hub_report.FILES), force=request.force
+        )
+    with Progress(num_steps(method)) as progress:
+        test = read(request)
+        found = inspect(
+            test,
+            method,
+            beta=beta,
+            top=request.top,
+            false_alarm_rate=request.false_alarm_rate,
+            on_step=progress,
+        )
+        report = _report(request, found, method)
+        paths = []
+        if request.output is not None:
+            paths = results.write(request.output, hub_report.contents(report, found))
+    if request.as_json:
+        print(hub_report.to_json(report, found), end="")
+    else:
+        hub_report.show(report, found)
+    print_paths(paths, to_stderr=request.as_json)
+
+
+def _check_combination(request: Request) -> None:
+    """Which options go together, before any file is opened."""
+    given = {
+        "--query-bank": request.query_bank,
+        "--gallery-bank": request.gallery_bank,
+        "--queries": request.queries,
+        "--relevant": request.relevant,
+        "--bank-pairs": request.bank_pairs,
+    }
+    others = [name for name, value in given.items() if value is not None]
+    if request.demo:
+        others += labels.given(request)
+        others += ["--similarity"] * (request.similarity is not None)
+        others += ["a file"] * (request.file is not None)
+        if others:
+            _fail("--demo: expected no data beside it", ", ".join(others), "leave that out")
+    elif request.file is None:
+        _fail(
+            "inspect: expected GALLERY with --query-bank, SET.npz, or --demo",
+            "none of them",
+            "see dbnorm inspect --help",
+        )
+    elif request.query_bank is None and others:
+        _fail(
+            "--query-bank: expected a file of items like the queries beside GALLERY",
+            f"only {', '.join(others)}",
+            "name the file; with a SET.npz leave the others out",
+        )
+    if request.relevant is not None and request.queries is None:
+        _fail(
+            "--relevant: expected --queries beside it",
+            "none",
+            "the bank's own queries have no right items in the gallery",
+        )
+    if not 0 < request.false_alarm_rate < 1:
+        _fail(
+            "--false-alarm-rate: expected a share between 0 and 1",
+            f"{request.false_alarm_rate:g}",
+            "0.002 is 0.2 %",
+        )
+
+
+def _as_evaluation(request: Request) -> evaluate.Request:
+    """The same options where the two commands share them."""
+    named = request.demo or request.query_bank is None  # a set, which may hold pairs
+    return evaluate.Request(
+        files=("",) if named else ("", ""),
+        bank_pairs=request.bank_pairs,
+        similarity=request.similarity,
+        beta_query=request.beta_query,
+        beta_gallery=request.beta_gallery,
+        methods=request.method,
+    )
+
+
+def _method(request: Request) -> Method:
+    try:
+        methods = evaluate.chosen_methods(_as_evaluation(request))
+    except ValueError as error:  # the option of `dbnorm evaluate` is called otherwise
+        raise ValueError(str(error).replace("--methods", "--method")) from None
+    chosen = [one for one in methods if one.kind != "raw"]
+    if len(chosen) != 1:
+        what = ", ".join(method.name for method in chosen) or "raw"
+        _fail("--method: expected one correction", what, "name one, for instance --method is")
+    if chosen[0].about.transductive:
+        _fail(
+            "--method: expected a correction learnt from banks",
+            chosen[0].name,
+            "name another, for instance --method is",
+        )
+    return chosen[0]
+
+
+def _beta(request: Request) -> float:
+    """Of the bias that is explained, where the method has none of its own."""
+    if request.beta_query is None and request.measure != "cosine":
+        _fail(
+            f"--beta-query: expected a number with {request.measure} similarity",
+            "none",
+            "the hubs' contributors are those of a bias, whose beta has the unit 1/similarity",
+        )
+    beta = DEFAULT_BETAS["beta_query"] if request.beta_query is None else request.beta_query
+    if not (math.isfinite(beta) and beta > 0):
+        _fail("--beta-query: expected a positive number", f"{beta:g}", "for cosines, 20 is a start")
+    return beta
+
+
+def read(request: Request) -> EvaluationSet:
+    """The set to inspect, with the labels given."""
+    if request.demo:
+        return emoji_names()
+    assert request.file is not None
+    if request.query_bank is None:
+        test = read_set(request.file, request.measure)
+    else:
+        test = _read_embeddings(request)
+    test = with_labels(test, request)
+    if request.own_queries and test.query_labels is None:
+        return dataclasses.replace(test, query_labels=test.query_bank_labels)
+    return test
+
+
+def _read_embeddings(request: Request) -> EvaluationSet:
+    named = {
+        "gallery": ("GALLERY", request.file),
+        "query_bank": ("--query-bank", request.query_bank),
+        "gallery_bank": ("--gallery-bank", request.gallery_bank),
+        "queries": ("--queries", request.queries),
+    }
+    sources = {
+        part: Source.parse(option, text)
+        for part, (option, text) in named.items()
+        if text is not None
+    }
+    arrays = {part: read_floats(source) for part, source in sources.items()}
+    sets.check_same_columns(
+        {str(sources[part]): array for part, array in arrays.items()}, "embedding dimensions"
+    )
+    sizes = {part: len(array) for part, array in arrays.items()}
+    relevant = pairs = None
+    if request.relevant is not None:
+        source = Source.parse("--relevant", request.relevant)
+        relevant = read_relevant(source, sizes["queries"], sizes["gallery"])
+    elif sizes.get("queries") == sizes["gallery"]:
+        relevant = sets.rows_relevant(sizes["gallery"])
+    if request.bank_pairs is not None:
+        others = sizes.get("gallery_bank", sizes["gallery"])
+        pairs = evaluate.read_pairs(request.bank_pairs, sizes["query_bank"], others)
+    embeddings: dict[str, Any] = {
+        part: sets.prepared(str(sources[part]), array, request.measure)
+        for part, array in arrays.items()
+    }
+    embeddings.setdefault("queries", embeddings["query_bank"])
+    return EvaluationSet(
+        name=evaluate.title(sources["gallery"]),
+        **embeddings,
+        relevant=relevant,
+        bank_pairs=pairs,
+        similarity=request.measure,
+    )
+
+
+def _report(request: Request, found: Inspection, method: Method) -> Report:
+    test = found.test
+    sizes = {
+        "queries": len(test.queries),
+        "gallery": len(test.gallery),
+        "query_bank": len(test.query_bank),
+    }
+    if test.gallery_bank is not None:
+        sizes["gallery_bank"] = len(test.gallery_bank)
+    notes = [row.remark for row in found.rows if row.remark]
+    if request.own_queries:
+        notes.append(
+            "The queries are the query bank itself: the correction knows them. Give --queries for "
+            "what it does to others."
+        )
+    return Report(
+        name=test.name,
+        similarity=test.similarity,
+        sizes=sizes,
+        beta_query=method.beta_query,
+        beta_gallery=method.beta_gallery,
+        own_gallery_bank=test.gallery_bank is None,
+        num_equal_rows=num_transductive(test),
+        k=min(NEIGHBORS, len(test.gallery)),
+        rows=found.rows,
+        notes=tuple(notes),
+    )
+
+
+def _fail(expected: str, actual: str, remedy: str) -> NoReturn:
+    raise ValueError(f"{expected}, got {actual}; {remedy}")

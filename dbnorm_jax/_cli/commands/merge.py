@@ -1,0 +1,116 @@
+"""`dbnorm merge`: statistics of parts of a bank, made anywhere, as those of the whole."""
+
+import dataclasses
+import functools
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import dbnorm_jax as dbn
+from dbnorm_jax._cli.reading import large
+from dbnorm_jax._cli.showing import output as results
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """The options of the command, by their names."""
+
+    files: tuple[str, ...]
+    output: Path
+    allow_repeats: bool = False
+    force: bool = False
+    as_json: bool = False
+
+
+class _Part(NamedTuple):
+    path: Path
+    state: dbn.BankStatistics | dbn.LargestSimilarities
+    provenance: Mapping[str, Any]
+
+
+def run(request: Request) -> None:
+    """Reads, compares, merges, writes and says what was merged."""
+    if len(request.files) < 2:
+        raise ValueError("merge: expected two files or more, got fewer; see dbnorm merge --help")
+    results.check_file("--output", request.output, (".npz",), force=request.force)
+    parts = [_read(Path(name)) for name in request.files]
+    first = parts[0]
+    for part in parts[1:]:
+        _compare(first, part)
+    if not request.allow_repeats:
+        _check_repeats(parts)
+    merged = functools.reduce(_merged, parts)
+    provenance = merged.provenance
+    dbn.save(request.output, merged.state, provenance=provenance)
+    summary: dict[str, Any] = {
+        "output": str(request.output),
+        "kind": type(merged.state).__name__,
+        "num_gallery": merged.state.num_gallery,
+        "k": merged.state.k,
+        "beta": provenance.get("beta"),
+        "bank_rows": [part["rows"] for part in provenance["parts"]],
+        "not_compared": [str(part.path) for part in parts if not part.provenance],
+    }
+    for name in summary["not_compared"]:
+        print(f"dbnorm: {name} has no provenance: its gallery was not compared", file=sys.stderr)
+    if request.as_json:
+        print(json.dumps(summary, indent=2))
+        return
+    rows = " + ".join(f"{count:,}" for count in summary["bank_rows"]) or "unknown"
+    print(f"wrote {request.output}: {summary['kind']} of {rows} bank rows, {_about(merged)}")
+
+
+def _about(part: _Part) -> str:
+    beta = getattr(part.state, "beta", None)
+    betas = "" if beta is None else f"beta {beta.tolist()}, "
+    return f"{betas}k {part.state.k}, {part.state.num_gallery:,} gallery items"
+
+
+def _read(path: Path) -> _Part:
+    state = dbn.load(path)
+    if not isinstance(state, (dbn.BankStatistics, dbn.LargestSimilarities)):
+        raise ValueError(
+            f"{path}: expected statistics of a bank, got a {type(state).__name__}; merge those, "
+            f"then fit with --query-statistics"
+        )
+    provenance = dbn.read_provenance(path) or {}
+    return _Part(path, state, provenance if "parts" in provenance else {})
+
+
+def _compare(first: _Part, other: _Part) -> None:
+    for name, meaning in (("gallery", "gallery"), ("similarity", "similarity")):
+        known, found = first.provenance.get(name), other.provenance.get(name)
+        if known is not None and found is not None and known != found:
+            raise ValueError(
+                f"{other.path}: expected the {meaning} of {first.path}, {_short(known)}, got "
+                f"{_short(found)}; only statistics of one {meaning} merge"
+            )
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{value['rows']} rows with SHA-256 {value['sha256'][:12]}..."
+    return str(value)
+
+
+def _check_repeats(parts: Sequence[_Part]) -> None:
+    seen: dict[str, Path] = {}
+    for part in parts:
+        for bank in part.provenance.get("parts", ()):
+            if bank["sha256"] in seen:
+                raise ValueError(
+                    f"{part.path}: expected bank rows that are not in {seen[bank['sha256']]} "
+                    f"already, got the same {bank['rows']} rows; leave one out, or count them "
+                    f"twice with --allow-repeats"
+                )
+            seen[bank["sha256"]] = part.path
+
+
+def _merged(first: _Part, second: _Part) -> _Part:
+    with large.errors_name({"first": str(first.path), "second": str(second.path)}):
+        state: Any = dbn.merge(first.state, second.state)  # type: ignore[type-var]
+    known = dict(first.provenance or second.provenance)
+    both = [*first.provenance.get("parts", ()), *second.provenance.get("parts", ())]
+    return _Part(first.path, state, known | {"parts": both})

@@ -1,0 +1,246 @@
+"""`dbnorm search`: the nearest items of each query, from files of any size into one of any size."""
+
+import codecs
+import dataclasses
+import io
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO, Any, NamedTuple, Protocol
+from zipfile import ZIP_STORED, ZipFile
+
+import numpy as np
+from numpy.lib import format as npy_format
+
+from dbnorm_jax._cli.reading import large, sets
+from dbnorm_jax._cli.reading.argument import Source
+from dbnorm_jax._cli.reading.arrays import read_items
+from dbnorm_jax._cli.reading.corrections import read_correction
+from dbnorm_jax._cli.showing import output as results
+from dbnorm_jax._cli.showing.progress import RowProgress
+from dbnorm_jax._src.files import binary
+from dbnorm_jax._src.places.disk import block_search
+from dbnorm_jax._src.places.disk.block_fits import Settings, row_pair
+from dbnorm_jax._src.places.disk.block_search import Passes
+from dbnorm_jax._src.places.disk.rows import DEFAULT_BLOCK_SIZE
+
+_SUFFIXES = (".npz", ".npy", ".csv", ".jsonl")
+# Some readers of JSON lines end a line at these, which JSON itself does not escape.
+_LINE_ENDS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """The options of the command, by their names."""
+
+    queries: str
+    gallery: str
+    correction: Path | None = None
+    k: int = 10
+    similarity: str | None = None
+    query_ids: str | None = None
+    gallery_ids: str | None = None
+    output: Path | None = None
+    block_size: int = DEFAULT_BLOCK_SIZE
+    force: bool = False
+    as_json: bool = False
+
+
+class _Names(NamedTuple):
+    """What to call the rows of both sides; None: by their numbers."""
+
+    queries: Array | None
+    gallery: Array | None
+
+
+class Sink(Protocol):
+    """Takes results block by block."""
+
+    def add(self, start: int, scores: Array, indices: Array) -> None:
+        """Those of the queries `start, start + 1, ...`."""
+        ...
+
+
+def run(request: Request) -> None:
+    """Checks, searches block by block, writes as it goes; the file appears when all is in it."""
+    if request.output is not None:
+        results.check_file("--output", request.output, _SUFFIXES, force=request.force)
+    elif request.as_json:
+        raise ValueError("--json: expected --output, whose contents it sums up, got none; name one")
+    queries = large.open_rows("QUERIES", request.queries)
+    gallery = large.open_rows("GALLERY", request.gallery)
+    if gallery.num_rows is None:
+        raise ValueError("GALLERY: expected a file, got standard input; it is read more than once")
+    if request.output is not None:
+        inputs = large.paths([queries, gallery])
+        results.check_apart("--output", request.output, inputs)
+    by_label = {rows.label: rows.rows for rows in (queries, gallery)}
+    sets.check_same_columns(by_label, "embedding dimensions")
+    if request.k > gallery.num_rows:
+        raise ValueError(
+            f"-k: expected between 1 and {gallery.num_rows} (gallery items), got {request.k}; "
+            f"lower it"
+        )
+    fitted = None
+    if request.correction is not None:
+        fitted = read_correction(request.correction, gallery, request.similarity)
+    correction = None if fitted is None else fitted.correction
+    similarity = (request.similarity or "cosine") if fitted is None else fitted.similarity
+    names = _Names(
+        _names("--query-ids", request.query_ids, queries.rows.shape[0]),
+        _names("--gallery-ids", request.gallery_ids, gallery.num_rows),
+    )
+    settings = Settings(large.SIMILARITY_FUNCTIONS[similarity], block_size=request.block_size)
+    pair = row_pair(("queries", queries.rows), ("gallery", gallery.rows), settings)
+    passes = Passes(*pair, correction, settings.similarity_fn, settings.chunk_size)
+    known = None if fitted is None else fitted.gallery
+    # A gallery with the size and time of change that the fit saw is not hashed again.
+    hashed = fitted is not None and known is not None and not fitted.unchanged
+    count = 0
+    with ExitStack() as stack:
+        stack.enter_context(large.errors_name({"queries": queries.label, "gallery": gallery.label}))
+        progress = stack.enter_context(RowProgress())
+        report = progress.of("queries", queries.rows.shape[0], None, request.block_size)
+        sink = stack.enter_context(_sink(request, names))
+        for block, found in block_search.top_k_blocks(passes, request.k, hashed=hashed):
+            if hashed:
+                large.check_fingerprint(
+                    f"--correction '{request.correction}'", known, pair[1].fingerprint
+                )
+                hashed = False
+            sink.add(block.start, np.asarray(found.scores), np.asarray(found.indices))
+            count = block.stop
+            if report is not None:
+                report(count, 0)
+    if request.output is not None:
+        _report(request, count, len(gallery.rows), similarity)
+
+
+def _report(request: Request, num_queries: int, num_gallery: int, similarity: str) -> None:
+    content = {
+        "output": str(request.output),
+        "num_queries": num_queries,
+        "num_gallery": num_gallery,
+        "k": request.k,
+        "similarity": similarity,
+        "correction": None if request.correction is None else str(request.correction),
+    }
+    if request.as_json:
+        print(json.dumps(content, indent=2))
+        return
+    how = "raw" if request.correction is None else f"under {request.correction}"
+    print(
+        f"wrote {request.output}: {request.k} of {num_gallery:,} items for {num_queries:,} queries "
+        f"({how})"
+    )
+
+
+def _names(option: str, text: str | None, count: int) -> Array | None:
+    if text is None:
+        return None
+    source = Source.parse(option, text)
+    return read_items(source, count, f"a name for each of {count} rows")
+
+
+@contextmanager
+def _sink(request: Request, names: _Names) -> Iterator[Sink]:
+    output = request.output
+    if output is None:
+        yield _JsonLines(sys.stdout, names)
+        return
+    if output.suffix in (".csv", ".jsonl"):
+        with binary.replacing(output) as file:
+            text = io.TextIOWrapper(file, "utf-8", newline="", write_through=True)
+            yield _Csv(text, names) if output.suffix == ".csv" else _JsonLines(text, names)
+            text.detach()
+        return
+    beside = output.absolute().parent  # the folder for temporary files may be small
+    with TemporaryFile(dir=beside) as scores, TemporaryFile(dir=beside) as indices:
+        arrays = _Arrays(scores, indices, request.k)
+        yield arrays
+        with binary.replacing(output) as file:
+            arrays.write(file, output.suffix, names)
+
+
+class _JsonLines:
+    """One object per query."""
+
+    def __init__(self, file: IO[str], names: _Names) -> None:
+        self._file, self._names = file, names
+        self._ascii = codecs.lookup(getattr(file, "encoding", None) or "utf-8").name != "utf-8"
+
+    def add(self, start: int, scores: Array, indices: Array) -> None:
+        for row, (values, items) in enumerate(zip(scores.tolist(), indices, strict=True), start):
+            content = {
+                "query": _name(self._names.queries, row),
+                "items": [_name(self._names.gallery, item) for item in items.tolist()],
+                "scores": values,
+            }
+            line = json.dumps(content, ensure_ascii=self._ascii).translate(_LINE_ENDS)
+            print(line, file=self._file)
+
+
+class _Csv:
+    """One line per query and item."""
+
+    def __init__(self, file: IO[str], names: _Names) -> None:
+        self._file, self._names = file, names
+        self._file.write(results.csv_line(["query", "rank", "item", "score"]))
+
+    def add(self, start: int, scores: Array, indices: Array) -> None:
+        for row, (values, items) in enumerate(zip(scores.tolist(), indices, strict=True), start):
+            query = _name(self._names.queries, row)
+            for rank, (value, item) in enumerate(zip(values, items.tolist(), strict=True), 1):
+                cells = [query, rank, _name(self._names.gallery, item), value]
+                self._file.write(results.csv_line(cells))
+
+
+class _Arrays:
+    """Values in files of their own until their number is known."""
+
+    def __init__(self, scores: IO[bytes], indices: IO[bytes], k: int) -> None:
+        self._files, self._k, self._count = {"scores": scores, "indices": indices}, k, 0
+        self._dtypes: dict[str, np.dtype[Any]] = {}
+
+    def add(self, start: int, scores: Array, indices: Array) -> None:
+        for name, array in (("scores", scores), ("indices", indices)):
+            self._dtypes[name] = array.dtype
+            self._files[name].write(np.ascontiguousarray(array).tobytes())
+        self._count = start + len(scores)
+
+    def write(self, file: IO[bytes], suffix: str, names: _Names) -> None:
+        if suffix == ".npy":
+            self._copy("indices", file)
+            return
+        with ZipFile(file, "w", ZIP_STORED) as archive:
+            for name in self._files:
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    self._copy(name, member)
+            for name, values in (("query_ids", names.queries), ("gallery_ids", names.gallery)):
+                if values is not None:
+                    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                        plain = values.astype(str) if values.dtype == object else values
+                        npy_format.write_array(member, np.asarray(plain), allow_pickle=False)
+
+    def _copy(self, name: str, target: IO[bytes]) -> None:
+        header = {
+            "descr": npy_format.dtype_to_descr(self._dtypes[name]),
+            "fortran_order": False,
+            "shape": (self._count, self._k),
+        }
+        npy_format.write_array_header_1_0(target, header)
+        source = self._files[name]
+        source.seek(0)
+        while block := source.read(2**20):
+            target.write(block)
+
+
+def _name(names: Array | None, row: int) -> Any:
+    if names is None:
+        return row
+    value = names[row]
+    return value.item() if isinstance(value, np.generic) else value

@@ -1,0 +1,132 @@
+"""`dbnorm tune`: the choice from the banks alone, and the evidence for it."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import dbnorm_jax as dbn
+from dbnorm_jax._cli.commands.evaluate import read_pairs
+from dbnorm_jax._cli.reading import sets
+from dbnorm_jax._cli.reading.argument import Source
+from dbnorm_jax._cli.reading.arrays import read_floats
+from dbnorm_jax._cli.showing import output as results
+from dbnorm_jax._src.tuning.choice import METHODS
+
+_FUNCTIONS = {
+    "cosine": dbn.dot_product,  # of unit rows
+    "dot": dbn.dot_product,
+    "euclidean": dbn.negative_squared_euclidean,
+}
+_MOST_LINES = 8
+_COLUMNS = ("beta_query", "beta_gallery", "k", "weight_query", "weight_gallery")
+_FIGURES = ("gain", "standard_error", "p_value", "recall_gain")
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """The options of the command, by their names."""
+
+    query_bank: str
+    gallery_bank: str
+    bank_pairs: str | None = None
+    gallery: str | None = None
+    similarity: str = "cosine"
+    seed: int = 0
+    output: Path | None = None
+    force: bool = False
+    as_json: bool = False
+
+
+def run(request: Request) -> None:
+    """Checks, reads, chooses, prints and, with --output, writes."""
+    if request.output is not None:
+        results.check_file("--output", request.output, (".npz",), force=request.force)
+    named = {
+        "QUERY_BANK": request.query_bank,
+        "GALLERY_BANK": request.gallery_bank,
+        "--gallery": request.gallery,
+    }
+    sources = [Source.parse(name, text) for name, text in named.items() if text is not None]
+    arrays = {str(source): read_floats(source) for source in sources}
+    if request.output is not None:
+        inputs = {str(source): source.path for source in sources}
+        results.check_apart("--output", request.output, inputs)
+    sets.check_same_columns(arrays, "embedding dimensions")
+    sizes = [len(array) for array in arrays.values()]
+    pairs = None
+    if request.bank_pairs is not None:
+        pairs = read_pairs(request.bank_pairs, *sizes[:2])
+    rows = [sets.prepared(name, array, request.similarity) for name, array in arrays.items()]
+    choice = dbn.tuning.tune(
+        rows[0],
+        rows[1],
+        pairs,
+        gallery=rows[2] if len(rows) > 2 else None,
+        similarity_fn=_FUNCTIONS[request.similarity],
+        seed=request.seed,
+    )
+    if request.output is not None:
+        dbn.save(request.output, choice)
+    print(to_json(choice) if request.as_json else to_text(choice))
+
+
+def to_text(choice: dbn.tuning.Choice) -> str:
+    """The summary, the banks, and the candidates of the highest gain."""
+    shares = [100 * np.asarray(values) for values in (choice.active_share, choice.open_share)]
+    lines = [choice.summary(), ""]
+    if choice.num_held_out:
+        lines += [
+            f"spread of similarities within a row: query bank {choice.spreads[0]:.4g}, gallery "
+            f"bank {choice.spreads[1]:.4g}",
+            f"active items: {shares[0][0]:.0f} % / {shares[0][1]:.0f} %; open gates: "
+            f"{shares[1][0]:.0f} % / {shares[1][1]:.0f} % of held-out queries",
+        ]
+    lines.append(
+        f"own share of nearest neighbors (alike: 0.50): query bank {choice.own_share[0]:.2f}, "
+        f"gallery bank {choice.own_share[1]:.2f}"
+    )
+    if not choice.num_held_out:
+        return "\n".join(lines)
+    lines += ["", f"{'gain':>8} {'error':>7} {'p':>6} {'R@1':>6}  candidate"]
+    for row in table(choice)[:_MOST_LINES]:
+        values = ", ".join(f"{name} {row[name]:.4g}" for name in _COLUMNS if row[name])
+        lines.append(
+            f"{row['gain']:+8.3f} {row['standard_error']:7.3f} {row['p_value']:6.3f} "
+            f"{100 * row['recall_gain']:+6.1f}  {row['method']}({values})"
+        )
+    return "\n".join(lines)
+
+
+def table(choice: dbn.tuning.Choice) -> list[dict[str, Any]]:
+    """All candidates, the highest gain first."""
+    columns = {name: np.asarray(getattr(choice, name)).tolist() for name in _COLUMNS + _FIGURES}
+    order = np.argsort(-np.asarray(choice.gain), kind="stable")
+    methods = [METHODS[code] for code in np.asarray(choice.method)]
+    return [
+        {"method": methods[row]} | {name: values[row] for name, values in columns.items()}
+        for row in order
+    ]
+
+
+def to_json(choice: dbn.tuning.Choice) -> str:
+    """All of it."""
+    content = {
+        "schema": "dbnorm choice 1",
+        "method": choice.name,
+        "parameters": choice.parameters,
+        "reason": choice.reason,
+        "warnings": list(choice.warnings),
+        "num_held_out": choice.num_held_out,
+        "num_columns": choice.num_columns,
+        "num_folds": choice.num_folds,
+        "spreads": np.asarray(choice.spreads).tolist(),
+        "active_share": np.asarray(choice.active_share).tolist(),
+        "open_share": np.asarray(choice.open_share).tolist(),
+        "own_share": np.asarray(choice.own_share).tolist(),
+        "num_equal_rows": np.asarray(choice.num_equal_rows).tolist(),
+        "candidates": table(choice),
+    }
+    return json.dumps(content, indent=2, allow_nan=False)

@@ -1,0 +1,64 @@
+"""The files of a report, and where they went."""
+
+import functools
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dbnorm_jax._cli.measuring.story import Story
+from dbnorm_jax._cli.reading.sets import Test
+from dbnorm_jax._cli.showing.output import Content
+from dbnorm_jax._cli.showing.page import Picture, to_html
+from dbnorm_jax._cli.showing.table import Report, to_csv, to_json
+
+FILES = ("report.html", "results.csv", "results.json", "k_occurrence.png", "methods.png")
+
+
+def require(*packages: str) -> None:
+    """Raises, before any work, where an optional package is missing."""
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+
+
+def contents(
+    report: Report, test: Test, story: Story, command: Sequence[str]
+) -> dict[str, Content]:
+    """What each of the files will hold; `command`: the arguments that make them again."""
+    from dbnorm_jax._cli.showing import plots
+
+    k_occurrence = functools.cache(lambda: plots.k_occurrence_png(report))
+    methods = functools.cache(lambda: plots.methods_png(report))
+    pictures = [
+        Picture(
+            "Who is retrieved",
+            f"Left: the {report.k}-occurrence of the items, most retrieved first. Right: the share "
+            f"of all places that the least retrieved items have; the straight line is equality.",
+            k_occurrence,
+        ),
+        Picture("Methods side by side", "The dotted line is raw retrieval.", methods),
+    ]
+    sweep = story.sweep
+    if sweep is not None:
+        picture = Picture(
+            "How much beta matters",
+            "To see, not to choose by: these are the test queries. dbnorm tune chooses from the "
+            "banks.",
+            lambda: plots.sweep_png(report, sweep),
+        )
+        pictures.append(picture)
+    made = (
+        lambda: to_html(report, test, story, pictures, command).encode(errors="replace"),
+        lambda: to_csv(report).encode(errors="replace"),
+        lambda: to_json(report).encode(errors="replace"),
+        k_occurrence,
+        methods,
+    )
+    return dict(zip(FILES, made, strict=True))
+
+
+def print_paths(paths: Sequence[Path], *, to_stderr: bool = False) -> None:
+    """One line per written file."""
+    for path in paths:
+        print(f"wrote {path}", file=sys.stderr if to_stderr else sys.stdout)

@@ -1,0 +1,1 @@
+"""Types, checks, numerics and similarities: what all other wings stand on."""

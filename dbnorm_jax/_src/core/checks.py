@@ -1,0 +1,439 @@
+"""Errors on bad arguments: the name, what was expected, what was given, the remedy.
+
+Shapes, dtypes and static values are checked always, also while tracing. Values (finite, positive,
+in range) can be checked for concrete arrays only: inside a caller's `jax.jit` those checks fall
+away, which is also the way to opt out of their cost, one pass over the input.
+"""
+
+import contextlib
+import operator
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from dbnorm_jax._src.core import elementary
+
+
+def is_concrete(*arrays: Any) -> bool:
+    """Whether values can be looked at."""
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arrays))
+
+
+MOST_ROWS = 2**31 - 1
+
+# Values that a host checks sooner than a program for it is compiled.
+_FEW = 2**20
+_FEW_TO_MOVE = 2**12
+
+_LARGEST = float(np.finfo(np.float32).max)
+_SMALLEST = float(np.finfo(np.float32).tiny)
+
+
+def found(problem: Callable[[Any], Any], array: Any) -> bool:
+    """Whether a concrete array has a problem, looked up where it lives; never on traced ones.
+
+    Arrays that a function under trace closes over are concrete: they are checked too.
+
+    Args:
+      problem: array -> bool, of methods and operators that NumPy and JAX share; a function of a
+        module, so that it compiles once.
+      array: what is checked, of JAX or NumPy.
+    """
+    if not is_concrete(array):
+        return False
+    if isinstance(array, np.ndarray):
+        return bool(problem(array))
+    if _is_at_hand(array):
+        return bool(problem(np.asarray(array)))
+    with jax.ensure_compile_time_eval():
+        return bool(jax.jit(problem)(array))
+
+
+def _is_at_hand(array: jax.Array) -> bool:
+    # What NumPy does not know (bfloat16) it is slow at.
+    if array.dtype.kind not in "biuf" or not array.is_fully_addressable:
+        return False
+    on_host = all(device.platform == "cpu" for device in array.devices())
+    return array.size <= (_FEW if on_host else _FEW_TO_MOVE)
+
+
+def converted(array: Any, dtype: Any) -> jax.Array:
+    """`array` with another dtype that holds it; concrete stays concrete, also under a trace."""
+    if not is_concrete(array):
+        return jnp.asarray(array, dtype)
+    with jax.ensure_compile_time_eval():
+        return jnp.asarray(array, dtype)
+
+
+def narrowed(name: str, array: Any, dtype: Any) -> jax.Array:
+    """`array` of NumPy or JAX with another dtype; concrete values out of its range are refused.
+
+    JAX itself keeps the low bits of a number that is too large, and makes a float infinite.
+    """
+    dtype = np.dtype(dtype)
+    if isinstance(array, np.ndarray):
+        try:
+            with np.errstate(over="raise"):
+                host = array.astype(dtype, copy=False)
+        except FloatingPointError:
+            _fail_range(name, array, dtype)
+        if dtype.kind in "iu" and (host != array).any():
+            _fail_range(name, array, dtype)
+        return converted(host, dtype)
+    if _is_narrowing(array, dtype) and found(_exceeds_float32, array):
+        _fail_range(name, array, dtype)
+    return converted(array, dtype)
+
+
+def _is_narrowing(array: Any, dtype: Any) -> bool:
+    return bool(array.dtype == np.float64 and dtype == np.float32)
+
+
+def _exceeds_float32(array: Any) -> Any:
+    return ((abs(array) > _LARGEST) & (abs(array) < np.inf)).any()
+
+
+def _vanishes_in_float32(array: Any) -> Any:
+    return ((array != 0) & (abs(array) < _SMALLEST)).any()
+
+
+def _fail_range(name: str, array: Any, dtype: np.dtype[Any]) -> NoReturn:
+    limits: Any = (np.iinfo if dtype.kind in "iu" else np.finfo)(dtype)
+    with jax.ensure_compile_time_eval():
+        smallest, largest = array.min(), array.max()
+    raise ValueError(
+        f"`{name}` must be in the range of {dtype}, at most {limits.max:.3g} in size, got values "
+        f"from {smallest} to {largest}; scale them, or enable jax_enable_x64"
+    )
+
+
+def as_array(name: str, value: Any) -> jax.Array:
+    """`value` as a JAX array; NumPy float64 becomes float32 unless x64 is enabled, as in JAX."""
+    array = numeric(name, value)
+    if isinstance(array, jax.Array):
+        return array
+    return narrowed(name, array, jax.dtypes.canonicalize_dtype(array.dtype))
+
+
+def real(name: str, value: Any, dtype: Any = None, unit: str = "") -> jax.Array:
+    """Real numbers, integers of any size among them, as the floating-point `dtype`.
+
+    By default float64 stays where x64 is enabled, and all else is float32.
+    """
+    array = numeric(name, value)
+    if not is_real(array):
+        raise TypeError(f"`{name}` must be real numbers{unit}, got dtype {array.dtype}")
+    if dtype is None:
+        dtype = np.float64 if array.dtype == np.float64 else np.float32
+    return narrowed(name, array, jax.dtypes.canonicalize_dtype(dtype))
+
+
+def check_none_vanishes(name: str, value: Any, dtype: Any) -> None:
+    """Raises where the conversion to `dtype` makes 0 of a number that is none."""
+    array = numeric(name, value)
+    if _is_narrowing(array, dtype) and found(_vanishes_in_float32, array):
+        raise ValueError(
+            f"`{name}` must be 0 or at least {_SMALLEST:.3g}, the smallest of float32, got numbers "
+            f"nearer to 0; scale them, or enable jax_enable_x64"
+        )
+
+
+def numeric(name: str, value: Any) -> "jax.Array | np.ndarray[Any, np.dtype[Any]]":
+    """A JAX array as it is; anything else as a NumPy array in native byte order.
+
+    Tensors of other frameworks on the CPU are read through NumPy; bfloat16, which NumPy lacks, is
+    copied through DLPack. What becomes of either shares no memory with the tensor.
+    """
+    if isinstance(value, jax.Array):
+        return value
+    kind = type(value).__name__
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"`{name}` must be an array, got ragged {kind}") from error
+    except (TypeError, RuntimeError) as error:  # a tensor that NumPy cannot read
+        if "bfloat16" in str(getattr(value, "dtype", "")):
+            with contextlib.suppress(BufferError, RuntimeError, TypeError):
+                return _copied_by_dlpack(value)
+        raise TypeError(
+            f"`{name}` must be an array in the host's memory, got a {kind} that cannot be read "
+            f"({error}); convert it, for instance with .detach().float().cpu()"
+        ) from error
+    if array.dtype == object or array.dtype.kind in "SUMm":
+        remedy = "; make rows one array with numpy.stack" if array.dtype == object else ""
+        if remedy and all(isinstance(one, int) for one in array.flat):
+            remedy = "; give integers of more than 64 bits as floats"
+        raise TypeError(
+            f"`{name}` must be a numeric array, got {kind} of dtype {array.dtype}{remedy}"
+        )
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _copied_by_dlpack(value: Any) -> jax.Array:
+    with jax.ensure_compile_time_eval():
+        return jnp.array(jax.dlpack.from_dlpack(value), copy=True)
+
+
+def floating(
+    name: str, value: Any, *, ndim: int | None = None, min_ndim: int = 0, finite: bool = True
+) -> jax.Array:
+    """`value` as a floating-point JAX array of the given rank, all values finite."""
+    array = as_array(name, value)
+    _check_floating(name, array, ndim, min_ndim)
+    if finite:
+        check_finite(name, array)
+    return array
+
+
+def _check_floating(name: str, array: Any, ndim: int | None, min_ndim: int = 0) -> None:
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(
+            f"`{name}` must be floating point, got dtype {array.dtype}; "
+            f"convert it first, for instance with .astype('float32')"
+        )
+    if ndim is not None and array.ndim != ndim:
+        raise ValueError(f"`{name}` must have {ndim} axes, got shape {array.shape}")
+    if array.ndim < min_ndim:
+        raise ValueError(f"`{name}` must have at least {min_ndim} axes, got shape {array.shape}")
+
+
+def _not_finite(array: Any) -> Any:
+    # A maximum passes NaN on, and is read three times as fast as a mask is made.
+    return ~(abs(array).max(initial=0) < np.inf)
+
+
+def _not_positive(array: Any) -> Any:
+    return ~((array > 0) & (array < np.inf)).all()
+
+
+def is_negative(array: Any) -> Any:
+    """Whether any value is below 0."""
+    return (array < 0).any()
+
+
+def _not_finite_anywhere(array: Any) -> Any:
+    # A maximum over devices may lose NaN.
+    return ~(abs(array) < np.inf).all()
+
+
+@jax.jit
+def _first_not_finite(array: jax.Array) -> jax.Array:
+    # A minimum over rows works on any sharding; argmax does not.
+    bad = ~jnp.isfinite(array.reshape(array.shape[0], -1)).all(axis=1)
+    return jnp.where(bad, lax.iota(jnp.int32, len(bad)), len(bad)).min()
+
+
+def check_finite(name: str, array: jax.Array, remedy: str = "remove or repair that row") -> None:
+    """Raises where a concrete array holds NaN or infinity, naming the first such place."""
+    on_one_device = not is_concrete(array) or len(array.devices()) == 1
+    if found(_not_finite if on_one_device else _not_finite_anywhere, array):
+        if not array.is_fully_addressable:  # each process finds the same, and raises alike
+            with jax.ensure_compile_time_eval():
+                first = int(_first_not_finite(array))
+            raise ValueError(
+                f"`{name}` must be finite, found a value that is not at index [{first}]; {remedy}"
+            )
+        place = np.argwhere(~np.isfinite(np.asarray(array, dtype=np.float64)))[0].tolist()
+        raise ValueError(
+            f"`{name}` must be finite, found {np.asarray(array)[tuple(place)]} at index {place}; "
+            f"{remedy}"
+        )
+
+
+def embeddings(name: str, value: Any) -> jax.Array:
+    """A finite, non-empty [num_rows, dim] array."""
+    array = as_array(name, value)
+    check_embeddings(name, array)
+    check_finite(name, array)
+    return array
+
+
+def check_embeddings(name: str, array: Any) -> None:
+    """Raises unless the array, of JAX or NumPy, has the type and shape of embeddings."""
+    _check_floating(name, array, ndim=2)
+    if 0 in array.shape:
+        raise ValueError(
+            f"`{name}` must have at least one row and one dimension, got shape {array.shape}"
+        )
+    check_indexable(name, array.shape[0], "rows")
+
+
+def check_indexable(name: str, count: int, of: str) -> None:
+    """Raises where int32 could not number as many."""
+    if count > MOST_ROWS:
+        raise ValueError(
+            f"`{name}` must have at most {MOST_ROWS} {of}, which int32 can number, got {count}; "
+            f"split it, and merge what is found"
+        )
+
+
+def same_dimension(first_name: str, first: Any, second_name: str, second: Any) -> None:
+    """Raises unless both [rows, dim] arrays have the same dim."""
+    if first.shape[1] != second.shape[1]:
+        hint = (
+            "; is one of them transposed? rows are items"
+            if first.shape[1] == second.shape[0] or first.shape[0] == second.shape[1]
+            else ""
+        )
+        raise ValueError(
+            f"`{first_name}` and `{second_name}` must have the same number of columns "
+            f"(embedding dimensions), got shapes {first.shape} and {second.shape}{hint}"
+        )
+
+
+def similarities(name: str, value: Any, *, rows: str, alike: bool = True) -> jax.Array:
+    """A finite [..., num_rows, num_gallery] array with at least one row and one column.
+
+    Without `alike`, who reads it twice sees to it that it is read alike.
+    """
+    array = floating(name, value, min_ndim=2)
+    if 0 in array.shape[-2:]:
+        raise ValueError(
+            f"`{name}` must have at least one row ({rows}) and one column (gallery), "
+            f"got shape {array.shape}"
+        )
+    check_indexable(name, max(array.shape[-2:]), "rows or columns")
+    return read_alike(array) if alike else array
+
+
+def read_alike(matrix: jax.Array) -> jax.Array:
+    """A matrix whose readers agree in each number, also where a caller's jit fuses it with them."""
+    return matrix if is_concrete(matrix) else elementary.rounded(matrix)
+
+
+def matching_gallery(
+    name: str, num_gallery: int, similarities_name: str, shape: tuple[int, ...]
+) -> None:
+    """Raises unless the state `name` was fitted on as many gallery items as there are columns."""
+    if num_gallery != shape[-1]:
+        raise ValueError(
+            f"`{name}` has {num_gallery} gallery items but `{similarities_name}` has {shape[-1]} "
+            f"columns (shape {shape}); columns are gallery items"
+        )
+
+
+def integer(name: str, value: Any, *, low: int, high: int | None = None, of: str = "") -> int:
+    """`value` as an int in [low, high]."""
+    try:
+        if isinstance(value, (bool, np.bool_)):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"`{name}` must be an integer, got {value!r}") from None
+    if number < low or (high is not None and number > high):
+        bound = f"at least {low}" if high is None else f"between {low} and {high}{of}"
+        raise ValueError(f"`{name}` must be {bound}, got {number}")
+    return number
+
+
+def positive(name: str, value: Any, dtype: Any, unit: str = "") -> jax.Array:
+    """A positive, finite scalar or array, as `dtype`."""
+    array = real(name, value, dtype)
+    if found(_not_positive, array):
+        raise ValueError(f"`{name}` must be positive and finite{unit}, got {value}")
+    return array
+
+
+def is_real(array: Any) -> bool:
+    """Whether the dtype holds real numbers; bool is none."""
+    return jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)
+
+
+def bank_weights(name: str, value: Any, shape: tuple[int, ...], dtype: Any = None) -> jax.Array:
+    """Finite multiplicities >= 0, one per bank row; `dtype` as in `real`."""
+    array = real(name, value, dtype, " (multiplicities)")
+    if array.shape[-1:] != shape[-1:]:
+        raise ValueError(
+            f"`{name}` must have one entry per bank row, expected shape {shape}, got {array.shape}"
+        )
+    check_none_vanishes(name, value, array.dtype)
+    check_finite(name, array)
+    if found(is_negative, array):
+        with jax.ensure_compile_time_eval():
+            raise ValueError(f"`{name}` must not be negative, got a minimum of {array.min()}")
+    return array
+
+
+def indices(
+    name: str, value: Any, *, low: int, high: int, ndim: int | None = None, of: str = "gallery rows"
+) -> jax.Array:
+    """An integer array with values in [low, high), as int32."""
+    array = numeric(name, value)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise TypeError(f"`{name}` must hold integers ({of}), got dtype {array.dtype}")
+    if ndim is not None and array.ndim != ndim:
+        raise ValueError(f"`{name}` must have {ndim} axes, got shape {array.shape}")
+    if array.size and is_concrete(array):
+        # As Python integers, before the conversion: int64 may not fit, int8 and uint not compare.
+        with jax.ensure_compile_time_eval():
+            smallest, largest = int(array.min()), int(array.max())
+        if smallest < low or largest >= high:
+            none = f" ({low} marks none)" if low == -1 else ""
+            raise ValueError(
+                f"`{name}` must hold {of} between {low}{none} and {high - 1}, "
+                f"got values from {smallest} to {largest}"
+            )
+    return converted(array, jnp.int32)
+
+
+def exclusions(value: Any, num_bank: int, num_gallery: int) -> jax.Array:
+    """The argument `exclude` as [num_bank, most]: gallery rows that a bank item does not enter."""
+    array = indices("exclude", value, low=-1, high=num_gallery)
+    if array.ndim not in (1, 2) or array.shape[0] != num_bank or 0 in array.shape:
+        shapes = f"{(num_bank,)} or {(num_bank, 'most')}"
+        raise ValueError(f"`exclude` must have shape {shapes} (bank rows), got {array.shape}")
+    return array.reshape(num_bank, -1)
+
+
+def one_per_bank_row(name: str, vector: jax.Array, num_bank: int) -> None:
+    """Raises unless the vector has one entry per bank row."""
+    if vector.shape != (num_bank,):
+        wanted = f"one entry per bank row, expected shape {(num_bank,)}"
+        raise ValueError(f"`{name}` must have {wanted}, got {vector.shape}")
+
+
+def mask(name: str, value: Any) -> jax.Array:
+    """A bool array."""
+    array = as_array(name, value)
+    if array.dtype != bool:
+        raise TypeError(f"`{name}` must be a bool mask (True = valid), got dtype {array.dtype}")
+    return array
+
+
+def pairs(where: Any, shape: tuple[int, ...]) -> jax.Array:
+    """A mask of rows or pairs as a mask of pairs that broadcasts against `shape`."""
+    where = mask("where", where)
+    given = where.shape
+    if where.ndim == 1 or (where.shape == shape[:-1] and where.shape != shape[-2:]):
+        where = where[..., None]
+    try:
+        fits = jnp.broadcast_shapes(where.shape, shape)[-2:] == tuple(shape[-2:])
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(f"`where` must mask bank rows {shape[:-1]} or pairs {shape}, got {given}")
+    return jnp.broadcast_to(where, (*where.shape[:-2], *shape[-2:]))
+
+
+def correction(value: Any, kind: type, remedy: str = "make it with one of the normalizers") -> None:
+    """Raises unless `value` is a Correction (the `kind`) of finite fields.
+
+    One NaN would take its item, or all items of a query, out of every result.
+    """
+    instance("correction", value, kind, remedy)
+    for name, field in (("bias", value.bias), ("active", value.active)):
+        if field is not None and is_concrete(field):
+            remedy = "fit it anew, from banks of finite similarities"
+            check_finite(f"correction.{name}", as_array(f"correction.{name}", field), remedy)
+
+
+def instance(name: str, value: Any, expected: type | tuple[type, ...], remedy: str) -> None:
+    """Raises unless `value` is of the expected type."""
+    if not isinstance(value, expected):
+        kinds = expected if isinstance(expected, tuple) else (expected,)
+        names = " or ".join(kind.__name__ for kind in kinds)
+        raise TypeError(f"`{name}` must be a {names}, got {type(value).__name__}; {remedy}")

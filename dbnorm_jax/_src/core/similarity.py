@@ -1,0 +1,165 @@
+"""Similarity functions: rows [m, dim] against columns [n, dim] -> [m, n]; higher is closer.
+
+Any function of this form can stand in for them in the streamed functions. It is a static argument
+of compiled code: pass a named function, since every new lambda compiles anew.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dbnorm_jax._src.core import checks, elementary, numerics
+
+SimilarityFn = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def dot_product(rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """Inner products `s(r, c) = <r, c>`, in [unit of rows] x [unit of columns].
+
+    Args:
+      rows: [num_rows, dim] floating point.
+      columns: [num_columns, dim] floating point.
+
+    Returns:
+      [num_rows, num_columns] in at least float32, in full float32 precision on every backend unless
+      `jax.default_matmul_precision` is set.
+
+    Raises:
+      ValueError: shapes that do not fit, empty or non-finite arrays.
+      TypeError: arrays that are not floating point.
+
+    Examples:
+      >>> import dbnorm_jax as dbn
+      >>> import jax.numpy as jnp
+      >>> print(dbn.dot_product(jnp.array([[1.0, 2.0]]), jnp.array([[3.0, 4.0], [0.0, 1.0]])))
+      [[11.  2.]]
+    """
+    return _dot_product(*_checked(rows, columns))
+
+
+def cosine_similarity(rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """Cosines `s(r, c) = <r, c> / (|r| |c|)`, between -1 and 1 up to rounding.
+
+    Args:
+      rows: [num_rows, dim] floating point, no zero row.
+      columns: [num_columns, dim] floating point, no zero row.
+
+    Returns:
+      [num_rows, num_columns] in at least float32; inside a caller's jit, where values cannot be
+      checked, the similarities of a zero row are 0.
+
+    Raises:
+      ValueError: a zero row, shapes that do not fit, empty or non-finite arrays.
+      TypeError: arrays that are not floating point.
+
+    Examples:
+      >>> import dbnorm_jax as dbn
+      >>> import jax.numpy as jnp
+      >>> print(dbn.cosine_similarity(jnp.array([[0.0, 2.0]]), jnp.array([[3.0, 4.0]])).round(3))
+      [[0.8]]
+    """
+    rows, columns = _checked(rows, columns)
+    check_rows(cosine_similarity, rows=rows, columns=columns)
+    return _cosine_similarity(rows, columns)
+
+
+def negative_squared_euclidean(rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """Negative squared distances `s(r, c) = -|r - c|^2`, at most 0.
+
+    Expanded as `2 <r, c> - |r|^2 - |c|^2`: the absolute error is a few float32 roundings of the
+    squared norms, so center data that lies far from the origin. Squared norms must stay within the
+    range of the dtype (float32: norms up to 1e19).
+
+    Args:
+      rows: [num_rows, dim] floating point.
+      columns: [num_columns, dim] floating point.
+
+    Returns:
+      [num_rows, num_columns] in at least float32, in [unit of the embeddings]^2.
+
+    Raises:
+      ValueError: shapes that do not fit, empty or non-finite arrays.
+      TypeError: arrays that are not floating point.
+
+    Examples:
+      >>> import dbnorm_jax as dbn
+      >>> import jax.numpy as jnp
+      >>> rows, columns = jnp.array([[1.0, 0.0]]), jnp.array([[1.0, 2.0], [0.0, 0.0]])
+      >>> print(dbn.negative_squared_euclidean(rows, columns))
+      [[-4. -1.]]
+    """
+    return _negative_squared_euclidean(*_checked(rows, columns))
+
+
+def check_rows(similarity_fn: SimilarityFn, **embeddings: jax.Array) -> None:
+    """Raises for concrete embeddings on which the similarity is undefined: zero rows and cosine."""
+    if similarity_fn is not cosine_similarity:
+        return
+    for name, rows in embeddings.items():
+        if checks.found(_has_zero_row, rows):
+            with jax.ensure_compile_time_eval():  # numbers, which every process can read
+                zero = _is_zero(rows)
+                first = jnp.where(zero, jnp.arange(len(zero)), len(zero)).min()
+                raise ValueError(
+                    f"`{name}` must have no zero row under cosine similarity, found "
+                    f"{int(zero.sum())}, the first at row {int(first)}; remove them"
+                )
+
+
+def _is_zero(rows: Any) -> Any:
+    """[num_rows], where a row is zero to devices, some of which take subnormal numbers for it."""
+    smallest = float(jnp.finfo(rows.dtype).tiny)  # type: ignore[no-untyped-call]
+    return ~(abs(rows) >= smallest).any(axis=1)
+
+
+def _has_zero_row(rows: Any) -> Any:
+    return _is_zero(rows).any()
+
+
+def tile(similarity_fn: SimilarityFn, rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """`similarity_fn(rows, columns)` in at least float32, its shape checked.
+
+    Written, so that all its readers agree in each number.
+    """
+    similarities = similarity_fn(rows, columns)
+    expected = (rows.shape[0], columns.shape[0])
+    if similarities.shape != expected:
+        raise ValueError(
+            f"`similarity_fn` must map {rows.shape} and {columns.shape} to {expected}, "
+            f"got {similarities.shape}"
+        )
+    similarities = similarities.astype(numerics.accumulation_dtype(similarities.dtype))
+    if similarity_fn in _ALIKE and rows.shape[1] > 1:
+        return similarities
+    return elementary.written(similarities)
+
+
+# XLA fuses no product of matrices with its readers, and twice a product has no rounding of its own.
+_ALIKE = (dot_product, cosine_similarity, negative_squared_euclidean)
+
+
+def _checked(rows: jax.Array, columns: jax.Array) -> tuple[jax.Array, jax.Array]:
+    rows, columns = checks.embeddings("rows", rows), checks.embeddings("columns", columns)
+    checks.same_dimension("rows", rows, "columns", columns)
+    return rows, columns
+
+
+_dot_product = jax.jit(numerics.product_transposed)
+
+
+@jax.jit
+def _cosine_similarity(rows: jax.Array, columns: jax.Array) -> jax.Array:
+    dtype = numerics.accumulation_dtype(rows.dtype, columns.dtype)
+    return numerics.product_transposed(
+        numerics.normalize_rows(rows.astype(dtype)), numerics.normalize_rows(columns.astype(dtype))
+    )
+
+
+@jax.jit
+def _negative_squared_euclidean(rows: jax.Array, columns: jax.Array) -> jax.Array:
+    products = numerics.product_transposed(rows, columns)
+    row_squares = jnp.square(rows.astype(products.dtype)).sum(axis=1)
+    column_squares = jnp.square(columns.astype(products.dtype)).sum(axis=1)
+    return jnp.minimum(2 * products - row_squares[:, None] - column_squares[None, :], 0)

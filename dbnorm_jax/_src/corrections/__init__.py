@@ -1,0 +1,1 @@
+"""From statistics to corrections: one bias per gallery item, or new scores."""

@@ -1,0 +1,249 @@
+"""The four normalizers of the paper: bank statistics -> Correction.
+
+With `bias_B(g; beta) = (log Z_B(g; beta) - log |B|) / beta`, weights `w_i = beta_i / (beta_1 +
+beta_2)` and gates `a` in {0, 1} (is the query's raw top-1 in the bank's activation set),
+
+    score(q, g) = s(q, g) - a_Q(q) w_1 bias_Q(g; beta_1) - a_G(q) w_2 bias_G(g; beta_2).
+
+Up to a positive factor this is the logarithm of the published products of exponentials, so IS, DIS
+and DualIS rank as published at any beta without overflow, and scores stay on the scale of the
+similarity whichever gates are open. DualDIS ranks as published where both gates are open; where one
+is closed, the published code multiplies by the raw similarity instead, see `published_scores`.
+
+    >>> import dbnorm_jax as dbn
+    >>> import jax.numpy as jnp
+    >>> query_bank = jnp.array([[0.9, 0.2], [0.8, 0.3], [0.9, 0.1]])     # item 0 is everybody's hub
+    >>> gallery_bank = jnp.array([[0.4, 0.1], [0.5, 0.2]])
+    >>> correction = dbn.dual_inverted_softmax(
+    ...     dbn.bank_statistics(query_bank, beta=20.0), dbn.bank_statistics(gallery_bank, beta=1.0))
+    >>> test = jnp.array([[0.85, 0.6]])
+    >>> print(dbn.top_k(test, 1).indices, dbn.top_k(test, 1, correction).indices)
+    [[0]] [[1]]
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dbnorm_jax._src.core import checks, numerics
+from dbnorm_jax._src.core.types import BankStatistics, Correction
+
+
+def inverted_softmax(query_statistics: BankStatistics) -> Correction:
+    """IS, the inverted softmax: `exp(beta s(q, g)) / Z_Q(g)`, as `s(q, g) - bias_Q(g)`.
+
+    Args:
+      query_statistics: of the query bank, fields [..., num_gallery].
+
+    Returns:
+      Correction with one term that always acts.
+
+    Raises:
+      TypeError: anything but BankStatistics.
+
+    Examples:
+      >>> import dbnorm_jax as dbn
+      >>> import jax.numpy as jnp
+      >>> statistics = dbn.bank_statistics(jnp.array([[0.9, 0.1]]), beta=20.0)
+      >>> print(jnp.array_str(dbn.inverted_softmax(statistics).bias, precision=3))
+      [[0.9 0.1]]
+
+    References:
+      Smith et al., ICLR 2017.
+    """
+    _check("query_statistics", query_statistics)
+    return _single(query_statistics, None)
+
+
+def dynamic_inverted_softmax(query_statistics: BankStatistics) -> Correction:
+    """DIS: IS on queries whose raw top-1 lies in the query bank's activation set, raw otherwise.
+
+    Args:
+      query_statistics: of the query bank with `k >= 1`, fields [..., num_gallery].
+
+    Returns:
+      Correction with one gated term.
+
+    Raises:
+      ValueError: statistics without an activation set (`k == 0`).
+      TypeError: anything but BankStatistics.
+
+    Examples:
+      >>> import dbnorm_jax as dbn
+      >>> import jax.numpy as jnp
+      >>> statistics = dbn.bank_statistics(jnp.array([[0.9, 0.1, 0.2]]), beta=20.0)
+      >>> correction = dbn.dynamic_inverted_softmax(statistics)
+      >>> queries = jnp.array([[0.5, 0.4, 0.0], [0.4, 0.5, 0.0]])      # raw top-1: item 0, item 1
+      >>> print(dbn.gates(queries, correction).T)
+      [[1. 0.]]
+
+    References:
+      Bogolin et al., CVPR 2022, QB-Norm. Their code takes the gate after the exponential, which
+      saturates; here it reads the raw similarities.
+    """
+    _check("query_statistics", query_statistics)
+    return _single(query_statistics, _active("query_statistics", query_statistics))
+
+
+def dual_inverted_softmax(
+    query_statistics: BankStatistics, gallery_statistics: BankStatistics, *, weights: Any = None
+) -> Correction:
+    """DualIS: `exp(b1 s) / Z_Q(g; b1) * exp(b2 s) / Z_G(g; b2)`, as `s - w1 bias_Q - w2 bias_G`.
+
+    Args:
+      query_statistics: of the query bank with beta b1, fields [..., num_gallery].
+      gallery_statistics: of the gallery bank with beta b2. Gallery items are closer to each other
+        than to queries: b2 is much smaller than b1 (20 and 1 for cosines is a start).
+      weights: optional (w_query, w_gallery); the published `b_i / (b1 + b2)` when None.
+
+    Returns:
+      Correction with two terms that always act.
+
+    Raises:
+      ValueError: statistics of galleries of different size, or weights that are not a pair of
+        finite numbers.
+      TypeError: anything but BankStatistics.
+
+    Examples:
+      >>> import dbnorm_jax as dbn
+      >>> import jax.numpy as jnp
+      >>> query_statistics = dbn.bank_statistics(jnp.array([[0.9, 0.1]]), beta=3.0)
+      >>> gallery_statistics = dbn.bank_statistics(jnp.array([[0.4, 0.8]]), beta=1.0)
+      >>> print(dbn.dual_inverted_softmax(query_statistics, gallery_statistics).bias.round(3))
+      [[0.675 0.075]
+       [0.1   0.2  ]]
+
+    References:
+      Wang, Jian and Xue, Balance Act, EMNLP 2023. In the released code the test similarities are
+      never read; here they are what is corrected.
+    """
+    _check("query_statistics", query_statistics)
+    _check("gallery_statistics", gallery_statistics)
+    return _dual(query_statistics, gallery_statistics, _weights(weights), None, None)
+
+
+def dual_dynamic_inverted_softmax(
+    query_statistics: BankStatistics, gallery_statistics: BankStatistics, *, weights: Any = None
+) -> Correction:
+    """DualDIS: each of DualIS's two terms acts where the raw top-1 is in its bank's activation set.
+
+    `score = s - a_Q(q) w1 bias_Q(g; b1) - a_G(q) w2 bias_G(g; b2)`.
+
+    Args:
+      query_statistics: of the query bank with beta b1 and `k >= 1`, fields [..., num_gallery].
+      gallery_statistics: of the gallery bank with beta b2 and `k >= 1`.
+      weights: optional (w_query, w_gallery); the published `b_i / (b1 + b2)` when None.
+
+    Returns:
+      Correction with two gated terms.
+
+    Raises:
+      ValueError: statistics without an activation set, of galleries of different size, or weights
+        that are not a pair of finite numbers.
+      TypeError: anything but BankStatistics.
+
+    Examples:
+      >>> import dbnorm_jax as dbn
+      >>> import jax.numpy as jnp
+      >>> query_statistics = dbn.bank_statistics(jnp.array([[0.9, 0.1]]), beta=3.0)
+      >>> gallery_statistics = dbn.bank_statistics(jnp.array([[0.4, 0.8]]), beta=1.0)
+      >>> correction = dbn.dual_dynamic_inverted_softmax(query_statistics, gallery_statistics)
+      >>> print(dbn.gates(jnp.array([[0.6, 0.5]]), correction))    # raw top-1: item 0
+      [[1. 0.]]
+
+    References:
+      Wang, Jian and Xue, Balance Act, EMNLP 2023. On rows with one open gate the released code
+      multiplies by the raw similarity, which changes the scale from row to row and reverses
+      negative similarities: `published_scores` reproduces it.
+    """
+    _check("query_statistics", query_statistics)
+    _check("gallery_statistics", gallery_statistics)
+    return _dual(
+        query_statistics,
+        gallery_statistics,
+        _weights(weights),
+        _active("query_statistics", query_statistics),
+        _active("gallery_statistics", gallery_statistics),
+    )
+
+
+def _check(name: str, statistics: Any) -> None:
+    checks.instance(
+        name, statistics, BankStatistics, "make it with bank_statistics or stream_bank_statistics"
+    )
+
+
+def _active(name: str, statistics: BankStatistics) -> jax.Array:
+    if statistics.active is None:
+        raise ValueError(
+            f"`{name}` must carry an activation set, got statistics with k=0; "
+            f"make them with k=1 or more, or use the normalizer without a gate"
+        )
+    return statistics.active
+
+
+def _weights(weights: Any) -> tuple[jax.Array, jax.Array] | None:
+    if weights is None:
+        return None
+    try:
+        query_weight, gallery_weight = weights
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"`weights` must be a pair (w_query, w_gallery), got {weights!r}"
+        ) from None
+    pair = []
+    for index, weight in enumerate((query_weight, gallery_weight)):
+        name = f"weights[{index}]"
+        pair.append(checks.floating(name, checks.real(name, weight)))
+    return pair[0], pair[1]
+
+
+@jax.jit
+def _single(statistics: BankStatistics, active: jax.Array | None) -> Correction:
+    return Correction(
+        statistics.bias[..., None, :], None if active is None else active[..., None, :]
+    )
+
+
+def _dual(
+    query_statistics: BankStatistics,
+    gallery_statistics: BankStatistics,
+    weights: tuple[jax.Array, jax.Array] | None,
+    query_active: jax.Array | None,
+    gallery_active: jax.Array | None,
+) -> Correction:
+    if query_statistics.num_gallery != gallery_statistics.num_gallery:
+        raise ValueError(
+            f"`query_statistics` has {query_statistics.num_gallery} gallery items but "
+            f"`gallery_statistics` has {gallery_statistics.num_gallery}; "
+            f"both banks must be compared with the same gallery"
+        )
+    return _dual_jit(query_statistics, gallery_statistics, weights, query_active, gallery_active)
+
+
+@jax.jit
+def _dual_jit(
+    query_statistics: BankStatistics,
+    gallery_statistics: BankStatistics,
+    weights: tuple[jax.Array, jax.Array] | None,
+    query_active: jax.Array | None,
+    gallery_active: jax.Array | None,
+) -> Correction:
+    banks = (query_statistics, gallery_statistics)
+    dtype = numerics.accumulation_dtype(*(bank.log_normalizer.dtype for bank in banks))
+    if weights is None:
+        betas = jnp.broadcast_arrays(*(bank.beta.astype(dtype) for bank in banks))
+        weights = (betas[0] / (betas[0] + betas[1]), betas[1] / (betas[0] + betas[1]))
+    terms = [
+        functools.reduce(
+            jnp.multiply,
+            jnp.broadcast_arrays(weight.astype(dtype)[..., None], statistics.bias.astype(dtype)),
+        )
+        for weight, statistics in zip(weights, banks, strict=True)
+    ]
+    active = None
+    if query_active is not None and gallery_active is not None:
+        active = jnp.stack(jnp.broadcast_arrays(query_active, gallery_active), axis=-2)
+    return Correction(jnp.stack(jnp.broadcast_arrays(*terms), axis=-2), active)

@@ -1,0 +1,389 @@
+"""Corrections by optimal transport: SN, DBSN and HNN. Part of `dbnorm_jax.baselines`.
+
+Potentials `u` of the gallery and `v` of the query bank scale `exp(s / temperature)` to uniform
+marginals; the bias is `-temperature log u`, up to a constant. One iteration updates the bank's
+potentials, then the gallery's, in the log domain:
+
+    log v_b = -log m - LSE_g(s(b, g) / temperature + log u_g)
+    log u_g = -log n - LSE_b(s(b, g) / temperature + log v_b)
+
+After the second update the gallery's marginals are exact and the bank's are not:
+`sinkhorn_residual` says by how much. From uniform bank potentials the gallery's update alone is
+the inverted softmax with beta = 1 / temperature.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dbnorm_jax._src.core import checks, elementary, numerics
+from dbnorm_jax._src.core.similarity import SimilarityFn, check_rows, dot_product
+from dbnorm_jax._src.core.types import Correction
+from dbnorm_jax._src.passes import streaming
+
+_UNIT = " (in the unit of similarity)"
+LogSums = Callable[[jax.Array], jax.Array]
+
+
+def sinkhorn_normalization(
+    similarities: Any, *, temperature: Any, num_iterations: int
+) -> Correction:
+    """SN: Sinkhorn potentials of the gallery against the query bank.
+
+    Args:
+      similarities: [num_query_bank, num_gallery], higher is closer.
+      temperature: > 0, in the unit of similarity.
+      num_iterations: updates of both sides, starting from uniform gallery potentials (static).
+
+    Returns:
+      Correction with one term that always acts. Convergence is not assumed: `sinkhorn_residual`
+      measures what is left.
+
+    Raises:
+      ValueError: an empty or non-finite matrix, temperature <= 0, fewer than one iteration.
+      TypeError: a matrix that is not floating point.
+
+    Examples:
+      >>> import dbnorm_jax as dbn
+      >>> import jax.numpy as jnp
+      >>> bank = jnp.array([[1.0, 0.0], [1.0, 0.0]])     # item 0 is nearer to all by 1
+      >>> fitted = dbn.baselines.sinkhorn_normalization(bank, temperature=0.5, num_iterations=3)
+      >>> print(f"{fitted.bias[0, 0] - fitted.bias[0, 1]:.3f}")
+      1.000
+
+    References:
+      Pan et al., ACM MM 2025 (arXiv 2508.02538).
+    """
+    similarities, temperature, count = _checked(similarities, temperature, num_iterations)
+    return _sinkhorn(similarities, temperature, num_iterations=count)
+
+
+def dual_bank_sinkhorn_normalization(
+    similarities: Any, bank_similarities: Any, *, temperature: Any, num_iterations: int
+) -> Correction:
+    """DBSN: SN of the gallery and the gallery bank together, of which the gallery is kept.
+
+    Args:
+      similarities: [num_query_bank, num_gallery], higher is closer.
+      bank_similarities: [num_query_bank, num_gallery_bank], of the same query bank.
+      temperature: > 0, in the unit of similarity (0.01 in the paper).
+      num_iterations: updates of both sides (static; 10 in the paper).
+
+    Returns:
+      Correction with one term that always acts.
+
+    Raises:
+      ValueError: as `sinkhorn_normalization`, or matrices with different numbers of rows.
+      TypeError: a matrix that is not floating point.
+
+    Examples:
+      >>> import dbnorm_jax as dbn
+      >>> import jax.numpy as jnp
+      >>> to_gallery, to_bank = jnp.array([[1.0, 0.0]]), jnp.array([[0.5, 0.5, 0.5]])
+      >>> fitted = dbn.baselines.dual_bank_sinkhorn_normalization(
+      ...     to_gallery, to_bank, temperature=0.5, num_iterations=3)
+      >>> print(fitted.bias.shape, f"{fitted.bias[0, 0] - fitted.bias[0, 1]:.3f}")
+      (1, 2) 1.000
+
+    References:
+      Pan et al., ACM MM 2025 (arXiv 2508.02538).
+    """
+    similarities, temperature, count = _checked(similarities, temperature, num_iterations)
+    bank_similarities = checks.similarities(
+        "bank_similarities", bank_similarities, rows="query bank items"
+    )
+    if bank_similarities.ndim != 2 or bank_similarities.shape[0] != similarities.shape[0]:
+        raise ValueError(
+            f"`bank_similarities` must have a row per query-bank item as `similarities` "
+            f"{similarities.shape}, got {bank_similarities.shape}"
+        )
+    dtype = numerics.accumulation_dtype(similarities.dtype, bank_similarities.dtype)
+    stacked = jnp.concatenate([similarities.astype(dtype), bank_similarities.astype(dtype)], axis=1)
+    fitted = _sinkhorn(stacked, temperature.astype(dtype), num_iterations=count)
+    return Correction(fitted.bias[:, : similarities.shape[1]], None)
+
+
+def stream_sinkhorn_normalization(
+    query_bank: Any,
+    gallery: Any,
+    gallery_bank: Any = None,
+    *,
+    temperature: Any,
+    num_iterations: int,
+    similarity_fn: SimilarityFn = dot_product,
+    chunk_size: int = streaming.DEFAULT_CHUNK_SIZE,
+) -> Correction:
+    """SN, or DBSN with a gallery bank, from embeddings, never holding bank x gallery.
+
+    Two passes over the similarities per iteration.
+
+    Args:
+      query_bank: [num_query_bank, dim] embeddings.
+      gallery: [num_gallery, dim] embeddings.
+      gallery_bank: optional [num_gallery_bank, dim] embeddings.
+      temperature: > 0, in the unit of similarity.
+      num_iterations: updates of both sides (static).
+      similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static).
+      chunk_size: rows held at once (static).
+
+    Returns:
+      Correction with one term that always acts.
+
+    Raises:
+      ValueError: empty, non-finite or mismatched embeddings, temperature <= 0, fewer than one
+        iteration.
+      TypeError: embeddings that are not floating point.
+
+    Examples:
+      >>> import dbnorm_jax as dbn
+      >>> import jax.numpy as jnp
+      >>> bank, gallery = jnp.array([[1.0, 0.0]]), jnp.array([[1.0, 0.0], [0.0, 1.0]])
+      >>> fitted = dbn.baselines.stream_sinkhorn_normalization(
+      ...     bank, gallery, temperature=0.5, num_iterations=3)
+      >>> print(f"{fitted.bias[0, 0] - fitted.bias[0, 1]:.3f}")
+      1.000
+
+    References:
+      Pan et al., ACM MM 2025 (arXiv 2508.02538).
+    """
+    bank = checks.embeddings("query_bank", query_bank)
+    gallery = checks.embeddings("gallery", gallery)
+    checks.same_dimension("query_bank", bank, "gallery", gallery)
+    columns = {"gallery": gallery}
+    if gallery_bank is not None:
+        columns["gallery_bank"] = checks.embeddings("gallery_bank", gallery_bank)
+        checks.same_dimension("query_bank", bank, "gallery_bank", columns["gallery_bank"])
+    check_rows(similarity_fn, query_bank=bank, **columns)
+    dtype = numerics.accumulation_dtype(bank.dtype, *(part.dtype for part in columns.values()))
+    fitted = _stream_sinkhorn(
+        bank.astype(dtype),
+        jnp.concatenate([part.astype(dtype) for part in columns.values()]),
+        checks.positive("temperature", temperature, dtype, _UNIT),
+        num_iterations=checks.integer("num_iterations", num_iterations, low=1),
+        similarity_fn=similarity_fn,
+        chunk_size=checks.integer("chunk_size", chunk_size, low=1),
+    )
+    return Correction(fitted.bias[:, : gallery.shape[0]], None)
+
+
+def sinkhorn_residual(similarities: Any, correction: Correction, *, temperature: Any) -> jax.Array:
+    """How far SN is from its fixed point: the largest relative error of a marginal.
+
+    With the bank's potentials set to the gallery's, the bank's marginals are exact, and the
+    gallery's are off by at most this share. 0 is converged.
+
+    Args:
+      similarities: [num_query_bank, num_gallery] that the correction was fitted on (of DBSN, both
+        galleries stacked).
+      correction: of SN, one term.
+      temperature: the one it was fitted with.
+
+    Returns:
+      Scalar, at least 0.
+
+    Raises:
+      ValueError: shapes that do not fit, an empty or non-finite matrix, temperature <= 0.
+      TypeError: a matrix that is not floating point, no Correction.
+
+    Examples:
+      >>> import dbnorm_jax as dbn
+      >>> import jax.numpy as jnp
+      >>> bank = jnp.array([[0.9, 0.1], [0.3, 0.2]])
+      >>> for count in (1, 50):
+      ...     fitted = dbn.baselines.sinkhorn_normalization(
+      ...         bank, temperature=0.2, num_iterations=count)
+      ...     residual = dbn.baselines.sinkhorn_residual(bank, fitted, temperature=0.2)
+      ...     print(f"{residual:.3f}")
+      0.220
+      0.000
+    """
+    similarities, temperature, _ = _checked(similarities, temperature, 1)
+    checks.correction(correction, Correction, "make it with sinkhorn_normalization")
+    checks.matching_gallery(
+        "correction", correction.num_gallery, "similarities", similarities.shape
+    )
+    return _residual(similarities, correction.bias[..., 0, :], temperature)
+
+
+def hubless_nearest_neighbor(
+    similarities: Any, *, temperature: Any, num_iterations: int = 100
+) -> Correction:
+    """HNN: the dual of the entropic assignment of bank queries to gallery items, minimized.
+
+    `beta` minimizes `mean_b temperature LSE_g((beta_g + s(b, g)) / temperature) - mean_g beta_g`;
+    a query then takes the item of the largest `s(q, g) + beta_g`: the bias is `-beta`. The minimum
+    is the fixed point of SN; here it is found by L-BFGS.
+
+    Args:
+      similarities: [num_query_bank, num_gallery], higher is closer (the paper's are negative
+        distances).
+      temperature: `eps` > 0, in the unit of similarity.
+      num_iterations: L-BFGS steps (static).
+
+    Returns:
+      Correction with one term that always acts; `sinkhorn_residual` measures its convergence. Its
+      line search has no reverse-mode derivative: differentiate `sinkhorn_normalization` instead.
+
+    Raises:
+      ValueError: an empty or non-finite matrix, temperature <= 0, fewer than one step.
+      TypeError: a matrix that is not floating point.
+
+    Examples:
+      >>> import dbnorm_jax as dbn
+      >>> import jax.numpy as jnp
+      >>> bank = jnp.array([[1.0, 0.0], [1.0, 0.0]])
+      >>> fitted = dbn.baselines.hubless_nearest_neighbor(bank, temperature=0.5)
+      >>> print(f"{fitted.bias[0, 0] - fitted.bias[0, 1]:.2f}")
+      1.00
+
+    References:
+      Huang et al., ACL 2019, who step along stochastic gradients of the same objective.
+    """
+    similarities, temperature, count = _checked(similarities, temperature, num_iterations)
+    return _hubless(similarities, temperature, num_iterations=count)
+
+
+def _checked(
+    similarities: Any, temperature: Any, num_iterations: int
+) -> tuple[jax.Array, jax.Array, int]:
+    array = checks.similarities("similarities", similarities, rows="query bank items")
+    if array.ndim != 2:
+        raise ValueError(
+            f"`similarities` must be [num_query_bank, num_gallery], got {array.shape}; use "
+            f"jax.vmap over leading axes"
+        )
+    dtype = numerics.accumulation_dtype(array.dtype)
+    temperature = checks.positive("temperature", temperature, dtype, _UNIT)
+    count = checks.integer("num_iterations", num_iterations, low=1)
+    return checks.converted(array, dtype), temperature, count
+
+
+def _iterate(
+    over_gallery: LogSums,
+    over_bank: LogSums,
+    num_gallery: int,
+    temperature: jax.Array,
+    num_iterations: int,
+) -> Correction:
+    """The bias after both updates; potentials are kept as `temperature x log`, on the scale of s.
+
+    Both functions map potentials of one side to `temperature x LSE` of the other. What is constant
+    in a potential cancels in the next update: means stand in for the marginals.
+    """
+
+    def iteration(gallery_potential: jax.Array, _: None) -> tuple[jax.Array, None]:
+        bank_potential = -over_gallery(gallery_potential)
+        return -over_bank(bank_potential), None
+
+    start = jnp.zeros(num_gallery, temperature.dtype)
+    potential, _ = lax.scan(iteration, start, None, length=num_iterations)
+    return Correction(-potential[None], None)
+
+
+@partial(jax.jit, static_argnames="num_iterations")
+def _sinkhorn(
+    similarities: jax.Array, temperature: jax.Array, *, num_iterations: int
+) -> Correction:
+    num_bank, num_gallery = similarities.shape
+
+    def over(axis: int, count: int) -> LogSums:
+        def log_sums(potential: jax.Array) -> jax.Array:
+            # Written: their maximum is subtracted from them.
+            exponents = elementary.written(
+                (similarities + jnp.expand_dims(potential, 1 - axis)) / temperature
+            )
+            return temperature * (jax.nn.logsumexp(exponents, axis=axis) - jnp.log(float(count)))
+
+        return log_sums
+
+    return _iterate(
+        over(1, num_gallery), over(0, num_bank), num_gallery, temperature, num_iterations
+    )
+
+
+@partial(jax.jit, static_argnames=("num_iterations", "similarity_fn", "chunk_size"))
+def _stream_sinkhorn(
+    bank: jax.Array,
+    gallery: jax.Array,
+    temperature: jax.Array,
+    *,
+    num_iterations: int,
+    similarity_fn: SimilarityFn,
+    chunk_size: int,
+) -> Correction:
+    # Each row carries its potential as one more dimension, which the similarity adds on: the sums
+    # are then those of plain bank statistics.
+    def with_potential(rows: jax.Array, columns: jax.Array) -> jax.Array:
+        return similarity_fn(rows[:, :-1], columns) + rows[:, -1:]
+
+    def transposed(rows: jax.Array, columns: jax.Array) -> jax.Array:
+        return similarity_fn(columns, rows[:, :-1]).T + rows[:, -1:]
+
+    def over(rows: jax.Array, columns: jax.Array, function: SimilarityFn) -> LogSums:
+        def log_sums(potential: jax.Array) -> jax.Array:
+            sums = streaming.bank_sums(
+                jnp.concatenate([rows, potential[:, None]], axis=1),
+                columns,
+                1 / temperature,
+                None,
+                None,
+                k=0,
+                similarity_fn=function,
+                chunk_size=chunk_size,
+            )
+            return temperature * (sums.log_normalizer - jnp.log(sums.mass))
+
+        return log_sums
+
+    return _iterate(
+        over(gallery, bank, transposed),
+        over(bank, gallery, with_potential),
+        gallery.shape[0],
+        temperature,
+        num_iterations,
+    )
+
+
+@jax.jit
+def _residual(similarities: jax.Array, bias: jax.Array, temperature: jax.Array) -> jax.Array:
+    exponents = elementary.written((similarities - bias[None]) / temperature)
+    assignment = jax.nn.softmax(exponents, axis=1)
+    return jnp.abs(assignment.mean(axis=0) * similarities.shape[1] - 1).max()
+
+
+@partial(jax.jit, static_argnames="num_iterations")
+def _hubless(similarities: jax.Array, temperature: jax.Array, *, num_iterations: int) -> Correction:
+    import optax  # here, so that the library is imported without it
+
+    def objective(beta: jax.Array) -> jax.Array:
+        exponents = elementary.written((beta[None] + similarities) / temperature)
+        return (jax.nn.logsumexp(exponents, axis=1).mean() - (beta / temperature).mean()).sum()
+
+    optimizer = optax.lbfgs()
+    value_and_gradient = optax.value_and_grad_from_state(objective)
+
+    # Once the objective is flat to the last bit, the line search wanders: the point of the smallest
+    # gradient is kept.
+    def step(carry: Any, _: None) -> tuple[Any, None]:
+        beta, state, best, smallest = carry
+        value, gradient = value_and_gradient(beta, state=state)
+        size = jnp.abs(gradient).max()
+        best, smallest = jnp.where(size < smallest, beta, best), jnp.minimum(size, smallest)
+        # optax mixes dtypes freely; a caller may have forbidden that.
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            updates, state = optimizer.update(
+                gradient, state, beta, value=value, grad=gradient, value_fn=objective
+            )
+            beta = optax.apply_updates(beta, updates)
+        return (beta, state, best, smallest), None
+
+    # The bias of SN's first half-step is a good start, and 0 would do.
+    exponents = elementary.written(similarities / temperature)
+    start = -temperature * (jax.nn.logsumexp(exponents, axis=0) - jnp.log(float(len(similarities))))
+    carry = (start, optimizer.init(start), start, jnp.asarray(jnp.inf, start.dtype))
+    (_, _, best, _), _ = lax.scan(step, carry, None, length=num_iterations)
+    return Correction(-(best - best.mean())[None], None)

@@ -1,0 +1,1 @@
+"""State in files: written whole or not at all, checked, never executed."""

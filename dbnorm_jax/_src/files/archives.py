@@ -1,0 +1,208 @@
+"""Named arrays in one .npz: written whole or not at all, checked before use, never executed.
+
+    header           JSON text: kind, format version, library version, static fields, provenance,
+                     the dtype and shape of every array, and the SHA-256 of all that
+    log_normalizer   the arrays, by name
+    ...
+
+Version 2 has a provenance, what the arrays were made from; version 1, without one, is read too.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from numpy.lib import format as npy_format
+
+from dbnorm_jax import __version__
+from dbnorm_jax._src.files import binary
+
+FORMAT_VERSION = 2
+_HEADER = "header"
+_LARGEST_HEADER = 2**20
+_BROKEN = "the file is damaged: copy or write it again"
+
+Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
+
+
+class Fields(NamedTuple):
+    """What an archive of one kind holds; arrays may be left out."""
+
+    static: frozenset[str]
+    arrays: frozenset[str]
+
+
+class Archive(NamedTuple):
+    """What an archive held."""
+
+    kind: str
+    static: dict[str, int]
+    arrays: Arrays
+    provenance: dict[str, Any] | None
+
+
+def write(path: Path, archive: Archive) -> None:
+    """Writes an archive; an existing file is replaced."""
+    header = {
+        "kind": archive.kind,
+        "format_version": FORMAT_VERSION,
+        "library": f"dbnorm_jax {__version__}",
+        "static": archive.static,
+        "arrays": {name: _description(array) for name, array in archive.arrays.items()},
+        "provenance": archive.provenance,
+    }
+    header["sha256"] = _digest(header, archive.arrays)
+    text = np.array(json.dumps(header))
+    # Not by np.savez: that of NumPy 2.0 leaves its file open, to be complained about later, where
+    # the disk is full.
+    with binary.replacing(path) as file, zipfile.ZipFile(file, "w") as container:
+        for name, array in {_HEADER: text, **archive.arrays}.items():
+            with container.open(f"{name}.npy", "w", force_zip64=True) as member:
+                npy_format.write_array(member, array, allow_pickle=False)
+
+
+def checked_provenance(provenance: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """A provenance as it will be read again; raises for what JSON has no form for."""
+    if provenance is None:
+        return None
+    if not isinstance(provenance, Mapping):
+        raise TypeError(f"`provenance` must be a dict, got {type(provenance).__name__}")
+    try:
+        text = json.dumps(dict(provenance), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"`provenance` must hold text, numbers, lists and dicts only: {error}"
+        ) from None
+    if len(text) > _LARGEST_HEADER // 8:
+        raise ValueError(
+            f"`provenance` must have at most {_LARGEST_HEADER // 8} characters, got {len(text)}"
+        )
+    return dict(json.loads(text))
+
+
+def read(path: Path, kinds: Mapping[str, Fields]) -> Archive:
+    """Reads and checks an archive of one of these kinds."""
+    with path.open("rb") as file:
+        header, arrays = _read_file(path, file, kinds)
+    for name, array in arrays.items():
+        if header["arrays"][name] != _description(array):
+            declared = binary.printable(header["arrays"][name])
+            raise ValueError(
+                f"{path}: expected {name} to be {declared}, got {_description(array)}; {_BROKEN}"
+            )
+    digest = header.pop("sha256")
+    if digest != _digest(header, arrays):
+        raise ValueError(
+            f"{path}: expected SHA-256 {binary.printable(digest)}, got another; {_BROKEN}"
+        )
+    return Archive(header["kind"], header["static"], arrays, header.get("provenance"))
+
+
+def read_header(path: Path, kinds: Mapping[str, Fields]) -> dict[str, Any]:
+    """The header alone; the arrays are not read, and the checksum is not compared."""
+    with path.open("rb") as file, _opened(path, file) as archive:
+        return _read_header(path, archive, os.fstat(file.fileno()).st_size, kinds)
+
+
+def _description(array: np.ndarray[Any, np.dtype[Any]]) -> dict[str, Any]:
+    return {"dtype": array.dtype.name, "shape": list(array.shape)}
+
+
+def _digest(header: dict[str, Any], arrays: Arrays) -> str:
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name in sorted(arrays):
+        array = arrays[name]
+        digest.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes())
+    return digest.hexdigest()
+
+
+def _refusal(path: Path, contents: str) -> ValueError:
+    shown = binary.printable(contents)
+    return ValueError(f"{path}: expected an .npz written by dbnorm_jax.save, got {shown}")
+
+
+def _read_file(
+    path: Path, file: BinaryIO, kinds: Mapping[str, Fields]
+) -> tuple[dict[str, Any], Arrays]:
+    size = os.fstat(file.fileno()).st_size
+    with _opened(path, file) as archive:
+        header = _read_header(path, archive, size, kinds)
+        return header, {name: _read(path, archive, name, size) for name in header["arrays"]}
+
+
+@contextlib.contextmanager
+def _opened(path: Path, file: BinaryIO) -> Iterator[zipfile.ZipFile]:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            yield archive
+    except binary.ZIP_ERRORS as error:
+        contents = "other contents"
+        with contextlib.suppress(*binary.ZIP_ERRORS):  # which looks at more than its magic
+            if zipfile.is_zipfile(file):
+                contents = f"a damaged archive ({error})"
+        raise _refusal(path, contents) from None
+
+
+def _read_header(
+    path: Path, archive: zipfile.ZipFile, size: int, kinds: Mapping[str, Fields]
+) -> dict[str, Any]:
+    names = {name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")}
+    if len(names) != len(archive.namelist()) or _HEADER not in names:
+        raise _refusal(path, f"members {', '.join(sorted(archive.namelist())[:8])}")
+    array = _read(path, archive, _HEADER, min(size, _LARGEST_HEADER))
+    header: Any = None
+    if array.dtype.kind == "U" and not array.ndim:
+        with contextlib.suppress(ValueError, RecursionError):
+            header = json.loads(str(array[()]))
+    if not isinstance(header, dict):
+        raise _refusal(path, "a header that is none")
+    kind, version = header.get("kind"), header.get("format_version")
+    if not isinstance(kind, str) or type(version) is not int:
+        raise _refusal(path, "a header without kind and format version")
+    if version > FORMAT_VERSION:
+        raise ValueError(
+            f"{path}: expected format version {FORMAT_VERSION} or older, got "
+            f"{version if version < 10**9 else 'a huge one'}; upgrade dbnorm_jax"
+        )
+    if kind not in kinds:
+        shown = binary.printable(repr(kind))
+        raise ValueError(f"{path}: expected one of {', '.join(kinds)}, got kind {shown}")
+    static, arrays = kinds[kind]
+    required = {"kind", "format_version", "library", "static", "arrays", "sha256"}
+    required |= {"provenance"} if version > 1 else set()
+    if (
+        header.keys() != required
+        or not isinstance(header.get("provenance"), (dict, type(None)))
+        or not all(isinstance(header[part], dict) for part in ("static", "arrays"))
+        or header["static"].keys() != static
+        or not all(type(value) is int for value in header["static"].values())
+        or not header["arrays"].keys() <= arrays
+        or names != header["arrays"].keys() | {_HEADER}
+    ):
+        raise _refusal(path, f"other fields than those of a {kind}")
+    return header
+
+
+def _read(
+    path: Path, archive: zipfile.ZipFile, name: str, largest: int
+) -> np.ndarray[Any, np.dtype[Any]]:
+    """One member; `save` never compresses, so none can unpack to more than the file holds."""
+    info = archive.getinfo(f"{name}.npy")
+    packed = info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size
+    if packed or info.flag_bits & 1 or info.file_size > largest:
+        raise _refusal(path, f"a compressed, locked or oversized member {name}")
+    stream = io.BytesIO(archive.read(info))
+    try:
+        header = binary.read_header(stream, info.file_size)
+        array = header.array(stream.getbuffer()[header.offset :])
+        # Written on a machine of the other byte order: the same values, which JAX would refuse.
+        return array.astype(array.dtype.newbyteorder("="), copy=False)
+    except binary.BadArrayError as error:
+        raise ValueError(f"{path}: in {name}, {binary.printable(error)}; {_BROKEN}") from None

@@ -1,0 +1,242 @@
+"""Saving and loading fitted state: one .npz of plain arrays by field name, checked and atomic.
+
+    header           JSON text: kind, versions, static fields, provenance, checksum (`archives`)
+    log_normalizer   the arrays, by the names of the fields of the state
+    ...
+
+`numpy.load(path)` opens such a file too. Nothing in it is ever unpickled or executed.
+
+    >>> import dbnorm_jax as dbn
+    >>> import jax.numpy as jnp
+    >>> import pathlib, tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "correction.npz"
+    >>> dbn.save(path, dbn.Correction(bias=jnp.array([[0.3, 0.1]]), active=None))
+    >>> print(dbn.load(path).bias)
+    [[0.3 0.1]]
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dbnorm_jax._src.core import checks
+from dbnorm_jax._src.core.types import BankStatistics, Correction, LargestSimilarities
+from dbnorm_jax._src.files import archives
+from dbnorm_jax._src.files.archives import Archive, Arrays, Fields
+from dbnorm_jax._src.tuning.choice import METHODS, REASONS, Choice
+
+State = BankStatistics | LargestSimilarities | Correction | Choice
+
+_KINDS: dict[str, type[Any]] = {
+    kind.__name__: kind for kind in (BankStatistics, LargestSimilarities, Correction, Choice)
+}
+
+
+def _fields(kind: type[Any]) -> Fields:
+    fields = dataclasses.fields(kind)
+    static = frozenset(field.name for field in fields if field.metadata.get("static"))
+    return Fields(static, frozenset(field.name for field in fields) - static)
+
+
+_FIELDS = {name: _fields(kind) for name, kind in _KINDS.items()}
+
+
+def save(
+    path: str | os.PathLike[str], state: State, *, provenance: Mapping[str, Any] | None = None
+) -> None:
+    """Writes statistics, a correction or a choice to one .npz, whole or not at all.
+
+    Args:
+      path: the file, by this very name; an existing one is replaced, a symbolic link too, and not
+        what it leads to.
+      state: concrete BankStatistics, LargestSimilarities, Correction or tuning.Choice.
+      provenance: optional, what the state was made from: text, numbers, lists and dicts, for
+        instance {"gallery": out_of_core.fingerprint(gallery)}. `dbnorm fit` writes one and `dbnorm
+        merge` compares them.
+
+    Raises:
+      TypeError: another type, values inside a jit, a dtype that .npy has no name for (bfloat16).
+      ValueError: fields whose shapes or values cannot be.
+      OSError: the file cannot be written; an existing one is then unchanged.
+
+    Examples:
+      >>> import dbnorm_jax as dbn
+      >>> import jax.numpy as jnp
+      >>> import pathlib, tempfile
+      >>> path = pathlib.Path(tempfile.mkdtemp()) / "query_bank.npz"
+      >>> dbn.save(path, dbn.bank_statistics(jnp.array([[0.5, 0.25]]), beta=2.0))
+      >>> print(dbn.load(path).log_normalizer, sorted(p.name for p in path.parent.iterdir()))
+      [1.  0.5] ['query_bank.npz']
+    """
+    checks.instance("state", state, tuple(_KINDS.values()), "save takes fitted state")
+    if not checks.is_concrete(state):
+        raise TypeError("`state` must be concrete to be saved, got values traced by jit or vmap")
+    arrays, static = _parts(state)
+    for name, array in arrays.items():
+        if array.dtype.kind not in "fib":
+            raise TypeError(
+                f"`state.{name}` must have a dtype that .npy can name, got {array.dtype}; convert "
+                f"it with .astype('float32')"
+            )
+    _check_state("state", type(state), arrays, static)
+    kind = type(state).__name__
+    archives.write(
+        Path(path), Archive(kind, static, arrays, archives.checked_provenance(provenance))
+    )
+
+
+def load(path: str | os.PathLike[str]) -> State:
+    """Reads what `save` wrote, after checking all of it.
+
+    Args:
+      path: the file.
+
+    Returns:
+      What was saved, bit by bit.
+
+    Raises:
+      ValueError: not such a file, damaged, of a newer format, or float64 while x64 is off.
+      OSError: the file cannot be read.
+
+    Examples:
+      >>> import dbnorm_jax as dbn
+      >>> dbn.load(__file__)
+      Traceback (most recent call last):
+      ValueError: ...: expected an .npz written by dbnorm_jax.save, got other contents
+    """
+    path = Path(path)
+    name, static, arrays, _ = archives.read(path, _FIELDS)
+    kind = _KINDS[name]
+    _check_state(str(path), kind, arrays, static)
+    wide = [name for name, array in arrays.items() if array.dtype == np.float64]
+    if wide and not jax.config.jax_enable_x64:  # type: ignore[attr-defined, unused-ignore]
+        raise ValueError(
+            f"{path}: holds float64 ({', '.join(wide)}), which JAX would round to float32; load it "
+            f"within jax.enable_x64(True)"
+        )
+    fields = {field.name for field in dataclasses.fields(kind)}
+    values = {name: jnp.asarray(arrays[name]) for name in fields & arrays.keys()} | static
+    return kind(**dict.fromkeys(fields) | values)
+
+
+def read_provenance(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """What the state in a file was made from, without reading the state.
+
+    Args:
+      path: the file.
+
+    Returns:
+      What was given to `save` as provenance; None where nothing was.
+
+    Raises:
+      ValueError: not such a file, or of a newer format.
+      OSError: the file cannot be read.
+
+    Examples:
+      >>> import dbnorm_jax as dbn
+      >>> import jax.numpy as jnp
+      >>> import pathlib, tempfile
+      >>> path = pathlib.Path(tempfile.mkdtemp()) / "correction.npz"
+      >>> correction = dbn.Correction(bias=jnp.array([[0.3, 0.1]]), active=None)
+      >>> dbn.save(path, correction, provenance={"encoder": "v2"})
+      >>> print(dbn.read_provenance(path))
+      {'encoder': 'v2'}
+    """
+    found: dict[str, Any] | None = archives.read_header(Path(path), _FIELDS).get("provenance")
+    return found
+
+
+def _parts(state: State) -> tuple[Arrays, dict[str, int]]:
+    """The arrays and the static fields, None left out."""
+    arrays: Arrays = {}
+    static: dict[str, int] = {}
+    for field in dataclasses.fields(state):
+        value = getattr(state, field.name)
+        if field.metadata.get("static"):
+            static[field.name] = int(value)
+        elif value is not None:
+            arrays[field.name] = np.asarray(value)
+    return arrays, static
+
+
+def _check_state(name: str, kind: type[Any], arrays: Arrays, static: dict[str, int]) -> None:
+    """Raises unless the fields fit together as their types declare."""
+
+    def expect(condition: bool, field: str, expected: str) -> None:
+        if not condition:
+            array = arrays.get(field)
+            actual = "none" if array is None else f"{array.dtype} of shape {array.shape}"
+            raise ValueError(f"{name}: expected {field} to be {expected}, got {actual}")
+
+    def is_float(field: str) -> bool:
+        return field in arrays and arrays[field].dtype.kind == "f"
+
+    if kind is Correction:
+        expect(is_float("bias"), "bias", "floating point")
+        shape = arrays["bias"].shape
+        expect(len(shape) >= 2 and 0 not in shape[-2:], "bias", "[..., num_terms, num_gallery]")
+        expect(bool(np.isfinite(arrays["bias"]).all()), "bias", "finite")
+        if "active" in arrays:
+            active = arrays["active"]
+            expect(active.shape == shape, "active", f"of the shape of bias {shape}")
+            expect(active.dtype.kind in "bf", "active", "bool or floating point")
+            expect(bool(((active >= 0) & (active <= 1)).all()), "active", "in [0, 1]")
+        return
+    if kind is Choice:
+        _check_choice(expect, arrays, static)
+        return
+    if kind is LargestSimilarities:
+        expect(is_float("values"), "values", "floating point")
+        values = arrays["values"]
+        expect(values.ndim >= 2 and 0 not in values.shape[-2:], "values", "[..., k, num_gallery]")
+        expect(bool((values < np.inf).all()), "values", "free of NaN and +inf")
+        ordered = bool((values[..., 1:, :] <= values[..., :-1, :]).all())
+        expect(ordered, "values", "sorted, best first")
+        return
+    for field in ("log_normalizer", "mass", "beta"):
+        expect(is_float(field), field, "floating point")
+    log_normalizer, mass, beta = (arrays[field] for field in ("log_normalizer", "mass", "beta"))
+    shape = log_normalizer.shape
+    expect(len(shape) >= 1 and shape[-1] > 0, "log_normalizer", "[..., num_gallery]")
+    expect(mass.shape == shape, "mass", f"of the shape of log_normalizer {shape}")
+    expect(beta.shape == shape[:-1], "beta", f"of shape {shape[:-1]}")
+    expect(bool((log_normalizer < np.inf).all()), "log_normalizer", "free of NaN and +inf")
+    expect(bool(((mass >= 0) & (mass < np.inf)).all()), "mass", "finite and at least 0")
+    expect(bool(((beta > 0) & (beta < np.inf)).all()), "beta", "positive and finite")
+    expect(0 <= static["k"] <= shape[-1], "k", f"between 0 and {shape[-1]}")
+    expect(("k_occurrence" in arrays) == (static["k"] > 0), "k_occurrence", "there iff k >= 1")
+    if "k_occurrence" in arrays:
+        counts = arrays["k_occurrence"]
+        expect(counts.dtype == np.int32, "k_occurrence", "int32")
+        expect(counts.shape == shape, "k_occurrence", f"of the shape of log_normalizer {shape}")
+        expect(bool((counts >= 0).all()), "k_occurrence", "at least 0")
+
+
+_PAIRS = ("spreads", "active_share", "open_share", "own_share")
+_LENGTHS = dict.fromkeys(_PAIRS, 2) | {"num_equal_rows": 3}
+_WHOLE = ("chosen", "method", "k", "num_equal_rows")
+
+
+def _check_choice(
+    expect: Callable[[bool, str, str], None], arrays: Arrays, static: dict[str, int]
+) -> None:
+    fields = [field.name for field in dataclasses.fields(Choice) if not field.metadata]
+    length = arrays["method"].shape[:1] if "method" in arrays else (0,)
+    expect("method" in arrays and 0 not in length, "method", "[num_candidates]")
+    for field in fields:
+        shape = () if field == "chosen" else (_LENGTHS.get(field, length[0]),)
+        expect(field in arrays and arrays[field].shape == shape, field, f"of shape {shape}")
+        kind, name = ("i", "integer") if field in _WHOLE else ("f", "floating point")
+        expect(arrays[field].dtype.kind == kind, field, name)
+        expect(bool(np.isfinite(arrays[field]).all()), field, "finite")
+    method, chosen = arrays["method"], int(arrays["chosen"])
+    known = bool(((method >= 0) & (method < len(METHODS))).all()) and int(method[0]) == 0
+    expect(known, "method", f"raw (0) first, then below {len(METHODS)}")
+    expect(0 <= chosen < length[0], "chosen", f"between 0 and {length[0] - 1}")
+    expect(0 <= static["reason_code"] < len(REASONS), "reason_code", f"below {len(REASONS)}")

@@ -1,0 +1,284 @@
+"""Attribution: what made an item a hub, moved a query or looks planted; a bank item's worth.
+
+    bias_contributors   the bank items behind the bias of given gallery items
+    top_1_changes       the queries whose top-1 a correction changed, and which term changed it
+    influence           what each bank item is worth in R@1, by leaving it out
+    hub_screening       the gallery items retrieved as no clean item is: maybe planted
+
+All are streamed: none holds bank x gallery or queries x gallery.
+
+    >>> import dbnorm_jax as dbn
+    >>> import jax.numpy as jnp
+    >>> gallery = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+    >>> bank = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.6, 0.8]])
+    >>> statistics = dbn.stream_bank_statistics(bank, gallery, beta=5.0)
+    >>> correction = dbn.inverted_softmax(statistics)
+    >>> changes = dbn.attribution.top_1_changes(jnp.array([[0.72, 0.7]]), gallery, correction)
+    >>> print(changes.changed, changes.old, changes.new)
+    [ True] [0] [1]
+    >>> behind = dbn.attribution.bias_contributors(bank, gallery, statistics, changes.old, k=2)
+    >>> print(behind.indices, behind.effective_number.round(1))
+    [[0 1]] [2.]
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dbnorm_jax._src.core import checks, numerics
+from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product, tile
+from dbnorm_jax._src.core.types import BankStatistics, Correction
+from dbnorm_jax._src.insight.influence import (
+    bank_vector,
+    banked,
+    check_statistics,
+    handicaps_of,
+    influence,
+)
+from dbnorm_jax._src.insight.screening import HubScreening, hub_screening
+from dbnorm_jax._src.passes import streaming
+from dbnorm_jax._src.passes.selection import add_tile, start_nearest
+from dbnorm_jax._src.passes.streaming import Block, scan_chunks
+from dbnorm_jax._src.retrieval.search import check_streamed, stream_top_k
+
+__all__ = [
+    "Contributors",
+    "HubScreening",
+    "Top1Changes",
+    "bias_contributors",
+    "hub_screening",
+    "influence",
+    "top_1_changes",
+]
+
+# Gallery items held at once.
+_ITEMS = 1024
+
+
+class Contributors(NamedTuple):
+    """The bank items behind the bias of some gallery items.
+
+    Attributes:
+      indices: [num_items, k] int32 bank rows, most responsible first.
+      responsibilities: [num_items, k], their shares of `Z`, in [0, 1].
+      effective_number: [num_items], `1 / sum_b p_b^2` over the whole bank: 1 where one bank item
+        makes the bias, the number of bank items where all do alike; 0 for an empty column.
+    """
+
+    indices: jax.Array
+    responsibilities: jax.Array
+    effective_number: jax.Array
+
+
+class Top1Changes(NamedTuple):
+    """What a correction did to the top-1 of each query.
+
+    Attributes:
+      changed: [num_queries] bool.
+      old: [num_queries] int32, the gallery row of the raw top-1.
+      new: [num_queries] int32, that of the corrected top-1.
+      similarity_lost: [num_queries], `s(q, old) - s(q, new)`, at least 0 up to rounding.
+      bias_removed: [num_queries, num_terms], `gate_t(q) (bias_t(old) - bias_t(new))`. What is
+        removed in sum exceeds what is lost; the largest term moved the query.
+    """
+
+    changed: jax.Array
+    old: jax.Array
+    new: jax.Array
+    similarity_lost: jax.Array
+    bias_removed: jax.Array
+
+
+def bias_contributors(
+    bank: Any,
+    gallery: Any,
+    statistics: BankStatistics,
+    items: Any,
+    *,
+    k: int = 10,
+    weights: Any = None,
+    exclude: Any = None,
+    similarity_fn: SimilarityFn = dot_product,
+    chunk_size: int = streaming.DEFAULT_CHUNK_SIZE,
+) -> Contributors:
+    """The bank items most responsible for the bias of given gallery items.
+
+    The responsibility `w_b exp(beta s(b, g)) / Z(g)` is the derivative of the bias of g with
+    respect to `s(b, g)`, see `responsibilities`.
+
+    Args:
+      bank: [num_bank, dim] embeddings.
+      gallery: [num_gallery, dim] embeddings.
+      statistics: of this bank and gallery, fields [num_gallery].
+      items: int [num_items], the gallery rows to explain.
+      k: contributors per item, between 1 and num_bank (static).
+      weights: optional [num_bank], those that the statistics were made with.
+      exclude: optional int [num_bank] or [num_bank, most], the one that the statistics were made
+        with.
+      similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static).
+      chunk_size: bank rows held at once (static).
+
+    Returns:
+      Contributors of [num_items, k] and [num_items]. Places that no bank item fills hold
+      responsibility 0.
+
+    Raises:
+      ValueError: empty, non-finite or mismatched embeddings, statistics of another gallery or with
+        leading axes, items or k out of range.
+      TypeError: embeddings that are not floating point, items that are not integers.
+
+    Examples:
+      >>> import dbnorm_jax as dbn
+      >>> import jax.numpy as jnp
+      >>> bank, gallery = jnp.array([[0.1], [0.9], [0.9]]), jnp.array([[1.0]])
+      >>> statistics = dbn.stream_bank_statistics(bank, gallery, beta=20.0)
+      >>> found = dbn.attribution.bias_contributors(bank, gallery, statistics, [0], k=2)
+      >>> print(found.indices, found.responsibilities.round(2), found.effective_number.round(2))
+      [[1 2]] [[0.5 0.5]] [2.]
+
+    References:
+      The derivative of the log-normalizer of Wang, Jian and Xue, EMNLP 2023; the effective number
+      is the inverse Simpson index.
+    """
+    bank, gallery = banked(bank, gallery, similarity_fn)
+    num_bank, num_gallery = bank.shape[0], gallery.shape[0]
+    check_statistics(statistics, gallery)
+    items = checks.indices("items", items, low=0, high=num_gallery, ndim=1)
+    k = checks.integer("k", k, low=1, high=num_bank, of=" (bank items)")
+    chunk_size = checks.integer("chunk_size", chunk_size, low=1)
+    weights = bank_vector(weights, num_bank, statistics)
+    if exclude is not None:
+        exclude = checks.exclusions(exclude, num_bank, num_gallery)
+    return _bias_contributors(
+        bank,
+        gallery,
+        statistics,
+        items,
+        weights,
+        exclude,
+        k=k,
+        similarity_fn=similarity_fn,
+        chunk_size=chunk_size,
+    )
+
+
+@partial(jax.jit, static_argnames=("k", "similarity_fn", "chunk_size"))
+def _bias_contributors(
+    bank: jax.Array,
+    gallery: jax.Array,
+    statistics: BankStatistics,
+    items: jax.Array,
+    weights: jax.Array | None,
+    exclude: jax.Array | None,
+    *,
+    k: int,
+    similarity_fn: SimilarityFn,
+    chunk_size: int,
+) -> Contributors:
+    dtype, beta = statistics.log_normalizer.dtype, statistics.beta
+    # Ordered by s + log w / beta: the order of the responsibilities, and never underflows.
+    handicaps = None if weights is None else handicaps_of(weights, beta)
+
+    def explain(carry: None, chunk: Block) -> tuple[None, Contributors]:
+        rows = chunk.rows
+        log_normalizer = statistics.log_normalizer[rows]
+        filled = log_normalizer > -jnp.inf
+        log_normalizer = jnp.where(filled, log_normalizer, 0)[:, None]
+
+        def share(scores: jax.Array) -> jax.Array:
+            present = filled[:, None] & (scores > -jnp.inf)
+            exponents = beta * jnp.where(present, scores, 0) - log_normalizer
+            return jnp.where(present, jnp.exp(jnp.where(present, exponents, 0)), 0)
+
+        def add_bank_tile(state: Any, block: Block) -> tuple[Any, None]:
+            nearest, total, squares = state
+            tile_rows, tile_handicaps, tile_exclude = block.rows
+            similarities = tile(similarity_fn, tile_rows, gallery[rows]).astype(dtype).T
+            scores = similarities
+            if tile_handicaps is not None:
+                scores = scores - tile_handicaps[None]
+            if tile_exclude is not None:
+                apart = streaming.is_apart(tile_exclude[None], rows[:, None])
+                scores = jnp.where(apart, scores, -jnp.inf)
+            counted = scores
+            if block.fresh is not None:
+                counted = jnp.where(block.fresh[None], scores, -jnp.inf)
+            shares = share(counted)
+            nearest = add_tile(nearest, scores, None, block.start, valid=block.fresh)
+            return (nearest, total + shares.sum(axis=1), squares + (shares**2).sum(axis=1)), None
+
+        none = jnp.zeros(rows.shape[0], dtype)
+        start = (start_nearest((rows.shape[0], 1, k), dtype), none, none)
+        (nearest, total, squares), _ = scan_chunks(
+            add_bank_tile, start, (bank, handicaps, exclude), chunk_size
+        )
+        present = numerics.is_number(nearest.values[:, 0])
+        values = jnp.where(present, nearest.values[:, 0], -jnp.inf)
+        # The shares sum to 1 but for the rounding of beta s, which this leaves out.
+        effective = jnp.where(squares > 0, total**2 / jnp.where(squares > 0, squares, 1), 0)
+        return carry, Contributors(nearest.indices[:, 0], share(values), effective)
+
+    return scan_chunks(explain, None, items, _ITEMS)[1]
+
+
+def top_1_changes(
+    queries: Any,
+    gallery: Any,
+    correction: Correction,
+    *,
+    similarity_fn: SimilarityFn = dot_product,
+    chunk_size: int = streaming.DEFAULT_CHUNK_SIZE,
+) -> Top1Changes:
+    """Which queries a correction gives another top-1, and which of its terms did.
+
+    `score(q, new) >= score(q, old)` says that the bias removed, `sum_t gate_t(q) (bias_t(old) -
+    bias_t(new))`, is at least the similarity lost, `s(q, old) - s(q, new)`. The bank items behind
+    either bias are those of `bias_contributors(..., items=changes.old)`, or `new`.
+
+    Args:
+      queries: [num_queries, dim] embeddings.
+      gallery: [num_gallery, dim] embeddings.
+      correction: fields [num_terms, num_gallery].
+      similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static).
+      chunk_size: queries held at once (static).
+
+    Returns:
+      Top1Changes of [num_queries]; differences are 0 where nothing changed.
+
+    Raises:
+      ValueError: empty, non-finite or mismatched embeddings, a correction fitted on another number
+        of gallery items.
+      TypeError: embeddings that are not floating point, or no Correction.
+
+    Examples:
+      >>> import dbnorm_jax as dbn
+      >>> import jax.numpy as jnp
+      >>> correction = dbn.Correction(bias=jnp.array([[0.5, 0.0], [0.0, 0.25]]), active=None)
+      >>> changes = dbn.attribution.top_1_changes(jnp.eye(2) + 0.8, jnp.eye(2), correction)
+      >>> print(changes.changed, changes.bias_removed[0])
+      [False False] [0. 0.]
+    """
+    gallery = checks.embeddings("gallery", gallery)
+    check_streamed(correction, gallery.shape[0])
+    options: dict[str, Any] = {"similarity_fn": similarity_fn, "chunk_size": chunk_size}
+    raw = stream_top_k(queries, gallery, 1, **options)
+    corrected = stream_top_k(queries, gallery, 1, correction, **options)
+    return _top_1_changes(raw, corrected, correction)
+
+
+@jax.jit
+def _top_1_changes(raw: Any, corrected: Any, correction: Correction) -> Top1Changes:
+    old, new = raw.indices[:, 0], corrected.indices[:, 0]
+    changed = old != new
+    bias = correction.bias.T.astype(corrected.scores.dtype)
+    removed = bias[old] - bias[new]
+    offset = bias[new]
+    if correction.active is not None:
+        gates = correction.active[:, old].T.astype(bias.dtype)
+        removed, offset = gates * removed, gates * offset
+    # The corrected score is s(q, new) less the bias of new.
+    similarity = corrected.scores[:, 0] + offset.sum(axis=1)
+    lost = jnp.where(changed, raw.scores[:, 0].astype(similarity.dtype) - similarity, 0)
+    return Top1Changes(changed, old, new, lost, jnp.where(changed[:, None], removed, 0))

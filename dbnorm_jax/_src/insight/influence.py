@@ -1,0 +1,267 @@
+"""What each bank item is worth: the change of R@1 when it is left out, exact and streamed."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dbnorm_jax._src.core import checks, numerics, relevance
+from dbnorm_jax._src.core.similarity import SimilarityFn, check_rows, dot_product, tile
+from dbnorm_jax._src.core.types import BankStatistics
+from dbnorm_jax._src.passes import counts, selection, streaming
+from dbnorm_jax._src.passes.selection import Nearest, add_tile, start_nearest
+from dbnorm_jax._src.passes.streaming import Block, scan_chunks
+
+# Gallery items held at once.
+_ITEMS = 1024
+# Bank items left out side by side: one matmul for all of them.
+_LEFT_OUT = 8
+
+
+def influence(
+    queries: Any,
+    gallery: Any,
+    relevant: Any,
+    bank: Any,
+    *,
+    statistics: BankStatistics,
+    items: Any = None,
+    gated: bool = False,
+    weight: Any = 1.0,
+    offsets: Any = None,
+    weights: Any = None,
+    similarity_fn: SimilarityFn = dot_product,
+    chunk_size: int = streaming.DEFAULT_CHUNK_SIZE,
+) -> jax.Array:
+    """What each bank item is worth: R@1 with the whole bank less R@1 without the item.
+
+    Exact, not a first-order estimate: `bias` without b is that of `Z(g) - w_b exp(beta s(b, g))`,
+    and all queries are ranked anew under it. The score is `s - weight bias - offsets`: IS as it
+    stands, DIS when `gated`, and either bank of DualIS with the other one's term in `offsets`.
+
+    Args:
+      queries: [num_queries, dim] embeddings.
+      gallery: [num_gallery, dim] embeddings.
+      relevant: the right items, in one of the forms of `metrics`.
+      bank: [num_bank, dim] embeddings.
+      statistics: of this bank and gallery, fields [num_gallery]; with `k >= 1` when `gated`.
+      items: optional int [num_items], the bank rows to leave out, one at a time; all when None.
+      gated: whether the term is gated by the bank's activation set, which loses what only the item
+        put there (static).
+      weight: scalar, of the term.
+      offsets: optional [num_gallery], subtracted from every score besides.
+      weights: optional [num_bank], those that the statistics were made with.
+      similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static).
+      chunk_size: queries or bank rows held at once (static).
+
+    Returns:
+      [num_items] float in [-1, 1]; positive where the item helps. The cost is one search of all
+      queries for every 8 items.
+
+    Raises:
+      ValueError: empty, non-finite or mismatched embeddings, statistics of another gallery, right
+        items or items out of range, `gated` with statistics of `k = 0`.
+      TypeError: embeddings that are not floating point, items that are not integers.
+
+    Examples:
+      >>> import dbnorm_jax as dbn
+      >>> import jax.numpy as jnp
+      >>> gallery = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+      >>> bank = jnp.array([[1.0, 0.0], [0.6, 0.8]])        # the first shows that item 0 is a hub
+      >>> statistics = dbn.stream_bank_statistics(bank, gallery, beta=10.0)
+      >>> query = jnp.array([[0.75, 0.7]])                  # of item 1
+      >>> print(dbn.attribution.influence(query, gallery, [1], bank, statistics=statistics))
+      [1. 0.]
+
+    References:
+      Leave-one-out influence, as in Koh and Liang, ICML 2017, without their linearisation.
+    """
+    queries = checks.embeddings("queries", queries)
+    bank, gallery = banked(bank, gallery, similarity_fn)
+    checks.same_dimension("queries", queries, "gallery", gallery)
+    check_rows(similarity_fn, queries=queries)
+    num_bank, num_gallery = bank.shape[0], gallery.shape[0]
+    check_statistics(statistics, gallery)
+    if gated and statistics.k_occurrence is None:
+        raise ValueError(
+            "`statistics` must have an activation set when `gated`, got k=0; make them with k >= 1"
+        )
+    dtype = statistics.log_normalizer.dtype
+    right = relevance.as_rows(relevant, (queries.shape[0], num_gallery))
+    if items is None:
+        items = jnp.arange(num_bank, dtype=jnp.int32)
+    items = checks.indices("items", items, low=0, high=num_bank, ndim=1, of="bank rows")
+    if offsets is None:
+        offsets = jnp.zeros(num_gallery, dtype)
+    offsets = checks.floating("offsets", offsets, ndim=1).astype(dtype)
+    checks.matching_gallery("offsets", offsets.shape[0], "gallery", gallery.shape[:1])
+    weight = checks.floating("weight", checks.real("weight", weight, dtype), ndim=0)
+    return _influence(
+        (queries, gallery, right),
+        bank,
+        statistics,
+        items,
+        (weight, offsets, bank_vector(weights, num_bank, statistics)),
+        gated=bool(gated),
+        similarity_fn=similarity_fn,
+        chunk_size=checks.integer("chunk_size", chunk_size, low=1),
+    )
+
+
+@partial(jax.jit, static_argnames=("gated", "similarity_fn", "chunk_size"))
+def _influence(
+    test: tuple[jax.Array, jax.Array, jax.Array],
+    bank: jax.Array,
+    statistics: BankStatistics,
+    items: jax.Array,
+    term: tuple[jax.Array, jax.Array, jax.Array | None],
+    *,
+    gated: bool,
+    similarity_fn: SimilarityFn,
+    chunk_size: int,
+) -> jax.Array:
+    queries, gallery, right = test
+    weight, offsets, weights = term
+    dtype, beta = statistics.log_normalizer.dtype, statistics.beta
+    weights = jnp.ones(bank.shape[0], dtype) if weights is None else weights
+    answered = (right >= 0).any(axis=1)
+    first, rest = _without_the_first(bank, gallery, weights, beta, similarity_fn, chunk_size)
+
+    def bias(log_normalizer: jax.Array, mass: jax.Array) -> jax.Array:
+        shape = log_normalizer.shape
+        betas = jnp.broadcast_to(beta, shape[:-1])
+        return BankStatistics(log_normalizer, jnp.broadcast_to(mass, shape), betas, None, 0).bias
+
+    def hits(biases: jax.Array, active: jax.Array) -> jax.Array:
+        """[num_lists] R@1 under biases [num_lists, num_gallery] and their activation sets."""
+        lists = weight * biases + offsets[None]
+        if gated:  # read from the first list; the second is that of closed gates
+            lists = jnp.concatenate([jnp.zeros_like(lists[:1]), offsets[None], lists])
+        ahead, top_1 = counts.count_ahead(
+            queries,
+            gallery,
+            right,
+            lists.T,
+            None,
+            share=0.5,
+            similarity_fn=similarity_fn,
+            chunk_size=chunk_size,
+        )
+        hit = ahead == 0
+        if gated:
+            hit = jnp.where(active[:, top_1.indices].T, hit[:, 2:], hit[:, 1:2])
+        count = jnp.maximum(answered.sum(), 1).astype(dtype)
+        return (hit & answered[:, None]).sum(axis=0).astype(dtype) / count
+
+    occurrence = statistics.k_occurrence
+    if occurrence is None:
+        occurrence = jnp.zeros(gallery.shape[0], jnp.int32)
+
+    def left_out(carry: None, block: Block) -> tuple[None, jax.Array]:
+        rows = block.rows
+        similarities = tile(similarity_fn, bank[rows], gallery).astype(dtype)
+        # The largest share is not subtracted, which would cancel: the sum of the others is known.
+        share = weights[rows][:, None] * jnp.exp(
+            jnp.minimum(beta * similarities - statistics.log_normalizer[None], 0)
+        )
+        mine = first[None] == rows[:, None]
+        others = statistics.log_normalizer[None] + jnp.log1p(-jnp.where(mine, 0, share))
+        log_normalizer = jnp.where(mine, rest[None], others)
+        mass = statistics.mass[None] - weights[rows][:, None]
+        present = (mass > 0) & (log_normalizer > -jnp.inf)
+        biases = bias(log_normalizer, jnp.where(present, mass, 0))
+        active = jnp.zeros(biases.shape, bool)
+        if gated:
+            active = _still_active(occurrence, similarities, weights[rows], statistics.k)
+        return carry, hits(biases, active)
+
+    whole = hits(bias(statistics.log_normalizer[None], statistics.mass[None]), occurrence[None] > 0)
+    return whole[0] - scan_chunks(left_out, None, items, _LEFT_OUT)[1]
+
+
+def _still_active(
+    occurrence: jax.Array, similarities: jax.Array, weights: jax.Array, k: int
+) -> jax.Array:
+    """[num_rows, num_gallery] the activation set without each of the bank rows."""
+
+    def one(row: jax.Array, weight: jax.Array) -> jax.Array:
+        own = (weight > 0).astype(jnp.int32)
+        return occurrence.at[selection.largest(row, k)[1]].add(-own) > 0
+
+    return jax.vmap(one)(similarities, weights)
+
+
+def _without_the_first(
+    bank: jax.Array,
+    gallery: jax.Array,
+    weights: jax.Array,
+    beta: jax.Array,
+    similarity_fn: SimilarityFn,
+    chunk_size: int,
+) -> tuple[jax.Array, jax.Array]:
+    """([num_gallery] int32 the most responsible bank row, log Z of all others)."""
+    dtype = beta.dtype
+    handicaps = handicaps_of(weights, beta)
+
+    def split(carry: None, chunk: Block) -> tuple[None, tuple[jax.Array, jax.Array]]:
+        columns = chunk.rows
+        size = columns.shape[0]
+
+        def find(nearest: Nearest, block: Block) -> tuple[Nearest, None]:
+            rows, own = block.rows
+            scores = tile(similarity_fn, rows, columns).astype(dtype) - own[:, None]
+            return add_tile(nearest, scores.T, None, block.start, valid=block.fresh), None
+
+        start = start_nearest((size, 1, 1), dtype)
+        nearest, _ = scan_chunks(find, start, (bank, handicaps), chunk_size)
+        first = nearest.indices[:, 0, 0]
+
+        def add(state: numerics.RunningLogSum, block: Block) -> Any:
+            rows, entering = block.rows
+            if block.fresh is not None:
+                entering = jnp.where(block.fresh, entering, 0)
+            places = block.start + lax.iota(jnp.int32, rows.shape[0])
+            similarities = tile(similarity_fn, rows, columns).astype(dtype)
+            others = places[:, None] != first[None]
+            return numerics.add_rows(state, similarities, beta, entering, valid=others), None
+
+        start_sum = numerics.start_log_sum(size, beta)
+        sums, _ = scan_chunks(add, start_sum, (bank, weights), chunk_size)
+        return carry, (first, numerics.finish_log_sum(sums, beta))
+
+    return scan_chunks(split, None, gallery, _ITEMS)[1]
+
+
+def handicaps_of(weights: jax.Array, beta: jax.Array) -> jax.Array:
+    """[num_bank] `-log w / beta`, infinite for what is absent."""
+    return jnp.where(weights > 0, -jnp.log(jnp.where(weights > 0, weights, 1)) / beta, jnp.inf)
+
+
+def banked(bank: Any, gallery: Any, similarity_fn: SimilarityFn) -> tuple[jax.Array, jax.Array]:
+    bank, gallery = checks.embeddings("bank", bank), checks.embeddings("gallery", gallery)
+    checks.same_dimension("bank", bank, "gallery", gallery)
+    check_rows(similarity_fn, bank=bank, gallery=gallery)
+    return bank, gallery
+
+
+def check_statistics(statistics: Any, gallery: jax.Array) -> None:
+    checks.instance(
+        "statistics", statistics, BankStatistics, "make them with stream_bank_statistics"
+    )
+    checks.matching_gallery("statistics", statistics.num_gallery, "gallery", gallery.shape[:1])
+    if statistics.log_normalizer.ndim != 1:
+        raise ValueError(
+            f"`statistics` must have fields [num_gallery] here, got shape "
+            f"{statistics.log_normalizer.shape}; use jax.vmap over its leading axes"
+        )
+
+
+def bank_vector(weights: Any, num_bank: int, statistics: BankStatistics) -> jax.Array | None:
+    if weights is None:
+        return None
+    dtype = statistics.log_normalizer.dtype
+    weights = checks.bank_weights("weights", weights, (num_bank,), dtype)
+    checks.one_per_bank_row("weights", weights, num_bank)
+    return weights

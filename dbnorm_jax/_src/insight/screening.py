@@ -1,0 +1,211 @@
+"""Screening for planted hubs: gallery items retrieved for more of the bank than clean items are."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dbnorm_jax._src.core import checks
+from dbnorm_jax._src.core.similarity import SimilarityFn, check_rows, dot_product, tile
+from dbnorm_jax._src.core.types import Correction
+from dbnorm_jax._src.passes import streaming
+from dbnorm_jax._src.passes.streaming import Block, scan_chunks
+from dbnorm_jax._src.retrieval import hubness
+from dbnorm_jax._src.retrieval.search import stream_top_k
+
+# Gallery items held at once.
+_ITEMS = 1024
+
+
+class HubScreening(NamedTuple):
+    """How often each gallery item is retrieved by the query bank, against items known to be clean.
+
+    Attributes:
+      k_occurrence: [num_gallery] int32, the query-bank items that would have the item among their k
+        nearest, did it join the gallery bank; without one, among the gallery.
+      p_value: [num_gallery] in (0, 1], the share of clean items retrieved as often.
+      flagged: [num_gallery] bool, `k_occurrence >= threshold`.
+      threshold: scalar int32, the smallest k-occurrence that is flagged.
+    """
+
+    k_occurrence: jax.Array
+    p_value: jax.Array
+    flagged: jax.Array
+    threshold: jax.Array
+
+
+def hub_screening(
+    gallery: Any,
+    query_bank: Any,
+    gallery_bank: Any = None,
+    *,
+    k: int = 10,
+    false_alarm_rate: float = 0.002,
+    bias: Any = None,
+    gallery_bank_bias: Any = None,
+    similarity_fn: SimilarityFn = dot_product,
+    chunk_size: int = streaming.DEFAULT_CHUNK_SIZE,
+) -> HubScreening:
+    """Flags gallery items that are retrieved more often than clean items are: maybe planted hubs.
+
+    `N(g) = #{b: s(b, g) > the k-th largest s(b, h) over the gallery bank}`, where b is of the query
+    bank, and `p(g) = (1 + #{h: N(h) >= N(g)}) / (1 + num_gallery_bank)`, where `N(h)` is the
+    k-occurrence of h in the gallery bank itself. Flagged is `p <= false_alarm_rate`: a conformal
+    test, so that an item alike to the gallery bank is flagged with at most that probability,
+    whatever the distribution. One item is judged by itself: neither other planted items nor the
+    rest of the gallery change what is said of it.
+
+    With `bias`, the similarities are those corrected, `s(b, g) - bias(g)`: who knows the correction
+    can plant items that only corrected scores retrieve, so screen under what is served too.
+
+    It finds what is retrieved for many queries of the bank's kind. An item planted for a few of
+    them, or for queries that the bank has none of, passes; so does everything where the gallery
+    bank holds planted items itself. Natural hubs beyond all others are flagged as well.
+
+    Args:
+      gallery: [num_gallery, dim] embeddings of the items to judge.
+      query_bank: [num_query_bank, dim] embeddings of queries that no attacker has chosen.
+      gallery_bank: [num_gallery_bank, dim] embeddings of items known to be clean, not those of the
+        gallery. Without one the gallery is compared with itself, and its most retrieved items are
+        flagged, `false_alarm_rate` of them, planted or not.
+      k: neighbors of each query-bank item, less than there are items to compare with (static).
+      false_alarm_rate: share of clean items that may be flagged, in (0, 1); where the gallery bank
+        is too small for it, items retrieved more often than all of the bank are flagged, at a rate
+        of `1 / (1 + num_gallery_bank)` (static).
+      bias: optional [num_gallery], what a correction subtracts for each item of the gallery; one
+        that depends on the item and the banks alone (of IS, DualIS, CSLS, NNN).
+      gallery_bank_bias: with `bias` and `gallery_bank`, [num_gallery_bank], the same for its items,
+        each left out of its own sum.
+      similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static).
+      chunk_size: query-bank rows held at once (static).
+
+    Returns:
+      HubScreening of [num_gallery].
+
+    Raises:
+      ValueError: empty, non-finite or mismatched embeddings, k out of range, a rate out of (0, 1),
+        one bias without the other, or of another length.
+      TypeError: embeddings that are not floating point.
+
+    Examples:
+      >>> import dbnorm_jax as dbn
+      >>> import jax.numpy as jnp
+      >>> clean = jnp.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+      >>> queries = clean[:2] + 0.9
+      >>> planted = jnp.array([[0.0, 1.0], [1.0, 1.0]])
+      >>> found = dbn.attribution.hub_screening(planted, queries, clean, k=1)
+      >>> print(found.k_occurrence, found.p_value, found.flagged)
+      [0 2] [1.   0.25] [False  True]
+
+    References:
+      The k-occurrence is Radovanovic et al.'s, JMLR 2010; the p-value is that of conformal anomaly
+      detection, Laxhammar and Falkman, 2010.
+    """
+    gallery = checks.embeddings("gallery", gallery)
+    query_bank = checks.embeddings("query_bank", query_bank)
+    own = gallery_bank is None
+    clean = gallery if own else checks.embeddings("gallery_bank", gallery_bank)
+    checks.same_dimension("query_bank", query_bank, "gallery", gallery)
+    check_rows(similarity_fn, query_bank=query_bank, gallery=gallery)
+    if not own:
+        checks.same_dimension("query_bank", query_bank, "gallery_bank", clean)
+        check_rows(similarity_fn, gallery_bank=clean)
+    num_clean = clean.shape[0]
+    if num_clean < 2:
+        raise ValueError(
+            f"`{'gallery' if own else 'gallery_bank'}` must have at least 2 items to compare with, "
+            f"got {num_clean}"
+        )
+    k = checks.integer("k", k, low=1, high=num_clean - 1, of=" (fewer than the items to compare)")
+    chunk_size = checks.integer("chunk_size", chunk_size, low=1)
+    if not 0 < false_alarm_rate < 1:
+        raise ValueError(f"`false_alarm_rate` must be between 0 and 1, got {false_alarm_rate}")
+
+    bias = _bias("bias", bias, "gallery", gallery)
+    if own:
+        if gallery_bank_bias is not None:
+            raise ValueError(
+                "`gallery_bank_bias` needs a `gallery_bank`, got None; give `bias` alone"
+            )
+        clean_bias = bias
+    else:
+        clean_bias = _bias("gallery_bank_bias", gallery_bank_bias, "gallery_bank", clean)
+        if (bias is None) != (clean_bias is None):
+            given = "gallery_bank_bias" if bias is None else "bias"
+            raise ValueError(
+                f"`bias` and `gallery_bank_bias` must be given together, got only `{given}`; fit "
+                f"the same correction to both"
+            )
+
+    correction = None if clean_bias is None else Correction(clean_bias[None], None)
+    found = stream_top_k(
+        query_bank, clean, k, correction, similarity_fn=similarity_fn, chunk_size=chunk_size
+    )
+    clean_counts = hubness.k_occurrence(found.indices, num_clean)
+    counts = clean_counts
+    if not own:
+        counts = _num_above(
+            query_bank,
+            gallery,
+            found.scores[:, -1],
+            bias,
+            similarity_fn=similarity_fn,
+            chunk_size=chunk_size,
+        )
+    # An item takes part in the comparison itself: it stands in the gallery, or is the one joining.
+    size = num_clean + (not own)
+    # A count is flagged where at most so many items, itself among them, are retrieved as often.
+    most = min(max(1, int(false_alarm_rate * size + 1e-6)), size - 1)
+    return _screened(counts, clean_counts, size - 1 - most, own=own)
+
+
+def _bias(name: str, bias: Any, of: str, items: jax.Array) -> jax.Array | None:
+    if bias is None:
+        return None
+    bias = checks.floating(name, bias, ndim=1)
+    checks.matching_gallery(name, bias.shape[0], of, items.shape[:1])
+    return bias
+
+
+@partial(jax.jit, static_argnames=("similarity_fn", "chunk_size"))
+def _num_above(
+    bank: jax.Array,
+    gallery: jax.Array,
+    thresholds: jax.Array,
+    bias: jax.Array | None,
+    *,
+    similarity_fn: SimilarityFn,
+    chunk_size: int,
+) -> jax.Array:
+    """[num_gallery] how many bank items score the item above their threshold."""
+
+    def count(carry: None, items: Block) -> tuple[None, jax.Array]:
+        rows, offsets = items.rows
+
+        def add(total: jax.Array, block: Block) -> tuple[jax.Array, None]:
+            bank_rows, lowest = block.rows
+            scores = tile(similarity_fn, bank_rows, rows).astype(lowest.dtype)
+            if offsets is not None:
+                scores = scores - offsets[None].astype(lowest.dtype)
+            above = scores > lowest[:, None]
+            if block.fresh is not None:
+                above = above & block.fresh[:, None]
+            return total + above.sum(axis=0, dtype=jnp.int32), None
+
+        none = jnp.zeros(rows.shape[0], jnp.int32)
+        return carry, scan_chunks(add, none, (bank, thresholds), chunk_size)[0]
+
+    return scan_chunks(count, None, (gallery, bias), _ITEMS)[1]
+
+
+@partial(jax.jit, static_argnames="own")
+def _screened(
+    counts: jax.Array, clean_counts: jax.Array, highest_passing: int, *, own: bool
+) -> HubScreening:
+    ordered = jnp.sort(clean_counts)
+    size = ordered.shape[0] + (not own)
+    as_often = size - jnp.searchsorted(ordered, counts, side="left").astype(jnp.int32)
+    threshold = jnp.maximum(ordered[highest_passing] + 1, 1)
+    p_value = as_often.astype(jnp.float32) / size
+    return HubScreening(counts, p_value, counts >= threshold, threshold)

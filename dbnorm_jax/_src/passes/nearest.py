@@ -1,0 +1,260 @@
+"""Streamed neighbours: queries against the gallery, tile by tile, one matmul.
+
+They come under several offsets at once, a list for each: the gates of a query are known only when
+the whole gallery has been seen.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dbnorm_jax._src.core import elementary, numerics
+from dbnorm_jax._src.core.similarity import SimilarityFn, tile
+from dbnorm_jax._src.passes import selection
+from dbnorm_jax._src.passes.selection import Nearest, Offsets, add_tile, start_nearest
+from dbnorm_jax._src.passes.streaming import COLUMNS, Block, Items, both, is_apart, scan_chunks
+
+# Gallery items per tile on processors where neighbours are inserted, so many that a bad order of
+# the gallery costs little; and where they are selected anew, at a cost of its own per tile.
+INSERTING_COLUMNS = 2048
+SELECTING_COLUMNS = 4096
+# Entries of gallery vectors gathered at once for a gradient: 64 MiB of float32.
+_GATHERED = 2**24
+
+
+def nearest_items(
+    queries: jax.Array,
+    gallery: jax.Array,
+    offsets: jax.Array | None,
+    mixtures: jax.Array | None = None,
+    *,
+    k: int,
+    similarity_fn: SimilarityFn,
+    chunk_size: int,
+    exclude: jax.Array | None = None,
+    valid: jax.Array | None = None,
+) -> Nearest:
+    """The k nearest gallery items of each query under several offsets at once, one matmul for all.
+
+    Differentiable in the values: those of the items found, computed again from their embeddings.
+
+    Args:
+      queries: [num_queries, dim].
+      gallery: [num_gallery, dim].
+      offsets: [num_gallery, num_lists], each subtracted from the similarities for a list of its
+        own; None = one list of raw similarities.
+      mixtures: optional [num_queries, num_offsets]: one list then, under the query's own sum of
+        offsets.
+      k: neighbours per list.
+      similarity_fn: the similarity.
+      chunk_size: queries held at once.
+      exclude: optional [num_gallery, most] int32, rows of queries that never see the item, -1 for
+        none.
+      valid: optional [num_gallery] bool, False on padding.
+
+    Returns:
+      Nearest of [num_queries, num_lists, k], best first; with k above the number of items, -inf.
+    """
+    arrays = (queries, gallery, offsets, mixtures)
+    found = _search(
+        *lax.stop_gradient(arrays),
+        exclude,
+        valid,
+        k=k,
+        similarity_fn=similarity_fn,
+        chunk_size=chunk_size,
+    )
+
+    # Of the values alone: inside `jax.shard_map` integers could have no tangent that fits.
+    @jax.custom_jvp
+    def scores(found: Nearest, *arrays: Any) -> jax.Array:
+        del arrays
+        return found.values
+
+    @scores.defjvp
+    def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
+        found, *arrays = primals
+        again = partial(
+            _scores_again, indices=found.indices, similarity_fn=similarity_fn, chunk_size=chunk_size
+        )
+        tangent = jax.jvp(again, tuple(arrays), tuple(tangents[1:]))[1]
+        known = found.values > -jnp.inf
+        return found.values, numerics.varying_like(jnp.where(known, tangent, 0), found.values)
+
+    return found._replace(values=scores(found, *arrays))
+
+
+def _search(
+    queries: jax.Array,
+    gallery: jax.Array,
+    offsets: jax.Array | None,
+    mixtures: jax.Array | None,
+    exclude: jax.Array | None,
+    valid: jax.Array | None,
+    *,
+    k: int,
+    similarity_fn: SimilarityFn,
+    chunk_size: int,
+) -> Nearest:
+    num_lists = count_lists(offsets, mixtures)
+    dtype = scoring(queries, gallery, offsets, similarity_fn).dtype
+    return known(
+        add_items(
+            None,
+            queries,
+            Items(gallery, valid),
+            offsets,
+            mixtures,
+            exclude,
+            places=(num_lists, k, dtype),
+            similarity_fn=similarity_fn,
+            chunk_size=chunk_size,
+        )
+    )
+
+
+def known(nearest: Nearest) -> Nearest:
+    """-inf where there is no number."""
+    return nearest._replace(
+        values=jnp.where(numerics.is_number(nearest.values), nearest.values, -jnp.inf)
+    )
+
+
+def add_items(
+    nearest: Nearest | None,
+    queries: jax.Array,
+    items: Items,
+    offsets: jax.Array | None,
+    mixtures: jax.Array | None,
+    exclude: jax.Array | None = None,
+    *,
+    places: tuple[int, int, jnp.dtype] | None = None,
+    similarity_fn: SimilarityFn,
+    chunk_size: int,
+) -> Nearest:
+    """Adds gallery items to the nearest of each query and list.
+
+    Args:
+      nearest: [num_queries, num_lists, k] of the items before, which have lower gallery indices;
+        None = there are none.
+      queries: [num_queries, dim].
+      items: the items.
+      offsets: as in `nearest_items`, of these items.
+      mixtures: as in `nearest_items`.
+      exclude: as in `nearest_items`, of these items.
+      places: (num_lists, k, dtype) where `nearest` is None.
+      similarity_fn: the similarity.
+      chunk_size: queries held at once.
+    """
+    score = scoring(queries, items.rows, offsets, similarity_fn)
+    if nearest is not None:
+        places = nearest.values.shape[1], nearest.values.shape[2], nearest.values.dtype
+    assert places is not None
+
+    def search_chunk(carry: None, chunk: Block) -> tuple[None, Nearest]:
+        rows, mixture, start = chunk.rows
+        if start is None:
+            start = start_nearest((rows.shape[0], *places[:2]), places[2])
+
+        def add_gallery_tile(nearest: Nearest, block: Block) -> tuple[Nearest, None]:
+            tile_items, tile_offsets, excluded, valid = block.rows
+            nearest = add_tile(
+                nearest,
+                *score(rows, mixture, tile_items, tile_offsets),
+                items.start + block.start,
+                valid=both(block.fresh, valid),
+                seen=None
+                if excluded is None
+                else lambda row, columns: is_apart(excluded[columns], chunk.start + row),
+            )
+            return nearest, None
+
+        arrays = (items.rows, by_list(offsets), exclude, items.valid)
+        start = numerics.varying_like(start, chunk.rows, arrays)
+        return carry, scan_chunks(add_gallery_tile, start, arrays, columns_for(places[1]))[0]
+
+    return scan_chunks(search_chunk, None, (queries, mixtures, nearest), chunk_size)[1]
+
+
+def columns_for(k: int) -> int:
+    """Gallery items per tile of a search for k neighbours, a hint."""
+    if jax.default_backend() != "cpu":
+        return SELECTING_COLUMNS
+    if k == 1:  # looked up: what stays in the cache is the faster
+        return COLUMNS
+    return INSERTING_COLUMNS if selection.inserts(k, INSERTING_COLUMNS) else SELECTING_COLUMNS
+
+
+def _scores_again(
+    queries: jax.Array,
+    gallery: jax.Array,
+    offsets: jax.Array | None,
+    mixtures: jax.Array | None,
+    *,
+    indices: jax.Array,
+    similarity_fn: SimilarityFn,
+    chunk_size: int,
+) -> jax.Array:
+    """[num_queries, num_lists, k] scores of given items, their vectors gathered by chunks."""
+    score = scoring(queries, gallery, offsets, similarity_fn)
+    _, num_lists, k = indices.shape
+    lists = lax.broadcasted_iota(jnp.int32, (num_lists, k), 0).reshape(-1)
+
+    def one(query: jax.Array, mixture: jax.Array | None, found: jax.Array) -> jax.Array:
+        items = found.reshape(-1)
+        own = by_list(None if offsets is None else offsets[items])
+        scores, own = score(
+            query[None], None if mixture is None else mixture[None], gallery[items], own
+        )
+        scores = (
+            scores[0] if own is None else scores[0] - jnp.stack(own)[lists, jnp.arange(len(items))]
+        )
+        return scores.reshape(num_lists, k)
+
+    def chunk(carry: None, block: Block) -> tuple[None, jax.Array]:
+        return carry, jax.vmap(one)(*block.rows)
+
+    rows = max(1, min(chunk_size, _GATHERED // (num_lists * k * gallery.shape[1])))
+    return scan_chunks(chunk, None, (queries, mixtures, indices), rows)[1]
+
+
+class Scoring(NamedTuple):
+    """Tiles of similarities, and what is left to subtract from them."""
+
+    similarity_fn: SimilarityFn
+    dtype: jnp.dtype
+
+    def __call__(
+        self, rows: jax.Array, mixtures: Any, items: jax.Array, offsets: Offsets
+    ) -> tuple[jax.Array, Offsets]:
+        """([num_rows, num_items] similarities, what is left to subtract from them).
+
+        Offsets that each query mixes in its own way are subtracted here.
+        """
+        similarities = tile(self.similarity_fn, rows, items).astype(self.dtype)
+        if mixtures is None:
+            return similarities, offsets
+        # Few terms: an unrolled sum is exact in float32 on every backend, a matmul is not.
+        assert offsets is not None
+        for term, offset in enumerate(offsets):
+            similarities -= mixtures[:, term, None] * offset[None]
+        return elementary.written(similarities), None
+
+
+def scoring(
+    queries: jax.Array, gallery: jax.Array, offsets: jax.Array | None, similarity_fn: SimilarityFn
+) -> Scoring:
+    parts = (queries, gallery) if offsets is None else (queries, gallery, offsets)
+    return Scoring(similarity_fn, numerics.accumulation_dtype(*(part.dtype for part in parts)))
+
+
+def by_list(offsets: jax.Array | None) -> Offsets:
+    """The columns of [num_items, num_lists] offsets, each side by side in memory."""
+    return None if offsets is None else tuple(offsets.T)
+
+
+def count_lists(offsets: jax.Array | None, mixtures: jax.Array | None) -> int:
+    return 1 if offsets is None or mixtures is not None else offsets.shape[1]

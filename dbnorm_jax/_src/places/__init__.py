@@ -1,0 +1,1 @@
+"""Where a pass runs: over the devices of a mesh, or over files."""

@@ -1,0 +1,1 @@
+"""Passes over files: rows read in blocks, fits that outlive a process."""

@@ -1,0 +1,263 @@
+"""Search and ranks with queries and galleries that need not fit memory, block against block.
+
+For each block of queries one pass over the gallery, whose blocks come in order, so that the lists
+of nearest items carry on from one to the next and ties go to the lowest gallery index. The lists
+under every combination of gates grow side by side; which of them counts is known at the end.
+"""
+
+import functools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dbnorm_jax._src.core import numerics
+from dbnorm_jax._src.core.similarity import SimilarityFn
+from dbnorm_jax._src.core.types import Correction, SearchResult
+from dbnorm_jax._src.passes import nearest as search
+from dbnorm_jax._src.passes import streaming
+from dbnorm_jax._src.passes.counts import Asked, Counts, add_counts, paired_scores, start_counts
+from dbnorm_jax._src.passes.selection import Nearest, start_nearest
+from dbnorm_jax._src.places.disk.fingerprints import Array
+from dbnorm_jax._src.places.disk.rows import (
+    RowBlock,
+    Rows,
+    check_same_dimension,
+    of_prepared,
+    on_device,
+    wait_for,
+)
+from dbnorm_jax._src.retrieval.search import check_streamed, over_gates
+
+
+class Passes(NamedTuple):
+    """Passes over a gallery for one block of queries after the other."""
+
+    queries: Rows
+    gallery: Rows
+    correction: Correction | None
+    similarity_fn: SimilarityFn
+    chunk_size: int
+
+    def check(self) -> None:
+        """Raises for what can be known to be wrong before anything is read."""
+        check_same_dimension(self.queries, self.gallery)
+        if not self.queries.fits_one_block:
+            self.gallery.check_repeatable("the gallery is passed over once per block of queries")
+        if self.correction is not None and self.gallery.num_rows is not None:
+            check_streamed(self.correction, self.gallery.num_rows)
+
+    def items(self, *, hashed: bool = False) -> Iterator[streaming.Items]:
+        """The gallery's blocks on the device."""
+        for block in self.gallery.read(hashed=hashed):
+            check_same_dimension(self.queries, self.gallery)
+            rows = on_device(block, self.similarity_fn)
+            yield streaming.Items(rows, block.valid, jnp.asarray(block.start, jnp.int32))
+        assert self.gallery.num_rows is not None
+        if self.correction is not None:
+            check_streamed(self.correction, self.gallery.num_rows)
+
+    def dtype(self, rows: jax.Array, items: jax.Array, offsets: jax.Array | None) -> jnp.dtype:
+        """Of the scores."""
+        known = (rows, items) if offsets is None else (rows, items, offsets)
+        return numerics.accumulation_dtype(*(part.dtype for part in known))
+
+    def nearest(
+        self,
+        rows: jax.Array,
+        k: int,
+        offsets: jax.Array | None,
+        mixtures: jax.Array | None,
+        *,
+        hashed: bool = False,
+    ) -> Nearest:
+        """[num_queries, num_lists, k], best first, by one pass over the gallery."""
+        num_lists = search.count_lists(offsets, mixtures)
+        nearest = None
+        for items in self.items(hashed=hashed):
+            if nearest is None:
+                dtype = self.dtype(rows, items.rows, offsets)
+                nearest = start_nearest((len(rows), num_lists, k), dtype)
+            # The step before is done before the next is begun: no queue of blocks builds up.
+            wait_for(nearest)
+            nearest = _add_items(
+                nearest,
+                rows,
+                items,
+                offsets,
+                mixtures,
+                similarity_fn=of_prepared(self.similarity_fn),
+                chunk_size=self.chunk_size,
+            )
+        assert nearest is not None
+        return search.known(nearest)
+
+    def over_gates(self, lists: Any, rows: jax.Array) -> Any:
+        """As `search.over_gates`, with a pass of its own for the gates where one is needed."""
+
+        def top_1() -> jax.Array:
+            return self.nearest(rows, 1, None, None).indices[:, 0, 0]
+
+        return over_gates(lists, top_1, self.correction, rows.dtype)
+
+
+def top_k_blocks(
+    passes: Passes, k: int, *, hashed: bool = False
+) -> Iterator[tuple[RowBlock, SearchResult]]:
+    """The k nearest items of each block of queries, as soon as its pass is over.
+
+    With `hashed`, `passes.gallery.fingerprint` is there after the first.
+    """
+    for block in passes.queries.read():
+        rows = on_device(block, passes.similarity_fn)
+
+        def lists(offsets: Any, mixtures: Any) -> tuple[Nearest, jax.Array]:
+            nearest = passes.nearest(rows, k, offsets, mixtures, hashed=hashed)  # noqa: B023
+            return nearest, nearest.indices[:, 0, 0]
+
+        found = passes.over_gates(lists, rows)
+        hashed = False
+        num_gallery = passes.gallery.num_rows
+        if num_gallery is not None and k > num_gallery:
+            raise ValueError(f"`k` must be between 1 and {num_gallery} (gallery items), got {k}")
+        yield block, SearchResult(*(part[: block.num_rows] for part in found))
+
+
+def rank_blocks(
+    passes: Passes, right: Array, share: float
+) -> Iterator[tuple[Array, Array, np.dtype[Any]]]:
+    """(twice the number of items ahead of each query's best right one, whether there is one).
+
+    And the dtype of the gallery.
+
+    Args:
+      passes: over the gallery, two for each block of queries: one for the right items' vectors.
+      right: [num_queries, num_right] int32 gallery rows, -1 for none.
+      share: 0, 1/2 or 1, what an item counts that is level with the best right one.
+    """
+    passes.gallery.check_repeatable("the right items are read first, then the others counted")
+    for block in passes.queries.read():
+        if block.stop > len(right):
+            raise ValueError(
+                f"`relevant` must have one entry (or row) per query, expected at least "
+                f"{block.stop}, got {len(right)}"
+            )
+        rows = on_device(block, passes.similarity_fn)
+        own = block.filled(right, -1)
+        vectors = _vectors(passes, np.asarray(own))
+
+        def lists(offsets: Any, mixtures: Any) -> tuple[jax.Array, jax.Array]:
+            counts = _counted(passes, rows, own, vectors, offsets, mixtures, share)  # noqa: B023
+            return counts.ahead, counts.nearest.indices[:, 0, 0]
+
+        ahead = passes.over_gates(lists, rows)
+        assert passes.gallery.dtype is not None
+        answered: Array = np.any(right[block.start : block.stop] >= 0, axis=1)
+        yield np.asarray(ahead)[: block.num_rows], answered, passes.gallery.dtype
+
+
+def _vectors(passes: Passes, right: Array) -> Array:
+    """[num_queries, num_right, dim] embeddings of the right items; zero where there is none."""
+    vectors = None
+    for items in passes.items():
+        rows = np.asarray(items.rows)
+        if vectors is None:
+            vectors = np.zeros((*right.shape, rows.shape[1]), rows.dtype)
+        start = int(items.start)
+        inside = (right >= start) & (right < start + len(rows))
+        vectors[inside] = rows[right[inside] - start]
+    assert vectors is not None
+    assert passes.gallery.num_rows is not None
+    last = int(right.max(initial=-1))
+    if last >= passes.gallery.num_rows:
+        raise ValueError(
+            f"`relevant` must hold gallery rows between -1 (-1 marks none) and "
+            f"{passes.gallery.num_rows - 1}, got {last}"
+        )
+    return vectors
+
+
+def _counted(
+    passes: Passes,
+    rows: jax.Array,
+    right: jax.Array,
+    vectors: Array,
+    offsets: jax.Array | None,
+    mixtures: jax.Array | None,
+    share: float,
+) -> Counts:
+    similarity_fn = of_prepared(passes.similarity_fn)
+    num_lists = search.count_lists(offsets, mixtures)
+    dtype = passes.dtype(rows, jnp.asarray(vectors[:1, 0]), offsets)
+    best = jnp.full((len(rows), num_lists), -jnp.inf, dtype)
+    for place in range(vectors.shape[1]):
+        best = _best_right(
+            best,
+            rows,
+            jnp.asarray(vectors[:, place]),
+            right[:, place],
+            offsets,
+            mixtures,
+            similarity_fn=similarity_fn,
+        )
+    asked = Asked(rows, right, best, mixtures)
+    counts = start_counts(len(rows), num_lists, dtype)
+    for items in passes.items():
+        wait_for(counts)
+        counts = _add_counts(
+            counts,
+            asked,
+            items,
+            offsets,
+            share=share,
+            similarity_fn=similarity_fn,
+            chunk_size=passes.chunk_size,
+        )
+    return counts
+
+
+def _of_items(
+    rows: jax.Array, items: streaming.Items, offsets: jax.Array | None, mixtures: jax.Array | None
+) -> tuple[jax.Array | None, jax.Array | None]:
+    """The offsets of a block of items, any on its padding, and the mixtures; as the scores."""
+    if offsets is None:
+        return None, None
+    dtype = numerics.accumulation_dtype(rows.dtype, items.rows.dtype, offsets.dtype)
+    places = items.start + jnp.arange(len(items.rows), dtype=jnp.int32)
+    own = offsets[jnp.minimum(places, len(offsets) - 1)].astype(dtype)
+    return own, None if mixtures is None else mixtures.astype(dtype)
+
+
+@functools.partial(jax.jit, static_argnames=("similarity_fn", "chunk_size"))
+def _add_items(
+    nearest: Nearest, rows: Any, items: Any, offsets: Any, mixtures: Any, **static: Any
+) -> Nearest:
+    own = _of_items(rows, items, offsets, mixtures)
+    return search.add_items(nearest, rows, items, *own, **static)
+
+
+@functools.partial(jax.jit, static_argnames=("share", "similarity_fn", "chunk_size"))
+def _add_counts(counts: Counts, asked: Any, items: Any, offsets: Any, **static: Any) -> Counts:
+    own, mixtures = _of_items(asked.queries, items, offsets, asked.mixtures)
+    asked = asked._replace(mixtures=mixtures)
+    return add_counts(counts, asked, items, own, **static)
+
+
+@functools.partial(jax.jit, static_argnames="similarity_fn")
+def _best_right(
+    best: jax.Array,
+    rows: jax.Array,
+    vectors: jax.Array,
+    right: jax.Array,
+    offsets: jax.Array | None,
+    mixtures: jax.Array | None,
+    *,
+    similarity_fn: SimilarityFn,
+) -> jax.Array:
+    if offsets is not None:
+        offsets = offsets[right].astype(best.dtype)
+        mixtures = None if mixtures is None else mixtures.astype(best.dtype)
+    scores = paired_scores(rows, vectors, offsets, mixtures, similarity_fn=similarity_fn)
+    return jnp.where((right >= 0)[:, None], jnp.maximum(best, scores), best)

@@ -1,0 +1,322 @@
+"""Rows of a matrix that need not fit memory, in blocks of one shape, read one block ahead.
+
+    an array, memory-mapped or not       read in slices
+    an iterable of blocks of rows        any number of rows each, cut and joined to size
+
+Every block is converted, checked and named by its rows in errors. The last one is filled up with
+copies of its first row, so that one compiled program serves all.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dbnorm_jax._src.core import numerics
+from dbnorm_jax._src.core.similarity import SimilarityFn, cosine_similarity, dot_product
+from dbnorm_jax._src.places.disk.fingerprints import Array, Fingerprint
+
+# Rows read, converted and moved at once: so many that their products take far longer.
+DEFAULT_BLOCK_SIZE = 8192
+# Block sizes are multiples of this, so that few of them are compiled for.
+_MULTIPLE = 256
+# A gallery index is an int32.
+_MOST_ROWS = 2**31 - 1
+_END: Any = object()
+T = TypeVar("T")
+
+
+class RowBlock(NamedTuple):
+    """Some rows in memory."""
+
+    rows: Array  # [size, dim]; from `num_rows` on copies of the first
+    start: int  # number of the first row
+    num_rows: int
+    fingerprint: dict[str, Any] | None  # of all rows up to here, where asked for
+
+    @property
+    def stop(self) -> int:
+        """One more than the number of the last row."""
+        return self.start + self.num_rows
+
+    def filled(self, values: Array, fill: Any) -> jax.Array:
+        """`values`, one per row of the matrix, for this block; `fill` on the copies."""
+        part = values[self.start : self.stop]
+        missing = [(0, len(self.rows) - len(part))] + [(0, 0)] * (values.ndim - 1)
+        return jnp.asarray(np.pad(part, missing, constant_values=fill))
+
+    @property
+    def valid(self) -> jax.Array:
+        """[size] bool, False on the copies."""
+        return jnp.asarray(np.arange(len(self.rows)) < self.num_rows)
+
+
+class Rows:
+    """The rows of one argument.
+
+    Attributes:
+      name: of the argument.
+      num_rows: None until an iterable has been passed over once.
+      dim: None until the first block of an iterable.
+      dtype: of the blocks; as `dim`.
+      fingerprint: of all rows, after a pass that was hashed.
+      skipped: fingerprint of the rows that the last pass has skipped.
+    """
+
+    def __init__(
+        self, name: str, source: Any, block_size: int, similarity_fn: SimilarityFn = dot_product
+    ) -> None:
+        self.name = name
+        self.block_size = block_size
+        self._source = source
+        self._nonzero = similarity_fn is cosine_similarity
+        # Looked up here: the setting belongs to a thread, and another one reads.
+        self._wide = bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined, unused-ignore]
+        self.num_rows: int | None = None
+        self.dim: int | None = None
+        self.dtype: np.dtype[Any] | None = None
+        self.fingerprint: dict[str, Any] | None = None
+        self.skipped: dict[str, Any] | None = None
+        self._passes = 0
+        if isinstance(source, jax.core.Tracer):
+            raise TypeError(f"`{name}` must be concrete here, got values traced by jit or vmap")
+        lazy = isinstance(getattr(source, "dtype", None), np.dtype)  # slices of it are arrays
+        if isinstance(source, jax.Array) or (hasattr(source, "__array__") and not lazy):
+            self._source = source = np.asarray(source)
+        self._is_array = hasattr(source, "shape") and hasattr(source, "dtype")
+        if self._is_array:
+            self._check_shape(source)
+            if 0 in source.shape:
+                raise ValueError(
+                    f"`{name}` must have at least one row and one dimension, got shape "
+                    f"{tuple(source.shape)}"
+                )
+            self.num_rows = source.shape[0]
+            self.block_size = _even_size(source.shape[0], block_size)
+        elif not isinstance(source, Iterable) or isinstance(source, (str, bytes, dict)):
+            raise TypeError(
+                f"`{name}` must be an array or an iterable of blocks of rows, got "
+                f"{type(source).__name__}"
+            )
+        self._is_iterator = not self._is_array and iter(source) is source
+
+    @property
+    def fits_one_block(self) -> bool:
+        """Whether there is known to be no second block."""
+        return self.num_rows is not None and self.num_rows <= self.block_size
+
+    def check_repeatable(self, why: str) -> None:
+        """Raises for an iterator, which can be passed over only once."""
+        if self._is_iterator:
+            raise ValueError(
+                f"`{self.name}` must be an array or an iterable that begins anew each time, got "
+                f"an iterator ({type(self._source).__name__}); {why}: pass a list, or an object "
+                f"whose __iter__ opens the source"
+            )
+
+    def read(self, *, hashed: bool = False, skip: int = 0) -> Iterator[RowBlock]:
+        """One pass, read ahead by a thread; blocks within the first `skip` rows are left out."""
+        if self._passes and self._is_iterator:
+            self.check_repeatable("it is read more than once")
+        self._passes += 1
+        return prefetched(self._read(hashed, skip))
+
+    def _read(self, hashed: bool, skip: int) -> Iterator[RowBlock]:
+        known, self.skipped = self.num_rows, None
+        fingerprint, num_rows = None, 0
+        described = None
+        for rows in self._of_one_size():
+            if hashed:
+                if fingerprint is None:
+                    fingerprint = Fingerprint(rows.dtype, rows.shape[1])
+                described = fingerprint.update(rows)
+            start, num_rows = num_rows, num_rows + len(rows)
+            if num_rows > _MOST_ROWS:
+                raise ValueError(f"`{self.name}` must have at most {_MOST_ROWS} rows; split it")
+            if num_rows <= skip:
+                self.skipped = described
+                continue
+            if start < skip:
+                self._fail_changed(skip, num_rows)
+            if not start:
+                self.block_size = len(rows)  # the only block, if short, needs no filling up
+            yield RowBlock(self._filled_up(rows), start, len(rows), described)
+        if not num_rows:
+            raise ValueError(f"`{self.name}` must have at least one row, got none")
+        if num_rows != (num_rows if known is None else known) or num_rows < skip:
+            self._fail_changed(skip if known is None else known, num_rows)
+        self.num_rows = num_rows
+        self.fingerprint = described or self.fingerprint
+
+    def _fail_changed(self, before: int, now: int) -> None:
+        raise ValueError(
+            f"`{self.name}` must have the same rows each time, got {before} and then {now}; has "
+            f"it changed, or does it not begin anew?"
+        )
+
+    def _of_one_size(self) -> Iterator[Array]:
+        """Converted rows, `block_size` at a time; the last may be fewer."""
+        held: list[Array] = []
+        start, count = 0, 0  # of the rows held
+        for block in self._slices() if self._is_array else self._source:
+            raw = block if self._is_array else self._checked_block(block)
+            if len(raw):
+                held.append(self._converted(raw, start + count))
+                count += len(raw)
+            while count >= self.block_size:
+                rows = held[0] if len(held) == 1 else np.concatenate(held)
+                yield rows[: self.block_size]
+                held = [rows[self.block_size :]] if count > self.block_size else []
+                start, count = start + self.block_size, count - self.block_size
+        if count:
+            yield np.concatenate(held)
+
+    def _filled_up(self, rows: Array) -> Array:
+        missing = self.block_size - len(rows)
+        if not missing:
+            return rows
+        return np.concatenate([rows, np.broadcast_to(rows[:1], (missing, rows.shape[1]))])
+
+    def _slices(self) -> Iterator[Array]:
+        for start in range(0, self._source.shape[0], self.block_size):
+            yield np.asarray(self._source[start : start + self.block_size])
+
+    def _check_shape(self, array: Any) -> None:
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise TypeError(
+                f"`{self.name}` must be floating point, got dtype {array.dtype}; convert it first, "
+                f"for instance with .astype('float32')"
+            )
+        if len(array.shape) != 2:
+            remedy = "" if self._is_array else "; an iterable gives blocks of rows [rows, dim]"
+            raise ValueError(
+                f"`{self.name}` must have 2 axes, got shape {tuple(array.shape)}{remedy}"
+            )
+        dtype = np.dtype(array.dtype).newbyteorder("=")
+        if dtype.itemsize > 4 and not self._wide:
+            dtype = np.dtype(np.float32)
+        if (self.dim or array.shape[1], self.dtype or dtype) != (array.shape[1], dtype):
+            raise ValueError(
+                f"`{self.name}` must have blocks of one kind, got {self.dim} columns of "
+                f"{self.dtype} and then {array.shape[1]} of {dtype}"
+            )
+        self.dim, self.dtype = array.shape[1], dtype
+
+    def _checked_block(self, block: Any) -> Array:
+        array = np.asarray(block)
+        self._check_shape(array)
+        if not array.shape[1]:
+            raise ValueError(f"`{self.name}` must have at least one dimension, got {array.shape}")
+        return array
+
+    def _converted(self, raw: Array, start: int) -> Array:
+        """In the dtype that is computed with, its values checked."""
+        # A slice of an array stays where it is: the check below reads the pages of a file, which
+        # the device then shares or copies. An iterable may write its next block over this one.
+        copy = None if self._is_array else True
+        with np.errstate(over="ignore"):
+            rows: Array = np.array(raw, dtype=self.dtype, order="C", copy=copy)
+        # A sum would do, were it not for opposite infinities and overflow: both are looked into.
+        with np.errstate(all="ignore"):
+            suspect = not np.isfinite(rows.sum(dtype=np.promote_types(rows.dtype, np.float32)))
+        if suspect and not (finite := np.isfinite(rows)).all():
+            row, column = np.argwhere(~finite)[0].tolist()
+            raise ValueError(
+                f"`{self.name}` must be finite, found {rows[row, column]} at index "
+                f"[{start + row}, {column}]; remove or repair that row"
+            )
+        if self._nonzero:
+            # To the device the smallest numbers may be zero.
+            tiny = np.finfo(np.float64 if self.dtype == np.float64 else np.float32).tiny
+            zero = np.abs(rows).max(axis=1) < tiny
+            if zero.any():
+                raise ValueError(
+                    f"`{self.name}` must have no zero row under cosine similarity, found the first "
+                    f"at row {start + int(zero.argmax())}; remove it"
+                )
+        return rows
+
+
+def _even_size(num_rows: int, largest: int) -> int:
+    """Blocks of even size: full ones would leave the last to be nearly all copies."""
+    if num_rows <= largest:
+        return num_rows
+    even = -(-num_rows // -(-num_rows // largest))
+    return min(largest, -(-even // _MULTIPLE) * _MULTIPLE)
+
+
+def prefetched(items: Iterable[T]) -> Iterator[T]:
+    """The items, each made by a thread while the one before is in use."""
+    with ThreadPoolExecutor(1, "dbnorm-reader") as reader:
+        iterator = reader.submit(iter, items).result()
+        ahead = reader.submit(next, iterator, _END)
+        while (item := ahead.result()) is not _END:
+            ahead = reader.submit(next, iterator, _END)
+            yield item
+
+
+def check_same_dimension(first: Rows, second: Rows) -> None:
+    """Raises where both are known to have different numbers of columns."""
+    if None not in (first.dim, second.dim) and first.dim != second.dim:
+        raise ValueError(
+            f"`{first.name}` and `{second.name}` must have the same number of columns (embedding "
+            f"dimensions), got {first.dim} and {second.dim}"
+        )
+
+
+def check_same_rows(rows: Rows, expected: Any, *found: Any) -> None:
+    """Raises where rows that had been read before are others now."""
+    for description in found:
+        if not expected or not description or expected["rows"] != description["rows"]:
+            continue
+        if expected != description:
+            raise ValueError(
+                f"`{rows.name}` must have the rows that the checkpoint was made from, but its "
+                f"first {description['rows']} rows have changed; begin anew without the checkpoint"
+            )
+
+
+def check_all_rows(rows: Rows, expected: Any, found: Any) -> None:
+    """Raises where all rows, or their number, are not those that had been read before."""
+    if found != expected:
+        check_same_rows(rows, expected, found)
+        raise ValueError(
+            f"`{rows.name}` must have the {expected['rows']} rows that the checkpoint was made "
+            f"from, got {rows.num_rows}"
+        )
+
+
+def read_again(rows: Rows, expected: Any) -> dict[str, Any] | None:
+    """The fingerprint of rows that are read only to see whether they are those expected."""
+    found = None
+    for block in rows.read(hashed=True):
+        found = block.fingerprint
+    check_all_rows(rows, expected, found)
+    return found
+
+
+def on_device(block: RowBlock, similarity_fn: SimilarityFn) -> jax.Array:
+    """The rows where JAX computes; of unit length under cosine similarity."""
+    rows = jnp.asarray(block.rows)
+    return _normalized(rows) if similarity_fn is cosine_similarity else rows
+
+
+_normalized: Callable[[jax.Array], jax.Array] = jax.jit(numerics.normalize_rows)
+
+
+def of_prepared(similarity_fn: SimilarityFn) -> SimilarityFn:
+    """The similarity of rows that `on_device` has prepared."""
+    return dot_product_of_unit if similarity_fn is cosine_similarity else similarity_fn
+
+
+def dot_product_of_unit(rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """Cosines of rows that have unit length already."""
+    return numerics.product_transposed(rows, columns)
+
+
+def wait_for(arrays: Any) -> None:
+    """Until they are computed: a step that is done before the next begins leaves no queue."""
+    jax.block_until_ready(arrays)  # type: ignore[no-untyped-call]

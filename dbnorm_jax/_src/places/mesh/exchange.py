@@ -1,0 +1,180 @@
+"""What devices exchange inside `jax.shard_map`: numbers per gallery item, short lists per row.
+
+`all_merge` is for every user's own `shard_map`. `Shard` knows which rows of a sharded axis a device
+holds; what it returns is the same on all devices of that axis.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dbnorm_jax._src.core import checks, elementary, numerics
+from dbnorm_jax._src.core.types import BankStatistics, LargestSimilarities
+from dbnorm_jax._src.passes.selection import Nearest, argmax, largest_of_columns
+from dbnorm_jax._src.passes.streaming import scan_chunks
+
+# One name of a mesh axis, several that act as one, or None: not sharded.
+Axis = str | tuple[str, ...] | None
+# Entries of neighbor lists from all devices held at once: 32 MiB with values and indices.
+_GATHERED = 2**22
+
+
+def all_merge(statistics: Any, axis_name: str | tuple[str, ...]) -> Any:
+    """Statistics of the parts of a bank on each device -> those of the whole, on every device.
+
+    What `merge` does to two, over a mesh axis inside `jax.shard_map`: masses and k-occurrences are
+    summed, log-normalizers by the largest and a sum of exponentials; of largest similarities the k
+    largest stay. Two or three numbers per gallery item cross the wire (k of LargestSimilarities).
+
+    Args:
+      statistics: BankStatistics or LargestSimilarities of this device's part of the bank; all parts
+        on the same gallery items, with the same k (and beta).
+      axis_name: the mesh axis, or axes, along which the bank is split.
+
+    Returns:
+      That of all parts together; differentiable.
+
+    Raises:
+      TypeError: other types.
+      NameError: no such axis here, from JAX.
+
+    Examples:
+      >>> import dbnorm_jax as dbn
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> mesh = jax.make_mesh((1,), ("bank",), axis_types=(jax.sharding.AxisType.Auto,))
+      >>> fit = jax.shard_map(
+      ...     lambda part: dbn.all_merge(dbn.bank_statistics(part, beta=1.0), "bank"),
+      ...     mesh=mesh, in_specs=jax.P("bank"), out_specs=jax.P())
+      >>> print(fit(jnp.array([[0.0], [0.0]])).log_normalizer.round(4))    # log 2
+      [0.6931]
+
+    References:
+      As `merge`.
+    """
+    checks.instance(
+        "statistics",
+        statistics,
+        (BankStatistics, LargestSimilarities),
+        "all_merge joins the statistics of parts of one bank",
+    )
+    if isinstance(statistics, LargestSimilarities):
+        parts = gathered(statistics.values, axis_name, axis=-2)
+        return LargestSimilarities(largest_of_columns(parts, statistics.k))
+    log_normalizer, mass, occurrence = numerics.varying_like(
+        (statistics.log_normalizer, statistics.mass, statistics.k_occurrence),
+        lax.axis_index(axis_name),
+    )
+    # The shift cancels, so its gradient is left out; a maximum over devices has none.
+    maximum = lax.pmax(lax.stop_gradient(log_normalizer), axis_name)
+    maximum = jnp.maximum(maximum, numerics.LOWEST)
+    total = lax.psum(jnp.exp(log_normalizer - maximum), axis_name)
+    filled = total != 0  # true of NaN, which must not pass for an empty part
+    return BankStatistics(
+        jnp.where(filled, maximum + jnp.log(jnp.where(filled, total, 1)), -jnp.inf),
+        lax.psum(mass, axis_name),
+        statistics.beta,
+        None if occurrence is None else lax.psum(occurrence, axis_name),
+        statistics.k,
+    )
+
+
+def gathered(array: jax.Array, axis_name: str | tuple[str, ...], *, axis: int) -> jax.Array:
+    """The arrays of all devices side by side along `axis`, the same on every device."""
+    array = numerics.varying_like(array, lax.axis_index(axis_name))
+    return lax.all_gather(array, axis_name, axis=axis % array.ndim, tiled=True, to="invarying")
+
+
+class Shard(NamedTuple):
+    """A device's rows of an array whose leading axis is split evenly, padding last."""
+
+    axis: Axis  # None: every device holds all rows
+    size: int  # rows per device
+    total: int  # rows in all, without padding
+
+    @property
+    def start(self) -> jax.Array | int:
+        """Index of this device's first row."""
+        return 0 if self.axis is None else lax.axis_index(self.axis).astype(jnp.int32) * self.size
+
+    @property
+    def num_shards(self) -> int:
+        """Devices along the axis."""
+        return 1 if self.axis is None else lax.axis_size(self.axis)
+
+    @property
+    def num_valid(self) -> jax.Array | int:
+        """Rows of this device that are no padding."""
+        return jnp.clip(self.total - self.start, 0, self.size)
+
+    @property
+    def valid(self) -> jax.Array | None:
+        """[size] bool, False on padding; None where no device has any."""
+        if self.size * self.num_shards == self.total:
+            return None
+        return lax.iota(jnp.int32, self.size) < self.num_valid
+
+    def local(self, rows: jax.Array) -> jax.Array:
+        """Indices of rows as this device's own; beyond them (`size`) where another has the row."""
+        own = rows - self.start
+        return jnp.where((own >= 0) & (own < self.size), own, self.size)
+
+    def sum(self, array: jax.Array) -> jax.Array:
+        """Over devices."""
+        return array if self.axis is None else lax.psum(array, self.axis)
+
+    def maximum(self, array: jax.Array) -> jax.Array:
+        """Over devices; without a gradient."""
+        return array if self.axis is None else lax.pmax(lax.stop_gradient(array), self.axis)
+
+    def take(self, array: jax.Array, rows: jax.Array) -> jax.Array:
+        """[..., num] columns of [..., size] by global index, from the devices that hold them."""
+        if self.axis is None:
+            return array[..., rows]
+        own = self.local(rows)
+        values = array[..., jnp.where(own < self.size, own, 0)]
+        mine = jnp.broadcast_to(own < self.size, values.shape)
+        if values.dtype == bool:
+            return lax.psum((values & mine).astype(jnp.int32), self.axis) > 0
+        return lax.psum(jnp.where(mine, values, 0), self.axis)
+
+    def first(self, nearest: Nearest) -> jax.Array:
+        """Global index of the nearest of all devices' items, ties to the lowest: [...] of [...]."""
+        if self.axis is None:
+            return nearest.indices
+        best = lax.pmax(lax.stop_gradient(nearest.values), self.axis)
+        index = jnp.where(nearest.values == best, nearest.indices + self.start, self.total)
+        return lax.pmin(index, self.axis)
+
+    def nearest(self, nearest: Nearest, k: int) -> Nearest:
+        """The k nearest of all devices' lists, with global indices.
+
+        Args:
+          nearest: [num_rows, places] this device's nearest items, best first: those it has, then
+            padding.
+          k: how many, at most those that exist.
+        """
+        if self.axis is None:
+            return nearest
+        places = nearest.values.shape[1]
+        # What is there ranks above padding, also where its score is no number.
+        exists = (lax.iota(jnp.int32, places) < self.num_valid)[None]
+        values = jnp.where(exists, numerics.below_every_number(nearest.values), -jnp.inf)
+        lists = Nearest(values, nearest.indices + self.start)
+
+        def merge_rows(carry: None, block: Any) -> tuple[None, Nearest]:
+            # In the order of the devices, so equal values keep the order of the gallery.
+            merged = Nearest(*(gathered(part, self.axis or (), axis=1) for part in block.rows))
+
+            def one(values: jax.Array, indices: jax.Array) -> Nearest:
+                keys = lax.stop_gradient(values)
+                chosen = argmax(keys)[1][None] if k == 1 else elementary.top_k(keys, k)[1]
+                return Nearest(values[chosen], indices[chosen])
+
+            return carry, jax.vmap(one)(*merged)
+
+        rows = max(1, _GATHERED // (places * self.num_shards))
+        values, indices = scan_chunks(merge_rows, None, lists, rows)[1]
+        return Nearest(jnp.where(numerics.is_number(values), values, -jnp.inf), indices)

@@ -1,0 +1,158 @@
+"""Global arrays over a device mesh: split evenly, filled up where lengths do not divide.
+
+What is on its devices already stays there. Of a NumPy array or a memory-mapped file each process
+reads its own rows only. Every computation masks what was filled up.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from dbnorm_jax._src.places.mesh.exchange import Axis, Shard
+
+
+class Layout(NamedTuple):
+    """A mesh, and which of its axes split what."""
+
+    mesh: Mesh
+    bank: Axis  # of bank rows and queries
+    gallery: Axis
+
+    def num_shards(self, axis: Axis) -> int:
+        """Devices along an axis."""
+        return int(np.prod([self.mesh.shape[name] for name in _names(axis)], dtype=int))
+
+    def shard(self, axis: Axis, num_rows: int) -> Shard:
+        """What each device holds of so many rows."""
+        return Shard(axis, -(-num_rows // self.num_shards(axis)), num_rows)
+
+    def queries_at_once(self, chunk_size: int) -> int:
+        """Half of them where many devices are one processor, whose cache holds all their tiles."""
+        local = self.mesh.local_devices
+        shared = len(local) > 2 and local[0].platform == "cpu"
+        return max(1, chunk_size // 2) if shared else chunk_size
+
+
+def _names(axis: Axis) -> tuple[str, ...]:
+    return () if axis is None else axis if isinstance(axis, tuple) else (axis,)
+
+
+def layout(mesh: Any, bank_axis: Axis, gallery_axis: Axis) -> Layout:
+    """The arguments `mesh`, `bank_axis` and `gallery_axis`, checked."""
+    if not isinstance(mesh, Mesh):
+        raise TypeError(
+            f"`mesh` must be a jax.sharding.Mesh, got {type(mesh).__name__}; make one with "
+            f'jax.make_mesh((2, 4), ("bank", "gallery"))'
+        )
+    for argument, axis in (("bank_axis", bank_axis), ("gallery_axis", gallery_axis)):
+        for name in _names(axis):
+            if name not in mesh.axis_names:
+                raise ValueError(
+                    f"`{argument}` must name an axis of the mesh, got {name!r} but it has "
+                    f"{mesh.axis_names}; None leaves these rows whole on every device"
+                )
+    names = (*_names(bank_axis), *_names(gallery_axis))
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"`bank_axis` and `gallery_axis` must name different axes of the mesh, got "
+            f"{bank_axis!r} and {gallery_axis!r}"
+        )
+    return Layout(mesh, bank_axis, gallery_axis)
+
+
+def split(
+    array: Any, placement: Layout, axis: Axis, *, dim: int = 0, fill: Any = None
+) -> jax.Array:
+    """An array split over a mesh axis, filled up to a length that divides.
+
+    Args:
+      array: of JAX, traced or not, or of NumPy.
+      placement: the mesh.
+      axis: None = a copy on every device.
+      dim: which of the array's axes is split.
+      fill: what fills it up; None = copies of its last entry.
+    """
+    sharding = NamedSharding(placement.mesh, P(*[None] * dim, axis) if axis is not None else P())
+    missing = -array.shape[dim] % placement.num_shards(axis) if axis is not None else 0
+    if isinstance(array, jax.core.Tracer):
+        return _split_traced(array, sharding, dim, missing, fill)
+    with jax.ensure_compile_time_eval():
+        if not isinstance(array, jax.Array):
+            return _split_host(array, sharding, dim, missing, fill)
+        if array.is_fully_addressable and not sharding.is_fully_addressable:
+            # Every process has it: each keeps its part.
+            return _split_host(np.asarray(array), sharding, dim, missing, fill)
+        if missing and len(array.devices()) > 1:
+            function = jax.jit(_split_traced, static_argnums=(1, 2, 3, 4), out_shardings=sharding)
+            return function(array, sharding, dim, missing, fill)
+        return jax.device_put(_filled(array, dim, missing, fill), sharding)
+
+
+def whole(array: jax.Array, placement: Layout, length: int, dim: int = 0) -> jax.Array:
+    """A traced result without what was filled up; then it is on every device as a whole."""
+    if array.shape[dim] == length:
+        return array
+    array = _resharded(array, NamedSharding(placement.mesh, P()))
+    return jax.lax.slice_in_dim(array, 0, length, axis=dim)
+
+
+def _split_traced(
+    array: jax.Array, sharding: NamedSharding, dim: int, missing: int, fill: Any
+) -> jax.Array:
+    if missing:
+        # Explicit axes cannot be filled up while they are split.
+        array = _resharded(array, NamedSharding(sharding.mesh, P()))
+    return _resharded(_filled(array, dim, missing, fill), sharding)
+
+
+def _resharded(array: jax.Array, sharding: NamedSharding) -> jax.Array:
+    """Where axes are Explicit the sharding is part of the type; else `jax.shard_map` sees to it."""
+    mesh = sharding.mesh
+    explicit = {
+        name
+        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+        if kind == AxisType.Explicit
+    }
+    if not explicit:
+        return array
+    kept = [
+        tuple(name for name in _names(axis) if name in explicit) or None for axis in sharding.spec
+    ]
+    now = jax.typeof(array).sharding.spec
+    if not any(now) and not any(kept):
+        return array
+    return jax.reshard(array, NamedSharding(mesh, P(*kept)))
+
+
+def _filled(array: jax.Array, dim: int, missing: int, fill: Any) -> jax.Array:
+    if not missing:
+        return array
+    widths = [(0, missing if axis == dim else 0) for axis in range(array.ndim)]
+    if fill is None:
+        return jnp.pad(array, widths, mode="edge")
+    return jnp.pad(array, widths, constant_values=fill)
+
+
+def _split_host(
+    array: Any, sharding: NamedSharding, dim: int, missing: int, fill: Any
+) -> jax.Array:
+    dtype = jax.dtypes.canonicalize_dtype(array.dtype)
+    shape = tuple(size + missing * (axis == dim) for axis, size in enumerate(array.shape))
+
+    def part(index: Any) -> Any:
+        own = array[index]
+        if missing:
+            places = np.arange(*index[dim].indices(shape[dim]))
+            last = array.shape[dim] - 1
+            own = np.take(array, np.minimum(places, last), axis=dim)
+            if fill is not None:
+                own[(slice(None),) * dim + (places > last,)] = fill
+        # What leaves the range of the dtype becomes infinite, which the value checks then name.
+        with np.errstate(over="ignore"):
+            return np.asarray(own, dtype)
+
+    return jax.make_array_from_callback(shape, sharding, part)

@@ -1,0 +1,1 @@
+"""Corrected searches, and the numbers that say how good they are."""

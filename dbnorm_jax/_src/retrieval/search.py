@@ -1,0 +1,433 @@
+"""From similarities and a Correction to scores and neighbours.
+
+    score(q, g) = s(q, g) - sum_t gate_t(q) bias_t(g)
+
+The gate of a query is the activity of its raw top-1 gallery item, read from the similarity before
+anything is subtracted; ties go to the lowest gallery index everywhere.
+
+    >>> import dbnorm_jax as dbn
+    >>> import jax.numpy as jnp
+    >>> correction = dbn.Correction(
+    ...     bias=jnp.array([[0.5, 0.0, 0.0]]), active=jnp.array([[True, False, True]]))
+    >>> s = jnp.array([[0.9, 0.8, 0.1], [0.7, 0.8, 0.1]])
+    >>> print(dbn.gates(s, correction).T, dbn.top_k(s, 1, correction).indices.T)
+    [[1. 0.]] [[1 1]]
+"""
+
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from dbnorm_jax._src.core import checks, elementary, numerics
+from dbnorm_jax._src.core.similarity import (
+    SimilarityFn,
+    check_rows,
+    cosine_similarity,
+    dot_product,
+)
+from dbnorm_jax._src.core.types import Correction, SearchResult
+from dbnorm_jax._src.passes import dispatch, selection, streaming
+from dbnorm_jax._src.passes.nearest import nearest_items
+
+# Up to so many gated terms the search keeps one list per combination of gates: 4 for DualDIS.
+_MOST_COMBINED_TERMS = 2
+
+
+def gates(similarities: Any, correction: Correction) -> jax.Array:
+    """Which terms act on which query: `a_t(q) = active_t(argmax_g s(q, g))`.
+
+    Args:
+      similarities: [..., num_queries, num_gallery], raw.
+      correction: with fields [..., num_terms, num_gallery].
+
+    Returns:
+      [..., num_queries, num_terms] in [0, 1]; 1 where `correction.active` is None. Piecewise
+      constant in the similarities: their gradient is zero.
+
+    Raises:
+      ValueError: a non-finite matrix, or one with another number of columns than the correction.
+      TypeError: a matrix that is not floating point, or no Correction.
+
+    Examples:
+      >>> import dbnorm_jax as dbn
+      >>> import jax.numpy as jnp
+      >>> correction = dbn.Correction(
+      ...     bias=jnp.zeros((2, 2)), active=jnp.array([[True, False], [True, True]]))
+      >>> print(dbn.gates(jnp.array([[0.1, 0.9]]), correction))
+      [[0. 1.]]
+
+    References:
+      Bogolin et al., CVPR 2022, section on dynamic inverted softmax.
+    """
+    similarities = _check_matrix(similarities, correction)
+    return _gates(similarities, correction)
+
+
+@jax.jit
+def _gates(similarities: jax.Array, correction: Correction) -> jax.Array:
+    dtype = numerics.accumulation_dtype(similarities.dtype, correction.bias.dtype)
+    if correction.active is None:
+        lead = jnp.broadcast_shapes(similarities.shape[:-2], correction.bias.shape[:-2])
+        shape = (*lead, similarities.shape[-2], correction.num_terms)
+        return jnp.ones(shape, dtype)
+
+    def one(row: jax.Array, active: jax.Array) -> jax.Array:
+        nearest = selection.argmax(numerics.below_every_number(lax.stop_gradient(row)))[1]
+        return active[:, nearest]
+
+    act = numerics.vectorize(one, signature="(g),(t,g)->(t)")
+    return act(similarities, correction.active[..., None, :, :]).astype(dtype)
+
+
+def apply_correction(similarities: Any, correction: Correction, *, gates: Any = None) -> jax.Array:
+    """Corrected scores `s(q, g) - sum_t a_t(q) bias_t(g)`.
+
+    Args:
+      similarities: [..., num_queries, num_gallery], raw.
+      correction: with fields [..., num_terms, num_gallery].
+      gates: optional [..., num_queries, num_terms]; those of the raw similarities when None.
+
+    Returns:
+      [..., num_queries, num_gallery] in the unit of similarity, at least float32.
+
+    Raises:
+      ValueError: a non-finite matrix, or shapes that do not fit.
+      TypeError: a matrix that is not floating point, or no Correction.
+
+    Examples:
+      >>> import dbnorm_jax as dbn
+      >>> import jax.numpy as jnp
+      >>> correction = dbn.Correction(bias=jnp.array([[0.5, 0.25]]), active=None)
+      >>> print(dbn.apply_correction(jnp.array([[1.0, 0.5]]), correction))
+      [[0.5  0.25]]
+
+    References:
+      Wang, Jian and Xue, EMNLP 2023, DualIS and DualDIS, in the log domain.
+    """
+    similarities = _check_matrix(similarities, correction)
+    if gates is not None:
+        gates = checks.floating("gates", gates, min_ndim=2)
+        expected = (similarities.shape[-2], correction.num_terms)
+        if gates.shape[-2:] != expected:
+            raise ValueError(
+                f"`gates` must end in [num_queries, num_terms] = {expected}, got {gates.shape}"
+            )
+    return _apply_correction(similarities, correction, gates)
+
+
+@jax.jit
+def _apply_correction(
+    similarities: jax.Array, correction: Correction, gates: jax.Array | None
+) -> jax.Array:
+    dtype = numerics.accumulation_dtype(similarities.dtype, correction.bias.dtype)
+    bias = correction.bias.astype(dtype)
+    if gates is None and correction.active is None:
+        offsets = bias.sum(axis=-2, keepdims=True)
+    else:
+        if gates is None:
+            gates = _gates(similarities, correction)
+        gates = gates.astype(dtype)
+        # Few terms: an unrolled sum is exact in float32 on every backend, a matmul is not.
+        terms = [
+            gates[..., :, t, None] * bias[..., t, None, :] for t in range(correction.num_terms)
+        ]
+        offsets = functools.reduce(jnp.add, terms)
+    return similarities.astype(dtype) - offsets
+
+
+def top_k(similarities: Any, k: int, correction: Correction | None = None) -> SearchResult:
+    """The k best gallery items of each query from a similarity matrix.
+
+    Args:
+      similarities: [..., num_queries, num_gallery], raw.
+      k: neighbours per query, between 1 and num_gallery (static).
+      correction: optional, fields [..., num_terms, num_gallery].
+
+    Returns:
+      SearchResult of [..., num_queries, k], best first, ties to the lowest gallery index. Inside a
+      caller's jit, where values cannot be checked, NaN ranks below every number, with score -inf.
+
+    Raises:
+      ValueError: a non-finite matrix, k out of range, or shapes that do not fit.
+      TypeError: a matrix that is not floating point.
+
+    Examples:
+      >>> import dbnorm_jax as dbn
+      >>> import jax.numpy as jnp
+      >>> scores, indices = dbn.top_k(jnp.array([[0.1, 0.9, 0.5]]), 2)
+      >>> print(scores, indices)
+      [[0.9 0.5]] [[1 2]]
+    """
+    if correction is None:
+        similarities = checks.similarities("similarities", similarities, rows="queries")
+    else:
+        similarities = _check_matrix(similarities, correction)
+    k = checks.integer("k", k, low=1, high=similarities.shape[-1], of=" (gallery items)")
+    return _top_k(similarities, correction, k=k)
+
+
+@functools.partial(jax.jit, static_argnames="k")
+def _top_k(similarities: jax.Array, correction: Correction | None, *, k: int) -> SearchResult:
+    if correction is None:
+        scores = similarities.astype(numerics.accumulation_dtype(similarities.dtype))
+    else:
+        scores = _apply_correction(similarities, correction, None)
+        if correction.active is not None and correction.active.dtype != bool:
+            scores = elementary.written(scores)  # read twice; hard gates round nothing
+    largest = numerics.vectorize(lambda row: selection.largest(row, k), signature="(g)->(k),(k)")
+    return SearchResult(*largest(scores))
+
+
+def stream_top_k(
+    queries: Any,
+    gallery: Any,
+    k: int,
+    correction: Correction | None = None,
+    *,
+    similarity_fn: SimilarityFn = dot_product,
+    chunk_size: int = streaming.DEFAULT_CHUNK_SIZE,
+) -> SearchResult:
+    """The k best gallery items of each query from embeddings, never holding queries x gallery.
+
+    Equal to `top_k(similarity_fn(queries, gallery), k, correction)` up to rounding. Exact: no item
+    is skipped. The gates of DIS and DualDIS are read in the same pass, with one matmul.
+
+    Args:
+      queries: [num_queries, dim] embeddings.
+      gallery: [num_gallery, dim] embeddings.
+      k: neighbours per query, between 1 and num_gallery (static).
+      correction: optional, fields [num_terms, num_gallery].
+      similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static).
+      chunk_size: queries held at once (static); results do not depend on it beyond rounding.
+
+    Returns:
+      SearchResult of [num_queries, k], best first, ties to the lowest gallery index.
+
+    Raises:
+      ValueError: empty, non-finite or mismatched embeddings, k out of range, a correction fitted on
+        another number of gallery items.
+      TypeError: embeddings that are not floating point.
+
+    Examples:
+      >>> import dbnorm_jax as dbn
+      >>> import jax.numpy as jnp
+      >>> gallery = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+      >>> print(dbn.stream_top_k(jnp.array([[0.6, 0.8]]), gallery, 1).indices)
+      [[1]]
+    """
+    queries = checks.embeddings("queries", queries)
+    gallery = checks.embeddings("gallery", gallery)
+    checks.same_dimension("queries", queries, "gallery", gallery)
+    check_rows(similarity_fn, queries=queries, gallery=gallery)
+    k = checks.integer("k", k, low=1, high=gallery.shape[0], of=" (gallery items)")
+    chunk_size = checks.integer("chunk_size", chunk_size, low=1)
+    if correction is not None:
+        check_streamed(correction, gallery.shape[0])
+    num_queries = queries.shape[0]
+    result = _stream_top_k(
+        _filled_up(queries),
+        gallery,
+        correction,
+        k=k,
+        similarity_fn=similarity_fn,
+        chunk_size=chunk_size,
+        kernel=dispatch.choose(queries, gallery, similarity_fn),
+    )
+    return SearchResult(*(_cut(part, num_queries) for part in result))
+
+
+def semantic_search(
+    queries: Any,
+    gallery: Any,
+    correction: Correction | None = None,
+    *,
+    top_k: int = 10,
+    similarity_fn: SimilarityFn = cosine_similarity,
+    chunk_size: int = streaming.DEFAULT_CHUNK_SIZE,
+) -> list[list[dict[str, int | float]]]:
+    """`stream_top_k` in the format of `sentence_transformers.util.semantic_search`.
+
+    Args:
+      queries: [num_queries, dim] embeddings, also torch tensors on the CPU.
+      gallery: [num_gallery, dim] embeddings, there called the corpus.
+      correction: optional, fields [num_terms, num_gallery].
+      top_k: neighbours per query; all items where there are fewer.
+      similarity_fn: as in `stream_top_k`, by default that of sentence-transformers.
+      chunk_size: queries held at once.
+
+    Returns:
+      One list per query, best first, of `{"corpus_id": gallery row, "score": corrected score}`.
+
+    Raises:
+      ValueError: as `stream_top_k`.
+      TypeError: as `stream_top_k`.
+
+    Examples:
+      >>> import dbnorm_jax as dbn
+      >>> import jax.numpy as jnp
+      >>> dbn.semantic_search(jnp.array([[0.0, 1.0]]), jnp.array([[2.0, 0.0], [0.0, 2.0]]), top_k=1)
+      [[{'corpus_id': 1, 'score': 1.0}]]
+    """
+    gallery = checks.embeddings("gallery", gallery)
+    found = stream_top_k(
+        queries,
+        gallery,
+        min(checks.integer("top_k", top_k, low=1), gallery.shape[0]),
+        correction,
+        similarity_fn=similarity_fn,
+        chunk_size=chunk_size,
+    )
+    return [
+        [{"corpus_id": row, "score": score} for row, score in zip(rows, scores, strict=True)]
+        for rows, scores in zip(found.indices.tolist(), found.scores.tolist(), strict=True)
+    ]
+
+
+def _filled_up(queries: jax.Array) -> jax.Array:
+    """At most an eighth more queries: a service that is asked in any number compiles for few."""
+    num_queries = queries.shape[0]
+    step = max(32, 2 ** (num_queries.bit_length() - 4))
+    missing = -num_queries % step
+    # Inside a caller's jit the caller's shapes rule; a sharded array stays where it is.
+    if not missing or not checks.is_concrete(queries) or len(queries.devices()) > 1:
+        return queries
+    if not _on_host(queries):
+        return jnp.pad(queries, ((0, missing), (0, 0)))
+    rows = np.asarray(queries)
+    return jax.device_put(np.concatenate([rows, np.zeros((missing, rows.shape[1]), rows.dtype)]))
+
+
+def _cut(part: jax.Array, num_queries: int) -> jax.Array:
+    if part.shape[0] == num_queries:
+        return part
+    return jax.device_put(np.asarray(part)[:num_queries]) if _on_host(part) else part[:num_queries]
+
+
+def _on_host(array: jax.Array) -> bool:
+    """Whether NumPy may fill up and cut: JAX would compile that for every number of queries."""
+    config: Any = jax.config
+    if not checks.is_concrete(array) or config.jax_default_device is not None:
+        return False
+    first = jax.local_devices()[0]
+    return first.platform == "cpu" and array.devices() == {first}
+
+
+@functools.partial(jax.jit, static_argnames=("k", "similarity_fn", "chunk_size", "kernel"))
+def _stream_top_k(
+    queries: jax.Array,
+    gallery: jax.Array,
+    correction: Correction | None,
+    *,
+    k: int,
+    similarity_fn: SimilarityFn,
+    chunk_size: int,
+    kernel: str,
+) -> SearchResult:
+    find = functools.partial(
+        dispatch.nearest_items,
+        queries,
+        gallery,
+        k=k,
+        similarity_fn=similarity_fn,
+        chunk_size=chunk_size,
+        kernel=kernel,
+    )
+
+    def search_lists(
+        offsets: jax.Array | None, mixtures: jax.Array | None
+    ) -> tuple[Any, jax.Array]:
+        nearest = find(offsets, mixtures)
+        return nearest, nearest.indices[:, 0, 0]
+
+    top_1 = functools.partial(
+        raw_first, queries, gallery, similarity_fn=similarity_fn, chunk_size=chunk_size
+    )
+    dtype = numerics.accumulation_dtype(queries.dtype, gallery.dtype)
+    return SearchResult(*over_gates(search_lists, top_1, correction, dtype))
+
+
+def raw_first(
+    queries: jax.Array, gallery: jax.Array, *, similarity_fn: SimilarityFn, chunk_size: int
+) -> jax.Array:
+    """[num_queries] the raw nearest gallery item, by a search of its own."""
+    return nearest_items(
+        queries, gallery, None, k=1, similarity_fn=similarity_fn, chunk_size=chunk_size
+    ).indices[:, 0, 0]
+
+
+def check_streamed(correction: Correction, num_gallery: int) -> None:
+    """Raises unless `correction` is an unbatched one for this many gallery items."""
+    checks.correction(correction, Correction)
+    checks.matching_gallery("correction", correction.num_gallery, "gallery", (num_gallery,))
+    if correction.bias.ndim != 2:
+        raise ValueError(
+            f"`correction` must have fields [num_terms, num_gallery] here, got a bias of shape "
+            f"{correction.bias.shape}; use jax.vmap over its leading axes"
+        )
+
+
+def over_gates(
+    lists: Callable[[jax.Array | None, jax.Array | None], tuple[Any, jax.Array]],
+    top_1: Callable[[], jax.Array],
+    correction: Correction | None,
+    dtype: jnp.dtype,
+    activity: Callable[[jax.Array, jax.Array], jax.Array] = lambda active, items: active[:, items],
+) -> Any:
+    """Runs one streamed pass over the similarities under every combination of gates, then chooses.
+
+    The gates of a query are known only once the whole gallery has been seen. Few hard gates have
+    few combinations, so the pass computes its result under each of them at the cost of one matmul.
+
+    Args:
+      lists: (offsets [num_gallery, num_lists] or None, mixtures or None) -> (pytree of
+        [num_queries, num_lists, ...], [num_queries] the best item of the first list).
+      top_1: () -> [num_queries] the raw best item, for gates that `lists` cannot combine.
+      correction: optional.
+      dtype: of the similarities.
+      activity: (active [num_terms, num_gallery], items [num_queries]) -> [num_terms, num_queries].
+
+    Returns:
+      The pytree of [num_queries, ...] under each query's own gates.
+    """
+    if correction is None:
+        return jax.tree.map(lambda leaf: leaf[:, 0], lists(None, None)[0])
+    bias = correction.bias.astype(numerics.accumulation_dtype(dtype, correction.bias.dtype))
+    if correction.active is None:
+        return jax.tree.map(lambda leaf: leaf[:, 0], lists(bias.sum(axis=0)[:, None], None)[0])
+
+    num_terms = correction.num_terms
+    if correction.active.dtype == bool and num_terms <= _MOST_COMBINED_TERMS:
+        combinations = np.array(list(itertools.product((0, 1), repeat=num_terms)), bias.dtype)
+        offsets = jnp.stack(
+            [
+                sum(gate * term for gate, term in zip(row, bias, strict=True))
+                for row in combinations
+            ],
+            axis=-1,
+        )
+        results, first = lists(offsets, None)
+        place_values = jnp.asarray(2 ** np.arange(num_terms)[::-1], jnp.int32)
+        open_gates = activity(correction.active, first).astype(jnp.int32)
+        chosen = (open_gates * place_values[:, None]).sum(axis=0)
+    else:  # soft gates, or many of them: a search of its own for the gates
+        gates = activity(correction.active, top_1())
+        results, _ = lists(bias.T, gates.T.astype(bias.dtype))
+        chosen = jnp.zeros(gates.shape[1], jnp.int32)
+
+    def choose(leaf: jax.Array) -> jax.Array:
+        return jax.vmap(lambda row, place: row[place])(leaf, chosen)
+
+    return jax.tree.map(choose, results)
+
+
+def _check_matrix(similarities: Any, correction: Any) -> jax.Array:
+    array = checks.similarities("similarities", similarities, rows="queries")
+    checks.correction(correction, Correction)
+    checks.matching_gallery("correction", correction.num_gallery, "similarities", array.shape)
+    return array

@@ -1,0 +1,433 @@
+"""Smooth stand-ins for the activation set and the gates, to train through them.
+
+The hard ones are piecewise constant: their gradient is zero everywhere. With `p_b = softmax_g(s(b,
+g) / t)` the soft activity of an item and the soft gate of a query are
+
+    a(g) = 1 - prod_b (1 - p_b(g))^w_b          a(q) = sum_g softmax_g(s(q, g) / t) a(g)
+
+the chance that some bank item picks g, and the expected activity of what q picks, when items are
+picked with those probabilities. As t -> 0 they become the activation set with k = 1 and the hard
+gate, where no two items tie; where some tie, they share.
+
+    >>> import dbnorm_jax as dbn
+    >>> import jax.numpy as jnp
+    >>> bank, query = jnp.array([[0.9, 0.5, 0.1]]), jnp.array([[0.7, 0.6, 0.2]])
+    >>> for t in (0.3, 0.01):
+    ...     active = dbn.soft_activation(bank, temperature=t)
+    ...     correction = dbn.Correction(bias=jnp.zeros((1, 3)), active=active[None])
+    ...     gates = dbn.soft_gates(query, correction, temperature=t)
+    ...     print(active.round(1), jnp.array_str(gates, precision=2))
+    [0.8 0.2 0.1] [[0.47]]
+    [1. 0. 0.] [[1.]]
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dbnorm_jax._src.core import checks, numerics
+from dbnorm_jax._src.core.similarity import SimilarityFn, check_rows, dot_product, tile
+from dbnorm_jax._src.core.types import Correction
+from dbnorm_jax._src.passes import selection, streaming
+from dbnorm_jax._src.passes.streaming import Block, scan_chunks
+from dbnorm_jax._src.retrieval.search import check_streamed
+
+# Gallery items per tile.
+_COLUMNS = 1024
+_UNIT = " (in the unit of similarity)"
+
+
+def soft_activation(similarities: Any, *, temperature: Any, weights: Any = None) -> jax.Array:
+    """Soft activity of gallery items: `a(g) = 1 - prod_b (1 - softmax_g(s(b, g) / t))^w_b`.
+
+    Goes where `Correction.active` goes. The smooth stand-in of `BankStatistics.active` for k = 1.
+
+    Args:
+      similarities: [..., num_bank, num_gallery], higher is closer, any unit.
+      temperature: [...] > 0, in the unit of similarity; the hard activation set as it falls.
+      weights: optional [..., num_bank] multiplicities >= 0.
+
+    Returns:
+      [..., num_gallery] in [0, 1], at least float32. Gradients are finite also where items are
+      certain: `1 - p` is kept above the resolution of the dtype.
+
+    Raises:
+      ValueError: an empty or non-finite matrix, temperature <= 0, weights that do not fit.
+      TypeError: a matrix that is not floating point.
+
+    Examples:
+      >>> import dbnorm_jax as dbn
+      >>> import jax.numpy as jnp
+      >>> print(dbn.soft_activation(jnp.zeros((2, 2)), temperature=0.1))    # 1 - (1 - 1/2)^2
+      [0.75 0.75]
+
+    References:
+      A noisy-or over the bank of the activation set of Bogolin et al., CVPR 2022.
+    """
+    similarities = checks.similarities("similarities", similarities, rows="bank items")
+    dtype = numerics.accumulation_dtype(similarities.dtype)
+    temperature = checks.positive("temperature", temperature, dtype, _UNIT)
+    if weights is None:
+        weights = jnp.ones(similarities.shape[-2], dtype)
+    else:
+        weights = checks.bank_weights("weights", weights, similarities.shape[-2:-1], dtype)
+    return _soft_activation(similarities.astype(dtype), temperature, weights)
+
+
+@jax.jit
+def _soft_activation(
+    similarities: jax.Array, temperature: jax.Array, weights: jax.Array
+) -> jax.Array:
+    def one(similarities: jax.Array, temperature: jax.Array, weights: jax.Array) -> jax.Array:
+        powers = _start(similarities.shape[0], 0, similarities.dtype)
+        powers = _add(powers, similarities, temperature, None, None)
+        return _activity(_log_inactive(powers, similarities, temperature, weights))
+
+    activity: jax.Array = numerics.vectorize(one, signature="(b,g),(),(b)->(g)")(
+        similarities, temperature, weights
+    )
+    return activity
+
+
+def stream_soft_activation(
+    bank: Any,
+    gallery: Any,
+    *,
+    temperature: Any,
+    weights: Any = None,
+    similarity_fn: SimilarityFn = dot_product,
+    chunk_size: int = streaming.DEFAULT_CHUNK_SIZE,
+) -> jax.Array:
+    """Soft activity from embeddings, never holding bank x gallery, forward or backward.
+
+    Equal to `soft_activation(similarity_fn(bank, gallery), ...)` up to rounding, at the cost of two
+    passes over the similarities: the softmax of a bank item needs the whole gallery first.
+
+    Args:
+      bank: [num_bank, dim] embeddings of bank items.
+      gallery: [num_gallery, dim] embeddings of gallery items.
+      temperature: scalar > 0, in the unit of similarity.
+      weights: optional [num_bank] multiplicities >= 0.
+      similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static).
+      chunk_size: bank rows held at once (static); results do not depend on it beyond rounding.
+
+    Returns:
+      [num_gallery] in [0, 1].
+
+    Raises:
+      ValueError: empty, non-finite or mismatched embeddings, temperature <= 0, weights that do not
+        fit.
+      TypeError: embeddings that are not floating point.
+
+    Examples:
+      >>> import dbnorm_jax as dbn
+      >>> import jax.numpy as jnp
+      >>> bank, gallery = jnp.array([[1.0, 0.0]]), jnp.array([[1.0, 0.0], [0.0, 1.0]])
+      >>> print(dbn.stream_soft_activation(bank, gallery, temperature=0.5).round(2))
+      [0.88 0.12]
+
+    References:
+      As `soft_activation`.
+    """
+    bank, gallery = checks.embeddings("bank", bank), checks.embeddings("gallery", gallery)
+    checks.same_dimension("bank", bank, "gallery", gallery)
+    check_rows(similarity_fn, bank=bank, gallery=gallery)
+    chunk_size = checks.integer("chunk_size", chunk_size, low=1)
+    dtype = numerics.accumulation_dtype(bank.dtype, gallery.dtype)
+    temperature = _scalar_temperature(temperature, dtype)
+    if weights is not None:
+        weights = checks.bank_weights("weights", weights, bank.shape[:1], dtype)
+        checks.one_per_bank_row("weights", weights, bank.shape[0])
+    return _stream_soft_activation(
+        bank, gallery, temperature, weights, similarity_fn=similarity_fn, chunk_size=chunk_size
+    )
+
+
+@partial(jax.jit, static_argnames=("similarity_fn", "chunk_size"))
+def _stream_soft_activation(
+    bank: jax.Array,
+    gallery: jax.Array,
+    temperature: jax.Array,
+    weights: jax.Array | None,
+    *,
+    similarity_fn: SimilarityFn,
+    chunk_size: int,
+) -> jax.Array:
+    dtype = temperature.dtype
+
+    def add_bank_chunk(log_inactive: jax.Array, chunk: Block) -> tuple[jax.Array, None]:
+        rows, entering = chunk.rows
+        size = rows.shape[0]
+        entering = jnp.ones(size, dtype) if entering is None else entering
+        if chunk.fresh is not None:
+            entering = jnp.where(chunk.fresh, entering, 0)
+
+        def similarities_to(items: jax.Array) -> jax.Array:
+            return tile(similarity_fn, rows, items).astype(dtype)
+
+        def add_powers(powers: _Powers, block: Block) -> tuple[_Powers, None]:
+            similarities = similarities_to(block.rows)
+            return _add(powers, similarities, temperature, None, block.fresh), None
+
+        powers, _ = scan_chunks(add_powers, _start(size, 0, dtype), gallery, _COLUMNS)
+
+        def add_inactive(carry: None, block: Block) -> tuple[None, jax.Array]:
+            items, so_far = block.rows
+            added = _log_inactive(powers, similarities_to(items), temperature, entering)
+            return carry, so_far + added
+
+        return scan_chunks(add_inactive, None, (gallery, log_inactive), _COLUMNS)[1], None
+
+    start = jnp.zeros(gallery.shape[0], dtype)
+    return _activity(scan_chunks(add_bank_chunk, start, (bank, weights), chunk_size)[0])
+
+
+def soft_gates(
+    similarities: Any,
+    correction: Correction,
+    *,
+    temperature: Any,
+    straight_through: bool = False,
+) -> jax.Array:
+    """Soft gates `a_t(q) = sum_g softmax_g(s(q, g) / temperature) active_t(g)`, differentiable.
+
+    What `apply_correction(..., gates=...)` takes. `gates` has zero gradient everywhere.
+
+    Args:
+      similarities: [..., num_queries, num_gallery], raw.
+      correction: with fields [..., num_terms, num_gallery], `active` hard or soft.
+      temperature: [...] > 0, in the unit of similarity; the hard gates as it falls.
+      straight_through: whether the values are those of `gates`, the gradients still the soft ones
+        (static).
+
+    Returns:
+      [..., num_queries, num_terms] in [0, 1]; 1 where `correction.active` is None.
+
+    Raises:
+      ValueError: a non-finite matrix, temperature <= 0, or another number of columns than the
+        correction has.
+      TypeError: a matrix that is not floating point, or no Correction.
+
+    Examples:
+      >>> import dbnorm_jax as dbn
+      >>> import jax.numpy as jnp
+      >>> correction = dbn.Correction(bias=jnp.zeros((1, 2)), active=jnp.array([[True, False]]))
+      >>> s = jnp.array([[0.6, 0.5]])
+      >>> soft = dbn.soft_gates(s, correction, temperature=0.1)
+      >>> print(dbn.gates(s, correction), jnp.array_str(soft, precision=2))
+      [[1.]] [[0.73]]
+
+    References:
+      The gate of Bogolin et al., CVPR 2022, relaxed; straight-through as in Bengio et al., 2013
+      (arXiv 1308.3432).
+    """
+    similarities = checks.similarities("similarities", similarities, rows="queries")
+    checks.correction(correction, Correction)
+    checks.matching_gallery(
+        "correction", correction.num_gallery, "similarities", similarities.shape
+    )
+    dtype = numerics.accumulation_dtype(similarities.dtype, correction.bias.dtype)
+    temperature = checks.positive("temperature", temperature, dtype, _UNIT)
+    return _soft_gates(
+        similarities.astype(dtype), correction, temperature, straight_through=bool(straight_through)
+    )
+
+
+@partial(jax.jit, static_argnames="straight_through")
+def _soft_gates(
+    similarities: jax.Array,
+    correction: Correction,
+    temperature: jax.Array,
+    *,
+    straight_through: bool,
+) -> jax.Array:
+    dtype = similarities.dtype
+    if correction.active is None:
+        lead = jnp.broadcast_shapes(
+            similarities.shape[:-2], correction.bias.shape[:-2], temperature.shape
+        )
+        return jnp.ones((*lead, similarities.shape[-2], correction.num_terms), dtype)
+
+    def one(similarities: jax.Array, active: jax.Array, temperature: jax.Array) -> jax.Array:
+        powers = _start(similarities.shape[0], active.shape[0], dtype)
+        powers = _add(powers, similarities, temperature, active, None)
+        return _gates_of(powers, straight_through=straight_through)
+
+    soft: jax.Array = numerics.vectorize(one, signature="(q,g),(t,g),()->(q,t)")(
+        similarities, correction.active.astype(dtype), temperature
+    )
+    return soft
+
+
+def stream_soft_gates(
+    queries: Any,
+    gallery: Any,
+    correction: Correction,
+    *,
+    temperature: Any,
+    straight_through: bool = False,
+    similarity_fn: SimilarityFn = dot_product,
+    chunk_size: int = streaming.DEFAULT_CHUNK_SIZE,
+) -> jax.Array:
+    """Soft gates from embeddings in one pass, never holding queries x gallery.
+
+    Equal to `soft_gates(similarity_fn(queries, gallery), correction, ...)` up to rounding.
+
+    Args:
+      queries: [num_queries, dim] embeddings.
+      gallery: [num_gallery, dim] embeddings.
+      correction: with fields [num_terms, num_gallery], `active` hard or soft.
+      temperature: scalar > 0, in the unit of similarity.
+      straight_through: as in `soft_gates` (static).
+      similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static).
+      chunk_size: queries held at once (static); results do not depend on it beyond rounding.
+
+    Returns:
+      [num_queries, num_terms] in [0, 1]; 1 where `correction.active` is None.
+
+    Raises:
+      ValueError: empty, non-finite or mismatched embeddings, temperature <= 0, a correction fitted
+        on another number of gallery items.
+      TypeError: embeddings that are not floating point, or no Correction.
+
+    Examples:
+      >>> import dbnorm_jax as dbn
+      >>> import jax.numpy as jnp
+      >>> correction = dbn.Correction(bias=jnp.zeros((1, 2)), active=jnp.array([[True, False]]))
+      >>> gallery = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+      >>> query = jnp.array([[0.6, 0.8]])
+      >>> print(dbn.stream_soft_gates(query, gallery, correction, temperature=0.1).round(2))
+      [[0.12]]
+
+    References:
+      As `soft_gates`.
+    """
+    queries = checks.embeddings("queries", queries)
+    gallery = checks.embeddings("gallery", gallery)
+    checks.same_dimension("queries", queries, "gallery", gallery)
+    check_rows(similarity_fn, queries=queries, gallery=gallery)
+    chunk_size = checks.integer("chunk_size", chunk_size, low=1)
+    check_streamed(correction, gallery.shape[0])
+    dtype = numerics.accumulation_dtype(queries.dtype, gallery.dtype, correction.bias.dtype)
+    return _stream_soft_gates(
+        queries,
+        gallery,
+        correction,
+        _scalar_temperature(temperature, dtype),
+        straight_through=bool(straight_through),
+        similarity_fn=similarity_fn,
+        chunk_size=chunk_size,
+    )
+
+
+@partial(jax.jit, static_argnames=("straight_through", "similarity_fn", "chunk_size"))
+def _stream_soft_gates(
+    queries: jax.Array,
+    gallery: jax.Array,
+    correction: Correction,
+    temperature: jax.Array,
+    *,
+    straight_through: bool,
+    similarity_fn: SimilarityFn,
+    chunk_size: int,
+) -> jax.Array:
+    dtype, num_terms, activity = temperature.dtype, correction.num_terms, correction.active
+    if activity is None:
+        return jnp.ones((queries.shape[0], num_terms), dtype)
+
+    def gate_chunk(carry: None, chunk: Block) -> tuple[None, jax.Array]:
+        def add_tile(powers: _Powers, block: Block) -> tuple[_Powers, None]:
+            items, active = block.rows
+            similarities = tile(similarity_fn, chunk.rows, items).astype(dtype)
+            return _add(powers, similarities, temperature, active.T, block.fresh), None
+
+        start = _start(chunk.rows.shape[0], num_terms, dtype)
+        arrays = (gallery, activity.T.astype(dtype))
+        powers, _ = scan_chunks(add_tile, start, arrays, _COLUMNS)
+        return carry, _gates_of(powers, straight_through=straight_through)
+
+    return scan_chunks(gate_chunk, None, queries, chunk_size)[1]
+
+
+class _Powers(NamedTuple):
+    """The running softmax of some rows over the gallery."""
+
+    maximum: jax.Array  # [num_rows] largest similarity so far
+    total: jax.Array  # [num_rows] sum_g exp((s - maximum) / t)
+    active: jax.Array  # [num_rows, num_terms] the same sum with the activities as weights
+    nearest: jax.Array  # [num_rows, num_terms] activity of the item that has the maximum
+
+
+def _start(num_rows: int, num_terms: int, dtype: jnp.dtype) -> _Powers:
+    none = jnp.zeros((num_rows, num_terms), dtype)
+    return _Powers(
+        jnp.full(num_rows, numerics.LOWEST, dtype), jnp.zeros(num_rows, dtype), none, none
+    )
+
+
+def _add(
+    powers: _Powers,
+    similarities: jax.Array,
+    temperature: jax.Array,
+    active: jax.Array | None,
+    valid: jax.Array | None,
+) -> _Powers:
+    """Adds gallery items: similarities [num_rows, num_items], activities [num_terms, num_items]."""
+    top = similarities if valid is None else jnp.where(valid[None], similarities, numerics.LOWEST)
+    # The shift cancels, so its gradient is left out.
+    best, place = jax.vmap(selection.argmax)(numerics.below_every_number(lax.stop_gradient(top)))
+    maximum = jnp.maximum(powers.maximum, best)
+    excess = similarities - maximum[:, None]
+    if valid is not None:
+        # An item that comes again may be rounded otherwise, to above the maximum.
+        excess = jnp.where(valid[None], excess, 0)
+    added = jnp.exp(excess / temperature)
+    if valid is not None:
+        added = jnp.where(valid[None], added, 0)
+    # Without a first item there is nothing to shift: the start over a small temperature overflows.
+    moved = jnp.where(powers.total > 0, powers.maximum - maximum, 0)
+    kept = jnp.exp(moved / temperature)
+    total = powers.total * kept + added.sum(axis=1)
+    if active is None:
+        return _Powers(maximum, total, powers.active, powers.nearest)
+    summed = jnp.matmul(added, active.T, precision=numerics.matmul_precision())
+    # Strictly better only: ties stay with the lowest index.
+    better = (best > powers.maximum)[:, None]
+    nearest = jnp.where(better, active[:, place].T, powers.nearest)
+    return _Powers(maximum, total, powers.active * kept[:, None] + summed, nearest)
+
+
+def _log_inactive(
+    powers: _Powers, similarities: jax.Array, temperature: jax.Array, weights: jax.Array
+) -> jax.Array:
+    """[num_items] `sum_b w_b log(1 - p_b(g))`."""
+    exponents = (similarities - powers.maximum[:, None]) / temperature
+    shares = jnp.exp(exponents) / powers.total[:, None]
+    # Kept away from 1, where the logarithm has no slope. What is lost is below the resolution: the
+    # slope of the share falls as fast as that of the logarithm grows.
+    most = 1 - jnp.finfo(shares.dtype).eps  # type: ignore[no-untyped-call]
+    unpicked = jnp.log1p(-jnp.minimum(shares, jnp.asarray(most, shares.dtype)))
+    return jnp.matmul(weights, unpicked, precision=numerics.matmul_precision())
+
+
+def _activity(log_inactive: jax.Array) -> jax.Array:
+    return -jnp.expm1(log_inactive)
+
+
+def _gates_of(powers: _Powers, *, straight_through: bool) -> jax.Array:
+    soft = powers.active / powers.total[:, None]
+    if not straight_through:
+        return soft
+    return lax.stop_gradient(powers.nearest) + (soft - lax.stop_gradient(soft))
+
+
+def _scalar_temperature(temperature: Any, dtype: jnp.dtype) -> jax.Array:
+    temperature = checks.positive("temperature", temperature, dtype, _UNIT)
+    if temperature.ndim:
+        raise ValueError(
+            f"`temperature` must be a scalar here, got shape {temperature.shape}; use jax.vmap"
+        )
+    return temperature

@@ -1,0 +1,1 @@
+"""What a bank says about each gallery item: made, merged, grown."""

@@ -1,0 +1,396 @@
+"""Bank statistics: what a bank of other items says about each gallery item.
+
+    similarities [num_bank, num_gallery]  ->  log Z_B(g), mass, k-occurrence   [num_gallery]
+
+The streamed functions take embeddings and never hold bank x gallery. Statistics merge: those of two
+parts of a bank give those of the whole, so banks grow, shards reduce and long fits resume.
+
+    >>> import dbnorm_jax as dbn
+    >>> import jax.numpy as jnp
+    >>> s = jnp.array([[0.9, 0.1], [0.8, 0.7], [0.2, 0.6]])      # 3 bank, 2 gallery items
+    >>> whole = dbn.bank_statistics(s, beta=20.0)
+    >>> parts = [dbn.bank_statistics(part, beta=20.0) for part in (s[:1], s[1:])]
+    >>> merged = dbn.merge(*parts)
+    >>> print(whole.k_occurrence, merged.k_occurrence, abs(whole.bias - merged.bias).max() < 1e-6)
+    [2 1] [2 1] True
+"""
+
+from functools import partial
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from dbnorm_jax._src.core import checks, elementary, numerics
+from dbnorm_jax._src.core.similarity import SimilarityFn, check_rows, dot_product
+from dbnorm_jax._src.core.types import BankStatistics, LargestSimilarities
+from dbnorm_jax._src.passes import dispatch, selection, streaming
+
+_BETA_UNIT = " (inverse temperature, in 1/[unit of similarity])"
+
+
+def bank_statistics(
+    similarities: Any, *, beta: Any, k: int = 1, where: Any = None, weights: Any = None
+) -> BankStatistics:
+    """Bank statistics of a similarity matrix.
+
+    `log Z(g) = log sum_b w_b exp(beta s(b, g))` and
+    `k_occurrence(g) = #{b with w_b > 0: g among the k largest of s(b, .)}`.
+
+    Args:
+      similarities: [..., num_bank, num_gallery], higher is closer, any unit.
+      beta: [...] inverse temperature > 0, in 1/[unit of similarity]; a vector of betas gives one
+        set of statistics each.
+      k: size of the neighbourhoods behind the activation set, 0 for none (static).
+      where: optional bool mask, [..., num_bank] of valid bank rows or [..., num_bank, num_gallery]
+        of valid pairs.
+      weights: optional [..., num_bank] multiplicities >= 0 (0 absent, 2 twice).
+
+    Returns:
+      BankStatistics with fields [..., num_gallery].
+
+    Raises:
+      ValueError: an empty or non-finite matrix, beta <= 0, k larger than the gallery, shapes of
+        `where` or `weights` that do not fit, negative weights.
+      TypeError: a matrix that is not floating point, a mask that is not bool.
+
+    Examples:
+      >>> import dbnorm_jax as dbn
+      >>> import jax.numpy as jnp
+      >>> statistics = dbn.bank_statistics(jnp.array([[0.9, 0.1], [0.7, 0.1]]), beta=1.0)
+      >>> print(jnp.array_str(statistics.bias, precision=4))    # from mean to maximum
+      [0.805 0.1  ]
+
+    References:
+      Smith et al., ICLR 2017 (inverted softmax); Bogolin et al., CVPR 2022 (activation set); Wang,
+      Jian and Xue, EMNLP 2023 (both banks). The released code exponentiates without a shift and
+      overflows float32 at beta s > 88; this does not at any beta.
+    """
+    similarities = checks.similarities("similarities", similarities, rows="bank items", alike=False)
+    num_bank, num_gallery = similarities.shape[-2:]
+    k = checks.integer("k", k, low=0, high=num_gallery, of=" (gallery items)")
+    dtype = numerics.accumulation_dtype(similarities.dtype)
+    beta = checks.positive("beta", beta, dtype, _BETA_UNIT)
+    if where is not None:
+        where = checks.pairs(where, similarities.shape)
+    if weights is not None:
+        weights = checks.bank_weights("weights", weights, (num_bank,), dtype)
+    return _bank_statistics(similarities.astype(dtype), beta, where, weights, k=k)
+
+
+@partial(jax.jit, static_argnames="k")
+def _bank_statistics(
+    similarities: jax.Array,
+    beta: jax.Array,
+    where: jax.Array | None,
+    weights: jax.Array | None,
+    *,
+    k: int,
+) -> BankStatistics:
+    dtype = similarities.dtype
+    num_bank, num_gallery = similarities.shape[-2:]
+
+    def one(similarities: jax.Array, beta: jax.Array, *masks: jax.Array) -> tuple[jax.Array, ...]:
+        remaining = list(masks)
+        valid = remaining.pop(0) if where is not None else None
+        entering = remaining.pop(0) if weights is not None else jnp.ones(num_bank, dtype)
+        log_sum = _log_sum(similarities, beta, entering, valid)
+        mass = jnp.broadcast_to(
+            entering.sum() if valid is None else jnp.where(valid, entering[:, None], 0).sum(0),
+            (num_gallery,),
+        )
+        outputs = (numerics.finish_log_sum(log_sum, beta), mass, beta)
+        if not k:
+            return outputs
+        counted_pairs = elementary.rounded(lax.stop_gradient(similarities))
+        if valid is not None:
+            counted_pairs = jnp.where(valid, counted_pairs, -jnp.inf)
+        values, indices = jax.vmap(lambda row: selection.largest(row, k))(counted_pairs)
+        counted = (values > -jnp.inf) & (entering > 0)[:, None]
+        occurrence = jnp.zeros(num_gallery, jnp.int32).at[indices].add(counted.astype(jnp.int32))
+        return (*outputs, occurrence)
+
+    signature = "(b,g),()" + ",(b,g)" * (where is not None) + ",(b)" * (weights is not None)
+    outputs = "->(g),(g),()" + ",(g)" * bool(k)
+    masks = [mask for mask in (where, weights) if mask is not None]
+    log_normalizer, mass, beta, *occurrence = numerics.vectorize(
+        one, signature=signature + outputs
+    )(similarities, beta, *masks)
+    return BankStatistics(log_normalizer, mass, beta, occurrence[0] if k else None, k)
+
+
+def _log_sum(
+    similarities: jax.Array,
+    beta: jax.Array,
+    entering: jax.Array,
+    valid: jax.Array | None,
+) -> numerics.RunningLogSum:
+    """Of all rows; many by blocks, as a long sum in one piece loses digits."""
+    start = numerics.start_log_sum(similarities.shape[1], beta)
+
+    def add(
+        log_sum: numerics.RunningLogSum,
+        rows: jax.Array,
+        entering: jax.Array,
+        valid: jax.Array | None,
+    ) -> numerics.RunningLogSum:
+        # Here, not as a whole: a loop over what is no argument of the program would copy it.
+        return numerics.add_rows(log_sum, elementary.rounded(rows), beta, entering, valid=valid)
+
+    if similarities.shape[0] <= streaming.DEFAULT_CHUNK_SIZE:
+        return add(start, similarities, entering, valid)
+
+    def add_block(
+        log_sum: numerics.RunningLogSum, block: streaming.Block
+    ) -> tuple[numerics.RunningLogSum, None]:
+        rows, entering, valid = block.rows
+        if block.fresh is not None:
+            entering = jnp.where(block.fresh, entering, 0)
+        return add(log_sum, rows, entering, valid), None
+
+    arrays = (similarities, entering, valid)
+    start = numerics.varying_like(start, arrays, beta)
+    return streaming.scan_chunks(add_block, start, arrays, streaming.DEFAULT_CHUNK_SIZE)[0]
+
+
+def stream_bank_statistics(
+    bank: Any,
+    gallery: Any,
+    *,
+    beta: Any,
+    k: int = 1,
+    weights: Any = None,
+    exclude: Any = None,
+    similarity_fn: SimilarityFn = dot_product,
+    chunk_size: int = streaming.DEFAULT_CHUNK_SIZE,
+) -> BankStatistics:
+    """Bank statistics from embeddings, in one pass that never holds bank x gallery.
+
+    Equal to `bank_statistics(similarity_fn(bank, gallery), ...)` up to rounding; memory above the
+    inputs is one tile and a few vectors of gallery length, whatever the size of the bank.
+
+    Args:
+      bank: [num_bank, dim] embeddings of bank items.
+      gallery: [num_gallery, dim] embeddings of gallery items.
+      beta: [...] inverse temperature > 0, in 1/[unit of similarity]; a vector of betas shares the
+        similarities, as with `jax.vmap` but faster.
+      k: size of the neighbourhoods behind the activation set, 0 for none (static).
+      weights: optional [num_bank] multiplicities >= 0 (0 absent, 2 twice).
+      exclude: optional int [num_bank] or [num_bank, most], gallery rows that a bank item does not
+        enter, -1 for none: its own copy, or the items that are right for it. An item that
+        stands in its own bank would drown the sum.
+      similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static).
+      chunk_size: bank rows held at once (static); results do not depend on it beyond rounding.
+
+    Returns:
+      BankStatistics with fields [..., num_gallery].
+
+    Raises:
+      ValueError: empty, non-finite or mismatched embeddings, beta <= 0, k larger than the gallery,
+        `weights` or `exclude` that do not fit.
+      TypeError: embeddings that are not floating point.
+
+    Examples:
+      >>> import dbnorm_jax as dbn
+      >>> import jax.numpy as jnp
+      >>> bank, gallery = jnp.array([[1.0, 0.0], [0.6, 0.8]]), jnp.array([[1.0, 0.0], [0.0, 1.0]])
+      >>> statistics = dbn.stream_bank_statistics(bank, gallery, beta=20.0)
+      >>> print(statistics.k_occurrence, jnp.array_str(statistics.bias, precision=3))
+      [1 1] [0.965 0.765]
+
+    References:
+      As `bank_statistics`.
+    """
+    bank, gallery = checks.embeddings("bank", bank), checks.embeddings("gallery", gallery)
+    checks.same_dimension("bank", bank, "gallery", gallery)
+    check_rows(similarity_fn, bank=bank, gallery=gallery)
+    num_bank, num_gallery = bank.shape[0], gallery.shape[0]
+    k = checks.integer("k", k, low=0, high=num_gallery, of=" (gallery items)")
+    chunk_size = checks.integer("chunk_size", chunk_size, low=1)
+    dtype = numerics.accumulation_dtype(bank.dtype, gallery.dtype)
+    beta = checks.positive("beta", beta, dtype, _BETA_UNIT)
+    if weights is not None:
+        weights = checks.bank_weights("weights", weights, (num_bank,), dtype)
+        checks.one_per_bank_row("weights", weights, num_bank)
+    if exclude is not None:
+        exclude = checks.exclusions(exclude, num_bank, num_gallery)
+    return _stream_bank_statistics(
+        bank,
+        gallery,
+        beta,
+        weights,
+        exclude,
+        k=k,
+        similarity_fn=similarity_fn,
+        chunk_size=chunk_size,
+        kernel=dispatch.choose(bank, gallery, similarity_fn),
+    )
+
+
+@partial(jax.jit, static_argnames=("k", "similarity_fn", "chunk_size", "kernel"))
+def _stream_bank_statistics(
+    bank: jax.Array,
+    gallery: jax.Array,
+    beta: jax.Array,
+    weights: jax.Array | None,
+    exclude: jax.Array | None,
+    **static: Any,
+) -> BankStatistics:
+    betas = beta.reshape(-1) if beta.ndim else beta
+    sums = dispatch.bank_sums(bank, gallery, betas, weights, exclude, **static)
+    shape, k = (*beta.shape, gallery.shape[0]), static["k"]
+    return BankStatistics(
+        sums.log_normalizer.reshape(shape),
+        jnp.broadcast_to(sums.mass, shape),
+        beta,
+        jnp.broadcast_to(sums.k_occurrence, shape) if k else None,
+        k,
+    )
+
+
+State = TypeVar("State", BankStatistics, LargestSimilarities)
+
+
+def merge(first: State, second: State) -> State:
+    """Statistics of two parts of a bank -> those of the whole.
+
+    `log Z = logaddexp(log Z_1, log Z_2)`, masses and k-occurrences add; of the largest similarities
+    of both parts the k largest stay. Associative, commutative, and what a part without items gives
+    is the identity.
+
+    Args:
+      first: BankStatistics or LargestSimilarities of one part.
+      second: of another, on the same gallery with the same k (and beta).
+
+    Returns:
+      That of both parts together.
+
+    Raises:
+      ValueError: galleries of different size, different k, or different (concrete) betas.
+      TypeError: other types, or two different ones.
+
+    Examples:
+      >>> import dbnorm_jax as dbn
+      >>> import jax.numpy as jnp
+      >>> parts = [dbn.bank_statistics(jnp.array([[x]]), beta=1.0) for x in (0.0, 0.0)]
+      >>> print(dbn.merge(*parts).mass, dbn.merge(*parts).log_normalizer.round(4))   # log 2
+      [2.] [0.6931]
+    """
+    remedy = "merge joins the statistics of parts of one bank"
+    checks.instance("first", first, (BankStatistics, LargestSimilarities), remedy)
+    checks.instance("second", second, type(first), remedy)
+    if first.num_gallery != second.num_gallery:
+        raise ValueError(
+            f"`first` has {first.num_gallery} gallery items but `second` has "
+            f"{second.num_gallery}; only statistics of the same gallery merge"
+        )
+    if first.k != second.k:
+        raise ValueError(
+            f"`first` has k={first.k} but `second` has k={second.k}; different neighborhoods do "
+            f"not merge"
+        )
+    if isinstance(first, LargestSimilarities):
+        return _merge_largest(first, second)
+    if checks.is_concrete(first.beta, second.beta) and not np.array_equal(first.beta, second.beta):
+        raise ValueError(
+            f"`first` has beta={first.beta} but `second` has beta={second.beta}; log-normalizers "
+            f"of different inverse temperatures do not merge"
+        )
+    return _merge(first, second)
+
+
+@jax.jit
+def _merge(first: BankStatistics, second: BankStatistics) -> BankStatistics:
+    occurrence = (
+        None
+        if first.k_occurrence is None or second.k_occurrence is None
+        else first.k_occurrence + second.k_occurrence
+    )
+    return BankStatistics(
+        numerics.log_add(first.log_normalizer, second.log_normalizer),
+        first.mass + second.mass,
+        first.beta,
+        occurrence,
+        first.k,
+    )
+
+
+@jax.jit
+def _merge_largest(first: LargestSimilarities, second: LargestSimilarities) -> LargestSimilarities:
+    both = jnp.concatenate([first.values, second.values], axis=-2)
+    return LargestSimilarities(selection.largest_of_columns(both, first.k))
+
+
+def responsibilities(
+    similarities: Any, statistics: BankStatistics, *, weights: Any = None, where: Any = None
+) -> jax.Array:
+    """Which bank item made which gallery item a hub: `w_b exp(beta s(b, g)) / Z(g)`.
+
+    The derivative of `log Z(g)` with respect to `beta s(b, g)`, and that of `bias(g)` with respect
+    to `s(b, g)`: non-negative, and each column sums to 1 over the bank.
+
+    Args:
+      similarities: [..., num_bank, num_gallery], the matrix (or some rows of it) behind
+        `statistics`.
+      statistics: of that matrix.
+      weights: optional [..., num_bank], the weights the statistics were made with.
+      where: optional bool mask of rows or pairs, the one the statistics were made with.
+
+    Returns:
+      [..., num_bank, num_gallery] in [0, 1]; 0 in empty columns.
+
+    Raises:
+      ValueError: a non-finite matrix, or one with another number of columns than the statistics.
+      TypeError: a matrix that is not floating point.
+
+    Examples:
+      >>> import dbnorm_jax as dbn
+      >>> import jax.numpy as jnp
+      >>> s = jnp.array([[0.5, 0.1], [0.5, 0.9]])
+      >>> print(dbn.responsibilities(s, dbn.bank_statistics(s, beta=10.0)).round(3))
+      [[0.5 0. ]
+       [0.5 1. ]]
+    """
+    similarities = checks.similarities("similarities", similarities, rows="bank items")
+    checks.instance("statistics", statistics, BankStatistics, "make them with bank_statistics")
+    checks.matching_gallery(
+        "statistics", statistics.num_gallery, "similarities", similarities.shape
+    )
+    if where is not None:
+        where = checks.pairs(where, similarities.shape)
+    if weights is not None:
+        dtype = statistics.log_normalizer.dtype
+        weights = checks.bank_weights("weights", weights, similarities.shape[-2:-1], dtype)
+    return _responsibilities(similarities, statistics, weights, where)
+
+
+@jax.jit
+def _responsibilities(
+    similarities: jax.Array,
+    statistics: BankStatistics,
+    weights: jax.Array | None,
+    where: jax.Array | None,
+) -> jax.Array:
+    dtype = statistics.log_normalizer.dtype
+    num_bank, num_gallery = similarities.shape[-2:]
+    weights = jnp.ones(num_bank, dtype) if weights is None else weights
+    where = jnp.ones((num_bank, num_gallery), bool) if where is None else where
+
+    def one(
+        similarities: jax.Array,
+        log_normalizer: jax.Array,
+        beta: jax.Array,
+        weights: jax.Array,
+        where: jax.Array,
+    ) -> jax.Array:
+        entered = where & (weights > 0)[:, None] & (log_normalizer > -jnp.inf)[None]
+        exponent = jnp.where(entered, beta * similarities - log_normalizer[None], 0)
+        return jnp.where(entered, weights[:, None] * jnp.exp(exponent), 0)
+
+    function = numerics.vectorize(one, signature="(b,g),(g),(),(b),(b,g)->(b,g)")
+    shares: jax.Array = function(
+        similarities.astype(dtype), statistics.log_normalizer, statistics.beta, weights, where
+    )
+    return shares

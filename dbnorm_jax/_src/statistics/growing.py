@@ -1,0 +1,358 @@
+"""State that grows and shrinks: bank items and gallery items that come and go, without a new fit.
+
+    bank items       come: merge            go: subtract, or decay with time
+    gallery items    come: add_gallery_items        go: remove_gallery_items
+
+A gallery item has its own column: it comes with one pass of the bank over the new items, and goes
+with its column. Only the activation set ties columns together, since an item may enter or leave the
+k nearest of any bank row. To keep it exact, keep the bank rows' neighbors, `stream_top_k(bank,
+gallery, k)`: 8 k bytes for each bank row.
+
+    >>> import numpy as np
+    >>> import dbnorm_jax as dbn
+    >>> random = np.random.default_rng(0)
+    >>> bank, gallery, new = (random.normal(size=(n, 8)).astype("float32") for n in (50, 30, 5))
+    >>> statistics = dbn.stream_bank_statistics(bank, gallery, beta=2.0)
+    >>> neighbors = dbn.stream_top_k(bank, gallery, statistics.k)
+    >>> grown, _ = dbn.growing.add_gallery_items(statistics, neighbors, bank, new)
+    >>> anew = dbn.stream_bank_statistics(bank, np.concatenate([gallery, new]), beta=2.0)
+    >>> print((grown.k_occurrence == anew.k_occurrence).all())
+    True
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dbnorm_jax._src.core import checks, elementary, numerics
+from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
+from dbnorm_jax._src.core.types import BankStatistics, SearchResult
+from dbnorm_jax._src.passes.streaming import DEFAULT_CHUNK_SIZE
+from dbnorm_jax._src.retrieval.search import stream_top_k
+from dbnorm_jax._src.statistics.bank import stream_bank_statistics
+
+__all__ = ["add_gallery_items", "decay", "remove_gallery_items", "subtract"]
+
+_REMEDY = "make them with bank_statistics"
+
+
+def subtract(
+    whole: BankStatistics, part: BankStatistics, *, smallest_share: float = 1e-3
+) -> BankStatistics:
+    """Statistics of a bank without a part of it: the inverse of `merge`.
+
+    `log Z = log Z_whole + log(1 - Z_part / Z_whole)`; masses and k-occurrences subtract exactly.
+
+    A difference of sums loses what the sums share: if a share c of `Z_whole` is left, the error of
+    log Z is 1/c times that of the two. Below `smallest_share` this refuses; keep the statistics of
+    each part and merge those that stay, which loses nothing. A column of which no mass is left is
+    empty, exactly.
+
+    Args:
+      whole: BankStatistics, fields [..., num_gallery].
+      part: of some of its bank items, with the same beta and k.
+      smallest_share: of `Z_whole` that must be left in each column that is not emptied.
+
+    Returns:
+      Those of the other bank items. Inside a caller's jit, where values cannot be checked, a share
+      below the rounding of `Z_whole` is taken for that: never NaN.
+
+    Raises:
+      ValueError: different galleries, k or (concrete) betas; too small a share left; a part that is
+        none.
+      TypeError: other types.
+
+    Examples:
+      >>> import dbnorm_jax as dbn
+      >>> import jax.numpy as jnp
+      >>> old, new = (dbn.bank_statistics(jnp.array([[x]]), beta=1.0) for x in (0.5, 0.25))
+      >>> left = dbn.growing.subtract(dbn.merge(old, new), old)
+      >>> print(left.log_normalizer.round(4), left.mass)
+      [0.25] [1.]
+    """
+    for name, value in (("whole", whole), ("part", part)):
+        checks.instance(name, value, BankStatistics, _REMEDY)
+    if (whole.num_gallery, whole.k) != (part.num_gallery, part.k):
+        raise ValueError(
+            f"`part` must have the gallery and k of `whole`, {whole.num_gallery} items and "
+            f"k={whole.k}, got {part.num_gallery} and k={part.k}"
+        )
+    concrete = checks.is_concrete(whole, part)
+    if concrete and not np.array_equal(whole.beta, part.beta):
+        raise ValueError(f"`part` must have beta={whole.beta} as `whole`, got {part.beta}")
+    left, share = _subtract(whole, part)
+    if concrete:
+        _check_left(left, np.asarray(share), smallest_share)
+    return left
+
+
+@jax.jit
+def _subtract(whole: BankStatistics, part: BankStatistics) -> tuple[BankStatistics, jax.Array]:
+    eps = float(jnp.finfo(whole.mass.dtype).eps)  # type: ignore[no-untyped-call]
+    mass = whole.mass - part.mass
+    emptied = mass <= eps * whole.mass
+    there = (part.log_normalizer > -jnp.inf) & (whole.log_normalizer > -jnp.inf)
+    # Double where: the untaken branch must be finite too, or its NaN enters the gradient.
+    excess = jnp.where(there, part.log_normalizer - whole.log_normalizer, -jnp.inf)
+    share = 1 - jnp.where(there, jnp.exp(jnp.where(there, excess, 0)), 0)
+    change = jnp.where(there, jnp.log(jnp.maximum(share, eps)), 0)
+    counts = None
+    if whole.k_occurrence is not None and part.k_occurrence is not None:
+        counts = whole.k_occurrence - part.k_occurrence
+    left = BankStatistics(
+        jnp.where(emptied, -jnp.inf, whole.log_normalizer + change),
+        jnp.where(emptied, 0, mass),
+        whole.beta,
+        counts,
+        whole.k,
+    )
+    return left, jnp.where(emptied & (mass >= -eps * whole.mass), 1, share)
+
+
+def _check_left(left: BankStatistics, share: Any, smallest: float) -> None:
+    if left.k_occurrence is not None and (np.asarray(left.k_occurrence) < 0).any():
+        place = np.argwhere(np.asarray(left.k_occurrence) < 0)[0].tolist()
+        raise ValueError(
+            f"`part` must be of bank items that are in `whole`, but at {place} it has a larger "
+            f"k-occurrence"
+        )
+    if not (share >= smallest).all():
+        place = np.argwhere(~(share >= smallest))[0].tolist()
+        raise ValueError(
+            f"`part` must leave a share of at least {smallest:g} of each column's sum, or take "
+            f"all its mass, but at {place} it leaves {share[tuple(place)]:.3g}; merge the "
+            f"statistics of the parts that stay instead"
+        )
+
+
+def decay(statistics: BankStatistics, factor: Any) -> BankStatistics:
+    """Statistics of the same bank with all weights multiplied by `factor`.
+
+    `log Z + log factor` and `factor x mass`: nothing changes for the bias until other rows are
+    merged, among which old ones then weigh less. `merge(decay(old, 0.9), new)` each day is a bank
+    that forgets with a half-life of 6.6 days. The k-occurrence counts rows of any weight above 0
+    and stays: an item stays active until its rows are subtracted.
+
+    Args:
+      statistics: BankStatistics, fields [..., num_gallery].
+      factor: scalar > 0.
+
+    Returns:
+      BankStatistics.
+
+    Raises:
+      ValueError: a factor that is not positive.
+      TypeError: other types.
+
+    Examples:
+      >>> import dbnorm_jax as dbn
+      >>> import jax.numpy as jnp
+      >>> old = dbn.bank_statistics(jnp.array([[0.5, 0.25]]), beta=1.0)
+      >>> print(dbn.growing.decay(old, 0.5).mass, dbn.growing.decay(old, 0.5).bias.round(4))
+      [0.5 0.5] [0.5  0.25]
+    """
+    checks.instance("statistics", statistics, BankStatistics, _REMEDY)
+    return _decay(statistics, checks.positive("factor", factor, statistics.mass.dtype))
+
+
+@jax.jit
+def _decay(statistics: BankStatistics, factor: jax.Array) -> BankStatistics:
+    return BankStatistics(
+        statistics.log_normalizer + jnp.log(factor),
+        statistics.mass * factor,
+        statistics.beta,
+        statistics.k_occurrence,
+        statistics.k,
+    )
+
+
+def add_gallery_items(
+    statistics: BankStatistics,
+    neighbors: SearchResult | None,
+    bank: Any,
+    items: Any,
+    *,
+    weights: Any = None,
+    similarity_fn: SimilarityFn = dot_product,
+    chunk_size: int = DEFAULT_CHUNK_SIZE,
+) -> tuple[BankStatistics, SearchResult | None]:
+    """Statistics of a gallery with new items at its end; costs two passes of bank x new items.
+
+    Args:
+      statistics: of the whole bank on the gallery so far, fields [..., num_gallery].
+      neighbors: `stream_top_k(bank, gallery, statistics.k)`; None where k is 0.
+      bank: [num_bank, dim] all bank items behind the statistics.
+      items: [num_new, dim] the new gallery items.
+      weights: optional [num_bank] weights the bank rows have entered with, decay included.
+      similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static).
+      chunk_size: bank rows held at once (static).
+
+    Returns:
+      (BankStatistics of [..., num_gallery + num_new], the neighbors to keep). Equal to those made
+      anew, up to rounding; the activation set exactly.
+
+    Raises:
+      ValueError: neighbors or a bank that are not those behind the statistics; as
+        `stream_bank_statistics`.
+      TypeError: other types.
+
+    Examples:
+      >>> import dbnorm_jax as dbn
+      >>> import numpy as np
+      >>> bank, gallery = np.array([[1.0, 0.0]]), np.array([[0.5, 0.0]])
+      >>> statistics = dbn.stream_bank_statistics(bank, gallery, beta=1.0)
+      >>> neighbors = dbn.stream_top_k(bank, gallery, 1)
+      >>> grown, _ = dbn.growing.add_gallery_items(statistics, neighbors, bank, np.eye(2))
+      >>> print(grown.k_occurrence, grown.bias)
+      [0 1 0] [0.5 1.  0. ]
+    """
+    counted = _check_known(statistics, neighbors, bank, weights)
+    options: Any = {"similarity_fn": similarity_fn, "chunk_size": chunk_size}
+    beta, k = statistics.beta, statistics.k
+    added = stream_bank_statistics(bank, items, beta=beta, k=0, weights=weights, **options)
+    log_normalizer, mass = (
+        jnp.concatenate([getattr(state, name) for state in (statistics, added)], axis=-1)
+        for name in ("log_normalizer", "mass")
+    )
+    if neighbors is None:
+        return BankStatistics(log_normalizer, mass, beta, None, 0), None
+    found = stream_top_k(bank, items, min(k, added.num_gallery), **options)
+    later = found._replace(indices=found.indices + statistics.num_gallery)
+    neighbors = _nearest_of_both(neighbors, later)
+    counts = _counts(neighbors, counted, log_normalizer.shape)
+    return BankStatistics(log_normalizer, mass, beta, counts, k), neighbors
+
+
+def remove_gallery_items(
+    statistics: BankStatistics,
+    neighbors: SearchResult | None,
+    bank: Any,
+    gallery: Any,
+    removed: Any,
+    *,
+    weights: Any = None,
+    similarity_fn: SimilarityFn = dot_product,
+    chunk_size: int = DEFAULT_CHUNK_SIZE,
+) -> tuple[BankStatistics, SearchResult | None]:
+    """Statistics of a gallery without some of its items; the others close up.
+
+    Costs a search of the bank rows that lose a neighbor, among the items that stay.
+
+    Args:
+      statistics: of the whole bank on the gallery so far, fields [..., num_gallery].
+      neighbors: `stream_top_k(bank, gallery, statistics.k)`; None where k is 0.
+      bank: [num_bank, dim] all bank items behind the statistics.
+      gallery: [num_gallery, dim] the gallery so far.
+      removed: int [num_removed] gallery rows that go.
+      weights: optional [num_bank] weights the bank rows have entered with, decay included.
+      similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static).
+      chunk_size: bank rows held at once (static).
+
+    Returns:
+      (BankStatistics of the items that stay, the neighbors to keep). The columns that stay are bit
+      by bit as they were, and the activation set is exact.
+
+    Raises:
+      ValueError: neighbors, a bank or a gallery that are not those behind the statistics; rows out
+        of range; fewer than k items left.
+      TypeError: other types.
+
+    Examples:
+      >>> import dbnorm_jax as dbn
+      >>> import numpy as np
+      >>> bank, gallery = np.array([[1.0, 0.0]]), np.eye(2)
+      >>> statistics = dbn.stream_bank_statistics(bank, gallery, beta=1.0)
+      >>> neighbors = dbn.stream_top_k(bank, gallery, 1)
+      >>> left, _ = dbn.growing.remove_gallery_items(statistics, neighbors, bank, gallery, [0])
+      >>> print(left.k_occurrence, left.bias)
+      [1] [0.]
+    """
+    counted = _check_known(statistics, neighbors, bank, weights)
+    num_gallery, k = statistics.num_gallery, statistics.k
+    gallery = np.asarray(checks.embeddings("gallery", gallery))
+    if len(gallery) != num_gallery:
+        raise ValueError(
+            f"`gallery` must be the {num_gallery} items behind the statistics, got {len(gallery)}"
+        )
+    gone = np.zeros(num_gallery, bool)
+    gone[np.asarray(checks.indices("removed", removed, low=0, high=num_gallery, ndim=1))] = True
+    if num_gallery - gone.sum() < max(k, 1):
+        raise ValueError(
+            f"`removed` must leave at least {max(k, 1)} gallery items, got {gone.sum()} of "
+            f"{num_gallery}"
+        )
+    stays = np.flatnonzero(~gone)
+    log_normalizer, mass = (
+        jnp.asarray(np.asarray(getattr(statistics, name))[..., stays])
+        for name in ("log_normalizer", "mass")
+    )
+    if neighbors is None:
+        return BankStatistics(log_normalizer, mass, statistics.beta, None, 0), None
+    scores, indices = (np.array(part) for part in neighbors)
+    lost = np.flatnonzero(gone[indices].any(axis=1))
+    indices = (np.cumsum(~gone) - 1)[indices].astype(np.int32)
+    if len(lost):
+        found = stream_top_k(
+            np.asarray(checks.as_array("bank", bank))[lost],
+            gallery[stays],
+            k,
+            similarity_fn=similarity_fn,
+            chunk_size=chunk_size,
+        )
+        scores[lost], indices[lost] = (np.asarray(part) for part in found)
+    neighbors = SearchResult(jnp.asarray(scores), jnp.asarray(indices))
+    counts = _counts(neighbors, counted, log_normalizer.shape)
+    return BankStatistics(log_normalizer, mass, statistics.beta, counts, k), neighbors
+
+
+def _check_known(
+    statistics: BankStatistics, neighbors: SearchResult | None, bank: Any, weights: Any
+) -> Any:
+    """[num_bank] bool, which bank rows count; raises where what was kept does not fit."""
+    checks.instance("statistics", statistics, BankStatistics, _REMEDY)
+    if not checks.is_concrete(statistics, neighbors, bank):
+        raise TypeError("`statistics`, `neighbors` and `bank` must be concrete, got traced values")
+    num_bank = len(checks.embeddings("bank", bank))
+    counted = np.ones(num_bank, bool)
+    if weights is not None:
+        counted = np.asarray(checks.bank_weights("weights", weights, (num_bank,))) > 0
+    if (neighbors is None) != (statistics.k == 0):
+        actual = "none" if neighbors is None else "neighbors"
+        raise ValueError(
+            f"`neighbors` must be stream_top_k(bank, gallery, {statistics.k}), or None for k=0, "
+            f"got {actual}"
+        )
+    if neighbors is None:
+        return counted
+    if neighbors.indices.shape != (num_bank, statistics.k):
+        raise ValueError(
+            f"`neighbors` must have shape {(num_bank, statistics.k)} (bank rows, k), got "
+            f"{neighbors.indices.shape}"
+        )
+    checks.indices("neighbors.indices", neighbors.indices, low=0, high=statistics.num_gallery)
+    known = statistics.k_occurrence
+    assert known is not None
+    if not np.array_equal(known, _counts(neighbors, counted, known.shape)):
+        raise ValueError(
+            "`neighbors` must be those of the bank behind the statistics: their k-occurrences "
+            "differ; make both from the same bank and gallery"
+        )
+    return counted
+
+
+def _counts(neighbors: SearchResult, counted: Any, shape: tuple[int, ...]) -> jax.Array:
+    found = np.asarray(neighbors.indices)[counted].reshape(-1)
+    counts = np.bincount(found, minlength=shape[-1])[: shape[-1]].astype(np.int32)
+    return jnp.broadcast_to(jnp.asarray(counts), shape)
+
+
+@jax.jit
+def _nearest_of_both(first: SearchResult, second: SearchResult) -> SearchResult:
+    """The k nearest of both lists, k of the first; its items come first among equals."""
+    dtype = numerics.accumulation_dtype(first.scores.dtype, second.scores.dtype)
+    scores = jnp.concatenate([part.scores.astype(dtype) for part in (first, second)], axis=1)
+    indices = jnp.concatenate([first.indices, second.indices], axis=1)
+    values, places = elementary.top_k(scores, first.scores.shape[1])
+    return SearchResult(values, jnp.take_along_axis(indices, places, axis=1))

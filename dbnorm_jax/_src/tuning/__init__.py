@@ -1,0 +1,1 @@
+"""The choice of a correction by held-out pairs of the banks."""

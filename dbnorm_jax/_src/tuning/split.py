@@ -1,0 +1,236 @@
+"""What is held out: the banks checked, their pairs dealt into folds, and the ranks that come out.
+
+The items ranked are those that will be searched, or the gallery bank where these are not known, and
+beside them the right items of the held-out queries. Large banks are sampled.
+
+What is judged is what `tuning.fit` serves. A query never enters the statistics of an item that it
+asks for: `Partners` says which columns those are, here and there. An item that the gallery holds is
+asked for again, so its queries are dealt one by one, and it stays in the gallery bank. Queries of
+another item stay together: the items to come have no query in the bank.
+"""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+
+from dbnorm_jax._src.core import checks, numerics
+from dbnorm_jax._src.core.relevance import as_rows
+from dbnorm_jax._src.core.similarity import SimilarityFn, check_rows
+from dbnorm_jax._src.tuning import bank_checks, grid, held_out_ranks
+
+# Queries held out; items they are ranked among, the right ones among them; others at least.
+_MOST_QUERIES = 1024
+_MOST_COLUMNS = 2048
+_FEWEST_OTHERS = 1024
+_SPREAD_ROWS = 512
+
+Floats = npt.NDArray[Any]
+Integers = npt.NDArray[np.integer[Any]]
+
+
+class Banks(NamedTuple):
+    """The embeddings, checked and on the host."""
+
+    query: Floats  # [num_query_bank, dim]
+    gallery: Floats  # [num_gallery_bank, dim]
+    items: Floats | None  # [num_gallery, dim]
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the gallery is its own gallery bank."""
+        return self.items is self.gallery
+
+
+def checked(query: Any, gallery: Any, items: Any, similarity_fn: SimilarityFn) -> Banks:
+    """Raises unless the arrays fit; without a gallery bank, the gallery stands in for it."""
+    if gallery is None and items is None:
+        raise ValueError("`gallery_bank` or `gallery` must be given, got neither")
+    arrays = {"query_bank": query, "gallery_bank": gallery, "gallery": items}
+    given = {
+        name: checks.embeddings(name, rows) for name, rows in arrays.items() if rows is not None
+    }
+    if not checks.is_concrete(given):
+        raise TypeError("tuning decides by values: call it outside jit, vmap and grad")
+    for name, rows in given.items():
+        checks.same_dimension("query_bank", given["query_bank"], name, rows)
+    check_rows(similarity_fn, **given)
+    found = [np.asarray(given[name]) if name in given else None for name in arrays]
+    assert found[0] is not None
+    return Banks(found[0], found[1] if found[1] is not None else found[2], found[2])  # type: ignore[arg-type]
+
+
+def right_rows(name: str, pairs: Any, num_query_bank: int, num_gallery_bank: int) -> Integers:
+    """The right gallery-bank rows of each query-bank row, [num_query_bank, most], -1 for none."""
+    try:
+        return np.asarray(as_rows(pairs, (num_query_bank, num_gallery_bank)))
+    except (TypeError, ValueError) as error:
+        message = str(error).replace("`relevant", f"`{name}").replace("per query", "per bank query")
+        raise type(error)(message) from None
+
+
+class Partners(NamedTuple):
+    """Columns that a bank row does not enter, -1 for none."""
+
+    query: Integers  # [num_query_bank, most] int32, the items that are right for the row
+    gallery: Integers  # [num_gallery_bank, most] int32, the row itself
+
+
+def partners(
+    gallery_bank: Floats, right: Integers | None, columns: Iterable[Floats]
+) -> Partners | None:
+    """The columns that equal gallery-bank rows; None where no column does.
+
+    Args:
+      gallery_bank: [num_gallery_bank, dim].
+      right: [num_query_bank, most] gallery-bank rows, -1 for none; None = not known.
+      columns: [num_columns, dim] in blocks, in order.
+
+    Raises:
+      ValueError: some column has partners, and they are not known.
+    """
+    own = bank_checks.equal_columns(gallery_bank, columns)
+    found = int((own[:, 0] >= 0).sum())
+    if not found:
+        return None
+    if right is None:
+        raise ValueError(
+            f"`pairs` must be given, got None: {found} gallery-bank rows are gallery items, and "
+            f"the choice was made with their own queries left out of their statistics; pairs of "
+            f"-1 leave none out"
+        )
+    of_query = np.where(right[:, :, None] >= 0, own[right], np.int32(-1))
+    return Partners(of_query.reshape(len(right), -1), own)
+
+
+class Split(NamedTuple):
+    """What is ranked, and which rows are held out when."""
+
+    columns: Any  # [num_columns, dim], the items ranked
+    held_out: Integers  # [num_held_out] query-bank rows, ranked in turn
+    right: Integers  # [num_query_bank, most] int32, the right columns of each row, -1 for none
+    excluded_query: Integers  # as Partners.query
+    excluded_gallery: Integers  # as Partners.gallery
+    fold_query: Integers  # [num_query_bank]; num_folds: never held out
+    fold_gallery: Integers  # [num_gallery_bank]
+    num_folds: int
+
+
+def split_pairs(
+    banks: Banks, right: Integers, paired: Integers, num_folds: int, rng: np.random.Generator
+) -> Split:
+    """Deals the pairs into folds and chooses what is ranked."""
+    items = () if banks.items is None else (banks.items,)
+    searched = bank_checks.equal_columns(banks.gallery, items)[:, 0] >= 0
+    asked_again = (searched[right[paired]] | (right[paired] < 0)).all(axis=1)
+    alone = len(banks.gallery) + np.arange(len(paired))
+    group = np.where(asked_again, alone, right[paired].max(axis=1))
+    group = np.unique(group, return_inverse=True)[1]
+    fold_of_group = rng.permutation(int(group.max()) + 1) % num_folds
+    fold_query = np.full(len(banks.query), num_folds)
+    fold_query[paired] = fold_of_group[group]
+    fold_gallery = np.full(len(banks.gallery), num_folds)
+    for column in right[paired].T:
+        held = (column >= 0) & ~searched[column]
+        fold_gallery[column[held]] = fold_query[paired[held]]
+
+    held_out = paired
+    if len(paired) > _MOST_QUERIES:
+        held_out = np.sort(rng.choice(paired, _MOST_QUERIES, replace=False))
+    own = np.unique(right[held_out])
+    own = own[own >= 0]
+    num_others = max(_MOST_COLUMNS - len(own), _FEWEST_OTHERS)
+    if banks.items is None:
+        others = np.setdiff1d(np.arange(len(banks.gallery)), own)
+        others = _sample(others, num_others, rng)
+        own = np.concatenate([own, others])
+        columns, start = banks.gallery[own], 0
+    else:
+        others = np.flatnonzero(
+            bank_checks.equal_columns(banks.items, [banks.gallery[own]])[:, 0] < 0
+        )
+        others = _sample(others, num_others, rng)
+        columns = np.concatenate([banks.items[others], banks.gallery[own]])
+        start = len(others)
+    # One place more than there are rows: -1 stays -1.
+    place = np.full(len(banks.gallery) + 1, -1)
+    place[own] = start + np.arange(len(own))
+    excluded = partners(banks.gallery, right, [columns])
+    assert excluded is not None  # the right items are columns
+    return Split(
+        jnp.asarray(columns),
+        held_out,
+        place[right].astype(np.int32),
+        *excluded,
+        fold_query,
+        fold_gallery,
+        num_folds,
+    )
+
+
+def _sample(rows: Integers, most: int, rng: np.random.Generator) -> Integers:
+    return rows if len(rows) <= most else np.sort(rng.choice(rows, most, replace=False))
+
+
+def spread(bank: Floats, columns: Any, excluded: Integers, similarity_fn: SimilarityFn) -> float:
+    rows = np.linspace(0, len(bank) - 1, min(_SPREAD_ROWS, len(bank))).astype(int)
+    value = float(
+        bank_checks.spread(
+            jnp.asarray(bank[rows]),
+            columns,
+            jnp.asarray(excluded[rows]),
+            similarity_fn=similarity_fn,
+        )
+    )
+    # Below rounding, a row is constant.
+    rounding = 1e-5 * float(jnp.abs(columns).max() * np.abs(bank).max())
+    return value if value > rounding else 0.0
+
+
+def ranks(
+    banks: Banks, split: Split, table: grid.Candidates, similarity_fn: SimilarityFn
+) -> tuple[Floats, Floats, Floats]:
+    """[num_held_out, num_candidates] ranks; shares of active items and of open gates, [2] each."""
+    query_bank = jnp.asarray(banks.query)
+    dtype = numerics.accumulation_dtype(query_bank.dtype, split.columns.dtype)
+    plan = held_out_ranks.planned(table, dtype)
+
+    def parts(bank: Any, index: int, excluded: Integers, folds: Integers, k: int) -> Any:
+        return held_out_ranks.statistics(
+            bank,
+            split.columns,
+            plan.betas[index],
+            jnp.asarray(excluded),
+            held_out_ranks.blocks(folds, split.num_folds + 1),
+            num_parts=split.num_folds + 1,
+            k=k,
+            similarity_fn=similarity_fn,
+        )
+
+    query_parts = parts(query_bank, 0, split.excluded_query, split.fold_query, plan.most)
+    gallery_parts = parts(
+        jnp.asarray(banks.gallery), 1, split.excluded_gallery, split.fold_gallery, 0
+    )
+    folds = np.full(len(banks.query), -1)
+    folds[split.held_out] = split.fold_query[split.held_out]
+    dealt = held_out_ranks.blocks(folds, split.num_folds)
+    by_block, open_by_block, active = held_out_ranks.held_out_ranks(
+        query_bank,
+        split.columns,
+        jnp.asarray(split.right),
+        dealt,
+        query_parts,
+        gallery_parts,
+        plan.betas,
+        plan.neighbors,
+        plan.terms,
+        similarity_fn=similarity_fn,
+    )
+    filled = dealt.weights > 0
+    order = dealt.rows[filled]
+    ranks = np.swapaxes(np.asarray(by_block, np.float64), 1, 2)[filled]
+    is_open = np.swapaxes(np.asarray(open_by_block), 1, 2)[filled]
+    shares: list[Floats] = [np.asarray(active).mean(axis=0), is_open.mean(axis=0)]
+    return ranks[np.argsort(order)], shares[0], shares[1]

@@ -1,0 +1,97 @@
+"""The quality benchmark: fair draws, tuning that sees the bank alone, honest errors."""
+
+import math
+
+import numpy as np
+import pytest
+
+pytest.importorskip("emoji")
+
+from benchmarks.studies import quality
+from dbnorm_jax._cli.measuring.table_rows import evaluate
+from dbnorm_jax._cli.reading.sets import EvaluationSet, rows_relevant
+
+pytestmark = pytest.mark.slow  # a benchmark: out of the way of the library's own tests
+
+
+@pytest.fixture(scope="module")
+def test_set():
+    random = np.random.default_rng(0)
+    common = random.normal(size=6)
+
+    def pair(count):
+        rows = random.normal(size=(count, 6)) + common
+        views = (rows, rows + 0.5 * random.normal(size=rows.shape))
+        return [(view / np.linalg.norm(view, axis=1, keepdims=True)) for view in views]
+
+    (gallery, queries), (gallery_bank, query_bank) = pair(30), pair(40)
+    turned = np.random.default_rng(1).permutation(40)
+    return EvaluationSet(
+        name="test",
+        queries=queries.astype(np.float32),
+        gallery=gallery.astype(np.float32),
+        query_bank=query_bank.astype(np.float32),
+        gallery_bank=gallery_bank[np.argsort(turned)].astype(np.float32),
+        relevant=rows_relevant(30),
+        bank_pairs=turned,
+    )
+
+
+def test_draws_keep_pairs_together(test_set):
+    drawn = list(quality.draws(test_set, 8, 3))
+    assert len(drawn) == 3
+    originals = {row.tobytes(): place for place, row in enumerate(test_set.query_bank)}
+    chosen = []
+    for draw in drawn:
+        places = [originals[row.tobytes()] for row in draw.query_bank]
+        assert len(set(places)) == 8
+        chosen.append(places)
+        partners = test_set.gallery_bank[test_set.bank_pairs[places]]
+        np.testing.assert_array_equal(draw.gallery_bank[draw.bank_pairs], partners)
+    assert chosen[0] != chosen[1]
+    assert list(quality.draws(test_set, None, 3)) == [test_set]
+    assert list(quality.draws(test_set, 1000, 3)) == [test_set]
+
+
+def test_tuning_never_sees_the_test(test_set):
+    halves = list(quality._halves(test_set))
+    assert len(halves) == 2
+    bank_rows = {row.tobytes() for row in test_set.query_bank}
+    for half in halves:
+        rows = [{row.tobytes() for row in part} for part in (half.queries, half.query_bank)]
+        assert rows[0] | rows[1] <= bank_rows
+        assert not rows[0] & rows[1]
+        # Right items: query i belongs to gallery item i of the half.
+        similarities = half.queries @ half.gallery.T
+        assert (similarities.argmax(axis=1) == np.arange(20)).mean() > 0.3
+
+
+def test_the_best_parameters_inside_the_bank_win(test_set, monkeypatch):
+    grid = {"is": quality.GRID["is"], "csls": quality.GRID["csls"]}
+    monkeypatch.setattr(quality, "GRID", grid)
+    chosen = quality.tuned(test_set)
+    assert [method.kind for method in chosen] == ["is", "csls"]
+    for method, candidates in zip(chosen, grid.values(), strict=True):
+        scores = {}
+        for candidate in candidates:
+            rows = [evaluate(half, [candidate])[0] for half in quality._halves(test_set)]
+            scores[candidate] = sum(float((1 / row.ranks).mean()) for row in rows)
+        assert scores[method] == pytest.approx(max(scores.values()), rel=1e-6)
+
+
+def test_standard_errors():
+    gain = quality.mean_and_error([1.0, 2.0, 6.0])
+    assert (gain.mean, gain.error) == pytest.approx((3, math.sqrt(7 / 3)))
+
+
+def test_tables_set_transductive_methods_apart(test_set, capsys, monkeypatch):
+    monkeypatch.setattr(quality, "GRID", {"csls": quality.GRID["csls"][:1]})
+    quality.run(iter([("toy", [test_set])]), [8, None], 2, ("is", "csls", "nnn", "dsl"))
+    out = capsys.readouterr().out
+    per_set, overall = out.split("over all 1 sets")
+    for table in (per_set, overall):
+        lines = [line.split("  ")[0] for line in table.splitlines() if line]
+        place = lines.index("transductive, not to be compared with the rows above:")
+        assert lines[place + 1] == "DSL"
+        assert {"raw", "IS", "CSLS", "NNN", "CSLS, tuned"} <= set(lines[:place])
+    assert "toy, raw R@1" in per_set

@@ -1,0 +1,106 @@
+"""The studies of tuning: their measures, and that draws are kept."""
+
+import argparse
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+pytest.importorskip("emoji")
+
+from benchmarks.studies import demand, guards, held_out_bias, logged, pairless, pieces
+from dbnorm_jax._cli.reading.sets import EvaluationSet
+
+
+class One(NamedTuple):
+    value: float
+
+
+@pytest.mark.slow
+def test_draws_are_kept(tmp_path, capsys):
+    asked = pieces.options("Title.", ("100",), ["--draws", "1", "--cache", str(tmp_path)])
+    assert isinstance(asked, argparse.Namespace)
+    first = pieces.collected("a", One, lambda test, seed: One(len(test.query_bank)), asked)
+    asked.seconds = -1.0
+    second = pieces.collected("a", One, lambda test, seed: One(-1), asked)
+    assert len(first) == 6
+    assert {cell: draws[0].value for cell, draws in second.items()} == dict.fromkeys(first, 100)
+    assert not pieces.collected("b", One, lambda test, seed: One(-1), asked)
+    assert "stopped by --seconds after 0 draws" in capsys.readouterr().out
+
+
+def test_figures_of_an_estimate():
+    expected = np.array([0, 0.1, 0.3, 0.2])
+    found = held_out_bias.figures(expected + np.array([0, 0.3, 0, 0]), expected)
+    np.testing.assert_allclose(found[:2], [0.1, np.sqrt(0.03)])
+    np.testing.assert_allclose(found[3:], [0.3, 0.2])
+
+
+def test_mutual_neighbors():
+    rng = np.random.default_rng(0)
+    items = rng.normal(size=(20, 8))
+    items /= np.linalg.norm(items, axis=1, keepdims=True)
+    order = rng.permutation(20)
+    for way in ("CSLS", "raw"):
+        np.testing.assert_array_equal(pairless.mutual(items[order], items, way), order)
+    lone = pairless.mutual(np.ones((3, 2)), np.array([[1.0, 1.0], [-1, -1]]), "raw")
+    np.testing.assert_array_equal(lone, [0, -1, -1])
+
+
+def held_out_ranks(gains):
+    """100 queries of rank 4 under raw; candidates better for some of them, worse for others."""
+    ranks = np.full((100, len(gains)), 4.0)
+    for column, (better, worse) in enumerate(gains):
+        ranks[:better, column] = 1
+        ranks[better : better + worse, column] = 8
+    return ranks
+
+
+def test_rules_of_choice():
+    """Raw, one that is proven, one with the highest gain."""
+    ranks, groups = held_out_ranks([(0, 0), (30, 0), (52, 40)]), np.arange(100)
+    chosen = {name: guards.choose(rule, ranks, groups, 1, 0) for name, rule in guards.RULES.items()}
+    assert chosen["highest gain in log rank"] == chosen["highest gain in R@1"] == 2
+    assert chosen["one error, log rank"] == 1
+    assert chosen["guard 0.05"] == chosen["guard 0.05 of roots"] == 1
+    noise = held_out_ranks([(0, 0), (3, 2), (1, 1)])
+    chosen = {name: guards.choose(rule, noise, groups, 1, 0) for name, rule in guards.RULES.items()}
+    assert chosen["highest gain in log rank"] == 1
+    assert chosen["guard 0.01"] == chosen["guard 0.05"] == 0
+
+
+def test_a_log_and_its_test_share_no_query():
+    rng = np.random.default_rng(0)
+    relevant = np.array([0, 2, 3, 5, 6, 8, 9, 10]), np.array([3, 1, 0, 2, 4, 5, 6, 6, 0, 1])
+    queries, gallery = np.arange(14, dtype=np.float32).reshape(7, 2), rng.normal(size=(7, 2))
+    whole = EvaluationSet("set", queries, gallery, queries[:1], gallery[:1], relevant)
+    found = logged.logged(whole, 2, 0)
+    assert found.gallery_bank is None
+    log, asked = found.query_bank[:, 0] // 2, (found.queries[:, 0] // 2).astype(int)
+    assert len(log) == 2
+    assert len(asked) == 4
+    assert not set(log) & set(asked)
+    first, places = relevant
+    np.testing.assert_array_equal(found.bank_pairs, places[first[log.astype(int)]])
+    for row, query in enumerate(asked):
+        own = found.relevant[1][found.relevant[0][row] : found.relevant[0][row + 1]]
+        np.testing.assert_array_equal(own, places[first[query] : first[query + 1]])
+
+
+def test_simulated_demand_asks_again():
+    """Needs come as often as their popularity says, each time with their own right items."""
+    queries = np.eye(20, dtype=np.float32)
+    relevant = np.arange(0, 41, 2), np.arange(40) % 25
+    whole = EvaluationSet("set", queries, np.eye(25, 20), queries[:1], None, relevant)
+    for exponent, least, most in ((0.0, 0.04, 0.07), (1.0, 0.25, 0.31)):
+        test = demand.demanded(whole, exponent, 0)
+        needs = np.array([int(label) for label in test.query_labels])
+        assert least < np.bincount(needs).max() / len(needs) < most
+        norms = np.linalg.norm(test.queries, axis=1)
+        np.testing.assert_allclose(norms, 1, atol=1e-6)
+        own = (test.queries * queries[needs]).sum(axis=1)
+        assert own.mean() == pytest.approx(1 / np.sqrt(1 + 0.7**2), abs=0.01)
+        assert len(np.unique(test.queries.round(5), axis=0)) == len(needs)
+        assert not set(map(bytes, test.query_bank)) & set(map(bytes, test.queries))
+        np.testing.assert_array_equal(test.relevant[1].reshape(-1, 2)[:, 0], 2 * needs % 25)
+        assert len(test.bank_pairs[0]) == len(test.query_bank) + 1

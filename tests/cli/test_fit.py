@@ -1,0 +1,540 @@
+"""`dbnorm fit`, `dbnorm merge` and `dbnorm search`."""
+
+import csv
+import dataclasses
+import io
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import dbnorm_jax as dbn
+
+pytest.importorskip("click")
+pytest.importorskip("rich")
+
+from dbnorm_jax._cli.commands import main as command
+from dbnorm_jax._cli.commands import search
+from dbnorm_jax._cli.reading.argument import Source
+from dbnorm_jax._cli.reading.arrays import read_lines
+from dbnorm_jax._cli.showing import output, progress
+from dbnorm_jax._src.places.disk import checkpoint
+
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
+ROOT = pathlib.Path(__file__).parents[2]
+SIZE, DIM, BLOCK = 60, 8, 32
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    random = np.random.default_rng(3)
+    items = random.normal(size=(2, SIZE, DIM))
+    queries = items + 0.8 * random.normal(size=items.shape) + 2 * random.normal(size=DIM)
+    names = ("queries", "gallery", "query_bank", "gallery_bank")
+    parts = (queries[0], items[0], queries[1], items[1])
+    return {name: rows.astype(np.float32) for name, rows in zip(names, parts, strict=True)}
+
+
+@pytest.fixture(scope="module")
+def unit(arrays):
+    return {name: rows / np.linalg.norm(rows, axis=1)[:, None] for name, rows in arrays.items()}
+
+
+@pytest.fixture
+def folder(arrays, tmp_path, monkeypatch):
+    """The current folder, with the files."""
+    monkeypatch.chdir(tmp_path)
+    for name, rows in arrays.items():
+        np.save(f"{name}.npy", rows)
+    np.save("monday.npy", arrays["query_bank"][:25])
+    np.save("tuesday.npy", arrays["query_bank"][25:])
+    return tmp_path
+
+
+@pytest.fixture
+def call(capsys, folder):
+    def run(*arguments, expect=0):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            command.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        assert stopped.value.code == expect, captured.err
+        return captured.err if expect else captured.out
+
+    return run
+
+
+FIT = ("fit", "gallery.npy", "--query-bank", "query_bank.npy", "--block-size", BLOCK)
+
+
+def expected(method, unit):
+    """What the functions in memory give."""
+    gallery, query_bank, gallery_bank = (
+        unit[name] for name in ("gallery", "query_bank", "gallery_bank")
+    )
+    if method == "csls":
+        return dbn.baselines.csls(dbn.stream_largest_similarities(query_bank, gallery, k=10))
+    query = dbn.stream_bank_statistics(query_bank, gallery, beta=20.0)
+    if method == "dis":
+        return dbn.dynamic_inverted_softmax(query)
+    return dbn.dual_dynamic_inverted_softmax(
+        query, dbn.stream_bank_statistics(gallery_bank, gallery, beta=1.0)
+    )
+
+
+def assert_same(found, wanted):
+    np.testing.assert_allclose(found.bias, wanted.bias, atol=2e-6)
+    assert (found.active is None) == (wanted.active is None)
+    if wanted.active is not None:
+        np.testing.assert_array_equal(found.active, wanted.active)
+
+
+# --- fit -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "method", ["dualdis", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dis", "csls"))]
+)
+def test_fit_equals_the_functions_in_memory(call, unit, method):
+    more = ("--gallery-bank", "gallery_bank.npy") if method == "dualdis" else ()
+    out = call(*FIT, "--method", method, *more, "--output", "c.npz")
+    assert out.startswith(f"c.npz written: {method}(")
+    assert_same(dbn.load("c.npz"), expected(method, unit))
+    provenance = dbn.read_provenance("c.npz")
+    assert provenance["gallery"] == dbn.out_of_core.fingerprint(np.load("gallery.npy"))
+    assert provenance["query_bank"] == dbn.out_of_core.fingerprint(np.load("query_bank.npy"))
+    assert provenance["similarity"] == "cosine"
+    assert not list(pathlib.Path().glob("*.partial"))
+
+
+def test_done_work_returns_at_once(call, monkeypatch):
+    arguments = (*FIT, "--method", "dis", "--output", "c.npz")
+    call(*arguments)
+    before = pathlib.Path("c.npz").stat().st_mtime_ns
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "run", lambda *_: pytest.fail("computed again"))
+        assert "is done already" in call(*arguments)
+        os.utime("gallery.npy", (0, 0))  # another stamp, the same rows
+        assert "is done already" in call(*arguments)
+        assert "earlier results of other work" in call(*arguments, "--beta", 10, expect=2)
+        rows = np.load("gallery.npy")
+        np.save("gallery.npy", rows[::-1])
+        assert "earlier results of other work" in call(*arguments, expect=2)
+    assert pathlib.Path("c.npz").stat().st_mtime_ns == before
+    assert "written" in call(*arguments, "--force")
+    assert pathlib.Path("c.npz").stat().st_mtime_ns > before
+
+
+@pytest.mark.parametrize(
+    ("method", "steps", "kept"),
+    [
+        # The query bank takes 4 steps, and one at its end.
+        ("dualdis", 7, ["parts.npz.gallery-bank.partial", "parts.npz.query-bank.partial"]),
+        ("nnn", 3, ["parts.npz.query-bank.partial"]),
+    ],
+)
+def test_interrupted_work_goes_on(call, monkeypatch, method, steps, kept):
+    arguments = (*FIT, "--method", method, "--checkpoint-every", 0)
+    if method == "dualdis":
+        arguments = (*arguments, "--gallery-bank", "gallery_bank.npy")
+    arguments = (*arguments, "--output")
+    call(*arguments, "whole.npz")
+    left = iter(range(steps - 1))
+    write = checkpoint.Checkpoint.write
+
+    def killed(self, running, **options):
+        write(self, running, **options)
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.Checkpoint, "write", killed)
+        call(*arguments, "parts.npz", expect=130)
+    assert sorted(path.name for path in pathlib.Path().glob("*.partial")) == kept
+    assert not pathlib.Path("parts.npz").exists()
+    assert "--force" not in call(*arguments, "parts.npz")
+    first, second = dbn.load("whole.npz"), dbn.load("parts.npz")
+    np.testing.assert_array_equal(first.bias, second.bias)
+    if method == "dualdis":
+        np.testing.assert_array_equal(first.active, second.active)
+    for name in ("gallery", "query_bank", "gallery_bank"):
+        first, second = (dbn.read_provenance(path).get(name) for path in ("parts.npz", "whole.npz"))
+        assert first == second
+    assert not list(pathlib.Path().glob("*.partial"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attempt", range(3))
+def test_killed_work_goes_on(folder, attempt):
+    """SIGKILL at random moments, until the work is done."""
+    generator = np.random.default_rng(0)
+    for name, count in (("gallery", 4096), ("query_bank", 4096)):
+        np.save(f"{name}.npy", generator.normal(size=(count, 32)).astype(np.float32))
+    arguments = [*FIT[:4], "--block-size", 256, "--method", "dis", "--checkpoint-every", 0]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+
+    def start(output):
+        words = [str(word) for word in [*arguments, "--output", output]]
+        return subprocess.Popen([sys.executable, "-m", "dbnorm_jax", *words], env=environment)
+
+    assert start("whole.npz").wait(600) == 0
+    kills = 0
+    while kills < 3:
+        process = start("parts.npz")
+        begun = time.monotonic()
+        while not pathlib.Path("parts.npz.query-bank.partial").exists():
+            if process.poll() is not None:  # the kill before came after the last write
+                assert kills
+                assert process.returncode == 0
+                break
+            assert time.monotonic() - begun < 300
+            time.sleep(0.01)
+        time.sleep(random.uniform(0, 0.5) if not kills else random.uniform(1.5, 3))
+        process.send_signal(signal.SIGKILL)
+        if process.wait(60) == 0:
+            break
+        kills += 1
+    assert start("parts.npz").wait(600) == 0
+    first, second = dbn.load("whole.npz"), dbn.load("parts.npz")
+    np.testing.assert_array_equal(first.bias, second.bias)
+    np.testing.assert_array_equal(first.active, second.active)
+    assert not list(folder.glob(".*.tmp-*"))
+
+
+@pytest.mark.slow
+def test_fit_auto(call, unit):
+    banks = ("--gallery-bank", "gallery_bank.npy", "--bank-pairs", "rows")
+    content = json.loads(call(*FIT, *banks, "--method", "auto", "--output", "c.npz", "--json"))
+    correction, choice = dbn.auto(
+        unit["gallery"],
+        unit["query_bank"],
+        unit["gallery_bank"],
+        np.arange(SIZE),
+        return_choice=True,
+    )
+    assert content["choice"]["method"] == choice.name != "raw"
+    assert_same(dbn.load("c.npz"), correction)
+    np.save("none.npy", np.full(SIZE, -1))
+    banks = (*banks[:2], "--bank-pairs", "none.npy")
+    call(*FIT, *banks, "--method", "auto", "--output", "raw.npz")
+    assert not np.asarray(dbn.load("raw.npz").bias).any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_known", [SIZE, SIZE - 15])
+def test_fit_auto_leaves_an_item_s_own_queries_out(call, arrays, unit, num_known):
+    """The bank is a log: what was asked for stands in the gallery, all of it or some."""
+    pairs = np.where(np.arange(SIZE) < num_known, np.arange(SIZE), -1)
+    np.save("mixed.npy", np.where(pairs[:, None] < 0, arrays["gallery_bank"], arrays["gallery"]))
+    mixed = np.where(pairs[:, None] < 0, unit["gallery_bank"], unit["gallery"])
+    np.save("pairs.npy", pairs)
+    banks = ["--bank-pairs", "pairs.npy"]
+    if num_known < SIZE:
+        banks += ["--gallery-bank", "mixed.npy"]
+    log = ("fit", "gallery.npy", "--query-bank", "queries.npy", "--block-size", BLOCK)
+    call(*log, *banks, "--method", "auto", "--output", "c.npz")
+    arrays = (unit["gallery"], unit["queries"], None if num_known == SIZE else mixed)
+    correction, choice = dbn.auto(*arrays, pairs, return_choice=True)
+    assert choice.name != "raw"
+    assert_same(dbn.load("c.npz"), correction)
+    left_in = dbn.tuning.fit(choice, *arrays, pairs=0 * pairs - 1)
+    apart = np.abs(left_in.bias - correction.bias).max(axis=0)
+    assert (apart[:num_known] > 1e-3).mean() > 0.9
+    assert (apart[num_known:] < 1e-5).all()
+
+
+def damaged(name, place, value):
+    rows = np.load(name)
+    rows[place] = value
+    np.save(name, rows)
+
+
+BAD_FITS = {
+    "no bank": ((*FIT[:2], "--output", "c.npz"), "--query-bank: expected"),
+    "no gallery": (("fit", "no.npy", *FIT[2:], "--output", "c.npz"), "no.npy"),
+    "no output": (FIT, "--output"),
+    "a folder that is none": ((*FIT, "--output", "no/c.npz"), "existing folder"),
+    "a pipe": ((*FIT[:3], "-", "--output", "c.npz"), "(standard input): expected a file"),
+    "another suffix": ((*FIT, "--output", "c.pkl"), ".npz"),
+    "beta of 0": ((*FIT, "--beta", 0, "--output", "c.npz"), "--beta-query: expected a positive"),
+    "no beta": ((*FIT, "--similarity", "dot", "--output", "c.npz"), "--beta-query: expected a num"),
+    "a beta too many": (
+        (*FIT, "--method", "csls", "--beta", 2, "--output", "c.npz"),
+        "--beta-query: expected a method that has it",
+    ),
+    "a bank too many": (
+        (*FIT, "--method", "is", "--gallery-bank", "gallery_bank.npy", "--output", "c.npz"),
+        "--gallery-bank: expected a method with one",
+    ),
+    "no activation set": (
+        (*FIT, "--method", "dis", "-k", 0, "--output", "c.npz"),
+        "-k: expected 1 or more",
+    ),
+    "pairs without auto": ((*FIT, "--bank-pairs", "rows", "--output", "c.npz"), "--bank-pairs"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FITS)
+def test_bad_fits(call, case):
+    arguments, words = BAD_FITS[case]
+    err = call(*arguments, expect=2)
+    assert words in err
+    assert err.count("\n") == 1
+    assert not pathlib.Path("c.npz").exists()
+
+
+def test_bad_values_name_the_file(call):
+    damaged("query_bank.npy", (33, 1), np.nan)
+    err = call(*FIT, "--method", "is", "--output", "c.npz", expect=2)
+    assert "--query-bank 'query_bank.npy' must be finite, found nan at index [33, 1]" in err
+
+
+def test_progress_has_a_rate_and_the_time_left(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(progress, "_DELAY_S", 0.0)
+    with progress.RowProgress() as bar:
+        report = bar.of("query bank", 1000, 50, 100)
+        for done in ((0, 0), (0, 50), (100, 25), (500, 0)):
+            report(*done)
+            time.sleep(0.15)
+    shown = terminal.getvalue()
+    assert "query bank" in shown
+    assert "50%" in shown
+    assert "rows/s" in shown
+    assert "0:00:0" in shown
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert progress.RowProgress().of("query bank", 1, 1, 1) is None
+
+
+# --- merge ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def parts(call):
+    """Statistics of two parts of the bank, fitted apart."""
+    for name in ("monday", "tuesday"):
+        arguments = ("fit", "gallery.npy", "--query-bank", f"{name}.npy", "--method", "statistics")
+        call(*arguments, "--block-size", BLOCK, "--output", f"{name}.npz")
+    return ("monday.npz", "tuesday.npz")
+
+
+def test_merge_then_fit(call, parts, unit):
+    out = call("merge", *parts, "--output", "both.npz")
+    assert "25 + 35 bank rows" in out
+    query = dbn.stream_bank_statistics(unit["query_bank"], unit["gallery"], beta=20.0)
+    np.testing.assert_allclose(dbn.load("both.npz").log_normalizer, query.log_normalizer, rtol=4e-6)
+    call("fit", "gallery.npy", "--query-statistics", "both.npz", "--method", "dis",
+         "--output", "c.npz")  # fmt: skip
+    assert_same(dbn.load("c.npz"), expected("dis", unit))
+    content = json.loads(call("merge", *parts, "--output", "both.npz", "--force", "--json"))
+    assert content["bank_rows"] == [25, 35]
+    assert content["not_compared"] == []
+
+
+def test_merge_refuses(call, parts):
+    def refused(*files):
+        err = call("merge", *files, "--output", "both.npz", expect=2)
+        assert err.count("\n") == 1
+        assert not pathlib.Path("both.npz").exists()
+        return err
+
+    assert "expected two files" in refused("monday.npz")
+    assert "not in monday.npz already" in refused("monday.npz", "monday.npz")
+    both = call("merge", "monday.npz", "monday.npz", "--output", "twice.npz", "--allow-repeats")
+    assert "25 + 25" in both
+    assert "not in twice.npz already" in refused("twice.npz", "monday.npz")
+    state, provenance = dbn.load("tuesday.npz"), dbn.read_provenance("tuesday.npz")
+    other = provenance["gallery"] | {"sha256": "0" * 64}
+    for change, words in (
+        ({"gallery": other}, "expected the gallery of monday.npz"),
+        ({"similarity": "dot"}, "expected the similarity of monday.npz"),
+    ):
+        dbn.save("other.npz", state, provenance=provenance | change)
+        assert words in refused("monday.npz", "other.npz")
+    for change, name in (({"beta": state.beta / 2}, "beta="), ({"k": 2}, "k=")):
+        dbn.save("other.npz", dataclasses.replace(state, **change))
+        err = refused("monday.npz", "other.npz")
+        assert f"monday.npz has {name}" in err
+        assert f"other.npz has {name}" in err
+    dbn.save("other.npz", dbn.inverted_softmax(state))
+    assert "expected statistics of a bank, got a Correction" in refused("monday.npz", "other.npz")
+    (pathlib.Path("other.npz")).write_bytes(b"text")
+    assert "other.npz: expected an .npz written by" in refused("monday.npz", "other.npz")
+
+
+def test_merge_says_what_it_could_not_compare(call, parts, capsys):
+    dbn.save("plain.npz", dbn.load("tuesday.npz"))
+    content = json.loads(call("merge", "monday.npz", "plain.npz", "--output", "b.npz", "--json"))
+    assert content["not_compared"] == ["plain.npz"]
+
+
+# --- search --------------------------------------------------------------------------------------
+
+SEARCH = ("search", "queries.npy", "gallery.npy", "-k", 3, "--block-size", BLOCK)
+
+
+@pytest.fixture
+def correction(call):
+    call(*FIT, "--method", "dualdis", "--gallery-bank", "gallery_bank.npy", "--output", "c.npz")
+    return "c.npz"
+
+
+def test_search_in_every_format(call, correction, unit, monkeypatch):
+    wanted = dbn.stream_top_k(unit["queries"], unit["gallery"], 3, dbn.load(correction))
+    indices = np.asarray(wanted.indices)
+    np.save("query_ids.npy", np.arange(SIZE) + 1000)
+    pathlib.Path("gallery_ids.txt").write_text("\n".join(f"Bild {i} ü" for i in range(SIZE)))
+    ids = ("--query-ids", "query_ids.npy", "--gallery-ids", "gallery_ids.txt")
+    arguments = (*SEARCH, "--correction", correction)
+
+    assert "3 of 60 items for 60 queries" in call(*arguments, *ids, "--output", "found.npz")
+    with np.load("found.npz", allow_pickle=False) as found:
+        np.testing.assert_array_equal(found["indices"], indices)
+        np.testing.assert_allclose(found["scores"], wanted.scores, atol=1e-6)
+        np.testing.assert_array_equal(found["query_ids"], np.arange(SIZE) + 1000)
+        assert found["gallery_ids"][7] == "Bild 7 ü"
+    content = json.loads(call(*arguments, "--output", "found.npy", "--json"))
+    assert content["num_queries"] == SIZE
+    np.testing.assert_array_equal(np.load("found.npy"), indices)
+
+    call(*arguments, *ids, "--output", "found.csv")
+    with pathlib.Path("found.csv").open(encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 3 * SIZE
+    assert lines[4]["query"] == "1001"
+    assert lines[4]["rank"] == "2"
+    assert lines[4]["item"] == f"Bild {indices[1, 1]} ü"
+    out = call(*arguments)  # JSON lines on standard output
+    assert [json.loads(line)["items"] for line in out.splitlines()] == indices.tolist()
+    call(*arguments, "--output", "found.jsonl")
+    assert pathlib.Path("found.jsonl").read_text("utf-8") == out
+
+    data = pathlib.Path("queries.npy").read_bytes()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+    assert call(SEARCH[0], "-", *arguments[2:]) == out
+
+
+# What other readers than ours end lines at; the first begins as archives do.
+IDS = [
+    "PK-1",
+    "a cat\u2028on a mat",
+    "b\x0cc",
+    "d\x85e",
+    "f\rg",
+    "h\x0b",
+    "\x1c",
+    ' "i", j ',
+    "\u2029",
+]
+IDS += [f"k{row}" for row in range(SIZE - len(IDS))]
+
+
+@pytest.mark.parametrize(("start", "end"), [("", "\n"), ("\ufeff", "\r\n")])
+def test_ids_hold_any_character_but_line_feeds(call, monkeypatch, start, end):
+    pathlib.Path("ids.txt").write_bytes((start + end.join(IDS) + end).encode())
+    arguments = (*SEARCH, "--query-ids", "ids.txt", "--gallery-ids", "ids.txt")
+    out = call(*arguments)
+    for lines in (out.removesuffix("\n").split("\n"), out.splitlines()):
+        assert [json.loads(line)["query"] for line in lines] == IDS
+    items = [item for line in out.splitlines() for item in json.loads(line)["items"]]
+    call(*arguments, "--output", "ids.csv", "--force")
+    with pathlib.Path("ids.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["query"] for row in rows[::3]] == IDS
+    assert [row["item"] for row in rows] == items
+    data = pathlib.Path("queries.npy").read_bytes()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+    assert call(SEARCH[0], "-", *arguments[2:]) == out
+
+
+@pytest.mark.parametrize("count", [SIZE - 1, SIZE + 1, 0])
+@pytest.mark.parametrize("queries", ["queries.npy", "-"])
+def test_ids_are_counted_before_anything_is_written(folder, capsys, monkeypatch, queries, count):
+    pathlib.Path("ids.txt").write_text("an id\n" * count)
+    data = pathlib.Path("queries.npy").read_bytes()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+    with pytest.raises(SystemExit):
+        command.main([SEARCH[0], queries, *map(str, SEARCH[2:]), "--query-ids", "ids.txt"])
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"--query-ids 'ids.txt': expected a name for each of 60 rows, got {count}" in err
+
+
+def test_a_terminal_without_a_character_shows_its_number():
+    file = io.TextIOWrapper(io.BytesIO(), "ascii")
+    names = search._Names(np.array(["ü"]), None)
+    search._JsonLines(file, names).add(0, np.zeros((1, 1)), np.zeros((1, 1), int))
+    file.seek(0)
+    assert json.loads(file.read())["query"] == "ü"
+
+
+CHARACTERS = st.characters(exclude_categories=["Cs"])
+
+
+@settings(max_examples=200)
+@given(st.lists(st.text(CHARACTERS), min_size=2))
+def test_cells_of_csv_are_read_back(cells):
+    line = output.csv_line(cells)
+    assert list(csv.reader(io.StringIO(line, newline=""))) == [cells]
+
+
+@settings(max_examples=200)
+@given(st.lists(st.text(CHARACTERS)), st.sampled_from(["\n", "\r\n"]), st.booleans())
+def test_lines_end_at_line_feeds_only(lines, end, marked):
+    lines = [line.replace("\n", "").rstrip("\r") for line in lines]
+    text = ("\ufeff" if marked else "") + "".join(line + end for line in lines)
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "lines.txt"
+        path.write_bytes(text.encode())
+        found = read_lines(Source("--labels", path)).tolist()
+        if lines and lines[-1]:
+            path.write_bytes(text.removesuffix(end).encode())
+            assert read_lines(Source("--labels", path)).tolist() == found
+    if not marked and text.startswith("\ufeff"):  # taken for the mark
+        lines[0] = lines[0][1:]
+    assert found == (lines if text not in ("", "\ufeff") else [])
+
+
+def test_search_refuses(call, correction, arrays):
+    arguments = (*SEARCH, "--correction", correction)
+
+    def refused(*words):
+        err = call(*words, expect=2)
+        assert err.count("\n") == 1
+        return err
+
+    assert "expected cosine, which the correction" in refused(*arguments, "--similarity", "dot")
+    assert "between 1 and 60" in refused(*SEARCH[:3], "-k", 61)
+    assert "--json" in refused(*SEARCH, "--json")
+    pathlib.Path("ids.txt").write_text("a\nb")
+    assert "a name for each of 60 rows" in refused(*SEARCH, "--query-ids", "ids.txt")
+    dbn.save("s.npz", dbn.stream_bank_statistics(arrays["queries"], arrays["gallery"], beta=1.0))
+    assert "expected a Correction" in refused(*SEARCH, "--correction", "s.npz")
+    pathlib.Path("found.csv").write_text("mine")
+    assert "no earlier results" in refused(*SEARCH, "--output", "found.csv")
+    # Another gallery: other contents, then another length.
+    np.save("gallery.npy", arrays["gallery"][::-1])
+    assert "expected the gallery it was made for, SHA-256" in refused(
+        *arguments, "--output", "found.npz"
+    )
+    assert not pathlib.Path("found.npz").exists()
+    np.save("gallery.npy", arrays["gallery"][:50])
+    assert "60 rows of 8, got 50 of 8" in refused(*arguments)
+    assert pathlib.Path("found.csv").read_text() == "mine"

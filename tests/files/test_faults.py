@@ -1,0 +1,804 @@
+"""Kills, full disks and rivals: what is on the disk afterwards is old or new, never broken.
+
+DBNORM_KILLS=200 python -m pytest tests/files/test_faults.py -m slow     # the long form
+"""
+
+import contextlib
+import errno
+import json
+import os
+import pathlib
+import random
+import resource
+import signal
+import stat
+import subprocess
+import sys
+import time
+import types
+
+import numpy as np
+import pytest
+
+import dbnorm_jax as dbn
+
+pytest.importorskip("click")
+
+import killed_worker
+
+from dbnorm_jax._src.files import archives, binary
+from dbnorm_jax._src.places.disk import checkpoint
+
+ROOT = pathlib.Path(__file__).parents[2]
+KILLS = int(os.environ.get("DBNORM_KILLS", "0"))
+SECONDS = 300
+
+
+class Worker:
+    """Children of one process, to be killed."""
+
+    def __init__(self):
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+        environment.pop("XLA_FLAGS", None)
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", str(ROOT / "tests" / "support" / "killed_worker.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+
+    def tell(self, line):
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+    def start(self, *job):
+        self.tell(json.dumps([str(word) for word in job]))
+        self.child = int(self.process.stdout.readline())
+
+    def end(self):
+        """The exit code of the child, once it has ended."""
+        self.tell("")
+        return int(self.process.stdout.readline())
+
+    def kill(self):
+        os.kill(self.child, signal.SIGKILL)
+        return self.end()
+
+    def run(self, *job):
+        """Seconds that the job takes, undisturbed."""
+        begun = time.monotonic()
+        self.start(*job)
+        assert self.end() == 0
+        return time.monotonic() - begun
+
+    def close(self):
+        with self.process:
+            self.process.stdin.close()
+            self.process.wait(SECONDS)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    generator = np.random.default_rng(0)
+    for name in ("queries", "gallery", "bank"):
+        np.save(f"{name}.npy", generator.normal(size=(2048, 16)).astype(np.float32))
+    for name, queries in (("small", 60), ("few", 40)):
+        np.save(f"{name}.npy", generator.normal(size=(queries, 8)).astype(np.float32))
+    return tmp_path
+
+
+@pytest.fixture
+def worker(folder):
+    running = Worker()
+    yield running
+    running.close()
+
+
+def last_change(folder):
+    """When a file came or went, temporary ones too."""
+    return folder.stat().st_mtime_ns
+
+
+def moments(rounds, duration, folder):
+    """Waits until a random moment: of the whole run, or just after it began to write."""
+    generator = random.Random(rounds)
+    for number in range(rounds):
+
+        def wait(until_written=number % 2):
+            if not until_written:
+                time.sleep(generator.uniform(0, duration))
+                return
+            before = last_change(folder)
+            begun = time.monotonic()
+            while last_change(folder) == before and time.monotonic() - begun < 3 * duration:
+                time.sleep(0.0005)
+            time.sleep(generator.uniform(0, 0.02))
+
+        yield wait
+
+
+def rounds(share, short):
+    """How many kills: a share of the long form, or a few."""
+    return max(int(share * KILLS), short)
+
+
+@pytest.mark.slow
+def test_killed_saves(worker, folder):
+    """Every file is one of those that were saved."""
+    path = folder / "state.npz"
+    dbn.save(path, killed_worker.correction(0))
+    begun = time.monotonic()
+    worker.start("save", path, 1)
+    while float(dbn.load(path).bias[0, 0]) == 0:
+        time.sleep(0.001)
+    duration = 4 * (time.monotonic() - begun)  # longer on a machine with other work
+    worker.kill()
+    first, killed = float(dbn.load(path).bias[0, 0]), 0
+    for wait in moments(rounds(0.4, 10), duration, folder):
+        before = float(dbn.load(path).bias[0, 0])
+        worker.start("save", path, int(before) + 1)
+        wait()
+        killed += worker.kill() == -signal.SIGKILL
+        bias = np.asarray(dbn.load(path).bias)
+        assert (bias == bias[0, 0]).all()
+        assert bias[0, 0] >= before
+        assert all(other.name.startswith(f".{path.name}.tmp-") for other in left(folder, path))
+    assert killed == rounds(0.4, 10)
+    assert bias[0, 0] > first  # something was written
+
+
+def left(folder, path):
+    return [one for one in folder.iterdir() if one.suffix != ".npy" and one != path]
+
+
+@pytest.mark.slow
+def test_killed_fits_go_on(worker, folder):
+    """Resumed after kills at random moments, a fit gives bit by bit what it would have given."""
+    job = ["fit", "gallery.npy", "--query-bank", "bank.npy", "--block-size", 256, "--method", "dis"]
+    job += ["--checkpoint-every", 0, "--output"]
+    duration = worker.run(*job, "whole.npz")
+    whole, kills = dbn.load("whole.npz"), 0
+    output, partial = folder / "parts.npz", folder / "parts.npz.query-bank.partial"
+    for wait in moments(rounds(0.3, 6), duration, folder):
+        worker.start(*job, output)
+        wait()
+        kills += worker.kill() == -signal.SIGKILL
+        if partial.exists():
+            archives.read(partial, checkpoint._FIELDS)  # whole, by its checksum
+        if output.exists():
+            assert_same(dbn.load(output), whole)
+            output.unlink()
+    assert kills
+    worker.run(*job, output)
+    assert_same(dbn.load(output), whole)
+    assert not partial.exists()
+
+
+def assert_same(first, second):
+    np.testing.assert_array_equal(first.bias, second.bias)
+    np.testing.assert_array_equal(first.active, second.active)
+
+
+def contents(folder):
+    return {one.name: one.read_bytes() for one in folder.glob("[!.]*")} if folder.exists() else {}
+
+
+@pytest.mark.slow
+def test_killed_exports(worker, folder):
+    """Files are old or new, and where there is a manifest, all are of its export."""
+    output, wanted = folder / "index", {}
+    for name, seed in (("old", 1.0), ("new", 2.0)):
+        bias = np.linspace(0, seed, 2048, dtype=np.float32)[None]
+        dbn.save(f"{name}.npz", dbn.Correction(bias, None))
+    jobs = {
+        name: ["export", "gallery.npy", "--correction", f"{name}.npz", "--output", output]
+        for name in ("old", "new")
+    }
+    for name, job in jobs.items():
+        duration = worker.run(*job, "--force")
+        wanted[name] = contents(output)
+    for number, wait in enumerate(moments(rounds(0.2, 4), duration, output)):
+        worker.start(*jobs["old" if number % 4 < 2 else "new"], "--force")
+        wait()
+        worker.kill()
+        found = contents(output)
+        for name, data in found.items():
+            assert data in [whole[name] for whole in wanted.values()], name
+        if "export.json" in found:
+            assert found in wanted.values()
+    worker.run(*jobs["old"], "--force")
+    assert contents(output) == wanted["old"]
+
+
+@pytest.mark.slow
+def test_killed_reports(worker, folder):
+    """Every file of the results is whole, of the earlier run or of this one."""
+    output, wanted = folder / "results", {}
+    job = ["evaluate", "small.npy", "small.npy", "--query-bank", "few.npy", "--methods", "csls"]
+    job += ["--output", output, "--force"]
+    betas = {"old": 10, "new": 5}
+    for name, neighbors in betas.items():
+        duration = worker.run(*job[:-4], f"csls:k={neighbors}", *job[-3:])
+        wanted[name] = contents(output)
+    for number, wait in enumerate(moments(rounds(0.1, 2), duration, output)):
+        neighbors = list(betas.values())[number % 4 < 2]
+        worker.start(*job[:-4], f"csls:k={neighbors}", *job[-3:])
+        wait()
+        worker.kill()
+        found = contents(output)
+        assert found.keys() == wanted["old"].keys()
+        for name, data in found.items():
+            assert data in [whole[name] for whole in wanted.values()], name
+
+
+WATCHED = """
+import os, sys
+
+def watch(event, arguments):
+    if event == "open":
+        name, mode, flags = arguments
+        writing = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        if writing and name != os.devnull and not isinstance(name, int):
+            print("wrote", os.path.abspath(name), file=sys.stderr)
+    elif event.startswith(("socket.connect", "socket.bind", "subprocess.", "os.system")):
+        print("did", event, arguments, file=sys.stderr)
+
+from dbnorm_jax._cli.commands.main import main
+sys.addaudithook(watch)
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_nothing_is_written_elsewhere_and_no_network_used(folder):
+    """Every file opened for writing lies beside the output or in it; bytecode is not kept."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    (folder / "given").mkdir()
+    jobs = [
+        ["fit", "gallery.npy", "--query-bank", "bank.npy", "--output", "given/c.npz"],
+        ["search", "queries.npy", "gallery.npy", "--output", "given/found.npz"],
+        ["export", "gallery.npy", "--correction", "given/c.npz", "--output", "given/index"],
+    ]
+    for job in jobs:
+        done = subprocess.run(
+            [sys.executable, "-c", WATCHED, *job],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        events = [line for line in done.stderr.splitlines() if line.startswith(("wrote ", "did "))]
+        assert events, done.stderr
+        for line in events:
+            assert line.startswith(f"wrote {folder / 'given'}"), line
+
+
+# --- rivals --------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_two_writers_of_one_path(folder):
+    """Readers see what the one or the other saved, whole."""
+    path = folder / "state.npz"
+    dbn.save(path, killed_worker.correction(0))
+    workers = [Worker(), Worker()]
+    for seed, worker in enumerate(workers):
+        worker.start("save", path, seed)  # one saves even numbers, the other odd ones
+    seen = set()
+    begun = time.monotonic()
+    while len(seen) < 2 or time.monotonic() - begun < 2:
+        bias = np.asarray(dbn.load(path).bias)
+        assert (bias == bias[0, 0]).all()
+        if bias[0, 0]:
+            seen.add(int(bias[0, 0]) % 2)
+        assert time.monotonic() - begun < SECONDS
+    for worker in workers:
+        worker.kill()
+        worker.close()
+
+
+LOCKS = """
+import os, sys, fcntl, pathlib
+from dbnorm_jax._src.files import binary as binary_files
+
+with {held}:
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds something until it is told or killed."""
+    pytest.importorskip("fcntl")
+    running = []
+
+    def start(held):
+        process = subprocess.Popen(
+            [sys.executable, "-c", LOCKS.format(held=held)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        running.append(process)
+        assert process.stdout.readline() == "held\n"
+        return process
+
+    yield start
+    for process in running:
+        with process:
+            process.kill()
+
+
+def test_what_a_killed_save_left_is_removed_by_the_next(holder, tmp_path):
+    """But not the temporary file of one at work, nor those of other files."""
+    path = tmp_path / "state.npz"
+    for name in (".state.npz.tmp-left", ".other.npz.tmp-left", ".state.npz.tmp"):
+        (tmp_path / name).write_bytes(b"half")
+    writer = holder(f"binary_files.replacing(pathlib.Path({str(path)!r}))")
+    working = {one.name for one in tmp_path.glob(".state.npz.tmp-*")}
+    assert len(working) == 2  # and its lock
+    assert ".state.npz.tmp-left" not in working  # which that one has removed
+    dbn.save(path, killed_worker.correction(1, size=3))
+    names = {".other.npz.tmp-left", ".state.npz.tmp", path.name}
+    assert {one.name for one in tmp_path.iterdir()} == names | working
+    writer.kill()
+    writer.wait(SECONDS)
+    dbn.save(path, killed_worker.correction(2, size=3))
+    assert {one.name for one in tmp_path.iterdir()} == names
+    assert float(dbn.load(path).bias[0, 0]) == 2
+
+
+def test_a_second_fit_of_the_same_output_is_refused(holder, call, folder):
+    """They would share their checkpoint; after the first, whether ended or killed, it may run."""
+    other = holder(f"binary_files.alone(pathlib.Path({str(folder / 'c.npz')!r}))")
+    job = ["fit", "small.npy", "--query-bank", "few.npy", "--method", "is", "--output", "c.npz"]
+    code, out, err = call(*job)
+    assert code == 2
+    assert not out
+    assert "--output 'c.npz': expected no other process that fits it, got one at work" in err
+    assert not (folder / "c.npz").exists()
+    other.kill()
+    other.wait(SECONDS)
+    assert call(*job)[0] == 0
+    assert not list(folder.glob(".*"))
+
+
+# --- full disks, closed folders ------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_room():
+    """Files may have 4 KiB, as if the disk were full then."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+
+    yield limit
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_full_disk_leaves_the_old_state(tmp_path, no_room):
+    path = tmp_path / "state.npz"
+    dbn.save(path, killed_worker.correction(1, size=3))
+    old = path.read_bytes()
+    no_room()
+    with pytest.raises(OSError, match="too large") as raised:
+        dbn.save(path, killed_worker.correction(2))
+    assert raised.value.filename == str(path)
+    assert path.read_bytes() == old
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_leaves_the_old_export(call, tmp_path, no_room):
+    rows = np.random.default_rng(0).normal(size=(256, 16)).astype(np.float32)
+    np.save(tmp_path / "gallery.npy", rows)
+    correction = dbn.Correction(np.linspace(0, 1, 256, dtype=np.float32)[None], None)
+    dbn.save(tmp_path / "correction.npz", correction)
+    job = ["export", tmp_path / "gallery.npy", "--correction", tmp_path / "correction.npz"]
+    job += ["--output", tmp_path / "index"]
+    assert call(*job)[0] == 0
+    old = contents(tmp_path / "index")
+    no_room()
+    code, _, err = call(*job, "--force")
+    assert code == 2
+    assert "index/vectors.npy: File too large" in err
+    assert len(err.splitlines()) == 1
+    assert contents(tmp_path / "index") == old
+
+
+@pytest.mark.parametrize("kind", ["no folder", "a file for a folder", "closed"])
+def test_places_that_cannot_be_written(kind, tmp_path):
+    place = tmp_path / "place"
+    if kind == "a file for a folder":
+        place.write_bytes(b"mine")
+    elif kind == "closed":
+        if os.geteuid() == 0:
+            place = pathlib.Path("/proc")  # closed to the superuser, too
+        else:
+            place.mkdir(mode=0o500)
+    path = place / "state.npz"
+    with pytest.raises(OSError, match=r"state\.npz") as raised:
+        dbn.save(path, killed_worker.correction(1, size=3))
+    assert raised.value.filename == str(path)
+    if kind == "a file for a folder":
+        assert place.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("command", ["search", "tune", "merge", "fit"])
+def test_a_folder_is_no_place_for_a_file(command, call, jobs):
+    """Said before the work, with --force too."""
+    job, output = jobs[command]
+    pathlib.Path(output).mkdir()
+    for more in ([], ["--force"]):
+        code, out, err = call(*job, "--output", output, *more)
+        assert (code, out) == (2, "")
+        assert f"--output '{output}': expected a file, got a folder; name another" in err
+
+
+# --- links: what is written goes nowhere else ----------------------------------------------------
+
+
+@pytest.fixture
+def jobs(folder):
+    """Command -> what it is told, and its output."""
+    rows = np.arange(60, dtype=np.float32)[None] / 60
+    dbn.save("correction.npz", dbn.Correction(rows, rows > 0.5))
+    for name in ("one", "two"):
+        dbn.save(f"{name}.npz", dbn.bank_statistics(rows, beta=1.0))
+    bank = ["--query-bank", "few.npy"]
+    return {
+        "fit": (["fit", "small.npy", *bank, "--method", "is"], "fitted.npz"),
+        "search": (["search", "few.npy", "small.npy"], "found.csv"),
+        "tune": (["tune", "few.npy", "small.npy"], "choice.npz"),
+        "merge": (["merge", "one.npz", "two.npz"], "merged.npz"),
+        "export": (["export", "small.npy", "--correction", "correction.npz"], "index"),
+        "evaluate": (["evaluate", "few.npy", "small.npy", *bank, "--methods", "is"], "results"),
+        "inspect": (["inspect", "small.npy", *bank], "hubs"),
+    }
+
+
+# Of the folders that commands write.
+MEMBERS = {
+    "export": ["vectors.npy", "activation.npy", "README.md", "export.json", "vectors.parquet"],
+    "evaluate": ["report.html", "results.csv", "results.json", "k_occurrence.png", "methods.png"],
+    "inspect": ["inspection.json", "items.csv", "k_occurrence.png", "banks.png"],
+}
+
+
+@pytest.fixture
+def planted():
+    """Puts links to nothing, or to files, where a command writes -> what they lead to."""
+
+    def plant(command, output, *, old):
+        victim = pathlib.Path("victim")
+        victim.mkdir()
+        places = [pathlib.Path(output)]
+        if command in MEMBERS:
+            places[0].mkdir()
+            places = [places[0] / name for name in MEMBERS[command]]
+        if command == "fit":
+            places += [places[0].with_name(f".{output}.lock")]
+            places += [
+                pathlib.Path(f"{output}.{bank}-bank.partial") for bank in ("query", "gallery")
+            ]
+        for place in places:
+            target = victim.absolute() / place.name
+            place.symlink_to(target)
+            if old:
+                target.write_bytes(b"mine")
+        return victim, places
+
+    return plant
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["dangling", "leading"])
+@pytest.mark.parametrize("command", ["fit", "search", "tune", "merge", *MEMBERS])
+def test_links_are_refused(command, old, call, jobs, planted):
+    """Before any work; each of them alone, too."""
+    job, output = jobs[command]
+    victim, places = planted(command, output, old=old)
+    for alone in (None, *places):
+        for place in places:
+            if place != alone and alone is not None and place.is_symlink():
+                place.rename(place.with_name(f"{place.name}-aside"))
+        code, out, err = call(*job, "--output", output)
+        assert (code, out) == (2, ""), alone
+        assert "symbolic link" in err, alone
+        assert len(err.splitlines()) == 1
+        for place in places:
+            if not place.is_symlink():
+                place.with_name(f"{place.name}-aside").rename(place)
+    contents = {one.name: one.read_bytes() for one in victim.iterdir()}
+    assert contents == ({place.name: b"mine" for place in places} if old else {})
+
+
+@pytest.mark.parametrize("command", ["fit", "search", "tune", "merge", *MEMBERS])
+def test_force_replaces_links_and_not_what_they_lead_to(command, call, jobs, planted):
+    job, output = jobs[command]
+    victim, places = planted(command, output, old=True)
+    code, _, err = call(*job, "--output", output, "--force")
+    assert code == 0, err
+    assert {one.read_bytes() for one in victim.iterdir()} == {b"mine"}
+    assert not [place for place in places if place.is_symlink()]
+    kept = [place for place in places if place.exists()]
+    assert kept
+    assert all(place.read_bytes() != b"mine" for place in kept)
+
+
+@pytest.mark.parametrize("command", [*MEMBERS, "demo"])
+@pytest.mark.parametrize("place", ["out", "out/below"])
+def test_folders_that_are_links_to_nothing_are_refused(command, place, call, jobs):
+    pathlib.Path("out").symlink_to("victim")
+    job, _ = jobs.get(command, (["demo"], None))
+    for more in ([], ["--force"] * (command != "demo")):
+        code, out, err = call(*job, "--output", place, *more)
+        assert (code, out) == (2, "")
+        assert "got a symbolic link" in err
+        assert len(err.splitlines()) == 1
+    assert not pathlib.Path("victim").exists()
+
+
+def test_a_link_to_a_folder_is_that_folder(call, jobs):
+    pathlib.Path("real").mkdir()
+    pathlib.Path("index").symlink_to("real")
+    job, output = jobs["export"]
+    assert call(*job, "--output", output)[0] == 0
+    assert pathlib.Path("index").is_symlink()
+    assert pathlib.Path("real/export.json").exists()
+
+
+@pytest.mark.parametrize("kind", ["dangling", "leading", "going round"])
+def test_saving_replaces_a_link_itself(kind, tmp_path):
+    path, target = tmp_path / "state.npz", tmp_path / "elsewhere.npz"
+    path.symlink_to(path if kind == "going round" else target)
+    if kind == "leading":
+        target.write_bytes(b"mine")
+    dbn.save(path, killed_worker.correction(1, size=3))
+    assert not path.is_symlink()
+    assert float(dbn.load(path).bias[0, 0]) == 1
+    assert target.read_bytes() == b"mine" if kind == "leading" else not target.exists()
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["dangling", "leading"])
+def test_a_checkpoint_that_is_a_link_is_refused(old, tmp_path):
+    path, target = tmp_path / "sums.partial", tmp_path / "elsewhere"
+    path.symlink_to(target)
+    if old:
+        target.write_bytes(b"mine")
+    rows = np.ones((4, 2), np.float32)
+    with pytest.raises(ValueError, match=r"sums\.partial: expected .*, got a symbolic link"):
+        dbn.out_of_core.bank_statistics(rows, rows, beta=1.0, checkpoint=path)
+    assert path.is_symlink()
+    assert target.read_bytes() == b"mine" if old else not target.exists()
+
+
+def test_what_a_rival_puts_beside_a_file_leads_nowhere(tmp_path):
+    """Links named like temporary files and their locks."""
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "file").write_bytes(b"mine")
+    for name, target in (
+        (".state.npz.tmp-1", "file"),
+        (".state.npz.tmp-2", "new"),
+        (".state.npz.tmp-3.lock", "file"),
+        (".state.npz.tmp-4.lock", "new"),
+    ):
+        (tmp_path / name).symlink_to(victim / target)
+    dbn.save(tmp_path / "state.npz", killed_worker.correction(1, size=3))
+    assert [one.name for one in victim.iterdir()] == ["file"]
+    assert (victim / "file").read_bytes() == b"mine"
+    assert float(dbn.load(tmp_path / "state.npz").bias[0, 0]) == 1
+
+
+# --- who may read what is written ----------------------------------------------------------------
+
+
+@pytest.fixture
+def umask(monkeypatch):
+    """Sets the process's, as a user would before; afterwards nothing may."""
+    before = os.umask(0o027)
+    switch = os.umask
+
+    def refuse(_):
+        pytest.fail("the umask is of the whole process: other threads create files meanwhile")
+
+    monkeypatch.setattr(os, "umask", refuse)
+    yield
+    switch(before)
+
+
+def mode_of(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.mark.usefixtures("umask")
+def test_new_files_have_the_mode_that_the_umask_leaves(tmp_path):
+    path = tmp_path / "state.npz"
+    dbn.save(path, killed_worker.correction(1, size=3))
+    assert mode_of(path) == 0o640
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o664, 0o444])
+@pytest.mark.usefixtures("umask")
+def test_old_files_keep_their_mode(mode, tmp_path):
+    path = tmp_path / "state.npz"
+    path.write_bytes(b"old")
+    path.chmod(mode)
+    while_written = []
+    with binary.replacing(path) as file:
+        while_written.append(stat.S_IMODE(os.fstat(file.fileno()).st_mode))
+        file.write(b"new")
+    assert [*while_written, mode_of(path)] == [mode, mode]
+    assert path.read_bytes() == b"new"
+
+
+def test_a_file_that_another_user_left_opens_nothing_to_them(tmp_path, monkeypatch):
+    """A mode of theirs narrows what a new file would have, and never widens it."""
+    path = tmp_path / "state.npz"
+    path.write_bytes(b"theirs")
+    path.chmod(0o662)
+    before, fstat = os.umask(0o022), os.fstat
+    try:
+
+        def another(handle):
+            found = fstat(handle)
+            return os.stat_result((*found[:4], found.st_uid + 1, *found[5:]))
+
+        monkeypatch.setattr(os, "fstat", another)
+        dbn.save(path, killed_worker.correction(1, size=3))
+    finally:
+        os.umask(before)
+    assert mode_of(path) == 0o640
+
+
+# --- Windows -------------------------------------------------------------------------------------
+
+
+def is_held(path):
+    """Whether this process has the file at a path open, or mapped."""
+    try:
+        wanted = os.lstat(path)
+    except FileNotFoundError:
+        return False
+    for handle in pathlib.Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # the one that lists them
+            if os.path.samestat(os.fstat(int(handle.name)), wanted):
+                return True
+    place = pathlib.Path(path).resolve()
+    return f" {place}\n" in pathlib.Path("/proc/self/maps").read_text("utf-8")
+
+
+@pytest.fixture(params=["fcntl", "msvcrt", "no locks"])
+def windows(request, monkeypatch):
+    """Its law: a file that is open or mapped is not renamed, replaced or removed."""
+    if not pathlib.Path("/proc/self/maps").exists():
+        pytest.skip("reads /proc")
+    fcntl, opened = pytest.importorskip("fcntl"), os.open
+
+    def lawful(original):
+        def function(*paths, **options):
+            for path in paths:
+                if is_held(path):
+                    raise PermissionError(13, "The process cannot access the file", str(path))
+            return original(*paths, **options)
+
+        return function
+
+    def files_only(path, flags, *mode, **options):
+        if pathlib.Path(path).is_dir() and not flags & getattr(os, "O_TMPFILE", 0):
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, flags, *mode, **options)
+
+    for name in ("replace", "rename", "unlink", "remove"):
+        monkeypatch.setattr(os, name, lawful(getattr(os, name)))
+    monkeypatch.setattr(os, "open", files_only)
+
+    def locking(handle, mode, count):
+        assert (mode, count) == (2, 1)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise PermissionError(13, "Permission denied") from None
+
+    if request.param != "fcntl":
+        monkeypatch.setattr(binary, "fcntl", None)
+        fake = types.SimpleNamespace(LK_NBLCK=2, locking=locking)
+        found = fake if request.param == "msvcrt" else None
+        monkeypatch.setattr(binary, "msvcrt", found, raising=False)
+    return request.param
+
+
+def test_the_law_of_windows_is_kept_here(windows, tmp_path):
+    """That the fixture notices."""
+    path = tmp_path / "rows.npy"
+    np.save(path, np.arange(9.0))
+    with path.open("rb"), pytest.raises(PermissionError):
+        path.replace(tmp_path / "other")
+    mapped = np.load(path, mmap_mode="r")
+    with pytest.raises(PermissionError):
+        path.unlink()
+    del mapped
+    path.unlink()
+
+
+@pytest.mark.parametrize("windows", ["msvcrt"], indirect=True)
+def test_every_command_writes_on_windows(windows, call, jobs):
+    """New files, and over what is there."""
+    for command, (job, output) in jobs.items():
+        for place in [f"{output}/{name}" for name in MEMBERS.get(command, ())] or [output]:
+            pathlib.Path(place).parent.mkdir(exist_ok=True)
+            pathlib.Path(place).write_bytes(b"old")
+        more = ["--checkpoint-every", 0] * (command == "fit")
+        code, _, err = call(*job, "--output", output, *more, "--force")
+        assert code == 0, (command, err)
+    job, _ = jobs["search"]
+    for output in ("found.npz", "found.npy", "found.jsonl"):
+        assert call(*job, "--output", output)[0] == 0, output
+    assert not [one for one in pathlib.Path().rglob("*") if one.name.startswith(".")]
+    assert not list(pathlib.Path().rglob("*.partial"))
+
+
+def test_a_failed_write_leaves_nothing_on_windows(windows, tmp_path):
+    path = tmp_path / "state.npz"
+    path.write_bytes(b"old")
+    with pytest.raises(KeyError), binary.replacing(path) as file:
+        file.write({}["missing"])
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_locks_on_windows(windows, tmp_path):
+    """With them no work is taken for cut off, and two fits are kept apart."""
+    path = tmp_path / "state.npz"
+    with binary.alone(path), binary.replacing(path) as file:
+        if windows != "no locks":
+            with pytest.raises(BlockingIOError), binary.alone(path):
+                pytest.fail("held twice")
+        (tmp_path / ".state.npz.tmp-left").write_bytes(b"half")
+        dbn.save(path, killed_worker.correction(1, size=3))
+        file.write(b"second")
+    assert path.read_bytes() == b"second"
+    left = {".state.npz.tmp-left"} if windows == "no locks" else set()
+    assert {one.name for one in tmp_path.iterdir()} == {path.name} | left
+
+
+def test_a_file_system_without_locks(monkeypatch, tmp_path):
+    """Nothing is taken for cut off there, and nothing kept apart."""
+
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(pytest.importorskip("fcntl"), "flock", flock)
+    path, left = tmp_path / "state.npz", tmp_path / ".state.npz.tmp-left"
+    left.write_bytes(b"half")
+    with binary.alone(path), binary.alone(path):
+        dbn.save(path, killed_worker.correction(1, size=3))
+    assert {*tmp_path.iterdir()} == {path, left}
+
+
+@pytest.mark.parametrize("command", ["search", "export", "fit", "tune"])
+def test_an_output_that_is_an_input_is_refused(command, call, folder):
+    """What is read by blocks, or mapped, is not to be replaced under the reader."""
+    np.savez("set.npz", gallery=np.load("small.npy"))
+    pathlib.Path("out").mkdir()
+    np.save("out/vectors.npy", np.load("small.npy"))
+    dbn.save("c.npz", dbn.Correction(np.zeros((1, 60), np.float32), None))
+    job, output = {
+        "search": (["search", "few.npy", "small.npy"], "few.npy"),
+        "export": (["export", "out/vectors.npy", "--correction", "c.npz"], "out"),
+        "fit": (["fit", "set.npz:gallery", "--query-bank", "few.npy"], "set.npz"),
+        "tune": (["tune", "few.npy", "set.npz:gallery"], "set.npz"),
+    }[command]
+    before = {one: one.read_bytes() for one in folder.rglob("*.np?")}
+    code, out, err = call(*job, "--output", output, "--force")
+    assert (code, out) == (2, "")
+    assert f"--output '{output}" in err
+    assert "expected another file than" in err
+    assert {one: one.read_bytes() for one in folder.rglob("*.np?")} == before

@@ -1,0 +1,393 @@
+"""State files: bit by bit, checked before use, whole or not at all, never executed."""
+
+import dataclasses
+import io
+import json
+import os
+import pathlib
+import pickle
+import zipfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import NORMALIZERS, problem, statistics_of
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import dbnorm_jax as dbn
+from dbnorm_jax._src.files import archives, binary
+
+
+def states():
+    query_statistics, gallery_statistics = statistics_of(problem(0), k=2)
+    empty = dbn.bank_statistics(np.zeros((1, 7), np.float32), beta=1.0, where=np.zeros(1, bool))
+    batched = dbn.stream_bank_statistics(
+        problem(0).query_bank, problem(0).gallery, beta=jnp.array([1.0, 20.0]), k=0
+    )
+    soft = dbn.Correction(jnp.ones((1, 7)), jnp.full((1, 7), 0.5))
+    fitted = [case.fit(query_statistics, gallery_statistics) for case in NORMALIZERS]
+    largest = dbn.largest_similarities(problem(0).query_bank_similarities, k=9)  # -inf below 6
+    return [query_statistics, batched, empty, soft, largest, *fitted]
+
+
+def assert_identical(first, second):
+    assert type(first) is type(second)
+    for field in dataclasses.fields(first):
+        one, other = getattr(first, field.name), getattr(second, field.name)
+        if isinstance(one, jax.Array):
+            assert one.dtype == other.dtype
+            np.testing.assert_array_equal(one, other)
+        else:
+            assert one == other
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "state ü 数.npz"
+
+
+@pytest.mark.parametrize("place", range(9))
+def test_round_trip_is_exact(place, path):
+    state = states()[place]
+    dbn.save(path, state)
+    assert_identical(dbn.load(path), state)
+    dbn.save(str(path), state)  # over an existing one, by a string
+    assert_identical(dbn.load(str(path)), state)
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_loaded_correction_serves(path):
+    test = problem(1)
+    correction = dbn.dual_dynamic_inverted_softmax(*statistics_of(test))
+    dbn.save(path, correction)
+    for function in (
+        lambda fitted: dbn.stream_top_k(test.queries, test.gallery, 3, fitted),
+        lambda fitted: dbn.top_k(test.similarities, 3, fitted),
+    ):
+        for found, expected in zip(function(dbn.load(path)), function(correction), strict=True):
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_loaded_parts_merge(path):
+    test = problem(2)
+    first, second = (
+        dbn.stream_bank_statistics(rows, test.gallery, beta=20.0)
+        for rows in (test.query_bank[:3], test.query_bank[3:])
+    )
+    dbn.save(path, first)
+    assert_identical(dbn.merge(dbn.load(path), second), dbn.merge(first, second))
+
+
+def test_float64_needs_x64_to_come_back(path):
+    with jax.enable_x64(True):
+        state = dbn.bank_statistics(np.eye(3) / 3, beta=20.0)
+        dbn.save(path, state)
+        assert_identical(dbn.load(path), state)
+    with pytest.raises(ValueError, match=r"float64.*enable_x64"):
+        dbn.load(path)
+
+
+def test_numpy_reads_the_arrays(path):
+    correction = states()[-1]
+    dbn.save(path, correction)
+    with np.load(path, allow_pickle=False) as archive:
+        np.testing.assert_array_equal(archive["bias"], correction.bias)
+        header = json.loads(str(archive["header"]))
+    assert header["kind"] == "Correction"
+    assert header["format_version"] == 2
+    assert len(header["sha256"]) == 64
+
+
+def test_provenance_is_kept_and_optional(path):
+    state = states()[-1]
+    dbn.save(path, state)
+    assert dbn.read_provenance(path) is None
+    made_from = {"gallery": dbn.out_of_core.fingerprint(problem(0).gallery), "betas": [20.0, 1]}
+    dbn.save(path, state, provenance=made_from)
+    assert dbn.read_provenance(path) == made_from
+    assert_identical(dbn.load(path), state)
+    rewritten(path, with_header(provenance={"gallery": "another"}))
+    with pytest.raises(ValueError, match="SHA-256"):
+        dbn.load(path)
+    for bad in ("text", {"array": np.ones(2)}, {"number": np.nan}):
+        with pytest.raises(TypeError, match="`provenance` must"):
+            dbn.save(path, state, provenance=bad)
+    with pytest.raises(ValueError, match="at most"):
+        dbn.save(path, state, provenance={"text": "x" * 200_000})
+
+
+def test_files_of_the_first_version_load(path):
+    state = states()[-1]
+    dbn.save(path, state)
+    with np.load(path) as archive:
+        header = json.loads(str(archive["header"]))
+    arrays = {name: np.asarray(getattr(state, name)) for name in header["arrays"]}
+    for name in ("sha256", "provenance"):
+        del header[name]
+    header["format_version"] = 1
+    header["sha256"] = archives._digest(header, arrays)
+    np.savez(path, header=np.array(json.dumps(header)), **arrays)
+    assert_identical(dbn.load(path), state)
+    assert dbn.read_provenance(path) is None
+
+
+# --- what cannot be saved ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("state", "error", "words"),
+    [
+        ({"bias": 1}, TypeError, "BankStatistics or LargestSimilarities or Correction"),
+        (dbn.Correction(jnp.ones((1, 3), jnp.bfloat16), None), TypeError, "bfloat16"),
+        (dbn.LargestSimilarities(jnp.arange(6.0).reshape(2, 3)), ValueError, "sorted"),
+        (dbn.Correction(jnp.ones(3), None), ValueError, "num_terms, num_gallery"),
+        (dbn.Correction(jnp.ones((0, 3)), None), ValueError, "num_terms, num_gallery"),
+        (dbn.Correction(jnp.ones((1, 0)), None), ValueError, "num_terms, num_gallery"),
+        (dbn.LargestSimilarities(jnp.ones(3)), ValueError, "k, num_gallery"),
+        (dbn.LargestSimilarities(jnp.ones((0, 3))), ValueError, "k, num_gallery"),
+        (dbn.LargestSimilarities(jnp.ones((2, 0))), ValueError, "k, num_gallery"),
+        (dbn.Correction(jnp.full((1, 3), jnp.nan), None), ValueError, "bias to be finite"),
+        (dbn.Correction(jnp.ones((1, 3)), jnp.ones((1, 2))), ValueError, "active"),
+        (dbn.Correction(jnp.ones((1, 3)), 2 * jnp.ones((1, 3))), ValueError, r"\[0, 1\]"),
+    ],
+)
+def test_refused_before_anything_is_written(state, error, words, path):
+    path.write_bytes(b"old")
+    with pytest.raises(error, match=words):
+        dbn.save(path, state)
+    assert path.read_bytes() == b"old"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("place", [(), (3,)])  # of one column, or of all
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("log_normalizer", np.nan, "free of NaN"),
+        ("log_normalizer", np.inf, "free of NaN and .inf"),
+        ("mass", np.nan, "at least 0"),
+        ("mass", -1, "at least 0"),
+        ("mass", np.inf, "finite"),
+        ("beta", 0, "positive"),
+        ("beta", np.nan, "positive"),
+        ("beta", np.inf, "finite"),
+        ("k_occurrence", -1, "at least 0"),
+    ],
+)
+def test_statistics_out_of_range_are_refused(field, value, words, place, path):
+    state = dbn.bank_statistics(problem(0).query_bank_similarities, beta=20.0)
+    array = np.array(getattr(state, field))
+    array[place if array.ndim else ()] = value
+    with pytest.raises(ValueError, match=f"expected {field} to be .*{words}"):
+        dbn.save(path, dataclasses.replace(state, **{field: jnp.asarray(array)}))
+
+
+@pytest.mark.parametrize("shape", [(), (6,), (1, 7)])
+def test_counts_of_another_shape_are_refused(shape, path):
+    state = dbn.bank_statistics(problem(0).query_bank_similarities, beta=20.0)
+    with pytest.raises(ValueError, match="expected k_occurrence to be of the shape"):
+        dbn.save(path, dataclasses.replace(state, k_occurrence=jnp.zeros(shape, jnp.int32)))
+
+
+@pytest.mark.parametrize("k", [-1, 8])
+def test_k_out_of_range_is_refused(k, path):
+    state = dbn.bank_statistics(problem(0).query_bank_similarities, beta=20.0)
+    counts = state.k_occurrence if k > 0 else None
+    with pytest.raises(ValueError, match="expected k to be between 0 and 7"):
+        dbn.save(path, dataclasses.replace(state, k_occurrence=counts, k=k))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_largest_similarities_out_of_range_are_refused(value, path):
+    with pytest.raises(ValueError, match="expected values to be free of NaN"):
+        dbn.save(path, dbn.LargestSimilarities(jnp.array([[value, 1.0], [0.5, 0.5]])))
+
+
+def test_traced_state_is_refused(path):
+    def inside(bias):
+        dbn.save(path, dbn.Correction(bias, None))
+        return bias
+
+    with pytest.raises(TypeError, match="concrete"):
+        jax.jit(inside)(jnp.ones((1, 3)))
+
+
+@pytest.mark.parametrize("broken", ["fsync", "replace"])
+def test_a_failed_save_leaves_the_old_file(broken, path, monkeypatch):
+    first, second = states()[-1], states()[0]
+    dbn.save(path, first)
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(*((os, "fsync") if broken == "fsync" else (pathlib.Path, "replace")), fail)
+    with pytest.raises(OSError, match="No space left"):
+        dbn.save(path, second)
+    assert_identical(dbn.load(path), first)
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_path_is_held_by_one_at_a_time(path):
+    with binary.alone(path):
+        with pytest.raises(BlockingIOError), binary.alone(path):
+            pytest.fail("held twice")
+        with binary.alone(path.with_name("other")):
+            pass
+    with binary.alone(path):
+        pass
+    assert not list(path.parent.iterdir())
+
+
+# --- what is not loaded --------------------------------------------------------------------------
+
+
+def rewritten(path, change):
+    """Writes the archive anew after `change(members)`, a dict of .npy bytes."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    members = change(members) or members
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+
+
+def npy(array, **options):
+    stream = io.BytesIO()
+    np.save(stream, array, **options)
+    return stream.getvalue()
+
+
+def with_header(**changes):
+    def change(members):
+        header = json.loads(str(np.load(io.BytesIO(members["header.npy"]))))
+        members["header.npy"] = npy(np.array(json.dumps(header | changes)))
+
+    return change
+
+
+def swapped(members):
+    """As a machine of the other byte order writes it: the header and its checksum are the same."""
+    for name, data in members.items():
+        array = np.load(io.BytesIO(data))
+        members[name] = npy(array.astype(array.dtype.newbyteorder("S")))
+
+
+@pytest.mark.parametrize("place", range(9))
+def test_files_of_the_other_byte_order_load(place, path):
+    state = states()[place]
+    dbn.save(path, state)
+    rewritten(path, swapped)
+    assert_identical(dbn.load(path), state)
+
+
+def with_member(name, array, **options):
+    def change(members):
+        members[f"{name}.npy"] = npy(array, **options)
+
+    return change
+
+
+CHANGES = {
+    "newer version": (with_header(format_version=3), "upgrade"),
+    "unknown kind": (with_header(kind="Magic"), "Magic"),
+    "another kind": (with_header(kind="BankStatistics"), "fields"),
+    "kind that is no text": (with_header(kind=[]), "kind"),
+    "another checksum": (with_header(sha256="0" * 64), "SHA-256"),
+    "more in the header": (with_header(surprise=1), "fields"),
+    "header that is no JSON": (with_member("header", np.array("{")), "header"),
+    "header that is deep": (with_member("header", np.array("[" * 100_000)), "header"),
+    "header that is no text": (with_member("header", np.ones(3)), "header"),
+    "header that is large": (
+        with_member("header", np.array("a" * (archives._LARGEST_HEADER // 4 + 1))),
+        "oversized member header",
+    ),
+    "other values": (with_member("bias", np.ones((2, 7), np.float32)), "SHA-256"),
+    "other shape": (with_member("bias", np.ones((2, 6), np.float32)), "bias"),
+    "other dtype": (with_member("bias", np.ones((2, 7), np.float64)), "bias"),
+    "objects": (with_member("bias", np.array([{}]), allow_pickle=True), "pickled"),
+    "a further array": (with_member("more", np.ones(3)), "fields"),
+    "a field less": (lambda members: members.pop("active.npy") and None, "fields"),
+    "truncated array": (
+        lambda members: members | {"bias.npy": members["bias.npy"][:-4]},
+        "truncated",
+    ),
+    "lying array": (
+        lambda members: (
+            members | {"bias.npy": members["bias.npy"].replace(b"(2, 7)", b"(2000000000, 7)")}
+        ),
+        "bias",
+    ),
+    "no header": (lambda members: members.pop("header.npy") and None, "members"),
+    "path tricks": (lambda members: members | {"../../evil.npy": npy(np.ones(1))}, "fields"),
+}
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_changed_files_are_refused(case, path):
+    change, words = CHANGES[case]
+    dbn.save(path, states()[-1])
+    rewritten(path, change)
+    with pytest.raises(ValueError, match=words) as raised:
+        dbn.load(path)
+    assert str(path) in str(raised.value)
+    assert "allow_pickle" not in str(raised.value)
+
+
+CONTENTS = {
+    "empty": b"",
+    "text": b"not an archive",
+    "pickle": pickle.dumps({"bias": 1}),
+    "npy": npy(np.ones(3)),
+}
+
+
+@pytest.mark.parametrize("case", CONTENTS)
+def test_other_files_are_refused(case, path):
+    path.write_bytes(CONTENTS[case])
+    with pytest.raises(ValueError, match=r"expected an .npz written by dbnorm_jax.save"):
+        dbn.load(path)
+
+
+def test_a_compressed_bomb_is_refused_before_it_unpacks(path):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("header.npy", bytes(2**28))
+    with pytest.raises(ValueError, match="compressed"):
+        dbn.load(path)
+
+
+def test_a_missing_file_is_an_os_error(path):
+    with pytest.raises(FileNotFoundError):
+        dbn.load(path)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.floats(0, 1, exclude_max=True), st.integers(1, 255), st.booleans())
+def test_any_damage_is_noticed(path, where, flip, cut):
+    state = dbn.Correction(jnp.linspace(0, 1, 14).reshape(2, 7), jnp.ones((2, 7), bool))
+    dbn.save(path, state)
+    data = bytearray(path.read_bytes())
+    place = int(where * len(data))
+    if cut:
+        del data[place:]
+    else:
+        data[place] ^= flip
+    path.write_bytes(data)
+    # Bytes that say nothing (dates in the zip directory) may change; values may not.
+    try:
+        loaded = dbn.load(path)
+    except ValueError:
+        return
+    assert not cut
+    assert_identical(loaded, state)
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3), (2, 0), (2, 3)])
+def test_headers_of_arrays_with_and_without_values(shape):
+    stream = io.BytesIO()
+    np.save(stream, np.zeros(shape, np.float32))
+    size = stream.tell()
+    stream.seek(0)
+    header = binary.read_header(stream, size)
+    assert (header.shape, header.dtype) == (shape, np.float32)

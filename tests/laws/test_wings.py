@@ -1,0 +1,224 @@
+"""The wings of the house: each file imports what its wing may, and nothing it should not."""
+
+import ast
+import graphlib
+import pathlib
+import socket
+import sys
+import tomllib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+PACKAGE = ROOT / "dbnorm_jax"
+FACE = "dbnorm_jax/__init__.py"
+
+# House -> wing -> wings, or single files of them, that its files import beside their own wing.
+# Houses import those above them, never those below. The wing "" is the house's own folder.
+HOUSES = {
+    "dbnorm_jax/_src": {
+        "core": "",
+        "passes": "core",
+        "places/mesh": "core passes",
+        "statistics": "core passes places/mesh",
+        "corrections": "core passes statistics",
+        "retrieval": "core passes places/mesh statistics",
+        "tuning": "core passes statistics corrections",
+        "insight": "core passes statistics corrections retrieval",
+        "files": "core tuning/choice",
+        "places/disk": (
+            "core passes places/mesh statistics corrections retrieval tuning insight files"
+        ),
+    },
+    "dbnorm_jax/_cli": {
+        "reading": "",
+        "measuring": "reading",
+        "showing": "reading measuring",
+        "commands": "reading measuring showing",
+    },
+    "benchmarks": {
+        "support": "",
+        "speed": "support",
+        "agreement": "support",
+        "studies": "support",
+        "": "support speed",
+    },
+}
+# What breaks the law today. A pair that is mended has to go.
+EXCEPTIONS = {
+    ("places/mesh/drive", "retrieval/search"),
+    ("places/mesh/drive", "statistics/largest"),
+    ("places/mesh/sharding", "retrieval/search"),
+    ("statistics/growing", "retrieval/search"),
+}
+# Folders of tests beside those of wings.
+TESTS = {"cli", "benchmarks", "examples", "laws", "support", "campaigns"}
+
+SOURCES = sorted((PACKAGE / "_src").rglob("*.py"))
+FILES = sorted(PACKAGE.rglob("*.py"))
+MEMBERS = {
+    path.relative_to(ROOT).as_posix(): path.read_text("utf-8")
+    for house in HOUSES
+    for path in sorted((ROOT / house).rglob("*.py"))
+    if path.name != "__init__.py"
+}
+FORBIDDEN = {"pickle", "socket", "urllib", "http", "requests", "subprocess", "marshal", "shelve"}
+
+
+def imports(source):
+    """Full names of what a source imports, at any depth."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "a relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def file_of(name):
+    """The file of this repository that a dotted name lies in, or None."""
+    parts = name.split(".")
+    while parts:
+        for end in (".py", "/__init__.py"):
+            path = "/".join(parts) + end
+            if (ROOT / path).is_file():
+                return path
+        parts.pop()
+    return None
+
+
+def place_of(path):
+    """(house, wing, place in the house without .py); None where there is none."""
+    for house, wings in HOUSES.items():
+        if path.startswith(f"{house}/"):
+            place = path.removeprefix(f"{house}/").removesuffix(".py").removesuffix("/__init__")
+            wing = place if place in wings else place.rpartition("/")[0]
+            return house, wing if wing in wings else None, place
+    return None, None, None
+
+
+def breaches(path, source):
+    """What a file imports against the law, in words; or that it stands in no wing."""
+    house, wing, place = place_of(path)
+    if wing is None:
+        yield f"{path} stands in no wing"
+        return
+    order = list(HOUSES)
+    for name in imports(source):
+        imported = file_of(name)
+        its_house, its_wing, its_place = place_of(imported or "")
+        if imported is None:
+            continue
+        if imported == FACE:
+            fine = house != order[0] or name == "dbnorm_jax.__version__"
+        elif its_house == house:
+            may = {wing, *HOUSES[house][wing].split()}
+            fine = its_wing in may or its_place in may or (place, its_place) in EXCEPTIONS
+        else:
+            fine = its_wing is not None and order.index(its_house) < order.index(house)
+        if not fine:
+            yield f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("path", MEMBERS)
+def test_files_import_what_their_wing_may(path):
+    assert not list(breaches(path, MEMBERS[path]))
+
+
+def test_no_imports_go_round():
+    """Not inside a wing either."""
+    graph = {
+        path: set(map(file_of, imports(source))) & MEMBERS.keys()
+        for path, source in MEMBERS.items()
+    }
+    graphlib.TopologicalSorter(graph).prepare()
+
+
+def test_exceptions_are_needed():
+    house = next(iter(HOUSES))
+    for place, imported in EXCEPTIONS:
+        found = set(map(file_of, imports(MEMBERS[f"{house}/{place}.py"])))
+        assert f"{house}/{imported}.py" in found, f"mended: take ({place}, {imported}) off"
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("dbnorm_jax/_src/core/checks.py", "from dbnorm_jax._src.passes import selection"),
+        ("dbnorm_jax/_src/passes/nearest.py", "import dbnorm_jax._src.retrieval.metrics"),
+        ("dbnorm_jax/_src/corrections/means.py", "from dbnorm_jax._src.places.mesh import layout"),
+        ("dbnorm_jax/_src/tuning/tune.py", "from dbnorm_jax._src.retrieval.search import top_k"),
+        ("dbnorm_jax/_src/files/archives.py", "from dbnorm_jax._src.tuning import grid"),
+        ("dbnorm_jax/_src/statistics/bank.py", "import dbnorm_jax as dbn"),
+        ("dbnorm_jax/_src/places/disk/rows.py", "from dbnorm_jax._cli.reading import arrays"),
+        ("dbnorm_jax/_cli/reading/sets.py", "from dbnorm_jax._cli.measuring import methods"),
+        ("dbnorm_jax/_cli/commands/fit.py", "from benchmarks.support import inputs"),
+        ("dbnorm_jax/_cli/commands/fit.py", "from examples import common"),
+        ("benchmarks/studies/shift.py", "from benchmarks.speed import fit"),
+        ("dbnorm_jax/_src/search.py", "import math"),
+        ("dbnorm_jax/_src/places/search.py", "import math"),
+        ("dbnorm_jax/_cli/commands/more/search.py", "import math"),
+    ],
+)
+def test_a_breach_is_noticed(path, line):
+    assert list(breaches(path, f"{line}\n"))
+    assert list(breaches(path, f"def late():\n    {line}\n"))
+
+
+def test_wings_hand_nothing_on():
+    """Their `__init__` is a docstring, so that a name has one place."""
+    for house, wings in HOUSES.items():
+        folders = {ROOT / house / wing for wing in wings if wing}
+        for folder in folders | {folder.parent for folder in folders}:
+            text = (folder / "__init__.py").read_text("utf-8")
+            assert ast.get_docstring(ast.parse(text)), folder
+            assert len(ast.parse(text).body) == 1, folder
+
+
+def test_tests_stand_where_what_they_test_does():
+    folders = {*next(iter(HOUSES.values())), *TESTS}
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        assert path.parent.relative_to(ROOT / "tests").as_posix() in folders, path
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_files_are_short(path):
+    """One idea each."""
+    assert len(path.read_text("utf-8").splitlines()) <= 600
+
+
+def test_imports_are_declared_and_harmless():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    listed = [*project["dependencies"], *extras["cli"], *extras["safetensors"], *extras["parquet"]]
+    declared = {line.partition("=")[0].rstrip("<>=!~ ") for line in listed} | {"dbnorm_jax"}
+    for path in FILES:
+        roots = {name.partition(".")[0] for name in imports(path.read_text("utf-8"))}
+        assert not roots & FORBIDDEN, f"{path} imports {roots & FORBIDDEN}"
+        assert roots - sys.stdlib_module_names <= declared, path
+
+
+def test_nothing_is_evaluated():
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id not in {"eval", "exec", "compile", "__import__"}, path
+
+
+def test_public_functions_take_data_first_and_options_by_name():
+    """At most four positional arguments, then keyword-only; no **kwargs."""
+    for path in SOURCES:
+        for node in ast.parse(path.read_text("utf-8")).body:
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+                assert node.args.kwarg is None or node.name.startswith("check"), node.name
+
+
+def test_tests_use_no_network():
+    """Those that try are stopped; documentation addresses, which nobody answers at."""
+    for host in ("192.0.2.1", "2001:db8::1", "example.com"):
+        with pytest.raises(RuntimeError, match="tests use no network"):
+            socket.create_connection((host, 9), timeout=1)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        with pytest.raises(RuntimeError, match="tests use no network"):
+            sender.sendto(b"", ("192.0.2.1", 9))
+        sender.sendto(b"", ("127.0.0.1", 9))

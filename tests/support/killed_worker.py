@@ -1,0 +1,50 @@
+"""Runs jobs in forked children, so that a kill costs no import; run by `test_faults`.
+
+A line of JSON in, the process id of the child out; an empty line in, its exit code out.
+"""
+
+import json
+import os
+import pathlib
+import sys
+
+import numpy as np
+
+import dbnorm_jax as dbn
+from dbnorm_jax._cli.commands import declared, declared_files  # noqa: F401 - imported before the fork
+from dbnorm_jax._cli.commands.main import main
+
+
+def correction(seed, size=20_000):
+    return dbn.Correction(np.full((2, size), seed, np.float32), None)
+
+
+def save_for_ever(path, seed):
+    while True:
+        dbn.save(pathlib.Path(path), correction(seed))
+        seed += 2
+
+
+def child(job):
+    null = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1):
+        os.dup2(null, stream)
+    if job[0] == "save":
+        save_for_ever(job[1], int(job[2]))
+    main(job)
+
+
+if __name__ == "__main__":
+    for line in sys.stdin:
+        job = json.loads(line)
+        process = os.fork()
+        if not process:
+            try:
+                child(job)
+            except SystemExit as stopped:
+                os._exit(stopped.code or 0)
+            finally:
+                os._exit(70)
+        print(process, flush=True)
+        sys.stdin.readline()
+        print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)

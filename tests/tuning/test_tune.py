@@ -1,0 +1,554 @@
+"""Tuning against brute force, its guard by simulation, and every way to ask for too much."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pairs import DIM, SIZE, hubby, reference_ranks
+
+import dbnorm_jax as dbn
+from dbnorm_jax._src.tuning import bank_checks, grid, held_out_ranks, proof
+from dbnorm_jax._src.tuning import split as folds
+from dbnorm_jax._src.tuning.choice import (
+    CONSTANT,
+    FEW_PAIRS,
+    GATED,
+    METHODS,
+    NO_PAIRS,
+    NOT_PROVEN,
+    REASONS,
+    UNLIKE,
+)
+
+
+@pytest.fixture(scope="module")
+def tuned():
+    """A strong case: 300 pairs."""
+    query_bank, gallery_bank, queries, gallery = hubby(0, 300, 200)
+    choice = dbn.tuning.tune(query_bank, gallery_bank, np.arange(300), gallery=gallery)
+    return choice, (gallery, query_bank, gallery_bank, queries)
+
+
+TABLE = grid.from_rows(
+    [
+        ("raw", 0, 0, 0, 0, 0),
+        ("is", 0.3, 0, 0, 1.0, 0),
+        ("dis", 0.3, 0, 0, 0.5, 0),
+        ("nnn", 0, 0, 3, 0.75, 0),
+        ("gated nnn", 0, 0, 1, 1.0, 0),
+        ("dualis", 0.3, 0.1, 0, 0.5, 0.25),
+        ("dualdis", 0.5, 0.1, 0, 0.5, 0.5),
+    ]
+)
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["gallery", "banks alone"])
+def test_held_out_ranks_equal_brute_force(known):
+    query_bank, gallery_bank, _, gallery = hubby(1)
+    pairs = np.arange(SIZE)
+    pairs[:5] = -1  # never held out
+    pairs[5:8] = 20  # several queries of one item
+    rows = np.stack([pairs, np.full(SIZE, -1)], axis=1)
+    rows[10, 1] = 3  # several right items
+    banks = folds.Banks(query_bank, gallery_bank, gallery if known else None)
+    paired = np.flatnonzero(pairs >= 0)
+    split = folds.split_pairs(banks, rows, paired, 5, np.random.default_rng(0))
+    assert (split.fold_query[:5] == 5).all()
+    assert len(set(split.fold_query[[5, 6, 7, 20]])) == 1
+    ranks, active, is_open = folds.ranks(banks, split, TABLE, dbn.dot_product)
+    expected = reference_ranks(banks, split, rows, TABLE)
+    # A rounding may exchange two neighbors.
+    assert (np.abs(ranks - expected) > 1e-6).mean() < 0.005
+    assert np.abs(ranks - expected).max() <= 1
+    assert ((active > 0) & (active < 1)).all()
+    assert ((is_open > 0) & (is_open <= 1)).all()
+
+
+def logged(seed, num_logged=400, num_asked=1000, size=SIZE, exponent=1.0):
+    """A log of queries among hubs, items asked for again and again, the first ones often."""
+    rng = np.random.default_rng(seed)
+    gallery = rng.normal(size=(size, DIM)).astype(np.float32)
+    common = rng.normal(size=DIM).astype(np.float32)
+    popularity = np.arange(1, size + 1) ** -exponent
+    asked = rng.choice(size, num_logged + num_asked, p=popularity / popularity.sum())
+    noise = 0.8 * rng.normal(size=(len(asked), DIM)).astype(np.float32)
+    queries = gallery[asked] + common + noise
+    log, test = slice(num_logged), slice(num_logged, None)
+    return gallery, (queries[log], asked[log]), (queries[test], asked[test])
+
+
+def test_what_is_judged_is_what_is_served():
+    """Ranks in the first fold are those under what `fit` makes of the others.
+
+    Half of the gallery bank are gallery items, which are asked for again. The others are not, and
+    are held out with all that asks for them.
+    """
+    num_known = SIZE // 2
+    gallery, (log, asked), _ = logged(0, num_logged=200)
+    gallery_bank = np.concatenate([gallery[:num_known], bank((SIZE - num_known, DIM), seed=5)])
+    banks = folds.checked(log, gallery_bank, gallery, dbn.dot_product)
+    rng = np.random.default_rng(0)
+    split = folds.split_pairs(banks, asked[:, None], np.arange(len(log)), 4, rng)
+    folds_of = [set(split.fold_query[asked == item]) for item in range(SIZE)]
+    assert all(len(found) > 1 for found in folds_of[:3])
+    assert all(len(found) <= 1 for found in folds_of[num_known:])
+    assert (split.fold_gallery[:num_known] == 4).all()
+    ranks, _, _ = folds.ranks(banks, split, TABLE, dbn.dot_product)
+    columns = np.asarray(split.columns)
+    declined = dbn.tuning.tune(log, gallery_bank)
+    kept, asking = split.fold_query != 0, split.fold_query == 0
+    kept_items = split.fold_gallery != 0
+    pairs = (np.cumsum(kept_items) - 1)[asked[kept]]
+    for index in (1, 3, 6):  # IS, NNN, DualDIS
+        table = grid.from_rows([("raw", 0, 0, 0, 0, 0), TABLE.row(index)])
+        choice = dataclasses.replace(
+            declined,
+            chosen=jnp.int32(1),
+            spreads=jnp.ones(2),
+            **{name: jnp.asarray(values) for name, values in table._asdict().items()},
+        )
+        fitted = dbn.tuning.fit(choice, columns, log[kept], gallery_bank[kept_items], pairs=pairs)
+        expected = dbn.metrics.stream_ranks(log[asking], columns, split.right[asking], fitted)
+        # A rounding may exchange two neighbors.
+        assert (np.abs(ranks[asking, index] - expected) > 1e-6).mean() <= 0.02
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 3))])
+def test_a_log_of_popular_items_costs_nothing(seed):
+    """Partners left in the fit take from popular items what their own queries gave them."""
+    gallery, (log, pairs), (queries, asked) = logged(seed)
+    correction, choice = dbn.auto(gallery, log, pairs=pairs, seed=seed, return_choice=True)
+    assert choice.name != "raw"
+    raw, corrected, with_partners = (
+        dbn.metrics.recall_at(dbn.metrics.stream_ranks(queries, gallery, asked, fitted), 1)
+        for fitted in (
+            None,
+            correction,
+            dbn.tuning.fit(choice, gallery, log, pairs=np.full(len(log), -1)),
+        )
+    )
+    assert corrected > raw + 0.02
+    assert corrected > with_partners + 0.02
+
+
+def test_a_gallery_bank_of_gallery_items_is_the_gallery():
+    gallery, (log, pairs), _ = logged(3)
+    gallery[7] = gallery[2]  # an item that stands there twice
+    alone, choice = dbn.auto(gallery, log, pairs=pairs, return_choice=True)
+    order = np.random.default_rng(0).permutation(SIZE)
+    again = dbn.tuning.fit(choice, gallery, log, gallery[order], pairs=np.argsort(order)[pairs])
+    np.testing.assert_allclose(again.bias, alone.bias, atol=1e-5)
+    for copy in (2, 7):
+        assert alone.bias[0, copy] == pytest.approx(float(alone.bias[0, 9 - copy]), abs=1e-5)
+
+
+def test_fit_refuses_a_choice_that_it_cannot_serve():
+    gallery, (log, pairs), _ = logged(0)
+    choice = dbn.tuning.tune(log, None, pairs, gallery=gallery)
+    for gallery_bank, count in ((None, SIZE), (gallery[:5], 5)):
+        with pytest.raises(ValueError, match=f"`pairs` must be given, got None: {count} gallery"):
+            dbn.tuning.fit(choice, gallery, log, gallery_bank)
+    served = dbn.tuning.fit(choice, gallery, log, pairs=np.full(len(log), -1))
+    assert np.isfinite(served.bias).all()
+    with pytest.raises(ValueError, match=r"`pairs` must hold gallery rows .* 59"):
+        dbn.tuning.fit(choice, gallery, log, pairs=pairs + SIZE)
+    with pytest.raises(ValueError, match="`gallery_bank` or `gallery` must be given"):
+        dbn.tuning.tune(log)
+
+
+@given(st.integers(0, 2**31), st.integers(1, 6), st.integers(1, 12))
+def test_equal_columns_are_found_value_for_value(seed, num_rows, num_columns):
+    rng = np.random.default_rng(seed)
+    rows, columns = (
+        rng.choice([-0.0, 0.0, 1.0], (n, 2)).astype(dtype)
+        for n, dtype in ((num_rows, np.float32), (num_columns, np.float16))
+    )
+    found = bank_checks.equal_columns(rows, np.array_split(columns, 3))
+    for row, places in zip(rows, found, strict=True):
+        equal = np.flatnonzero((columns == row).all(axis=1))
+        np.testing.assert_array_equal(places[places >= 0], equal[:8])
+
+
+def test_the_choice_gains_on_queries_it_has_not_seen(tuned):
+    choice, (gallery, query_bank, gallery_bank, queries) = tuned
+    assert choice.name != "raw"
+    assert float(choice.p_value[int(choice.chosen)]) <= 0.05
+    correction = dbn.tuning.fit(choice, gallery, query_bank, gallery_bank)
+    raw, corrected = (
+        dbn.metrics.mean_reciprocal_rank(
+            dbn.metrics.stream_ranks(queries, gallery, np.arange(len(queries)), fitted)
+        )
+        for fitted in (None, correction)
+    )
+    assert corrected > raw + 0.02
+
+
+def test_the_same_seed_gives_the_same_choice(tuned):
+    choice, (gallery, query_bank, gallery_bank, _) = tuned
+    again = dbn.tuning.tune(query_bank, gallery_bank, np.arange(300), gallery=gallery)
+    for first, second in zip(jax.tree.leaves(choice), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+def test_bank_order_changes_no_more_than_the_folds(tuned):
+    choice, (gallery, query_bank, gallery_bank, _) = tuned
+    rng = np.random.default_rng(3)
+    queries, items = rng.permutation(300), rng.permutation(300)
+    pairs = np.argsort(items)[queries]
+    turned = dbn.tuning.tune(query_bank[queries], gallery_bank[items], pairs, gallery=gallery)
+    apart = np.abs(np.asarray(turned.gain - choice.gain))
+    assert (apart <= 1e-6 + np.asarray(choice.standard_error)).mean() > 0.95
+    assert turned.name != "raw"
+
+
+def test_the_unit_of_similarity_does_not_matter(tuned):
+    choice, (gallery, query_bank, gallery_bank, _) = tuned
+    scaled = dbn.tuning.tune(4 * query_bank, 4 * gallery_bank, np.arange(300), gallery=4 * gallery)
+    assert int(scaled.chosen) == int(choice.chosen)
+    np.testing.assert_allclose(scaled.beta_query, choice.beta_query / 16, rtol=1e-5)
+    np.testing.assert_allclose(scaled.gain, choice.gain, atol=0.01)
+
+
+def test_fit_gives_what_was_ranked(tuned):
+    """Every method: the fitted correction ranks as the table's biases do."""
+    choice, (gallery, query_bank, gallery_bank, _queries) = tuned
+    similarities = query_bank @ gallery.T
+    others = gallery_bank @ gallery.T
+    for method in range(len(METHODS)):
+        row = int(np.flatnonzero(np.asarray(choice.method) == method)[-1])
+        fitted = dbn.tuning.fit(
+            dataclasses.replace(choice, chosen=jnp.int32(row)), gallery, query_bank, gallery_bank
+        )
+        about = {name: np.asarray(getattr(choice, name))[row] for name in grid.Candidates._fields}
+        assert (fitted.active is not None) == (METHODS[method] in GATED)
+        if method == 0:
+            assert not fitted.bias.any()
+        elif about["k"]:
+            largest = -np.sort(-similarities, axis=0)[: about["k"]].mean(axis=0)
+            np.testing.assert_allclose(fitted.bias[0], about["weight_query"] * largest, rtol=1e-4)
+        else:
+            for term, (matrix, side) in enumerate(((similarities, "query"), (others, "gallery"))):
+                if about[f"weight_{side}"]:
+                    bias = dbn.bank_statistics(matrix, beta=float(about[f"beta_{side}"])).bias
+                    expected = about[f"weight_{side}"] * np.asarray(bias)
+                    np.testing.assert_allclose(fitted.bias[term], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_files(tuned, tmp_path):
+    choice, _ = tuned
+    dbn.save(tmp_path / "choice.npz", choice)
+    loaded = dbn.load(tmp_path / "choice.npz")
+    assert loaded.summary() == choice.summary()
+    assert jax.tree.structure(loaded) == jax.tree.structure(choice)
+    for broken, words in [
+        ({"chosen": jnp.int32(len(choice.gain))}, "chosen to be between 0 and"),
+        ({"chosen": jnp.int32(-1)}, "chosen to be between 0 and"),
+        ({"gain": choice.gain * np.nan}, "gain to be finite"),
+        ({"gain": choice.gain[1:]}, "gain to be of shape"),
+        ({"method": choice.method[:0]}, "method to be .num_candidates"),
+        ({"method": choice.method + 1}, "method to be raw .0. first"),
+        ({"method": choice.method.at[1].set(len(METHODS))}, "method to be raw .0. first"),
+        ({"method": choice.method.at[1].set(-1)}, "method to be raw .0. first"),
+        ({"reason_code": len(REASONS)}, "reason_code to be below"),
+        ({"reason_code": -1}, "reason_code to be below"),
+    ]:
+        with pytest.raises(ValueError, match=f"expected {words}"):
+            dbn.save(tmp_path / "choice.npz", dataclasses.replace(choice, **broken))
+
+
+@pytest.mark.parametrize("criterion", ["reciprocal_rank", "recall_at_1"])
+def test_other_criteria(tuned, criterion):
+    choice, (gallery, query_bank, gallery_bank, _) = tuned
+    other = dbn.tuning.tune(
+        query_bank, gallery_bank, np.arange(300), gallery=gallery, criterion=criterion
+    )
+    expected = choice.recall_gain if criterion == "recall_at_1" else choice.reciprocal_rank_gain
+    np.testing.assert_allclose(other.gain, expected, atol=1e-6)
+
+
+def test_auto_with_and_without_a_gallery_bank(tuned):
+    choice, (gallery, query_bank, gallery_bank, _) = tuned
+    pairs = np.arange(300)
+    correction, found = dbn.auto(gallery, query_bank, gallery_bank, pairs, return_choice=True)
+    np.testing.assert_array_equal(found.gain, choice.gain)
+    np.testing.assert_array_equal(
+        correction.bias, dbn.tuning.fit(choice, gallery, query_bank, gallery_bank).bias
+    )
+    alone, found = dbn.auto(
+        gallery[:SIZE], query_bank, None, np.where(pairs < SIZE, pairs, -1), return_choice=True
+    )
+    assert alone.bias.shape[-1] == SIZE
+    assert found.num_columns == SIZE
+    assert not dbn.auto(gallery, query_bank, gallery_bank).bias.any()
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.4])
+def test_own_share_is_of_the_ten_nearest(shift):
+    rng = np.random.default_rng(0)
+    own, other = rng.normal(size=(2, 30, 4)).astype(np.float32)
+    own += np.float32(shift)
+    both = np.concatenate([own, other])
+    itself = np.eye(30, 60, dtype=bool)
+    nearest = np.argsort(-np.where(itself, -np.inf, own @ both.T), axis=1)
+    expected = (nearest[:, :10] < 30).mean()
+    found = bank_checks.own_share(own, other, rng, dbn.dot_product)
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_statistics_of_parts_are_those_of_their_rows():
+    rows, columns = bank((6, DIM)), bank((5, DIM), seed=1)
+    excluded = np.full((6, 1), -1, np.int32)
+    excluded[[0, 4]] = 2
+    dealt = held_out_ranks.Blocks(
+        np.array([[0, 1, 2], [3, 4, 0]], np.int32),
+        np.array([[1, 1, 1], [1, 1, 0]], np.float32),
+        np.array([0, 1], np.int32),
+    )
+    found = held_out_ranks.statistics(
+        rows,
+        columns,
+        jnp.array([2.0]),
+        excluded,
+        dealt,
+        num_parts=2,
+        k=0,
+        similarity_fn=dbn.dot_product,
+    )
+    for part, members in enumerate(([0, 1, 2], [3, 4])):
+        where = excluded[members] != np.arange(5)
+        expected = dbn.bank_statistics(rows[members] @ columns.T, beta=2.0, where=where)
+        np.testing.assert_allclose(
+            found.log_normalizer[part, 0], expected.log_normalizer, rtol=1e-5
+        )
+        np.testing.assert_array_equal(found.mass[part], expected.mass)
+
+
+def test_means_of_the_nearest_are_of_those_that_are_there():
+    statistics = held_out_ranks.Statistics(
+        log_normalizer=jnp.array([[0.0, -jnp.inf]]),  # nothing entered the second column
+        mass=jnp.array([1.0, 0.0]),
+        k_occurrence=jnp.zeros(2, jnp.int32),
+        largest=jnp.array([[0.5, 0.8], [-jnp.inf, 0.4]]),
+    )
+    found = held_out_ranks.biases(statistics, jnp.ones(1), jnp.array([1, 2], jnp.int32))
+    np.testing.assert_allclose(found, [[0, 0], [0.5, 0.8], [0.5, 0.6]], rtol=1e-6)
+
+
+def as_csr(pairs):
+    return np.concatenate([[0], np.cumsum(pairs >= 0)]), pairs[pairs >= 0]
+
+
+def test_csr_pairs_equal_single_ones():
+    pairs = np.arange(SIZE)
+    pairs[::7] = -1
+    single, csr = (folds.right_rows("pairs", right, SIZE, SIZE) for right in (pairs, as_csr(pairs)))
+    np.testing.assert_array_equal(single, csr)
+
+
+def test_csr_pairs_are_taken(tuned):
+    choice, (gallery, query_bank, gallery_bank, _) = tuned
+    pairs = as_csr(np.arange(300))
+    csr = dbn.tuning.tune(query_bank, gallery_bank, pairs, gallery=gallery)
+    np.testing.assert_array_equal(csr.gain, choice.gain)
+
+
+def bank(shape=(SIZE, DIM), seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+EVERY = np.arange(SIZE)
+DECLINES = {
+    "no pairs": ((bank(), bank(seed=1), None), NO_PAIRS),
+    "few pairs": ((bank(), bank(seed=1), np.where(EVERY < 29, EVERY, -1)), FEW_PAIRS),
+    "one-item query bank": ((bank((1, DIM)), bank(), np.array([0])), FEW_PAIRS),
+    "one-item gallery bank": ((bank(), bank((1, DIM)), 0 * EVERY), FEW_PAIRS),
+    "all pairs with one item": ((bank(), bank(seed=1), 0 * EVERY), FEW_PAIRS),
+    "identical rows": ((bank() * 0 + 1, bank() * 0 + 1, EVERY), FEW_PAIRS),
+    "constant similarities": ((bank(), bank() * 0 + 1, EVERY), CONSTANT),
+    "zero rows": ((bank() * 0, bank() * 0, EVERY), FEW_PAIRS),
+    "identical queries": ((bank() * 0 + bank()[:1], bank(seed=1), EVERY), FEW_PAIRS),
+    "nothing to gain": ((bank(), bank(), EVERY), NOT_PROVEN),
+    "unrelated": ((bank(), bank(seed=1), EVERY), NOT_PROVEN),
+}
+
+
+@pytest.mark.parametrize("name", DECLINES)
+def test_declines_to_raw(name):
+    arrays, reason = DECLINES[name]
+    choice = dbn.tuning.tune(*arrays)
+    assert choice.reason_code == reason, choice.summary()
+    assert choice.name == "raw"
+    assert not choice.parameters
+    assert choice.reason in choice.summary()
+    if choice.num_held_out:
+        best = int(np.argmax(choice.gain[1:])) + 1
+        assert f"best of {len(choice.gain)} candidates" in choice.summary()
+        assert f"gain {choice.gain[best]:+.3f}" in choice.summary()
+    for leaf in jax.tree.leaves(choice):
+        assert np.isfinite(np.asarray(leaf)).all()
+    assert not dbn.tuning.fit(choice, bank(), *arrays[:2]).bias.any()
+
+
+def test_a_foreign_gallery_bank_is_declined():
+    query_bank, gallery_bank, _, gallery = hubby(7)
+    foreign = gallery_bank + 10
+    choice = dbn.tuning.tune(query_bank, foreign, np.arange(SIZE), gallery=gallery)
+    assert choice.reason_code == UNLIKE
+    assert any("domain or modality" in warning for warning in choice.warnings)
+    swapped = dbn.tuning.tune(gallery_bank, query_bank + 5, np.arange(SIZE), gallery=gallery)
+    assert any("swapped" in warning for warning in swapped.warnings)
+
+
+def test_leaks_are_named():
+    query_bank, gallery_bank, _, gallery = hubby(8)
+    gallery_bank[:3] = gallery[:3]
+    choice = dbn.tuning.tune(query_bank, gallery_bank, None, gallery=gallery)
+    np.testing.assert_array_equal(choice.num_equal_rows, [0, 3, 0])
+    assert any("transductive" in warning for warning in choice.warnings)
+
+
+BAD = {
+    "out of range": ({"pairs": EVERY + 1}, ValueError, "`pairs` must hold gallery rows .* and 59"),
+    "too few": ({"pairs": EVERY[:-1]}, ValueError, "`pairs` must have one entry"),
+    "floats": ({"pairs": EVERY + 0.5}, TypeError, "`pairs` must hold integers"),
+    "criterion": ({"criterion": "best"}, ValueError, "`criterion` must be one of log_rank"),
+    "level": ({"level": 1.5}, ValueError, "`level` must be between 0 and 1"),
+    "level 0": ({"level": 0}, ValueError, "`level` must be between 0 and 1"),
+    "level 1": ({"level": 1}, ValueError, "`level` must be between 0 and 1"),
+    "folds": ({"num_folds": 1}, ValueError, "`num_folds` must be"),
+    "dimensions": ({"gallery_bank": bank((SIZE, 5))}, ValueError, "same number of columns"),
+    "NaN": ({"gallery_bank": bank() * np.nan}, ValueError, "`gallery_bank` must be finite"),
+    "integers": ({"query_bank": EVERY[:, None]}, TypeError, "`query_bank` must be floating"),
+    "zero row": (
+        {
+            "query_bank": bank() * np.float32(EVERY != 3)[:, None],
+            "similarity_fn": dbn.cosine_similarity,
+        },
+        ValueError,
+        "`query_bank` .*zero.*row 3",
+    ),
+    "empty": ({"query_bank": bank((0, DIM))}, ValueError, "`query_bank` must have at least one"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input(name):
+    options, error, message = BAD[name]
+    arrays = {"query_bank": bank(), "gallery_bank": bank(seed=1), "pairs": EVERY} | options
+    with pytest.raises(error, match=message):
+        dbn.tuning.tune(arrays.pop("query_bank"), arrays.pop("gallery_bank"), **arrays)
+
+
+def test_tuning_is_not_for_jit():
+    with pytest.raises(TypeError, match="outside jit"):
+        jax.jit(lambda rows: dbn.tuning.tune(rows, rows).gain)(bank())
+    with pytest.raises(TypeError, match="`choice` must be a Choice"):
+        dbn.tuning.fit("is", bank(), bank())
+
+
+def brute_p_values(differences, groups, seed):
+    labels = np.unique(groups)
+    sums = np.array([differences[groups == label].sum(axis=0) for label in labels])
+    norm = np.sqrt((sums**2).sum(axis=0))
+    statistic = sums.sum(axis=0) / norm
+    signs = np.random.default_rng(seed).integers(0, 2, (proof.NUM_FLIPS, len(labels)), np.int8)
+    largest = [((2.0 * row - 1) @ sums / norm).max() for row in signs]
+    return [(1 + sum(top >= t - 1e-6 for top in largest)) / 1000 for t in statistic]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_guard_equals_brute_force(shared):
+    rng = np.random.default_rng(0)
+    differences = rng.normal(0.1, 1, (40, 7))
+    groups = np.arange(40) // (2 if shared else 1)
+    found = proof.evidence(differences, groups, 5)
+    np.testing.assert_allclose(found.p_value, brute_p_values(differences, groups, 5), atol=0.0021)
+    np.testing.assert_allclose(found.gain, differences.mean(axis=0))
+    if not shared:
+        error = differences.std(axis=0, ddof=1) / np.sqrt(40)
+        np.testing.assert_allclose(found.standard_error, error)
+
+
+def test_guard_takes_a_candidate_that_does_nothing():
+    found = proof.evidence(np.zeros((30, 3)), np.arange(30), 0)
+    assert (found.p_value == 1).all()
+    assert (found.standard_error == 0).all()
+
+
+def test_flips_that_reach_the_statistic_are_counted():
+    """Of three equal gains, one flip in eight leaves all signs as they are."""
+    found = proof.evidence(np.array([[0.0, 1.0]] * 3), np.arange(3), 0)
+    np.testing.assert_allclose(found.p_value, [1, 1 / 8], atol=0.03)
+
+
+def test_the_standard_candidate_is_preferred_among_equals():
+    rng = np.random.default_rng(0)
+    gains = rng.normal(1, 0.5, 200)
+    columns = [0 * gains, gains, gains + rng.normal(0.001, 0.1, 200), gains + 0.5]
+    differences = np.stack(columns, axis=1)
+    found = proof.evidence(differences, np.arange(200), 0)
+
+    def chosen(standard, columns):
+        part = proof.Evidence(*(values[columns] for values in found))
+        also = np.ones(len(columns))
+        return proof.choose(part, differences[:, columns], also, level=0.05, standard=standard)
+
+    assert chosen(1, [0, 1, 2]) == 1
+    assert chosen(1, [0, 1, 3]) == 2
+    assert proof.choose(found, differences, -np.ones(4), level=0.05, standard=1) == 0
+
+
+def false_choices(repetitions, noise, num_queries):
+    """How often a candidate is called better where none is: as correlated as real ones."""
+    count = 0
+    for seed in range(repetitions):
+        rng = np.random.default_rng(seed)
+        common = noise(rng, (num_queries, 3)) @ rng.normal(size=(3, 40))
+        differences = common + 0.5 * noise(rng, (num_queries, 40))
+        differences[:, 0] = 0
+        found = proof.evidence(differences, np.arange(num_queries), seed)
+        count += bool(proof.choose(found, differences, np.ones(40), level=0.05, standard=1))
+    return count / repetitions
+
+
+def normal(rng, shape):
+    return rng.normal(size=shape)
+
+
+def rare(rng, shape):
+    """Most queries are not moved; losses and gains as likely."""
+    return rng.choice([-1, 0, 1], shape, p=[0.1, 0.8, 0.1])
+
+
+def skewed(rng, shape):
+    """Rare large losses, many small gains."""
+    return 1 - rng.exponential(size=shape)
+
+
+def test_guard_error_rate():
+    assert false_choices(100, normal, 60) <= 0.12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("noise", "num_queries", "most"),
+    [(normal, 30, 0.065), (normal, 300, 0.065), (rare, 60, 0.065), (skewed, 100, 0.15)],
+)
+def test_guard_error_rate_at_length(noise, num_queries, most):
+    assert false_choices(1500, noise, num_queries) <= most
+
+
+def test_grid_is_without_unit():
+    first, second = grid.grid(1.0, 1.0), grid.grid(0.5, 0.25)
+    np.testing.assert_allclose(second.beta_query, 2 * first.beta_query)
+    np.testing.assert_allclose(second.beta_gallery, 4 * first.beta_gallery)
+    assert first.method[0] == 0
+    assert METHODS[first.method[grid.standard(first, 1.0)]] == "is"
+    assert len({*zip(*first, strict=True)}) == len(first.method)
+    assert set(first.method) == set(range(len(METHODS)))
+    assert not any(itertools.chain(first.weight_query[:1], first.weight_gallery[:1]))
