@@ -9,8 +9,7 @@ import pytest
 import reference
 
 import dbnorm_jax as dbn
-from dbnorm_jax._src.passes import selection, sorting
-from dbnorm_jax._src.statistics import largest
+from dbnorm_jax._src.passes import columns, selection, sorting
 
 
 def unit_rows(seed, num_rows, dim):
@@ -57,7 +56,7 @@ def test_values_and_missing_ones(seed):
 def _always(monkeypatch):
     monkeypatch.setattr(selection, "_FEWEST_BY_NETWORK", 1)
     monkeypatch.setattr(selection, "_FEWEST_COLUMNS", 1)
-    monkeypatch.setattr(largest, "_ROWS", 16)
+    monkeypatch.setattr(columns, "_ROWS", 16)
     jax.clear_caches()
     yield
     jax.clear_caches()
@@ -66,12 +65,12 @@ def _always(monkeypatch):
 def test_both_ways_are_taken(monkeypatch):
     """The fixture below must mean something."""
     taken = []
-    monkeypatch.setattr(largest._Largest, "by_network", lambda find, *_: taken.append(find.k))
+    monkeypatch.setattr(columns._Largest, "by_network", lambda find, *_: taken.append(find.k))
 
     def way(num_bank, num_gallery, k):
         shapes = [jax.ShapeDtypeStruct((rows, 2), jnp.float32) for rows in (num_bank, num_gallery)]
         find = partial(
-            largest.nearest_bank_items, k=k, similarity_fn=dbn.dot_product, chunk_size=256
+            columns.nearest_bank_items, k=k, similarity_fn=dbn.dot_product, chunk_size=256
         )
         jax.eval_shape(lambda *arrays: find(*arrays, None).values, *shapes)
 

@@ -39,9 +39,10 @@ from dbnorm_jax._src.insight.influence import (
 )
 from dbnorm_jax._src.insight.screening import HubScreening, hub_screening
 from dbnorm_jax._src.passes import streaming
+from dbnorm_jax._src.passes.gating import check_streamed
 from dbnorm_jax._src.passes.selection import add_tile, start_nearest
 from dbnorm_jax._src.passes.streaming import Block, scan_chunks
-from dbnorm_jax._src.retrieval.search import check_streamed, stream_top_k
+from dbnorm_jax._src.retrieval.search import stream_top_k
 
 __all__ = [
     "Contributors",

@@ -36,7 +36,7 @@ from dbnorm_jax._src.core.similarity import (
     negative_squared_euclidean,
 )
 from dbnorm_jax._src.core.types import Correction
-from dbnorm_jax._src.retrieval.search import check_streamed
+from dbnorm_jax._src.passes.gating import check_streamed
 
 _METRICS = ("inner_product", "cosine")
 # Lengths agree to so many roundings: a row of the given length is not too long.

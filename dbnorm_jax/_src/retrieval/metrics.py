@@ -36,7 +36,7 @@ from dbnorm_jax._src.core import checks, numerics, relevance
 from dbnorm_jax._src.core.similarity import SimilarityFn, check_rows, dot_product
 from dbnorm_jax._src.core.types import Correction
 from dbnorm_jax._src.passes import counts, streaming
-from dbnorm_jax._src.retrieval.search import check_streamed, over_gates, raw_first
+from dbnorm_jax._src.passes.gating import check_streamed, over_gates, raw_first
 
 
 def ranks(scores: Any, relevant: Any, *, ties: str = "average", where: Any = None) -> jax.Array:

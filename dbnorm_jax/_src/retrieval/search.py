@@ -15,8 +15,6 @@ anything is subtracted; ties go to the lowest gallery index everywhere.
 """
 
 import functools
-import itertools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -33,10 +31,7 @@ from dbnorm_jax._src.core.similarity import (
 )
 from dbnorm_jax._src.core.types import Correction, SearchResult
 from dbnorm_jax._src.passes import dispatch, selection, streaming
-from dbnorm_jax._src.passes.nearest import nearest_items
-
-# Up to so many gated terms the search keeps one list per combination of gates: 4 for DualDIS.
-_MOST_COMBINED_TERMS = 2
+from dbnorm_jax._src.passes.gating import check_streamed, over_gates, raw_first
 
 
 def gates(similarities: Any, correction: Correction) -> jax.Array:
@@ -350,80 +345,6 @@ def _stream_top_k(
     )
     dtype = numerics.accumulation_dtype(queries.dtype, gallery.dtype)
     return SearchResult(*over_gates(search_lists, top_1, correction, dtype))
-
-
-def raw_first(
-    queries: jax.Array, gallery: jax.Array, *, similarity_fn: SimilarityFn, chunk_size: int
-) -> jax.Array:
-    """[num_queries] the raw nearest gallery item, by a search of its own."""
-    return nearest_items(
-        queries, gallery, None, k=1, similarity_fn=similarity_fn, chunk_size=chunk_size
-    ).indices[:, 0, 0]
-
-
-def check_streamed(correction: Correction, num_gallery: int) -> None:
-    """Raises unless `correction` is an unbatched one for this many gallery items."""
-    checks.correction(correction, Correction)
-    checks.matching_gallery("correction", correction.num_gallery, "gallery", (num_gallery,))
-    if correction.bias.ndim != 2:
-        raise ValueError(
-            f"`correction` must have fields [num_terms, num_gallery] here, got a bias of shape "
-            f"{correction.bias.shape}; use jax.vmap over its leading axes"
-        )
-
-
-def over_gates(
-    lists: Callable[[jax.Array | None, jax.Array | None], tuple[Any, jax.Array]],
-    top_1: Callable[[], jax.Array],
-    correction: Correction | None,
-    dtype: jnp.dtype,
-    activity: Callable[[jax.Array, jax.Array], jax.Array] = lambda active, items: active[:, items],
-) -> Any:
-    """Runs one streamed pass over the similarities under every combination of gates, then chooses.
-
-    The gates of a query are known only once the whole gallery has been seen. Few hard gates have
-    few combinations, so the pass computes its result under each of them at the cost of one matmul.
-
-    Args:
-      lists: (offsets [num_gallery, num_lists] or None, mixtures or None) -> (pytree of
-        [num_queries, num_lists, ...], [num_queries] the best item of the first list).
-      top_1: () -> [num_queries] the raw best item, for gates that `lists` cannot combine.
-      correction: optional.
-      dtype: of the similarities.
-      activity: (active [num_terms, num_gallery], items [num_queries]) -> [num_terms, num_queries].
-
-    Returns:
-      The pytree of [num_queries, ...] under each query's own gates.
-    """
-    if correction is None:
-        return jax.tree.map(lambda leaf: leaf[:, 0], lists(None, None)[0])
-    bias = correction.bias.astype(numerics.accumulation_dtype(dtype, correction.bias.dtype))
-    if correction.active is None:
-        return jax.tree.map(lambda leaf: leaf[:, 0], lists(bias.sum(axis=0)[:, None], None)[0])
-
-    num_terms = correction.num_terms
-    if correction.active.dtype == bool and num_terms <= _MOST_COMBINED_TERMS:
-        combinations = np.array(list(itertools.product((0, 1), repeat=num_terms)), bias.dtype)
-        offsets = jnp.stack(
-            [
-                sum(gate * term for gate, term in zip(row, bias, strict=True))
-                for row in combinations
-            ],
-            axis=-1,
-        )
-        results, first = lists(offsets, None)
-        place_values = jnp.asarray(2 ** np.arange(num_terms)[::-1], jnp.int32)
-        open_gates = activity(correction.active, first).astype(jnp.int32)
-        chosen = (open_gates * place_values[:, None]).sum(axis=0)
-    else:  # soft gates, or many of them: a search of its own for the gates
-        gates = activity(correction.active, top_1())
-        results, _ = lists(bias.T, gates.T.astype(bias.dtype))
-        chosen = jnp.zeros(gates.shape[1], jnp.int32)
-
-    def choose(leaf: jax.Array) -> jax.Array:
-        return jax.vmap(lambda row, place: row[place])(leaf, chosen)
-
-    return jax.tree.map(choose, results)
 
 
 def _check_matrix(similarities: Any, correction: Any) -> jax.Array:

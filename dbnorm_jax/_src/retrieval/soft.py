@@ -32,8 +32,8 @@ from dbnorm_jax._src.core import checks, numerics
 from dbnorm_jax._src.core.similarity import SimilarityFn, check_rows, dot_product, tile
 from dbnorm_jax._src.core.types import Correction
 from dbnorm_jax._src.passes import selection, streaming
+from dbnorm_jax._src.passes.gating import check_streamed
 from dbnorm_jax._src.passes.streaming import Block, scan_chunks
-from dbnorm_jax._src.retrieval.search import check_streamed
 
 # Gallery items per tile.
 _COLUMNS = 1024

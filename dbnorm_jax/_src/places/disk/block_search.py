@@ -19,6 +19,7 @@ from dbnorm_jax._src.core.types import Correction, SearchResult
 from dbnorm_jax._src.passes import nearest as search
 from dbnorm_jax._src.passes import streaming
 from dbnorm_jax._src.passes.counts import Asked, Counts, add_counts, paired_scores, start_counts
+from dbnorm_jax._src.passes.gating import check_streamed, over_gates
 from dbnorm_jax._src.passes.selection import Nearest, start_nearest
 from dbnorm_jax._src.places.disk.fingerprints import Array
 from dbnorm_jax._src.places.disk.rows import (
@@ -29,7 +30,6 @@ from dbnorm_jax._src.places.disk.rows import (
     on_device,
     wait_for,
 )
-from dbnorm_jax._src.retrieval.search import check_streamed, over_gates
 
 
 class Passes(NamedTuple):
@@ -95,7 +95,7 @@ class Passes(NamedTuple):
         return search.known(nearest)
 
     def over_gates(self, lists: Any, rows: jax.Array) -> Any:
-        """As `search.over_gates`, with a pass of its own for the gates where one is needed."""
+        """As `gating.over_gates`, with a pass of its own for the gates where one is needed."""
 
         def top_1() -> jax.Array:
             return self.nearest(rows, 1, None, None).indices[:, 0, 0]

@@ -35,6 +35,7 @@ from dbnorm_jax._src.core import checks, relevance
 from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
 from dbnorm_jax._src.core.types import BankStatistics, Correction, LargestSimilarities, SearchResult
 from dbnorm_jax._src.passes import counts
+from dbnorm_jax._src.passes.gating import check_streamed
 from dbnorm_jax._src.passes.streaming import DEFAULT_CHUNK_SIZE
 from dbnorm_jax._src.places.disk import block_fits, block_search
 from dbnorm_jax._src.places.disk.block_fits import Progress, Settings, row_pair
@@ -42,7 +43,6 @@ from dbnorm_jax._src.places.disk.block_search import Passes
 from dbnorm_jax._src.places.disk.checkpoint import Checkpoint
 from dbnorm_jax._src.places.disk.fingerprints import Array
 from dbnorm_jax._src.places.disk.rows import DEFAULT_BLOCK_SIZE, Rows
-from dbnorm_jax._src.retrieval.search import check_streamed
 
 __all__ = [
     "bank_statistics",

@@ -15,13 +15,13 @@ from dbnorm_jax._src.core import numerics
 from dbnorm_jax._src.core.similarity import SimilarityFn
 from dbnorm_jax._src.core.types import BankStatistics, Correction, LargestSimilarities, SearchResult
 from dbnorm_jax._src.passes import counts, streaming
+from dbnorm_jax._src.passes.columns import nearest_bank_items
+from dbnorm_jax._src.passes.gating import over_gates
 from dbnorm_jax._src.passes.nearest import nearest_items
 from dbnorm_jax._src.passes.selection import Nearest
 from dbnorm_jax._src.places.mesh import layout
 from dbnorm_jax._src.places.mesh.exchange import Shard, all_merge
 from dbnorm_jax._src.places.mesh.layout import Layout
-from dbnorm_jax._src.retrieval.search import over_gates
-from dbnorm_jax._src.statistics.largest import nearest_bank_items
 
 _STATIC = ("placement", "num_rows", "num_gallery", "similarity_fn", "chunk_size")
 

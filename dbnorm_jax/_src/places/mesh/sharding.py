@@ -32,10 +32,10 @@ from dbnorm_jax._src.core import checks, numerics, relevance
 from dbnorm_jax._src.core.similarity import SimilarityFn, check_rows, dot_product
 from dbnorm_jax._src.core.types import BankStatistics, Correction, LargestSimilarities, SearchResult
 from dbnorm_jax._src.passes import counts, streaming
+from dbnorm_jax._src.passes.gating import check_streamed
 from dbnorm_jax._src.places.mesh import drive, layout
 from dbnorm_jax._src.places.mesh.exchange import Axis
 from dbnorm_jax._src.places.mesh.layout import Layout
-from dbnorm_jax._src.retrieval.search import check_streamed
 
 _BETA_UNIT = " (inverse temperature, in 1/[unit of similarity])"
 

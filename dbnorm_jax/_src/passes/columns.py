@@ -1,0 +1,98 @@
+"""The k largest similarities of each column, by a search or by a sorting network."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dbnorm_jax._src.core import numerics
+from dbnorm_jax._src.core.similarity import SimilarityFn, tile
+from dbnorm_jax._src.core.types import LargestSimilarities
+from dbnorm_jax._src.passes import selection, sorting, streaming
+from dbnorm_jax._src.passes.nearest import nearest_items
+from dbnorm_jax._src.passes.streaming import Block, scan_chunks
+
+# Bank rows and gallery items that a network sorts at once, few enough for a processor's cache; and
+# the bank rows per place up to which it is the faster.
+_ROWS = 1024
+_ITEMS = 256
+_ROWS_PER_PLACE = 192
+
+
+def nearest_bank_items(
+    bank: jax.Array,
+    gallery: jax.Array,
+    exclude: jax.Array | None,
+    valid: jax.Array | None = None,
+    *,
+    k: int,
+    similarity_fn: SimilarityFn,
+    chunk_size: int,
+) -> LargestSimilarities:
+    """As `stream_largest_similarities`, unchecked; `valid` [num_bank] is False on padding."""
+    find = _Largest(k, similarity_fn, chunk_size)
+    if bank.shape[0] > _ROWS_PER_PLACE * k or not selection.suits_network(k, gallery.shape[0]):
+        return LargestSimilarities(find.by_search(bank, gallery, exclude, valid))
+
+    @jax.custom_jvp
+    def largest(*arrays: Any) -> jax.Array:
+        return lax.platform_dependent(*arrays, cpu=find.by_network, default=find.by_search)
+
+    @largest.defjvp
+    def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
+        masks = primals[2:]
+        return jax.jvp(lambda *rows: find.by_search(*rows, *masks), primals[:2], tangents[:2])
+
+    return LargestSimilarities(largest(bank, gallery, exclude, valid))
+
+
+class _Largest(NamedTuple):
+    """Two ways to [k, num_gallery], the k largest similarities of each item to a bank."""
+
+    k: int
+    similarity_fn: SimilarityFn
+    chunk_size: int
+
+    def by_search(self, bank: jax.Array, gallery: jax.Array, exclude: Any, valid: Any) -> jax.Array:
+        """The gallery asks and the bank answers: few items of a large bank are inserted."""
+        nearest = nearest_items(
+            gallery,
+            bank,
+            None,
+            k=self.k,
+            similarity_fn=lambda items, rows: self.similarity_fn(rows, items).T,
+            chunk_size=self.chunk_size,
+            exclude=exclude,
+            valid=valid,
+        )
+        return nearest.values[:, 0].T
+
+    def by_network(
+        self, bank: jax.Array, gallery: jax.Array, exclude: Any, valid: Any
+    ) -> jax.Array:
+        """Every tile is sorted: of a small bank, many items are among the k largest."""
+        dtype = numerics.accumulation_dtype(bank.dtype, gallery.dtype)
+
+        def of_items(carry: None, items: Block) -> tuple[None, jax.Array]:
+            columns = items.start + lax.iota(jnp.int32, items.rows.shape[0])
+
+            def add_bank_rows(largest: jax.Array, block: Block) -> tuple[jax.Array, None]:
+                rows, own, is_valid = block.rows
+                similarities = tile(self.similarity_fn, rows, items.rows).astype(dtype)
+                counted = numerics.is_number(similarities)
+                entering = streaming.both(block.fresh, is_valid)
+                if entering is not None:
+                    counted &= entering[:, None]
+                if own is not None:
+                    counted &= streaming.is_apart(own[:, None], columns[None])
+                similarities = jnp.where(counted, similarities, -jnp.inf)
+                here = sorting.largest_of_columns(similarities, self.k)
+                return sorting.merged(largest, here), None
+
+            arrays = (bank, exclude, valid)
+            start = jnp.full((self.k, len(columns)), -jnp.inf, dtype)
+            start = numerics.varying_like(start, items.rows, arrays)
+            return carry, scan_chunks(add_bank_rows, start, arrays, _ROWS)[0].T
+
+        return scan_chunks(of_items, None, gallery, min(self.chunk_size, _ITEMS))[1].T
