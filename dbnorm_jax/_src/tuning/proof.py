@@ -29,7 +29,7 @@ class Evidence(NamedTuple):
     p_value: Floats  # [num_candidates]
 
 
-def evidence(differences: Floats, groups: npt.NDArray[np.int64], seed: int) -> Evidence:
+def evidence(differences: Floats, groups: npt.NDArray[np.integer], seed: int) -> Evidence:
     """Gains over raw and their adjusted p-values.
 
     Args:
