@@ -15,7 +15,8 @@ from dbnorm_jax._src.core import numerics
 from dbnorm_jax._src.core.similarity import SimilarityFn
 from dbnorm_jax._src.passes.nearest import Scoring, by_list, count_lists, scoring
 from dbnorm_jax._src.passes.selection import Nearest, Offsets, add_tile, start_nearest
-from dbnorm_jax._src.passes.streaming import COLUMNS, Block, Items, both, scan_chunks
+from dbnorm_jax._src.passes.streaming import COLUMNS, Block, both, scan_chunks
+from dbnorm_jax._src.passes.sweep import Items
 
 # Share of the level items that count as above.
 _TIES = {"average": 0.5, "min": 0.0, "max": 1.0}
@@ -78,7 +79,7 @@ def count_ahead(
         counted = _add_counts(
             start_counts(rows.shape[0], num_lists, score.dtype),
             Asked(rows, right, best, mixture),
-            Items(gallery, valid),
+            Items(gallery, valid=valid),
             offsets,
             score=score,
             share=share,
@@ -153,7 +154,7 @@ def add_counts(
     chunk_size: int,
 ) -> Counts:
     """Adds a block of gallery items, those after the ones before; arguments as `count_ahead`."""
-    score = scoring(asked.queries, items.rows, offsets, similarity_fn)
+    score = scoring(asked.queries, items.vectors, offsets, similarity_fn)
 
     def count_chunk(carry: None, chunk: Block) -> tuple[None, Counts]:
         counts, asked = chunk.rows
@@ -209,7 +210,7 @@ def _add_counts(
             )
         return Counts(counts.ahead + jnp.stack(added, axis=1), nearest), None
 
-    arrays = (items.rows, by_list(offsets), items.valid)
+    arrays = (items.vectors, by_list(offsets), items.valid)
     counts = numerics.varying_like(counts, asked, arrays)
     return scan_chunks(add_gallery_tile, counts, arrays, COLUMNS)[0]
 

@@ -29,7 +29,8 @@ from jax import lax
 
 from dbnorm_jax._src.core import similarity
 from dbnorm_jax._src.core.similarity import SimilarityFn
-from dbnorm_jax._src.passes import kernels, nearest, streaming
+from dbnorm_jax._src.passes import banks, kernels, nearest
+from dbnorm_jax._src.passes.banks import BankSums
 from dbnorm_jax._src.passes.selection import BLOCK, Nearest
 
 SWITCH = "DBNORM_KERNELS"
@@ -110,10 +111,10 @@ def bank_sums(
     kernel: str,
     similarity_fn: SimilarityFn,
     chunk_size: int,
-) -> streaming.BankSums:
-    """`streaming.bank_sums`, fused where `kernel`, an answer of `choose`, says so and it can be."""
+) -> BankSums:
+    """`banks.bank_sums`, fused where `kernel`, an answer of `choose`, says so and it can be."""
     plain: Callable[..., Any] = functools.partial(
-        streaming.bank_sums,
+        banks.bank_sums,
         exclude=exclude,
         k=k,
         similarity_fn=similarity_fn,
@@ -123,7 +124,7 @@ def bank_sums(
         return plain(bank, gallery, beta, weights)
     one = functools.partial(kernels.bank_sums, k=k, similarity_fn=similarity_fn)
 
-    def fused(bank: Any, gallery: Any, beta: Any, weights: Any, **plan: Any) -> streaming.BankSums:
+    def fused(bank: Any, gallery: Any, beta: Any, weights: Any, **plan: Any) -> BankSums:
         if not beta.ndim:
             return one(bank, gallery, beta, weights, **plan)
         sums = [one(bank, gallery, beta[place], weights, **plan) for place in range(len(beta))]

@@ -23,7 +23,7 @@ import numpy as np
 from dbnorm_jax._src.core import checks, numerics
 from dbnorm_jax._src.core.similarity import SimilarityFn
 from dbnorm_jax._src.core.types import BankStatistics
-from dbnorm_jax._src.passes import streaming
+from dbnorm_jax._src.passes import banks, sweep
 from dbnorm_jax._src.passes.selection import Nearest, start_nearest
 from dbnorm_jax._src.places.disk.fingerprints import Array
 from dbnorm_jax._src.places.disk.rows import (
@@ -129,7 +129,7 @@ class BankPass:
         self._similarity_fn = similarity_fn
         self._rows_done, self._items_done = 0, 0
         self._nearest: Nearest | None = None
-        self._sums: list[streaming.RunningSums] = []
+        self._sums: list[banks.RunningSums] = []
         self._num_items = 0  # that have sums
         self._counts: Array | None = None
         if begun is not None:
@@ -182,10 +182,10 @@ class BankPass:
                 check_same_dimension(self.bank, gallery)
                 bank = self._entering(block, rows)
             if nearest is None:
-                nearest = start_nearest((len(rows), 1, self.k), bank.entering.dtype)
+                nearest = start_nearest((len(rows), 1, self.k), self._flat_beta().dtype)
             place = items.start // gallery.block_size
             if place == len(self._sums):
-                self._sums.append(streaming.start_sums(len(items.rows), self._flat_beta()))
+                self._sums.append(banks.start_sums(len(items.rows), self._flat_beta()))
                 self._num_items = items.stop
             # The step before is done before the next is begun: no queue of blocks builds up.
             self._settle(before)
@@ -211,14 +211,14 @@ class BankPass:
         if place is not None:
             self._sums[place] = jax.tree.map(np.array, self._sums[place])
 
-    def _entering(self, block: RowBlock, rows: jax.Array) -> streaming.BankRows:
+    def _entering(self, block: RowBlock, rows: jax.Array) -> sweep.Rows:
         weights, exclude = self._per_row
         dtype = self._flat_beta().dtype
         entering = block.valid.astype(dtype)
         if weights is not None:
             entering = block.filled(np.asarray(checks.narrowed("weights", weights, dtype)), 0)
         own = None if exclude is None else block.filled(exclude, -1)
-        return streaming.BankRows(rows, entering, own)
+        return sweep.Rows(rows, own, entering)
 
     def _flat_beta(self) -> jax.Array:
         assert self.bank.dtype is not None
@@ -227,20 +227,22 @@ class BankPass:
         self._beta = checks.narrowed("beta", self._beta, dtype)
         return self._beta.reshape(-1) if self._beta.ndim else self._beta
 
-    def _count(self, nearest: Nearest, bank: streaming.BankRows) -> None:
+    def _count(self, nearest: Nearest, bank: sweep.Rows) -> None:
         num_gallery = self.gallery.num_rows
         assert num_gallery is not None
         checks.integer("k", self.k, low=0, high=num_gallery, of=" (gallery items)")
         if self._counts is None:
             self._counts = np.zeros(num_gallery, np.int32)
-        counted = np.asarray(streaming.counted_places(nearest, bank.entering))
+        assert bank.weights is not None
+        known = jnp.asarray(numerics.is_number(nearest.values[:, 0]))
+        counted = np.asarray(known & (bank.weights > 0)[:, None])
         np.add.at(self._counts, np.asarray(nearest.indices[:, 0])[counted], 1)
 
     def partial(self) -> PartialSums:
         """What has been added so far."""
         length = self._num_items
 
-        def joined(leaf: Callable[[streaming.RunningSums], jax.Array]) -> Array:
+        def joined(leaf: Callable[[banks.RunningSums], jax.Array]) -> Array:
             return np.concatenate([np.asarray(leaf(sums)) for sums in self._sums])[:length]
 
         nearest = self._nearest
@@ -271,15 +273,29 @@ class BankPass:
             log_sum = numerics.RunningLogSum(
                 part.filled(begun.maximum, numerics.LOWEST), part.filled(begun.total, 0)
             )
-            self._sums.append(streaming.RunningSums(log_sum, part.filled(begun.mass, 0)))
+            self._sums.append(banks.RunningSums(log_sum, part.filled(begun.mass, 0)))
 
 
-def items_of(block: RowBlock, similarity_fn: SimilarityFn) -> streaming.Items:
+def items_of(block: RowBlock, similarity_fn: SimilarityFn) -> sweep.Items:
     """A block where JAX computes, as what is asked."""
     rows = on_device(block, similarity_fn)
-    return streaming.Items(rows, block.valid, jnp.asarray(block.start, jnp.int32))
+    return sweep.Items(rows, None, block.valid, jnp.asarray(block.start, jnp.int32))
 
 
-_add_block = functools.partial(jax.jit, static_argnames=("similarity_fn", "chunk_size"))(
-    streaming.add_block
-)
+@functools.partial(jax.jit, static_argnames=("similarity_fn", "chunk_size"))
+def _add_block(
+    nearest: Nearest,
+    sums: banks.RunningSums,
+    bank: sweep.Rows,
+    items: sweep.Items,
+    beta: jax.Array,
+    *,
+    similarity_fn: SimilarityFn,
+    chunk_size: int,
+) -> tuple[Nearest, banks.RunningSums]:
+    kept = banks.bank_pass(beta, k=nearest.values.shape[-1])
+    tiling = sweep.Tiling(similarity_fn, beta.dtype, chunk_size)
+    swept = sweep.sweep(
+        sweep.unfinished(kept), bank._replace(state=nearest), items, tiling, state=sums
+    )
+    return swept.outputs, swept.items

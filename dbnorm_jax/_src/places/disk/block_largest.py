@@ -17,7 +17,7 @@ from dbnorm_jax._src.core import numerics
 from dbnorm_jax._src.core.similarity import SimilarityFn
 from dbnorm_jax._src.core.types import LargestSimilarities
 from dbnorm_jax._src.passes import nearest as search
-from dbnorm_jax._src.passes import streaming
+from dbnorm_jax._src.passes import sweep
 from dbnorm_jax._src.passes.selection import Nearest, start_nearest
 from dbnorm_jax._src.places.disk.block_banks import items_of
 from dbnorm_jax._src.places.disk.fingerprints import Array
@@ -139,7 +139,8 @@ class LargestPass:
                 f"`exclude` must have one entry per bank row, expected {bank.num_rows}, got "
                 f"{len(self._exclude)}"
             )
-        values = np.asarray(search.known(nearest).values[:, 0])
+        values = np.asarray(nearest.values[:, 0])
+        values = np.where(np.asarray(numerics.is_number(nearest.values[:, 0])), values, -np.inf)
         self._found.append(values[: asking.num_rows].T)
         self._items_done, self._rows_passed = asking.stop, 0
 
@@ -153,19 +154,21 @@ class LargestPass:
 def _add_answers(
     nearest: Nearest,
     asking: jax.Array,
-    answers: streaming.Items,
+    answers: sweep.Items,
     exclude: jax.Array | None,
     *,
     similarity_fn: SimilarityFn,
     chunk_size: int,
 ) -> Nearest:
-    return search.add_items(
-        nearest,
-        asking,
-        answers,
-        None,
-        None,
-        exclude,
-        similarity_fn=lambda items, rows: similarity_fn(rows, items).T,
-        chunk_size=chunk_size,
-    )
+    k, dtype = nearest.values.shape[-1], nearest.values.dtype
+    return sweep.sweep(
+        sweep.unfinished(search.nearest_pass(1, k, dtype)),
+        sweep.Rows(asking, state=nearest),
+        answers._replace(own=(None, exclude)),
+        sweep.Tiling(
+            lambda items, rows: similarity_fn(rows, items).T,
+            dtype,
+            chunk_size,
+            search.columns_for(k),
+        ),
+    ).outputs

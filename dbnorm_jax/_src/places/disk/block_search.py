@@ -17,7 +17,7 @@ from dbnorm_jax._src.core import numerics
 from dbnorm_jax._src.core.similarity import SimilarityFn
 from dbnorm_jax._src.core.types import Correction, SearchResult
 from dbnorm_jax._src.passes import nearest as search
-from dbnorm_jax._src.passes import streaming
+from dbnorm_jax._src.passes import sweep
 from dbnorm_jax._src.passes.counts import Asked, Counts, add_counts, paired_scores, start_counts
 from dbnorm_jax._src.passes.gating import check_streamed, over_gates
 from dbnorm_jax._src.passes.selection import Nearest, start_nearest
@@ -49,12 +49,12 @@ class Passes(NamedTuple):
         if self.correction is not None and self.gallery.num_rows is not None:
             check_streamed(self.correction, self.gallery.num_rows)
 
-    def items(self, *, hashed: bool = False) -> Iterator[streaming.Items]:
+    def items(self, *, hashed: bool = False) -> Iterator[sweep.Items]:
         """The gallery's blocks on the device."""
         for block in self.gallery.read(hashed=hashed):
             check_same_dimension(self.queries, self.gallery)
             rows = on_device(block, self.similarity_fn)
-            yield streaming.Items(rows, block.valid, jnp.asarray(block.start, jnp.int32))
+            yield sweep.Items(rows, None, block.valid, jnp.asarray(block.start, jnp.int32))
         assert self.gallery.num_rows is not None
         if self.correction is not None:
             check_streamed(self.correction, self.gallery.num_rows)
@@ -78,7 +78,7 @@ class Passes(NamedTuple):
         nearest = None
         for items in self.items(hashed=hashed):
             if nearest is None:
-                dtype = self.dtype(rows, items.rows, offsets)
+                dtype = self.dtype(rows, items.vectors, offsets)
                 nearest = start_nearest((len(rows), num_lists, k), dtype)
             # The step before is done before the next is begun: no queue of blocks builds up.
             wait_for(nearest)
@@ -92,7 +92,8 @@ class Passes(NamedTuple):
                 chunk_size=self.chunk_size,
             )
         assert nearest is not None
-        return search.known(nearest)
+        known = numerics.is_number(nearest.values)
+        return nearest._replace(values=jnp.where(known, nearest.values, -jnp.inf))
 
     def over_gates(self, lists: Any, rows: jax.Array) -> Any:
         """As `gating.over_gates`, with a pass of its own for the gates where one is needed."""
@@ -162,7 +163,7 @@ def _vectors(passes: Passes, right: Array) -> Array:
     """[num_queries, num_right, dim] embeddings of the right items; zero where there is none."""
     vectors = None
     for items in passes.items():
-        rows = np.asarray(items.rows)
+        rows = np.asarray(items.vectors)
         if vectors is None:
             vectors = np.zeros((*right.shape, rows.shape[1]), rows.dtype)
         start = int(items.start)
@@ -219,23 +220,36 @@ def _counted(
 
 
 def _of_items(
-    rows: jax.Array, items: streaming.Items, offsets: jax.Array | None, mixtures: jax.Array | None
+    rows: jax.Array, items: sweep.Items, offsets: jax.Array | None, mixtures: jax.Array | None
 ) -> tuple[jax.Array | None, jax.Array | None]:
     """The offsets of a block of items, any on its padding, and the mixtures; as the scores."""
     if offsets is None:
         return None, None
-    dtype = numerics.accumulation_dtype(rows.dtype, items.rows.dtype, offsets.dtype)
-    places = items.start + jnp.arange(len(items.rows), dtype=jnp.int32)
+    dtype = numerics.accumulation_dtype(rows.dtype, items.vectors.dtype, offsets.dtype)
+    places = items.start + jnp.arange(len(items.vectors), dtype=jnp.int32)
     own = offsets[jnp.minimum(places, len(offsets) - 1)].astype(dtype)
     return own, None if mixtures is None else mixtures.astype(dtype)
 
 
 @functools.partial(jax.jit, static_argnames=("similarity_fn", "chunk_size"))
 def _add_items(
-    nearest: Nearest, rows: Any, items: Any, offsets: Any, mixtures: Any, **static: Any
+    nearest: Nearest,
+    rows: Any,
+    items: Any,
+    offsets: Any,
+    mixtures: Any,
+    *,
+    similarity_fn: SimilarityFn,
+    chunk_size: int,
 ) -> Nearest:
-    own = _of_items(rows, items, offsets, mixtures)
-    return search.add_items(nearest, rows, items, *own, **static)
+    (num_lists, k), dtype = nearest.values.shape[1:], nearest.values.dtype
+    own, mixtures = _of_items(rows, items, offsets, mixtures)
+    return sweep.sweep(
+        sweep.unfinished(search.nearest_pass(num_lists, k, dtype)),
+        sweep.Rows(rows, mixtures, state=nearest),
+        items._replace(own=(search.by_list(own), None)),
+        sweep.Tiling(similarity_fn, dtype, chunk_size, search.columns_for(k)),
+    ).outputs
 
 
 @functools.partial(jax.jit, static_argnames=("share", "similarity_fn", "chunk_size"))

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from dbnorm_jax._src.core import numerics
 from dbnorm_jax._src.core.similarity import SimilarityFn
 from dbnorm_jax._src.core.types import BankStatistics, Correction, LargestSimilarities, SearchResult
-from dbnorm_jax._src.passes import counts, streaming
+from dbnorm_jax._src.passes import banks, counts
 from dbnorm_jax._src.passes.columns import nearest_bank_items
 from dbnorm_jax._src.passes.gating import over_gates
 from dbnorm_jax._src.passes.nearest import nearest_items
@@ -46,7 +46,7 @@ def bank_statistics(
     items = placement.shard(placement.gallery, num_gallery)
 
     def local(bank: Any, gallery: Any, beta: Any, weights: Any, exclude: Any) -> tuple[Any, ...]:
-        sums = streaming.bank_sums(
+        sums = banks.bank_sums(
             bank,
             gallery,
             beta.reshape(-1) if beta.ndim else beta,
