@@ -46,7 +46,7 @@ class Chunk(NamedTuple):
     own: Any  # pytree of [size, ...]
     entering: jax.Array  # [size] weights; 0 on rows that do not enter, or entered before
     fresh: jax.Array | None  # [size] bool, False on rows that were here before; None = all fresh
-    start: jax.Array  # number of the first
+    start: jax.Array | int  # number of the first
 
     @property
     def size(self) -> int:
@@ -66,7 +66,7 @@ class Tile(NamedTuple):
     rows: Chunk
     own: Any  # of the items, pytree of [num_items, ...]
     valid: jax.Array | None  # [num_items] bool, False on padding and on items that were here before
-    start: jax.Array  # gallery index of the first item
+    start: jax.Array | int  # gallery index of the first item
 
     @property
     def places(self) -> jax.Array:
@@ -95,6 +95,15 @@ def unfinished(kept: Pass) -> Pass:
     return kept._replace(finish=Pass._field_defaults["finish"])
 
 
+class Transposed(NamedTuple):
+    """A similarity of items and rows as one of rows and items."""
+
+    similarity_fn: SimilarityFn
+
+    def __call__(self, rows: jax.Array, items: jax.Array) -> jax.Array:
+        return self.similarity_fn(items, rows).T
+
+
 class Tiling(NamedTuple):
     """How similarities are computed, and how many at once."""
 
@@ -120,10 +129,8 @@ def sweep(
     def add_rows(carry: tuple[Any, Any], block: Block) -> tuple[tuple[Any, Any], Any]:
         state, total = carry
         vectors, own, weights, so_far = block.rows
-        entering = jnp.ones(len(vectors), tiling.dtype) if weights is None else weights
-        if block.fresh is not None:
-            entering = jnp.where(block.fresh, entering, 0)
-        chunk = Chunk(vectors, own, entering, block.fresh, rows.start + block.start)
+        held = Rows(vectors, own, weights, rows.start + block.start)
+        chunk = chunk_of(held, block.fresh, tiling.dtype)
         so_far = kept.start(chunk) if so_far is None else so_far
         so_far, state = meet(kept, so_far, chunk, items, state, tiling)
         total, outputs = kept.finish(total, so_far, chunk)
@@ -133,6 +140,15 @@ def sweep(
     carry = numerics.varying_like((state, total), arrays, items[:-1])
     (state, total), outputs = scan_chunks(add_rows, carry, arrays, tiling.chunk_size)
     return Swept(state, total, outputs)
+
+
+def chunk_of(rows: Rows, fresh: jax.Array | None, dtype: jnp.dtype) -> Chunk:
+    """All of these rows as one chunk, with weights of a dtype where they have none."""
+    vectors, own, weights, start, _ = rows
+    entering = jnp.ones(len(vectors), dtype) if weights is None else weights
+    if fresh is not None:
+        entering = jnp.where(fresh, entering, 0)
+    return Chunk(vectors, own, entering, fresh, start)
 
 
 def meet(
