@@ -55,7 +55,7 @@ def bank_sums(
     counts = jnp.zeros(num_gallery, jnp.int32)
     sums, counts = numerics.varying_like((start_sums(num_gallery, beta), counts), beta)
     (log_sum, mass), k_occurrence, _ = sweep(
-        bank_pass(beta, k=k, merge_nearest=merge_nearest),
+        bank_pass(k, beta, merge_nearest),
         Rows(bank, exclude, weights),
         Items(gallery, valid=valid),
         Tiling(similarity_fn, beta.dtype, chunk_size),
@@ -78,9 +78,8 @@ def start_sums(num_items: int, beta: jax.Array) -> RunningSums:
 
 
 def bank_pass(
-    beta: jax.Array,
-    *,
     k: int,
+    beta: jax.Array,
     merge_nearest: Callable[[Nearest], Nearest] = lambda nearest: nearest,
 ) -> Pass:
     """Rows own what they exclude; items keep RunningSums; the total is the k-occurrence."""
@@ -107,8 +106,9 @@ def bank_pass(
         return nearest, RunningSums(log_sum, sums.mass + added)
 
     def finish(k_occurrence: jax.Array, nearest: Nearest, rows: Chunk) -> tuple[jax.Array, None]:
-        if k:
-            nearest = merge_nearest(nearest)
+        if not k:
+            return k_occurrence, None
+        nearest = merge_nearest(nearest)
         known = numerics.is_number(nearest.values[:, 0])
         counted = (known & (rows.entering > 0)[:, None]).astype(jnp.int32)
         return k_occurrence.at[nearest.indices[:, 0]].add(counted, mode="drop"), None

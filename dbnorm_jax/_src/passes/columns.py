@@ -10,9 +10,10 @@ from dbnorm_jax._src.core import numerics
 from dbnorm_jax._src.core.similarity import SimilarityFn
 from dbnorm_jax._src.core.types import LargestSimilarities
 from dbnorm_jax._src.passes import selection, sorting
-from dbnorm_jax._src.passes.nearest import nearest_items
+from dbnorm_jax._src.passes.nearest import nearest_items, nearest_pass
+from dbnorm_jax._src.passes.selection import Nearest
 from dbnorm_jax._src.passes.streaming import is_apart
-from dbnorm_jax._src.passes.sweep import Items, Pass, Rows, Tile, Tiling, sweep
+from dbnorm_jax._src.passes.sweep import Chunk, Items, Pass, Rows, Tile, Tiling, Transposed, sweep
 
 # Bank rows and gallery items that a network sorts at once, few enough for a processor's cache; and
 # the bank rows per place up to which it is the faster.
@@ -48,6 +49,16 @@ def nearest_bank_items(
     return LargestSimilarities(largest(bank, gallery, exclude, valid))
 
 
+def largest_pass(k: int, dtype: jnp.dtype) -> Pass:
+    """Outputs [size, k] largest similarities of items that ask, as in `nearest_pass`."""
+    search = nearest_pass(1, k, dtype)
+
+    def finish(total: None, nearest: Nearest, items: Chunk) -> tuple[None, jax.Array]:
+        return total, search.finish(total, nearest, items)[1].values[:, 0]
+
+    return search._replace(finish=finish)
+
+
 class _Largest(NamedTuple):
     """Two ways to [k, num_gallery], the k largest similarities of each item to a bank."""
 
@@ -62,7 +73,7 @@ class _Largest(NamedTuple):
             bank,
             None,
             k=self.k,
-            similarity_fn=lambda items, rows: self.similarity_fn(rows, items).T,
+            similarity_fn=Transposed(self.similarity_fn),
             chunk_size=self.chunk_size,
             exclude=exclude,
             valid=valid,

@@ -8,6 +8,7 @@ A `Pass` says what is kept of a tile. It is written once, and runs inside jit, o
 mesh and over blocks of files.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -46,7 +47,7 @@ class Chunk(NamedTuple):
     own: Any  # pytree of [size, ...]
     entering: jax.Array  # [size] weights; 0 on rows that do not enter, or entered before
     fresh: jax.Array | None  # [size] bool, False on rows that were here before; None = all fresh
-    start: jax.Array | int  # number of the first
+    start: jax.Array  # number of the first
 
     @property
     def size(self) -> int:
@@ -66,7 +67,7 @@ class Tile(NamedTuple):
     rows: Chunk
     own: Any  # of the items, pytree of [num_items, ...]
     valid: jax.Array | None  # [num_items] bool, False on padding and on items that were here before
-    start: jax.Array | int  # gallery index of the first item
+    start: jax.Array  # gallery index of the first item
 
     @property
     def places(self) -> jax.Array:
@@ -95,7 +96,8 @@ def unfinished(kept: Pass) -> Pass:
     return kept._replace(finish=Pass._field_defaults["finish"])
 
 
-class Transposed(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Transposed:
     """A similarity of items and rows as one of rows and items."""
 
     similarity_fn: SimilarityFn
@@ -148,7 +150,7 @@ def chunk_of(rows: Rows, fresh: jax.Array | None, dtype: jnp.dtype) -> Chunk:
     entering = jnp.ones(len(vectors), dtype) if weights is None else weights
     if fresh is not None:
         entering = jnp.where(fresh, entering, 0)
-    return Chunk(vectors, own, entering, fresh, start)
+    return Chunk(vectors, own, entering, fresh, jnp.asarray(start))
 
 
 def meet(

@@ -37,12 +37,12 @@ from dbnorm_jax._src.core.types import BankStatistics, Correction, LargestSimila
 from dbnorm_jax._src.passes import counts
 from dbnorm_jax._src.passes.gating import check_streamed
 from dbnorm_jax._src.passes.streaming import DEFAULT_CHUNK_SIZE
-from dbnorm_jax._src.places.disk import block_fits, block_search
-from dbnorm_jax._src.places.disk.block_fits import Progress, Settings, row_pair
-from dbnorm_jax._src.places.disk.block_search import Passes
+from dbnorm_jax._src.places.disk import fits, search
 from dbnorm_jax._src.places.disk.checkpoint import Checkpoint
 from dbnorm_jax._src.places.disk.fingerprints import Array
+from dbnorm_jax._src.places.disk.fits import Progress, Settings, row_pair
 from dbnorm_jax._src.places.disk.rows import DEFAULT_BLOCK_SIZE, Rows
+from dbnorm_jax._src.places.disk.search import Passes
 
 __all__ = [
     "bank_statistics",
@@ -107,7 +107,7 @@ def bank_statistics(
       >>> print(statistics.k_occurrence, np.array_str(np.asarray(statistics.bias), precision=3))
       [1 1] [0.965 0.765]
     """
-    return block_fits.fit_bank(
+    return fits.fit_bank(
         bank,
         gallery,
         Settings(similarity_fn, chunk_size, block_size),
@@ -167,7 +167,7 @@ def largest_similarities(
       >>> print(found.values)
       [[0. 0.]]
     """
-    return block_fits.fit_largest(
+    return fits.fit_largest(
         bank,
         gallery,
         Settings(similarity_fn, chunk_size, block_size),
@@ -264,9 +264,7 @@ def top_k_blocks(
     """
     passes = _passes(queries, gallery, correction, Settings(similarity_fn, chunk_size, block_size))
     k = checks.integer("k", k, low=1, high=passes.gallery.num_rows, of=" (gallery items)")
-    return (
-        SearchResult(*map(_on_host, found)) for _, found in block_search.top_k_blocks(passes, k)
-    )
+    return (SearchResult(*map(_on_host, found)) for _, found in search.top_k_blocks(passes, k))
 
 
 def ranks(
@@ -324,7 +322,7 @@ def ranks(
     )
     right = np.asarray(relevance.as_rows(relevant, shape))
     found = []
-    for ahead, answered, dtype in block_search.rank_blocks(passes, right, share):
+    for ahead, answered, dtype in search.rank_blocks(passes, right, share):
         num_gallery = passes.gallery.num_rows
         if is_array and num_gallery is not None:
             relevance.check_matrix(relevant, (len(right), num_gallery))

@@ -20,7 +20,9 @@ from dbnorm_jax._src.passes import nearest as search
 from dbnorm_jax._src.passes import sweep
 from dbnorm_jax._src.passes.counts import Asked, Counts, add_counts, paired_scores, start_counts
 from dbnorm_jax._src.passes.gating import check_streamed, over_gates
-from dbnorm_jax._src.passes.selection import Nearest, start_nearest
+from dbnorm_jax._src.passes.selection import Nearest
+from dbnorm_jax._src.places.disk import drive
+from dbnorm_jax._src.places.disk.drive import Begin, Made
 from dbnorm_jax._src.places.disk.fingerprints import Array
 from dbnorm_jax._src.places.disk.rows import (
     RowBlock,
@@ -43,15 +45,36 @@ class Passes(NamedTuple):
 
     def check(self) -> None:
         """Raises for what can be known to be wrong before anything is read."""
-        check_same_dimension(self.queries, self.gallery)
-        if not self.queries.fits_one_block:
-            self.gallery.check_repeatable("the gallery is passed over once per block of queries")
+        drive.check_repeatable(self.queries, self.gallery)
         if self.correction is not None and self.gallery.num_rows is not None:
             check_streamed(self.correction, self.gallery.num_rows)
 
-    def items(self, *, hashed: bool = False) -> Iterator[sweep.Items]:
+    def nearest(self, rows: jax.Array, k: int, *lists: Any, hashed: bool = False) -> Nearest:
+        """[num_queries, num_lists, k], best first, by one pass over the gallery."""
+        offsets, mixtures = lists or (None, None)
+        num_lists = search.count_lists(offsets, mixtures)
+
+        def begin(items: np.dtype[Any]) -> tuple[Made, sweep.Rows]:
+            check_same_dimension(self.queries, self.gallery)
+            dtype = self.dtype(rows, items, offsets)
+            tiling = drive.tiling(self.similarity_fn, dtype, self.chunk_size, search.columns_for(k))
+            return Made(search.nearest_pass, (num_lists, k, dtype), tiling), sweep.Rows(
+                rows, mixtures
+            )
+
+        return self._passed(begin, (search.by_list(offsets), None), hashed=hashed)
+
+    def _passed(self, begin: Begin, own: Any, *, hashed: bool = False) -> Any:
+        """The outputs of one pass over the gallery."""
+        outputs = drive.through(begin, self.gallery, own, hashed=hashed)
+        if self.correction is not None:
+            assert self.gallery.num_rows is not None
+            check_streamed(self.correction, self.gallery.num_rows)
+        return outputs
+
+    def items(self) -> Iterator[sweep.Items]:
         """The gallery's blocks on the device."""
-        for block in self.gallery.read(hashed=hashed):
+        for block in self.gallery.read():
             check_same_dimension(self.queries, self.gallery)
             rows = on_device(block, self.similarity_fn)
             yield sweep.Items(rows, None, block.valid, jnp.asarray(block.start, jnp.int32))
@@ -59,47 +82,16 @@ class Passes(NamedTuple):
         if self.correction is not None:
             check_streamed(self.correction, self.gallery.num_rows)
 
-    def dtype(self, rows: jax.Array, items: jax.Array, offsets: jax.Array | None) -> jnp.dtype:
+    def dtype(self, rows: jax.Array, items: Any, offsets: jax.Array | None) -> jnp.dtype:
         """Of the scores."""
-        known = (rows, items) if offsets is None else (rows, items, offsets)
-        return numerics.accumulation_dtype(*(part.dtype for part in known))
-
-    def nearest(
-        self,
-        rows: jax.Array,
-        k: int,
-        offsets: jax.Array | None,
-        mixtures: jax.Array | None,
-        *,
-        hashed: bool = False,
-    ) -> Nearest:
-        """[num_queries, num_lists, k], best first, by one pass over the gallery."""
-        num_lists = search.count_lists(offsets, mixtures)
-        nearest = None
-        for items in self.items(hashed=hashed):
-            if nearest is None:
-                dtype = self.dtype(rows, items.vectors, offsets)
-                nearest = start_nearest((len(rows), num_lists, k), dtype)
-            # The step before is done before the next is begun: no queue of blocks builds up.
-            wait_for(nearest)
-            nearest = _add_items(
-                nearest,
-                rows,
-                items,
-                offsets,
-                mixtures,
-                similarity_fn=of_prepared(self.similarity_fn),
-                chunk_size=self.chunk_size,
-            )
-        assert nearest is not None
-        known = numerics.is_number(nearest.values)
-        return nearest._replace(values=jnp.where(known, nearest.values, -jnp.inf))
+        known = (rows.dtype, items) if offsets is None else (rows.dtype, items, offsets.dtype)
+        return numerics.accumulation_dtype(*known)
 
     def over_gates(self, lists: Any, rows: jax.Array) -> Any:
         """As `gating.over_gates`, with a pass of its own for the gates where one is needed."""
 
         def top_1() -> jax.Array:
-            return self.nearest(rows, 1, None, None).indices[:, 0, 0]
+            return self.nearest(rows, 1).indices[:, 0, 0]
 
         return over_gates(lists, top_1, self.correction, rows.dtype)
 
@@ -146,7 +138,7 @@ def rank_blocks(
                 f"{block.stop}, got {len(right)}"
             )
         rows = on_device(block, passes.similarity_fn)
-        own = block.filled(right, -1)
+        own = block.filled(right)
         vectors = _vectors(passes, np.asarray(own))
 
         def lists(offsets: Any, mixtures: Any) -> tuple[jax.Array, jax.Array]:
@@ -191,7 +183,7 @@ def _counted(
 ) -> Counts:
     similarity_fn = of_prepared(passes.similarity_fn)
     num_lists = search.count_lists(offsets, mixtures)
-    dtype = passes.dtype(rows, jnp.asarray(vectors[:1, 0]), offsets)
+    dtype = passes.dtype(rows, vectors.dtype, offsets)
     best = jnp.full((len(rows), num_lists), -jnp.inf, dtype)
     for place in range(vectors.shape[1]):
         best = _best_right(
@@ -229,27 +221,6 @@ def _of_items(
     places = items.start + jnp.arange(len(items.vectors), dtype=jnp.int32)
     own = offsets[jnp.minimum(places, len(offsets) - 1)].astype(dtype)
     return own, None if mixtures is None else mixtures.astype(dtype)
-
-
-@functools.partial(jax.jit, static_argnames=("similarity_fn", "chunk_size"))
-def _add_items(
-    nearest: Nearest,
-    rows: Any,
-    items: Any,
-    offsets: Any,
-    mixtures: Any,
-    *,
-    similarity_fn: SimilarityFn,
-    chunk_size: int,
-) -> Nearest:
-    (num_lists, k), dtype = nearest.values.shape[1:], nearest.values.dtype
-    own, mixtures = _of_items(rows, items, offsets, mixtures)
-    return sweep.sweep(
-        sweep.unfinished(search.nearest_pass(num_lists, k, dtype)),
-        sweep.Rows(rows, mixtures, state=nearest),
-        items._replace(own=(search.by_list(own), None)),
-        sweep.Tiling(similarity_fn, dtype, chunk_size, search.columns_for(k)),
-    ).outputs
 
 
 @functools.partial(jax.jit, static_argnames=("share", "similarity_fn", "chunk_size"))
