@@ -1,6 +1,10 @@
 """Streamed ranks: how many wrong items are ahead of each query's best right one.
 
 The score of the right item comes first, from its own vector; then one pass over the gallery counts.
+
+A tile rounds the score of an item by its place in the tile, so a copy of the right item may score a
+rounding higher or lower than it. Whatever a tile leaves within rounding of the right item is scored
+again by the function that scored the right item, pair by pair: copies are level.
 """
 
 from collections.abc import Callable
@@ -11,17 +15,19 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dbnorm_jax._src.core import numerics
+from dbnorm_jax._src.core import numerics, similarity
 from dbnorm_jax._src.core.similarity import SimilarityFn
-from dbnorm_jax._src.passes.nearest import Scoring, by_list, count_lists, scoring
+from dbnorm_jax._src.passes.nearest import PAIRS, Scoring, by_list, count_lists, scoring
 from dbnorm_jax._src.passes.selection import Nearest, Offsets, add_tile, start_nearest
 from dbnorm_jax._src.passes.streaming import COLUMNS, Block, both, scan_chunks
 from dbnorm_jax._src.passes.sweep import Items
 
 # Share of the level items that count as above.
 _TIES = {"average": 0.5, "min": 0.0, "max": 1.0}
-# Queries scored against their own right items at once.
-_DIAGONAL = 128
+# Above and at least are counted in one float32 sum, above as units and at least as multiples of
+# this: exact, as a tile has fewer columns and their product is below 2^24.
+_UNIT = 4096
+assert COLUMNS < _UNIT <= 2**24 // COLUMNS
 
 
 def count_ahead(
@@ -57,6 +63,8 @@ def count_ahead(
       item of the first list.
     """
     num_lists = count_lists(offsets, mixtures)
+    # Counts are steps: they have no slope.
+    queries, gallery, offsets, mixtures = lax.stop_gradient((queries, gallery, offsets, mixtures))
     score = scoring(queries, gallery, offsets, similarity_fn)
 
     def pick(column: jax.Array) -> tuple[jax.Array, Offsets]:
@@ -71,7 +79,7 @@ def count_ahead(
 
         start = jnp.full((rows.shape[0], num_lists), -jnp.inf, score.dtype)
         start = numerics.varying_like(start, rows, right, mixture, gallery, offsets)
-        return lax.scan(jax.checkpoint(add_right), start, right.T)[0]
+        return lax.scan(add_right, start, right.T)[0]
 
     def count_chunk(carry: None, chunk: Block) -> tuple[None, tuple[jax.Array, Nearest]]:
         rows, right, mixture = chunk.rows
@@ -127,20 +135,13 @@ def paired_scores(
 def _paired_scores(
     score: Scoring, queries: jax.Array, picked: Any, mixtures: Any, pick: Callable[[Any], Any]
 ) -> jax.Array:
-    """Scored as tiles of queries against their own items, of which the diagonal is kept.
-
-    A product of single rows may round differently, and break ties between equal items.
-    """
+    """As `paired_scores`, of items that `pick` finds."""
 
     def block_scores(carry: None, block: Block) -> tuple[None, jax.Array]:
         rows, places, mixture = block.rows
-        scores, own = score(rows, mixture, *pick(places))
-        scores = jnp.diagonal(scores)[:, None]
-        return carry, numerics.below_every_number(
-            scores if own is None else scores - jnp.stack(own, axis=1)
-        )
+        return carry, score.pairs(rows, mixture, *pick(places))
 
-    return scan_chunks(block_scores, None, (queries, picked, mixtures), _DIAGONAL)[1]
+    return scan_chunks(block_scores, None, (queries, picked, mixtures), PAIRS)[1]
 
 
 def add_counts(
@@ -174,80 +175,172 @@ def _add_counts(
 ) -> Counts:
     """Adds gallery items to the counts of one chunk of queries."""
     rows, right, best, mixture = asked
-    num_lists = counts.ahead.shape[1]
     # Counted from the same tile as the others, each right item is taken out again exactly.
     right = jnp.sort(right, axis=1)
     again = jnp.pad(right[:, 1:] == right[:, :-1], ((0, 0), (1, 0)))
     right = jnp.where(again, -1, right)
+    norms = similarity.norms(rows)
 
     def add_gallery_tile(counts: Counts, block: Block) -> tuple[Counts, None]:
         tile_items, tile_offsets, valid = block.rows
         valid = both(block.fresh, valid)
         start = items.start + block.start
-        similarities, tile_offsets = score(rows, mixture, tile_items, tile_offsets)
+        similarities, left = score(rows, mixture, tile_items, tile_offsets)
         nearest = add_tile(
             counts.nearest,
             similarities,
-            None if tile_offsets is None else tile_offsets[:1],
+            None if left is None else left[:1],
             start,
             valid=valid,
         )
         column = right - start
         inside = (right >= 0) & (column >= 0) & (column < tile_items.shape[0])
-        column = jnp.where(inside, column, 0)
         if valid is not None:
-            inside &= valid[column]
-        own = jnp.take_along_axis(similarities, column, axis=1)
-        added = []
-        for place in range(num_lists):
-            offset = None if tile_offsets is None else tile_offsets[place]
-            level = best[:, place, None]
-            of_right = own if offset is None else own - offset[column]
-            of_right = _ahead(numerics.below_every_number(of_right), level, share)
-            added.append(
-                _count_ahead(similarities, offset, level, share, valid)
-                - jnp.where(inside, of_right, 0).sum(axis=1).astype(jnp.int32)
-            )
-        return Counts(counts.ahead + jnp.stack(added, axis=1), nearest), None
+            inside &= valid[jnp.where(inside, column, 0)]
+        scored = _Scored(
+            similarities,
+            left,
+            jnp.where(inside, column, tile_items.shape[0]),
+            valid,
+            best,
+            score.rounding(norms, mixture, tile_items, tile_offsets, similarities, best),
+        )
+        pairs = partial(_tile_pairs, score, rows, mixture, tile_items, tile_offsets)
+        return Counts(counts.ahead + _ahead_in_tile(scored, share, pairs), nearest), None
 
     arrays = (items.vectors, by_list(offsets), items.valid)
     counts = numerics.varying_like(counts, asked, arrays)
     return scan_chunks(add_gallery_tile, counts, arrays, COLUMNS)[0]
 
 
-def _ahead(scores: jax.Array, best: jax.Array, share: float) -> jax.Array:
-    """float32, 2 where a score is above the best right one, 2 share where it is level."""
-    above, at_least = ((array).astype(jnp.float32) for array in (scores > best, scores >= best))
-    return (2 - 2 * share) * above + 2 * share * at_least
-
-
-def _count_ahead(
-    similarities: jax.Array,
-    offset: jax.Array | None,
-    best: jax.Array,
-    share: float,
-    valid: jax.Array | None,
+def _tile_pairs(
+    score: Scoring,
+    rows: jax.Array,
+    mixtures: jax.Array | None,
+    items: jax.Array,
+    offsets: Offsets,
+    row: jax.Array,
+    column: jax.Array,
 ) -> jax.Array:
-    """[num_queries] int32 sums of `_ahead` over a tile, NaN below every number."""
-    counted = jnp.ones(similarities.shape[1], jnp.float32)
-    if valid is not None:
-        counted = jnp.where(valid, counted, 0)
+    """[num_pairs, num_lists] scores of rows [num_pairs] and columns [num_pairs] of a tile."""
+    own = None if offsets is None else tuple(offset[column] for offset in offsets)
+    mixtures = None if mixtures is None else mixtures[row]
+    return score.pairs(rows[row], mixtures, items[column], own)
+
+
+class _Scored(NamedTuple):
+    """A tile of scores, and what is asked of it."""
+
+    similarities: jax.Array  # [num_rows, num_columns]
+    offsets: Offsets  # num_lists of [num_columns]
+    right: jax.Array  # [num_rows, num_right] columns, num_columns where there is none
+    valid: jax.Array | None  # [num_columns] bool
+    best: jax.Array  # [num_rows, num_lists]
+    rounding: jax.Array  # [num_rows, num_lists], how far scores of the tile may be off
+
+
+def _ahead_in_tile(
+    scored: _Scored, share: float, pairs: Callable[[jax.Array, jax.Array], jax.Array]
+) -> jax.Array:
+    """[num_rows, num_lists] int32, twice the number of wrong items ahead of the best right one.
+
+    Args:
+      scored: the tile.
+      share: what counts an item that is level.
+      pairs: (row [num_pairs], column [num_pairs]) -> [num_pairs, num_lists] scores of their own.
+    """
+    counted = [_count(scored, place) for place in range(scored.best.shape[1])]
+    above, near = (jnp.stack(part, axis=1) for part in zip(*counted, strict=True))
+    return 2 * above + _rescored(scored, near, share, pairs)
+
+
+def _count(scored: _Scored, place: int) -> tuple[jax.Array, jax.Array]:
+    """[num_rows] int32 wrong items surely above the best right one, and those near it."""
+    best, rounding = scored.best[:, place, None], scored.rounding[:, place, None]
+    num_columns = scored.similarities.shape[1]
+    counted = jnp.ones(num_columns, jnp.float32)
+    if scored.valid is not None:
+        counted = jnp.where(scored.valid, counted, 0)
+    offset = None if scored.offsets is None else scored.offsets[place]
+
+    def compared(scores: jax.Array) -> jax.Array:
+        above, at_least = scores > best + rounding, scores >= best - rounding
+        return above.astype(jnp.float32) + _UNIT * at_least.astype(jnp.float32)
 
     def count(similarities: jax.Array, *, careful: bool) -> jax.Array:
         scores = similarities if offset is None else similarities - offset[None]
         if careful:
             scores = numerics.below_every_number(scores)
-        # A product with ones sums faster than a sum does, and exactly: a tile is small.
-        ahead = _ahead(scores, best, share)
-        return jnp.matmul(ahead, counted, precision=lax.Precision.HIGHEST).astype(jnp.int32)
+        # A product with ones sums faster than a sum does.
+        return jnp.matmul(compared(scores), counted, precision=lax.Precision.HIGHEST)
 
     # NaN is ahead of nothing, and level with NaN only.
-    return lax.cond(
+    total = lax.cond(
         numerics.is_number(best).all(),
         partial(count, careful=False),
         partial(count, careful=True),
-        similarities,
+        scored.similarities,
     )
+    inside = scored.right < num_columns
+    column = jnp.where(inside, scored.right, 0)
+    own = jnp.take_along_axis(scored.similarities, column, axis=1)
+    own = compared(numerics.below_every_number(own if offset is None else own - offset[column]))
+    total = (total - jnp.where(inside, own, 0).sum(axis=1)).astype(jnp.int32)
+    above = total % _UNIT
+    return above, total // _UNIT - above
+
+
+def _rescored(
+    scored: _Scored,
+    near: jax.Array,
+    share: float,
+    pairs: Callable[[jax.Array, jax.Array], jax.Array],
+) -> jax.Array:
+    """[num_rows, num_lists] int32, twice what the near items count by scores of their own.
+
+    Args:
+      scored: the tile.
+      near: [num_rows, num_lists] int32, how many wrong items are near the best right one.
+      share: what counts an item that is level.
+      pairs: as in `_ahead_in_tile`.
+    """
+    num_lists = near.shape[1]
+    num_columns = scored.similarities.shape[1]
+    columns = lax.iota(jnp.int32, num_columns)
+    offsets = None if scored.offsets is None else jnp.stack(scored.offsets)
+    slots = min(PAIRS, near.size)
+    slot = lax.iota(jnp.int32, slots)
+
+    def rescore_next(state: jax.Array) -> jax.Array:
+        """The next near item of some rows, each under one of its lists."""
+        number, asked = lax.top_k(state[:, 0], slots)
+        row, place = jnp.divmod(asked, num_lists)
+        scores = scored.similarities[row]
+        if offsets is not None:
+            scores -= offsets[place]
+        scores = numerics.below_every_number(scores)
+        best, rounding = scored.best[row, place], scored.rounding[row, place]
+        is_near = (scores >= (best - rounding)[:, None]) & ~(scores > (best + rounding)[:, None])
+        is_near &= columns[None] > state[asked, 1, None]
+        if scored.valid is not None:
+            is_near &= scored.valid[None]
+        is_near = is_near.at[slot[:, None], scored.right[row]].set(False, mode="drop")
+        column = jnp.argmax(is_near, axis=1).astype(jnp.int32)
+        halves = _ahead(pairs(row, column)[slot, place], best, share)
+        after = jnp.stack([number - 1, column, state[asked, 2] + halves], axis=1)
+        return state.at[jnp.where(number > 0, asked, near.size)].set(after, mode="drop")
+
+    # Of each row under each list: near items left, the last column looked at, twice those ahead.
+    start = jnp.stack([near.reshape(-1), jnp.full(near.size, -1), jnp.zeros(near.size)], axis=1)
+    start = numerics.varying_like(start.astype(jnp.int32), scored)
+    state = lax.while_loop(lambda state: (state[:, 0] > 0).any(), rescore_next, start)
+    return state[:, 2].reshape(near.shape)
+
+
+def _ahead(scores: jax.Array, best: jax.Array, share: float) -> jax.Array:
+    """int32, 2 where a score is above the best right one, 2 share where it is level."""
+    above, at_least = ((array).astype(jnp.int32) for array in (scores > best, scores >= best))
+    return round(2 - 2 * share) * above + round(2 * share) * at_least
 
 
 def rank(twice_ahead: jax.Array, answered: jax.Array, dtype: jnp.dtype) -> jax.Array:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dbnorm_jax._src.core import elementary, numerics
+from dbnorm_jax._src.core import elementary, numerics, similarity
 from dbnorm_jax._src.core.similarity import SimilarityFn, tile
 from dbnorm_jax._src.passes import selection
 from dbnorm_jax._src.passes.selection import Nearest, Offsets, add_tile, start_nearest
@@ -22,6 +22,8 @@ from dbnorm_jax._src.passes.sweep import Chunk, Items, Pass, Rows, Tile, Tiling,
 # the gallery costs little; and where they are selected anew, at a cost of its own per tile.
 INSERTING_COLUMNS = 2048
 SELECTING_COLUMNS = 4096
+# Pairs scored at once: always as many, since a program for fewer may round differently.
+PAIRS = 128
 # Entries of gallery vectors gathered at once for a gradient: 64 MiB of float32.
 _GATHERED = 2**24
 
@@ -202,6 +204,58 @@ def less_mixtures(
     for term, offset in enumerate(offsets):
         similarities -= mixtures[:, term, None] * offset[None]
     return elementary.written(similarities), None
+
+    def pairs(
+        self, rows: jax.Array, mixtures: Any, items: jax.Array, offsets: Offsets
+    ) -> jax.Array:
+        """[num_pairs, num_lists] scores of each row with its own item, NaN below every number.
+
+        At most PAIRS of them. Each is a tile of its own, so that its score depends on nothing else.
+        """
+        num_pairs = rows.shape[0]
+
+        def filled(pairs: jax.Array) -> jax.Array:
+            filling = ((0, PAIRS - num_pairs), (0, 0))
+            return (jnp.pad(pairs, filling, mode="edge") if num_pairs < PAIRS else pairs)[:, None]
+
+        similarities = jax.vmap(self.similarity_fn)(filled(rows), filled(items))[:num_pairs, 0, 0]
+        similarities = elementary.written(similarities.astype(self.dtype))
+        if mixtures is not None:
+            for term, offset in enumerate(offsets or ()):
+                similarities -= mixtures[:, term] * offset
+            offsets = None
+        scores = similarities[:, None]
+        if offsets is not None:
+            scores -= jnp.stack(offsets, axis=1)
+        return numerics.below_every_number(scores)
+
+    def rounding(
+        self,
+        norms: jax.Array,
+        mixtures: Any,
+        items: jax.Array,
+        offsets: Offsets,
+        similarities: jax.Array,
+        scores: jax.Array,
+    ) -> jax.Array:
+        """[num_rows, num_lists], how far scores of a tile may be from those of pairs.
+
+        Args:
+          norms: [num_rows] Euclidean norms of the rows.
+          mixtures: as the tile's.
+          items: of the tile.
+          offsets: of the tile.
+          similarities: the tile.
+          scores: [num_rows, num_lists], near which the tile's scores are looked at.
+        """
+        rounding = similarity.rounding(self.similarity_fn, norms, items, similarities)[:, None]
+        # Offsets are subtracted one by one, each difference rounded once.
+        largest = jnp.abs(scores)
+        if mixtures is not None:
+            for term, offset in enumerate(offsets or ()):
+                largest += jnp.abs(mixtures[:, term, None]) * jnp.abs(offset).max()
+        rounding += jnp.finfo(self.dtype).eps * largest  # type: ignore[no-untyped-call]
+        return jnp.where(jnp.isfinite(rounding), rounding, 0)
 
 
 def scoring(

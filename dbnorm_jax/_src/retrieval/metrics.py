@@ -103,7 +103,10 @@ def stream_ranks(
 ) -> jax.Array:
     """Ranks from embeddings in one pass, never holding queries x gallery.
 
-    Equal to `ranks(apply_correction(similarity_fn(queries, gallery), correction), relevant)`.
+    Equal to `ranks(apply_correction(similarity_fn(queries, gallery), correction), relevant)`, but
+    sure of copies. A product of matrices may round two copies of an item apart. Here an item within
+    rounding of the best right one is compared with it by similarities that are each computed alone:
+    copies with the same bias are level.
 
     Args:
       queries: [num_queries, dim] embeddings.

@@ -426,6 +426,17 @@ def test_other_gates(active):
     )
 
 
+def test_copies_on_different_devices_are_level():
+    """Of whatever size the shards are, and however they round."""
+    random = np.random.default_rng(0)
+    items = random.normal(size=(20, 100)).astype(np.float32)
+    gallery = np.concatenate([items, items[:5]])
+    queries = items[:5] + 0.01 * random.normal(size=(5, 100)).astype(np.float32)
+    for shape in ((2, 4), (1, 8)):
+        ranks = dbn.sharding.ranks(queries, gallery, np.arange(5), mesh=make_mesh(shape))
+        np.testing.assert_array_equal(ranks, 1.5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("k", [1, 6, 27])
 def test_not_a_number_in_ones_own_jit(k):

@@ -325,12 +325,7 @@ _normalized: Callable[[jax.Array], jax.Array] = jax.jit(numerics.normalize_rows)
 
 def of_prepared(similarity_fn: SimilarityFn) -> SimilarityFn:
     """The similarity of rows that `on_device` has prepared."""
-    return dot_product_of_unit if similarity_fn is cosine_similarity else similarity_fn
-
-
-def dot_product_of_unit(rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """Cosines of rows that have unit length already."""
-    return numerics.product_transposed(rows, columns)
+    return dot_product if similarity_fn is cosine_similarity else similarity_fn
 
 
 def wait_for(arrays: Any) -> None:
