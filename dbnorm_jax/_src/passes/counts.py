@@ -17,10 +17,17 @@ from jax import lax
 
 from dbnorm_jax._src.core import numerics, similarity
 from dbnorm_jax._src.core.similarity import SimilarityFn
-from dbnorm_jax._src.passes.nearest import PAIRS, Scoring, by_list, count_lists, scoring
+from dbnorm_jax._src.passes.nearest import (
+    PAIRS,
+    Scoring,
+    by_list,
+    count_lists,
+    less_mixtures,
+    scoring,
+)
 from dbnorm_jax._src.passes.selection import Nearest, Offsets, add_tile, start_nearest
-from dbnorm_jax._src.passes.streaming import COLUMNS, Block, both, scan_chunks
-from dbnorm_jax._src.passes.sweep import Items
+from dbnorm_jax._src.passes.streaming import COLUMNS, Block, scan_chunks
+from dbnorm_jax._src.passes.sweep import Chunk, Items, Pass, Rows, Tile, Tiling, sweep
 
 # Share of the level items that count as above.
 _TIES = {"average": 0.5, "min": 0.0, "max": 1.0}
@@ -62,39 +69,27 @@ def count_ahead(
       [num_queries, num_lists] int32, twice the number ahead, and Nearest of [num_queries], the best
       item of the first list.
     """
-    num_lists = count_lists(offsets, mixtures)
     # Counts are steps: they have no slope.
     queries, gallery, offsets, mixtures = lax.stop_gradient((queries, gallery, offsets, mixtures))
     score = scoring(queries, gallery, offsets, similarity_fn)
+    num_lists = count_lists(offsets, mixtures)
 
     def pick(column: jax.Array) -> tuple[jax.Array, Offsets]:
         return gallery[column], by_list(None if offsets is None else offsets[column])
 
-    def best_right(rows: jax.Array, right: jax.Array, mixture: jax.Array | None) -> jax.Array:
-        """[size, num_lists] scores of the best right items of a chunk."""
+    def add_right(best: jax.Array, column: jax.Array) -> tuple[jax.Array, None]:
+        scores = _paired_scores(score, queries, column, mixtures, pick)
+        return jnp.where((column >= 0)[:, None], jnp.maximum(best, scores), best), None
 
-        def add_right(best: jax.Array, column: jax.Array) -> tuple[jax.Array, None]:
-            scores = _paired_scores(score, rows, column, mixture, pick)
-            return jnp.where((column >= 0)[:, None], jnp.maximum(best, scores), best), None
-
-        start = jnp.full((rows.shape[0], num_lists), -jnp.inf, score.dtype)
-        start = numerics.varying_like(start, rows, right, mixture, gallery, offsets)
-        return lax.scan(add_right, start, right.T)[0]
-
-    def count_chunk(carry: None, chunk: Block) -> tuple[None, tuple[jax.Array, Nearest]]:
-        rows, right, mixture = chunk.rows
-        best = merge_best(best_right(rows, right, mixture))
-        counted = _add_counts(
-            start_counts(rows.shape[0], num_lists, score.dtype),
-            Asked(rows, right, best, mixture),
-            Items(gallery, valid=valid),
-            offsets,
-            score=score,
-            share=share,
-        )
-        return carry, (counted.ahead, Nearest(*(part[:, 0, 0] for part in counted.nearest)))
-
-    return scan_chunks(count_chunk, None, (queries, relevant, mixtures), chunk_size)[1]
+    best = jnp.full((queries.shape[0], num_lists), -jnp.inf, score.dtype)
+    best = numerics.varying_like(best, queries, relevant, mixtures, gallery, offsets)
+    best = merge_best(lax.scan(add_right, best, relevant.T)[0])
+    return sweep(
+        counts_pass(score, num_lists, share),
+        Rows(queries, ask(queries, relevant, best, mixtures)),
+        Items(gallery, by_list(offsets), valid),
+        Tiling(similarity_fn, score.dtype, chunk_size),
+    ).outputs
 
 
 class Counts(NamedTuple):
@@ -105,18 +100,59 @@ class Counts(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """Queries with their right items."""
+    """What goes with queries."""
 
-    queries: jax.Array  # [num_queries, dim]
-    right: jax.Array  # [num_queries, num_right] int32 gallery rows, -1 for none
+    right: jax.Array  # [num_queries, num_right] int32 gallery rows, each once, -1 for none
     best: jax.Array  # [num_queries, num_lists] scores of the best right items
+    norms: jax.Array  # [num_queries]
     mixtures: jax.Array | None
 
 
-def start_counts(num_queries: int, num_lists: int, dtype: jnp.dtype) -> Counts:
-    """Nothing counted yet."""
-    ahead = jnp.zeros((num_queries, num_lists), jnp.int32)
-    return Counts(ahead, start_nearest((num_queries, 1, 1), dtype))
+def ask(queries: jax.Array, right: jax.Array, best: jax.Array, mixtures: jax.Array | None) -> Asked:
+    """What goes with queries of these right items, which may be repeated."""
+    right = jnp.sort(right, axis=1)
+    again = jnp.pad(right[:, 1:] == right[:, :-1], ((0, 0), (1, 0)))
+    return Asked(jnp.where(again, -1, right), best, similarity.norms(queries), mixtures)
+
+
+def counts_pass(score: Scoring, num_lists: int, share: float) -> Pass:
+    """Outputs (twice the number ahead, Nearest); rows own what they ask, items their offsets."""
+
+    def start(rows: Chunk) -> Counts:
+        ahead = jnp.zeros((rows.size, num_lists), jnp.int32)
+        return Counts(ahead, start_nearest((rows.size, 1, 1), score.dtype))
+
+    def add(counts: Counts, _: None, tile: Tile) -> tuple[Counts, None]:
+        right, best, norms, mixtures = tile.rows.own
+        similarities, left = less_mixtures(tile.similarities, mixtures, tile.own)
+        nearest = add_tile(
+            counts.nearest,
+            similarities,
+            None if left is None else left[:1],
+            tile.start,
+            valid=tile.valid,
+        )
+        # Counted from the same tile as the others, each right item is taken out again exactly.
+        column, num_items = right - tile.start, len(tile.items)
+        inside = (right >= 0) & (column >= 0) & (column < num_items)
+        if tile.valid is not None:
+            inside &= tile.valid[jnp.where(inside, column, 0)]
+        scored = _Scored(
+            similarities,
+            left,
+            jnp.where(inside, column, num_items),
+            tile.valid,
+            best,
+            score.rounding(norms, mixtures, tile.items, tile.own, similarities, best),
+        )
+        pairs = partial(_tile_pairs, score, tile.rows.vectors, mixtures, tile.items, tile.own)
+        return Counts(counts.ahead + _ahead_in_tile(scored, share, pairs), nearest), None
+
+    def finish(total: None, counts: Counts, _: Chunk) -> tuple[None, tuple[jax.Array, Nearest]]:
+        first = Nearest(*(part[:, 0, 0] for part in counts.nearest))
+        return total, (counts.ahead, first)
+
+    return Pass(add, start, finish)
 
 
 def paired_scores(
@@ -142,75 +178,6 @@ def _paired_scores(
         return carry, score.pairs(rows, mixture, *pick(places))
 
     return scan_chunks(block_scores, None, (queries, picked, mixtures), PAIRS)[1]
-
-
-def add_counts(
-    counts: Counts,
-    asked: Asked,
-    items: Items,
-    offsets: jax.Array | None,
-    *,
-    share: float,
-    similarity_fn: SimilarityFn,
-    chunk_size: int,
-) -> Counts:
-    """Adds a block of gallery items, those after the ones before; arguments as `count_ahead`."""
-    score = scoring(asked.queries, items.vectors, offsets, similarity_fn)
-
-    def count_chunk(carry: None, chunk: Block) -> tuple[None, Counts]:
-        counts, asked = chunk.rows
-        return carry, _add_counts(counts, asked, items, offsets, score=score, share=share)
-
-    return scan_chunks(count_chunk, None, (counts, asked), chunk_size)[1]
-
-
-def _add_counts(
-    counts: Counts,
-    asked: Asked,
-    items: Items,
-    offsets: jax.Array | None,
-    *,
-    score: Scoring,
-    share: float,
-) -> Counts:
-    """Adds gallery items to the counts of one chunk of queries."""
-    rows, right, best, mixture = asked
-    # Counted from the same tile as the others, each right item is taken out again exactly.
-    right = jnp.sort(right, axis=1)
-    again = jnp.pad(right[:, 1:] == right[:, :-1], ((0, 0), (1, 0)))
-    right = jnp.where(again, -1, right)
-    norms = similarity.norms(rows)
-
-    def add_gallery_tile(counts: Counts, block: Block) -> tuple[Counts, None]:
-        tile_items, tile_offsets, valid = block.rows
-        valid = both(block.fresh, valid)
-        start = items.start + block.start
-        similarities, left = score(rows, mixture, tile_items, tile_offsets)
-        nearest = add_tile(
-            counts.nearest,
-            similarities,
-            None if left is None else left[:1],
-            start,
-            valid=valid,
-        )
-        column = right - start
-        inside = (right >= 0) & (column >= 0) & (column < tile_items.shape[0])
-        if valid is not None:
-            inside &= valid[jnp.where(inside, column, 0)]
-        scored = _Scored(
-            similarities,
-            left,
-            jnp.where(inside, column, tile_items.shape[0]),
-            valid,
-            best,
-            score.rounding(norms, mixture, tile_items, tile_offsets, similarities, best),
-        )
-        pairs = partial(_tile_pairs, score, rows, mixture, tile_items, tile_offsets)
-        return Counts(counts.ahead + _ahead_in_tile(scored, share, pairs), nearest), None
-
-    arrays = (items.vectors, by_list(offsets), items.valid)
-    counts = numerics.varying_like(counts, asked, arrays)
-    return scan_chunks(add_gallery_tile, counts, arrays, COLUMNS)[0]
 
 
 def _tile_pairs(
@@ -331,8 +298,9 @@ def _rescored(
         return state.at[jnp.where(number > 0, asked, near.size)].set(after, mode="drop")
 
     # Of each row under each list: near items left, the last column looked at, twice those ahead.
-    start = jnp.stack([near.reshape(-1), jnp.full(near.size, -1), jnp.zeros(near.size)], axis=1)
-    start = numerics.varying_like(start.astype(jnp.int32), scored)
+    nothing = jnp.zeros_like(near).reshape(-1)
+    start = jnp.stack([near.reshape(-1), nothing - 1, nothing], axis=1)
+    start = numerics.varying_like(start, scored)
     state = lax.while_loop(lambda state: (state[:, 0] > 0).any(), rescore_next, start)
     return state[:, 2].reshape(near.shape)
 

@@ -192,19 +192,6 @@ class Scoring(NamedTuple):
         similarities = tile(self.similarity_fn, rows, items).astype(self.dtype)
         return less_mixtures(similarities, mixtures, offsets)
 
-
-def less_mixtures(
-    similarities: jax.Array, mixtures: jax.Array | None, offsets: Offsets
-) -> tuple[jax.Array, Offsets]:
-    """Subtracts the offsets that each query mixes in its own way; what is left to subtract."""
-    if mixtures is None:
-        return similarities, offsets
-    # Few terms: an unrolled sum is exact in float32 on every backend, a matmul is not.
-    assert offsets is not None
-    for term, offset in enumerate(offsets):
-        similarities -= mixtures[:, term, None] * offset[None]
-    return elementary.written(similarities), None
-
     def pairs(
         self, rows: jax.Array, mixtures: Any, items: jax.Array, offsets: Offsets
     ) -> jax.Array:
@@ -256,6 +243,19 @@ def less_mixtures(
                 largest += jnp.abs(mixtures[:, term, None]) * jnp.abs(offset).max()
         rounding += jnp.finfo(self.dtype).eps * largest  # type: ignore[no-untyped-call]
         return jnp.where(jnp.isfinite(rounding), rounding, 0)
+
+
+def less_mixtures(
+    similarities: jax.Array, mixtures: jax.Array | None, offsets: Offsets
+) -> tuple[jax.Array, Offsets]:
+    """Subtracts the offsets that each query mixes in its own way; what is left to subtract."""
+    if mixtures is None:
+        return similarities, offsets
+    # Few terms: an unrolled sum is exact in float32 on every backend, a matmul is not.
+    assert offsets is not None
+    for term, offset in enumerate(offsets):
+        similarities -= mixtures[:, term, None] * offset[None]
+    return elementary.written(similarities), None
 
 
 def scoring(

@@ -65,6 +65,7 @@ class Tile(NamedTuple):
 
     similarities: jax.Array  # [size, num_items]
     rows: Chunk
+    items: jax.Array  # [num_items, dim]
     own: Any  # of the items, pytree of [num_items, ...]
     valid: jax.Array | None  # [num_items] bool, False on padding and on items that were here before
     start: jax.Array  # gallery index of the first item
@@ -163,7 +164,7 @@ def meet(
         similarities = tile(tiling.similarity_fn, rows.vectors, vectors).astype(tiling.dtype)
         valid = both(block.fresh, valid)
         start = items.start + block.start
-        return kept.add(so_far, state, Tile(similarities, rows, own, valid, start))
+        return kept.add(so_far, state, Tile(similarities, rows, vectors, own, valid, start))
 
     arrays = (items.vectors, items.own, items.valid, state)
     so_far = numerics.varying_like(so_far, rows, arrays)

@@ -18,7 +18,7 @@ from dbnorm_jax._src.core.similarity import SimilarityFn
 from dbnorm_jax._src.core.types import Correction, SearchResult
 from dbnorm_jax._src.passes import nearest as search
 from dbnorm_jax._src.passes import sweep
-from dbnorm_jax._src.passes.counts import Asked, Counts, add_counts, paired_scores, start_counts
+from dbnorm_jax._src.passes.counts import ask, counts_pass, paired_scores
 from dbnorm_jax._src.passes.gating import check_streamed, over_gates
 from dbnorm_jax._src.passes.selection import Nearest
 from dbnorm_jax._src.places.disk import drive
@@ -30,7 +30,6 @@ from dbnorm_jax._src.places.disk.rows import (
     check_same_dimension,
     of_prepared,
     on_device,
-    wait_for,
 )
 
 
@@ -46,6 +45,10 @@ class Passes(NamedTuple):
     def check(self) -> None:
         """Raises for what can be known to be wrong before anything is read."""
         drive.check_repeatable(self.queries, self.gallery)
+        self.check_correction()
+
+    def check_correction(self) -> None:
+        """Raises for a correction of another gallery, once the length of this one is known."""
         if self.correction is not None and self.gallery.num_rows is not None:
             check_streamed(self.correction, self.gallery.num_rows)
 
@@ -62,25 +65,13 @@ class Passes(NamedTuple):
                 rows, mixtures
             )
 
-        return self._passed(begin, (search.by_list(offsets), None), hashed=hashed)
+        return self.through(begin, (search.by_list(offsets), None), hashed=hashed)
 
-    def _passed(self, begin: Begin, own: Any, *, hashed: bool = False) -> Any:
+    def through(self, begin: Begin, own: Any, *, hashed: bool = False) -> Any:
         """The outputs of one pass over the gallery."""
         outputs = drive.through(begin, self.gallery, own, hashed=hashed)
-        if self.correction is not None:
-            assert self.gallery.num_rows is not None
-            check_streamed(self.correction, self.gallery.num_rows)
+        self.check_correction()
         return outputs
-
-    def items(self) -> Iterator[sweep.Items]:
-        """The gallery's blocks on the device."""
-        for block in self.gallery.read():
-            check_same_dimension(self.queries, self.gallery)
-            rows = on_device(block, self.similarity_fn)
-            yield sweep.Items(rows, None, block.valid, jnp.asarray(block.start, jnp.int32))
-        assert self.gallery.num_rows is not None
-        if self.correction is not None:
-            check_streamed(self.correction, self.gallery.num_rows)
 
     def dtype(self, rows: jax.Array, items: Any, offsets: jax.Array | None) -> jnp.dtype:
         """Of the scores."""
@@ -142,8 +133,8 @@ def rank_blocks(
         vectors = _vectors(passes, np.asarray(own))
 
         def lists(offsets: Any, mixtures: Any) -> tuple[jax.Array, jax.Array]:
-            counts = _counted(passes, rows, own, vectors, offsets, mixtures, share)  # noqa: B023
-            return counts.ahead, counts.nearest.indices[:, 0, 0]
+            ahead, first = _counted(passes, rows, own, vectors, offsets, mixtures, share)  # noqa: B023
+            return ahead, first.indices
 
         ahead = passes.over_gates(lists, rows)
         assert passes.gallery.dtype is not None
@@ -154,13 +145,14 @@ def rank_blocks(
 def _vectors(passes: Passes, right: Array) -> Array:
     """[num_queries, num_right, dim] embeddings of the right items; zero where there is none."""
     vectors = None
-    for items in passes.items():
-        rows = np.asarray(items.vectors)
+    for block in passes.gallery.read():
+        check_same_dimension(passes.queries, passes.gallery)
+        rows = np.asarray(on_device(block, passes.similarity_fn))
         if vectors is None:
             vectors = np.zeros((*right.shape, rows.shape[1]), rows.dtype)
-        start = int(items.start)
-        inside = (right >= start) & (right < start + len(rows))
-        vectors[inside] = rows[right[inside] - start]
+        inside = (right >= block.start) & (right < block.stop)
+        vectors[inside] = rows[right[inside] - block.start]
+    passes.check_correction()
     assert vectors is not None
     assert passes.gallery.num_rows is not None
     last = int(right.max(initial=-1))
@@ -180,54 +172,25 @@ def _counted(
     offsets: jax.Array | None,
     mixtures: jax.Array | None,
     share: float,
-) -> Counts:
+) -> tuple[jax.Array, Nearest]:
+    """What `counts_pass` says of a block of queries."""
     similarity_fn = of_prepared(passes.similarity_fn)
     num_lists = search.count_lists(offsets, mixtures)
     dtype = passes.dtype(rows, vectors.dtype, offsets)
     best = jnp.full((len(rows), num_lists), -jnp.inf, dtype)
     for place in range(vectors.shape[1]):
-        best = _best_right(
-            best,
-            rows,
-            jnp.asarray(vectors[:, place]),
-            right[:, place],
-            offsets,
-            mixtures,
-            similarity_fn=similarity_fn,
-        )
-    asked = Asked(rows, right, best, mixtures)
-    counts = start_counts(len(rows), num_lists, dtype)
-    for items in passes.items():
-        wait_for(counts)
-        counts = _add_counts(
-            counts,
-            asked,
-            items,
-            offsets,
-            share=share,
-            similarity_fn=similarity_fn,
-            chunk_size=passes.chunk_size,
-        )
-    return counts
+        own, items = right[:, place], jnp.asarray(vectors[:, place])
+        best = _best_right(best, rows, items, own, offsets, mixtures, similarity_fn=similarity_fn)
+    made = Made(
+        counts_pass,
+        (search.Scoring(similarity_fn, dtype), num_lists, share),
+        drive.tiling(passes.similarity_fn, dtype, passes.chunk_size),
+    )
+    asking = sweep.Rows(rows, _ask(rows, right, best, mixtures))
+    return passes.through(lambda _: (made, asking), search.by_list(offsets))
 
 
-def _of_items(
-    rows: jax.Array, items: sweep.Items, offsets: jax.Array | None, mixtures: jax.Array | None
-) -> tuple[jax.Array | None, jax.Array | None]:
-    """The offsets of a block of items, any on its padding, and the mixtures; as the scores."""
-    if offsets is None:
-        return None, None
-    dtype = numerics.accumulation_dtype(rows.dtype, items.vectors.dtype, offsets.dtype)
-    places = items.start + jnp.arange(len(items.vectors), dtype=jnp.int32)
-    own = offsets[jnp.minimum(places, len(offsets) - 1)].astype(dtype)
-    return own, None if mixtures is None else mixtures.astype(dtype)
-
-
-@functools.partial(jax.jit, static_argnames=("share", "similarity_fn", "chunk_size"))
-def _add_counts(counts: Counts, asked: Any, items: Any, offsets: Any, **static: Any) -> Counts:
-    own, mixtures = _of_items(asked.queries, items, offsets, asked.mixtures)
-    asked = asked._replace(mixtures=mixtures)
-    return add_counts(counts, asked, items, own, **static)
+_ask = jax.jit(ask)
 
 
 @functools.partial(jax.jit, static_argnames="similarity_fn")
