@@ -1,8 +1,7 @@
-"""The only chunk loop of the library: blocks of rows, tiles of similarities, nothing larger.
+"""The only chunk loop of the library: `scan_chunks` walks over the leading axis in blocks.
 
-`scan_chunks` walks over the leading axis of arrays in blocks. Nested, the outer one over bank items
-or queries and the inner one over the gallery, it holds one tile of similarities at a time; the
-computation inside is written for one row and `vmap`ped over the rows of a chunk.
+Nested by `sweep`, the outer one over rows and the inner one over items, it holds one tile of
+similarities at a time and nothing larger.
 
 Lengths need not divide: the last block is moved back to end where the array ends, so that nothing
 is padded or copied, and `fresh` marks the rows that no earlier block has held.
