@@ -143,11 +143,10 @@ def _influence(
             right,
             lists.T,
             None,
-            share=0.5,
             similarity_fn=similarity_fn,
             chunk_size=chunk_size,
         )
-        hit = ahead == 0
+        hit = ahead.above + ahead.level == 0
         if gated:
             hit = jnp.where(active[:, top_1.indices].T, hit[:, 2:], hit[:, 1:2])
         count = jnp.maximum(answered.sum(), 1).astype(dtype)

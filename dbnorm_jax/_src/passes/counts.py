@@ -29,8 +29,7 @@ from dbnorm_jax._src.passes.selection import Nearest, Offsets, add_tile, start_n
 from dbnorm_jax._src.passes.streaming import COLUMNS, Block, scan_chunks
 from dbnorm_jax._src.passes.sweep import Chunk, Items, Pass, Rows, Tile, Tiling, sweep
 
-# Share of the level items that count as above.
-_TIES = {"average": 0.5, "min": 0.0, "max": 1.0}
+TIES = ("average", "min", "max")
 # Above and at least are counted in one float32 sum, above as units and at least as multiples of
 # this: exact, as a tile has fewer columns and their product is below 2^24.
 _UNIT = 4096
@@ -44,12 +43,11 @@ def count_ahead(
     offsets: jax.Array | None,
     mixtures: jax.Array | None,
     *,
-    share: float,
     similarity_fn: SimilarityFn,
     chunk_size: int,
     valid: jax.Array | None = None,
     merge_best: Callable[[jax.Array], jax.Array] = lambda best: best,
-) -> tuple[jax.Array, Nearest]:
+) -> tuple["Ahead", Nearest]:
     """Counts the wrong items ahead of each query's best right item, in one pass.
 
     Args:
@@ -58,7 +56,6 @@ def count_ahead(
       relevant: [num_queries, num_right] int32 gallery rows, -1 for none.
       offsets: as in `nearest_items`.
       mixtures: as in `nearest_items`.
-      share: 0, 1/2 or 1, what an item counts that is level with the best right one.
       similarity_fn: the similarity.
       chunk_size: queries held at once.
       valid: optional [num_gallery] bool, False on padding.
@@ -66,8 +63,8 @@ def count_ahead(
         queries before others are compared with them.
 
     Returns:
-      [num_queries, num_lists] int32, twice the number ahead, and Nearest of [num_queries], the best
-      item of the first list.
+      Ahead of [num_queries, num_lists], and Nearest of [num_queries], the best item of the first
+      list.
     """
     # Counts are steps: they have no slope.
     queries, gallery, offsets, mixtures = lax.stop_gradient((queries, gallery, offsets, mixtures))
@@ -77,25 +74,64 @@ def count_ahead(
     def pick(column: jax.Array) -> tuple[jax.Array, Offsets]:
         return gallery[column], by_list(None if offsets is None else offsets[column])
 
-    def add_right(best: jax.Array, column: jax.Array) -> tuple[jax.Array, None]:
+    def add(best: Best, column: jax.Array) -> tuple[Best, None]:
         scores = _paired_scores(score, queries, column, mixtures, pick)
-        return jnp.where((column >= 0)[:, None], jnp.maximum(best, scores), best), None
+        return add_right(best, scores, column >= 0), None
 
-    best = jnp.full((queries.shape[0], num_lists), -jnp.inf, score.dtype)
-    best = numerics.varying_like(best, queries, relevant, mixtures, gallery, offsets)
-    best = merge_best(lax.scan(add_right, best, relevant.T)[0])
+    right = distinct(relevant)
+    best = start_best((queries.shape[0], num_lists), score.dtype)
+    best = numerics.varying_like(best, queries, right, mixtures, gallery, offsets)
+    best = lax.scan(add, best, right.T)[0]
+    merged = merge_best(best.scores)
+    best = Best(merged, jnp.where(best.scores == merged, best.level, 0))
     return sweep(
-        counts_pass(score, num_lists, share),
-        Rows(queries, ask(queries, relevant, best, mixtures)),
+        counts_pass(score, num_lists),
+        Rows(queries, ask(queries, right, best, mixtures)),
         Items(gallery, by_list(offsets), valid),
         Tiling(similarity_fn, score.dtype, chunk_size),
     ).outputs
 
 
-class Counts(NamedTuple):
-    """Items counted ahead of the best right ones so far."""
+class Ahead(NamedTuple):
+    """Numbers of items [...] int32 ahead of the best right one, and level with it."""
 
-    ahead: jax.Array  # [num_queries, num_lists] int32, twice their number
+    above: jax.Array  # wrong items
+    level: jax.Array  # wrong items
+    right: jax.Array  # right items that are level, the best one included
+
+
+class Best(NamedTuple):
+    """The best right items so far."""
+
+    scores: jax.Array  # [num_queries, num_lists], -inf where there is none
+    level: jax.Array  # [num_queries, num_lists] int32, how many right items have this score
+
+
+def start_best(shape: tuple[int, ...], dtype: jnp.dtype) -> Best:
+    """Of no right items."""
+    return Best(jnp.full(shape, -jnp.inf, dtype), jnp.zeros(shape, jnp.int32))
+
+
+def add_right(best: Best, scores: jax.Array, there: jax.Array) -> Best:
+    """Adds the scores [num_queries, num_lists] of one right item of each query that has one."""
+    scores = jnp.where(there[:, None], scores, -jnp.inf)
+    level = best.level + (scores == best.scores).astype(jnp.int32)
+    higher = scores > best.scores
+    return Best(jnp.where(higher, scores, best.scores), jnp.where(higher, 1, level))
+
+
+def distinct(right: jax.Array) -> jax.Array:
+    """[num_queries, num_right] int32 gallery rows, each once, -1 in place of what repeats one."""
+    right = jnp.sort(right, axis=1)
+    again = jnp.pad(right[:, 1:] == right[:, :-1], ((0, 0), (1, 0)))
+    return jnp.where(again, -1, right)
+
+
+class Counts(NamedTuple):
+    """Wrong items counted so far."""
+
+    above: jax.Array  # [num_queries, num_lists] int32
+    level: jax.Array  # [num_queries, num_lists] int32
     nearest: Nearest  # [num_queries, 1, 1] of the first list
 
 
@@ -103,24 +139,22 @@ class Asked(NamedTuple):
     """What goes with queries."""
 
     right: jax.Array  # [num_queries, num_right] int32 gallery rows, each once, -1 for none
-    best: jax.Array  # [num_queries, num_lists] scores of the best right items
+    best: Best
     norms: jax.Array  # [num_queries]
     mixtures: jax.Array | None
 
 
-def ask(queries: jax.Array, right: jax.Array, best: jax.Array, mixtures: jax.Array | None) -> Asked:
-    """What goes with queries of these right items, which may be repeated."""
-    right = jnp.sort(right, axis=1)
-    again = jnp.pad(right[:, 1:] == right[:, :-1], ((0, 0), (1, 0)))
-    return Asked(jnp.where(again, -1, right), best, similarity.norms(queries), mixtures)
+def ask(queries: jax.Array, right: jax.Array, best: Best, mixtures: jax.Array | None) -> Asked:
+    """What goes with queries of these right items, none of them repeated."""
+    return Asked(right, best, similarity.norms(queries), mixtures)
 
 
-def counts_pass(score: Scoring, num_lists: int, share: float) -> Pass:
-    """Outputs (twice the number ahead, Nearest); rows own what they ask, items their offsets."""
+def counts_pass(score: Scoring, num_lists: int) -> Pass:
+    """Outputs (Ahead, Nearest); rows own what they ask, items their offsets."""
 
     def start(rows: Chunk) -> Counts:
-        ahead = jnp.zeros((rows.size, num_lists), jnp.int32)
-        return Counts(ahead, start_nearest((rows.size, 1, 1), score.dtype))
+        none = jnp.zeros((rows.size, num_lists), jnp.int32)
+        return Counts(none, none, start_nearest((rows.size, 1, 1), score.dtype))
 
     def add(counts: Counts, _: None, tile: Tile) -> tuple[Counts, None]:
         right, best, norms, mixtures = tile.rows.own
@@ -142,15 +176,16 @@ def counts_pass(score: Scoring, num_lists: int, share: float) -> Pass:
             left,
             jnp.where(inside, column, num_items),
             tile.valid,
-            best,
-            score.rounding(norms, mixtures, tile.items, tile.own, similarities, best),
+            best.scores,
+            score.rounding(norms, mixtures, tile.items, tile.own, similarities, best.scores),
         )
         pairs = partial(_tile_pairs, score, tile.rows.vectors, mixtures, tile.items, tile.own)
-        return Counts(counts.ahead + _ahead_in_tile(scored, share, pairs), nearest), None
+        above, level = _ahead_in_tile(scored, pairs)
+        return Counts(counts.above + above, counts.level + level, nearest), None
 
-    def finish(total: None, counts: Counts, _: Chunk) -> tuple[None, tuple[jax.Array, Nearest]]:
+    def finish(total: None, counts: Counts, rows: Chunk) -> tuple[None, tuple[Ahead, Nearest]]:
         first = Nearest(*(part[:, 0, 0] for part in counts.nearest))
-        return total, (counts.ahead, first)
+        return total, (Ahead(counts.above, counts.level, rows.own.best.level), first)
 
     return Pass(add, start, finish)
 
@@ -207,18 +242,18 @@ class _Scored(NamedTuple):
 
 
 def _ahead_in_tile(
-    scored: _Scored, share: float, pairs: Callable[[jax.Array, jax.Array], jax.Array]
-) -> jax.Array:
-    """[num_rows, num_lists] int32, twice the number of wrong items ahead of the best right one.
+    scored: _Scored, pairs: Callable[[jax.Array, jax.Array], jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """[num_rows, num_lists] int32 wrong items above the best right one, and level with it.
 
     Args:
       scored: the tile.
-      share: what counts an item that is level.
       pairs: (row [num_pairs], column [num_pairs]) -> [num_pairs, num_lists] scores of their own.
     """
     counted = [_count(scored, place) for place in range(scored.best.shape[1])]
     above, near = (jnp.stack(part, axis=1) for part in zip(*counted, strict=True))
-    return 2 * above + _rescored(scored, near, share, pairs)
+    of_near, level = _rescored(scored, near, pairs)
+    return above + of_near, level
 
 
 def _count(scored: _Scored, place: int) -> tuple[jax.Array, jax.Array]:
@@ -260,15 +295,15 @@ def _count(scored: _Scored, place: int) -> tuple[jax.Array, jax.Array]:
 def _rescored(
     scored: _Scored,
     near: jax.Array,
-    share: float,
     pairs: Callable[[jax.Array, jax.Array], jax.Array],
-) -> jax.Array:
-    """[num_rows, num_lists] int32, twice what the near items count by scores of their own.
+) -> tuple[jax.Array, jax.Array]:
+    """[num_rows, num_lists] int32 near items above the best right one, and level with it.
+
+    By scores of their own.
 
     Args:
       scored: the tile.
       near: [num_rows, num_lists] int32, how many wrong items are near the best right one.
-      share: what counts an item that is level.
       pairs: as in `_ahead_in_tile`.
     """
     num_lists = near.shape[1]
@@ -293,32 +328,34 @@ def _rescored(
             is_near &= scored.valid[None]
         is_near = is_near.at[slot[:, None], scored.right[row]].set(False, mode="drop")
         column = jnp.argmax(is_near, axis=1).astype(jnp.int32)
-        halves = _ahead(pairs(row, column)[slot, place], best, share)
-        after = jnp.stack([number - 1, column, state[asked, 2] + halves], axis=1)
+        score = pairs(row, column)[slot, place]
+        found = [relation.astype(jnp.int32) for relation in (score > best, score == best)]
+        after = jnp.stack([number - 1, column, *found], axis=1)
+        after = after.at[:, 2:].add(state[asked, 2:])
         return state.at[jnp.where(number > 0, asked, near.size)].set(after, mode="drop")
 
-    # Of each row under each list: near items left, the last column looked at, twice those ahead.
+    # Of each row under each list: near items left, the last column looked at, above, level.
     nothing = jnp.zeros_like(near).reshape(-1)
-    start = jnp.stack([near.reshape(-1), nothing - 1, nothing], axis=1)
+    start = jnp.stack([near.reshape(-1), nothing - 1, nothing, nothing], axis=1)
     start = numerics.varying_like(start, scored)
     state = lax.while_loop(lambda state: (state[:, 0] > 0).any(), rescore_next, start)
-    return state[:, 2].reshape(near.shape)
+    return state[:, 2].reshape(near.shape), state[:, 3].reshape(near.shape)
 
 
-def _ahead(scores: jax.Array, best: jax.Array, share: float) -> jax.Array:
-    """int32, 2 where a score is above the best right one, 2 share where it is level."""
-    above, at_least = ((array).astype(jnp.int32) for array in (scores > best, scores >= best))
-    return round(2 - 2 * share) * above + round(2 * share) * at_least
+def rank(ahead: Ahead, answered: jax.Array, dtype: jnp.dtype, ties: str) -> jax.Array:
+    """1 + the wrong items ahead, +inf where nothing is right.
+
+    In a random order of w wrong and r right items that are level, each wrong one stands before all
+    right ones with probability 1 / (r + 1): it is the first of r + 1.
+    """
+    dtype = numerics.accumulation_dtype(dtype)
+    above, level, right = (part.astype(dtype) for part in ahead)
+    before = {"average": level / (right + 1), "min": jnp.zeros_like(level), "max": level}[ties]
+    return jnp.where(answered, 1 + above + before, jnp.inf)
 
 
-def rank(twice_ahead: jax.Array, answered: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """1 + the items ahead, NaN where there is no right one."""
-    rank = 1 + twice_ahead.astype(numerics.accumulation_dtype(dtype)) / 2
-    return jnp.where(answered, rank, jnp.nan)
-
-
-def share_of_ties(ties: str) -> float:
+def check_ties(ties: str) -> str:
     """What `ties` says, checked."""
-    if ties not in _TIES:
-        raise ValueError(f"`ties` must be one of {sorted(_TIES)}, got {ties!r}")
-    return _TIES[ties]
+    if ties not in TIES:
+        raise ValueError(f"`ties` must be one of {sorted(TIES)}, got {ties!r}")
+    return ties

@@ -1,9 +1,11 @@
 """Retrieval metrics: the rank of each query's best right item, and numbers made from ranks.
 
-    rank(q) = 1 + wrong items strictly above the best right item + half of those level with it
+    rank(q) = 1 + wrong items above the best right one + wrong items level with it / (r + 1)
 
-Ranks come from counting, not sorting, and ties are averaged, so that a constant matrix scores what
-chance would. Which items are right is given as
+where r right items have that score, the best one included. Ranks come from counting, not sorting.
+This is the expectation over all orders of tied items: a constant matrix has the mean rank, and the
+mean average precision, of chance.
+Which items are right is given as
 
     an int array [num_queries]          one right item per query, -1 for none
     an int array [num_queries, most]    several, padded with -1
@@ -14,7 +16,7 @@ Dtype and shape tell them apart: what has the shape of the scores must be bool. 
 shape are refused, because 0 and 1 there would name gallery rows: `.astype(bool)` makes them a bool
 matrix, one more column of -1 makes them lists of rows.
 
-Queries without a right item have rank NaN and are left out of the numbers. Recall is a fraction.
+Queries without a right item have rank +inf and are left out of the numbers. Recall is a fraction.
 
     >>> from dbnorm_jax import metrics
     >>> import jax.numpy as jnp
@@ -45,12 +47,13 @@ def ranks(scores: Any, relevant: Any, *, ties: str = "average", where: Any = Non
     Args:
       scores: [num_queries, num_gallery], higher is better; may hold infinities, not NaN.
       relevant: the right items, in one of the forms of this module.
-      ties: "average", "min" (ties broken in favour of the right item) or "max" (static).
+      ties: "average", the expectation over all orders; "min", all ties broken in favor of right
+        items, or "max", of wrong ones (static).
       where: optional bool mask [num_queries, num_gallery] of valid pairs; others do not exist,
         also right ones.
 
     Returns:
-      [num_queries] float, 1 = best; NaN for queries without a right item. Other right items never
+      [num_queries] float, 1 = best; +inf for queries without a right item. Other right items never
       count. Inside a caller's jit, where values cannot be checked, NaN ranks below every number.
 
     Raises:
@@ -66,7 +69,7 @@ def ranks(scores: Any, relevant: Any, *, ties: str = "average", where: Any = Non
       [1.5] [3.]
     """
     scores = _check_scores(scores)
-    share = counts.share_of_ties(ties)
+    ties = counts.check_ties(ties)
     right = relevance.as_matrix(relevant, scores.shape)
     if where is not None:
         where = checks.mask("where", where)
@@ -74,21 +77,19 @@ def ranks(scores: Any, relevant: Any, *, ties: str = "average", where: Any = Non
             raise ValueError(
                 f"`where` must have the shape of `scores` {scores.shape}, got {where.shape}"
             )
-    return _ranks(scores, right, where, share=share)
+    return _ranks(scores, right, where, ties=ties)
 
 
-@partial(jax.jit, static_argnames="share")
-def _ranks(
-    scores: jax.Array, right: jax.Array, where: jax.Array | None, *, share: float
-) -> jax.Array:
+@partial(jax.jit, static_argnames="ties")
+def _ranks(scores: jax.Array, right: jax.Array, where: jax.Array | None, *, ties: str) -> jax.Array:
     scores = numerics.below_every_number(scores)
     wrong = ~right
     if where is not None:
         right, wrong = right & where, wrong & where
     best = jnp.where(right, scores, -jnp.inf).max(axis=-1, keepdims=True)
-    above = ((scores > best) & wrong).sum(axis=-1, dtype=jnp.int32)
-    level = ((scores == best) & wrong).sum(axis=-1, dtype=jnp.int32)
-    return counts.rank(2 * above + round(2 * share) * level, right.any(axis=-1), scores.dtype)
+    counted = ((scores > best) & wrong, (scores == best) & wrong, (scores == best) & right)
+    ahead = counts.Ahead(*(items.sum(axis=-1, dtype=jnp.int32) for items in counted))
+    return counts.rank(ahead, right.any(axis=-1), scores.dtype, ties)
 
 
 def stream_ranks(
@@ -119,7 +120,7 @@ def stream_ranks(
       chunk_size: queries held at once (static).
 
     Returns:
-      [num_queries] float, 1 = best; NaN for queries without a right item.
+      [num_queries] float, 1 = best; +inf for queries without a right item.
 
     Raises:
       ValueError: empty, non-finite or mismatched embeddings, right items out of range, a correction
@@ -147,55 +148,55 @@ def stream_ranks(
         gallery,
         right,
         correction,
-        share=counts.share_of_ties(ties),
+        ties=counts.check_ties(ties),
         similarity_fn=similarity_fn,
         chunk_size=chunk_size,
     )
 
 
-@partial(jax.jit, static_argnames=("share", "similarity_fn", "chunk_size"))
+@partial(jax.jit, static_argnames=("ties", "similarity_fn", "chunk_size"))
 def _stream_ranks(
     queries: jax.Array,
     gallery: jax.Array,
     right: jax.Array,
     correction: Correction | None,
     *,
-    share: float,
+    ties: str,
     similarity_fn: SimilarityFn,
     chunk_size: int,
 ) -> jax.Array:
     options: Any = {"similarity_fn": similarity_fn, "chunk_size": chunk_size}
 
-    def count(offsets: jax.Array | None, mixtures: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        ahead, nearest = counts.count_ahead(
-            queries, gallery, right, offsets, mixtures, share=share, **options
-        )
+    def count(
+        offsets: jax.Array | None, mixtures: jax.Array | None
+    ) -> tuple[counts.Ahead, jax.Array]:
+        ahead, nearest = counts.count_ahead(queries, gallery, right, offsets, mixtures, **options)
         return ahead, nearest.indices
 
     top_1 = partial(raw_first, queries, gallery, **options)
     dtype = numerics.accumulation_dtype(queries.dtype, gallery.dtype)
     ahead = over_gates(count, top_1, correction, dtype)
-    return counts.rank(ahead, (right >= 0).any(axis=1), dtype)
+    return counts.rank(ahead, (right >= 0).any(axis=1), dtype, ties)
 
 
 def recall_at(ranks: Any, k: float) -> jax.Array:
     """R@k, the share of queries with rank <= k, in [0, 1].
 
     Args:
-      ranks: [...] float ranks, NaN = left out.
+      ranks: [...] float ranks, +inf = left out.
       k: the cut-off, >= 1.
 
     Returns:
       Scalar; NaN when no query counts.
 
     Raises:
-      ValueError: k < 1.
+      ValueError: k < 1, ranks that hold NaN.
       TypeError: ranks that are not floating point, k that is no number.
 
     Examples:
       >>> from dbnorm_jax import metrics
       >>> import jax.numpy as jnp
-      >>> print(metrics.recall_at(jnp.array([1.0, 3.0, 2.0, 9.0, jnp.nan]), 2))
+      >>> print(metrics.recall_at(jnp.array([1.0, 3.0, 2.0, 9.0, jnp.inf]), 2))
       0.5
     """
     ranks = _check_ranks(ranks)
@@ -204,14 +205,14 @@ def recall_at(ranks: Any, k: float) -> jax.Array:
 
 @jax.jit
 def _recall_at(ranks: jax.Array, k: jax.Array) -> jax.Array:
-    return jnp.nanmean(jnp.where(jnp.isnan(ranks), jnp.nan, (ranks <= k).astype(ranks.dtype)))
+    return _mean((ranks <= k).astype(ranks.dtype), ranks < jnp.inf)
 
 
 def median_rank(ranks: Any) -> jax.Array:
     """MdR, the median rank, at least 1.
 
     Args:
-      ranks: [...] float ranks, NaN = left out.
+      ranks: [...] float ranks, +inf = left out.
 
     Returns:
       Scalar; NaN when no query counts.
@@ -223,14 +224,22 @@ def median_rank(ranks: Any) -> jax.Array:
       3.0
     """
     ranks = _check_ranks(ranks)
-    return jnp.nanmedian(ranks) if ranks.size else jnp.asarray(jnp.nan, ranks.dtype)
+    return _median(ranks.reshape(-1))
+
+
+@jax.jit
+def _median(ranks: jax.Array) -> jax.Array:
+    count = (ranks < jnp.inf).sum(dtype=jnp.int32)
+    ranks = jnp.sort(jnp.append(ranks, jnp.inf))  # those left out stand last
+    middle = (ranks[jnp.maximum(count - 1, 0) // 2] + ranks[count // 2]) / 2
+    return jnp.where(count > 0, middle, jnp.nan)
 
 
 def mean_rank(ranks: Any) -> jax.Array:
     """MnR, the mean rank, at least 1.
 
     Args:
-      ranks: [...] float ranks, NaN = left out.
+      ranks: [...] float ranks, +inf = left out.
 
     Returns:
       Scalar; NaN when no query counts.
@@ -241,14 +250,15 @@ def mean_rank(ranks: Any) -> jax.Array:
       >>> print(metrics.mean_rank(jnp.array([1.0, 3.0, 20.0])))
       8.0
     """
-    return jnp.nanmean(_check_ranks(ranks))
+    ranks = _check_ranks(ranks)
+    return _mean(ranks, ranks < jnp.inf)
 
 
 def mean_reciprocal_rank(ranks: Any) -> jax.Array:
     """MRR, the mean of 1 / rank, in (0, 1].
 
     Args:
-      ranks: [...] float ranks, NaN = left out.
+      ranks: [...] float ranks, +inf = left out.
 
     Returns:
       Scalar; NaN when no query counts.
@@ -259,14 +269,15 @@ def mean_reciprocal_rank(ranks: Any) -> jax.Array:
       >>> print(metrics.mean_reciprocal_rank(jnp.array([1.0, 2.0, 4.0])).round(4))
       0.5833
     """
-    return jnp.nanmean(1 / _check_ranks(ranks))
+    ranks = _check_ranks(ranks)
+    return _mean(1 / ranks, ranks < jnp.inf)
 
 
 def geometric_mean_recall(ranks: Any, ks: Sequence[int] = (1, 5, 10)) -> jax.Array:
     """Geometric mean of R@k over several cut-offs, in [0, 1].
 
     Args:
-      ranks: [...] float ranks, NaN = left out.
+      ranks: [...] float ranks, +inf = left out.
       ks: the cut-offs.
 
     Returns:
@@ -288,8 +299,9 @@ def geometric_mean_recall(ranks: Any, ks: Sequence[int] = (1, 5, 10)) -> jax.Arr
 def mean_average_precision(scores: Any, relevant: Any) -> jax.Array:
     """mAP: the mean over queries of the mean over right items of precision at their rank.
 
-    `precision(i) = right_rank(i) / rank(i)`, both ranks with averaged ties, the first among the
-    right items alone.
+    The expectation over all orders of tied items, as in McSherry and Najork (ECIR 2008): of n level
+    items, r of them right, behind a items, b of them right, one at place i = a + 1 ... a + n is
+    right with probability r / n, its precision then (b + 1 + (i - a - 1)(r - 1)/(n - 1)) / i.
 
     Args:
       scores: [num_queries, num_gallery], higher is better; may hold infinities, not NaN.
@@ -317,26 +329,26 @@ def mean_average_precision(scores: Any, relevant: Any) -> jax.Array:
 @jax.jit
 def _mean_average_precision(scores: jax.Array, right: jax.Array) -> jax.Array:
     dtype = numerics.accumulation_dtype(scores.dtype)
-    scores = scores.astype(dtype)
-    largest = jnp.finfo(dtype).max  # type: ignore[no-untyped-call]
-
-    def average_rank(row: jax.Array, among: jax.Array) -> jax.Array:
-        ordered = jnp.sort(jnp.where(among, row, jnp.inf))  # those outside stand at the top
-        outside = (~among).sum(dtype=jnp.int32)
-        not_above = jnp.searchsorted(ordered, row, side="right")
-        below = jnp.searchsorted(ordered, row, side="left")
-        above = jnp.maximum(row.shape[0] - outside - not_above, 0).astype(dtype)
-        level = (not_above - below).astype(dtype)
-        return 1 + above + (level - 1) / 2
+    scores = numerics.below_every_number(scores)
+    places = 1 + jnp.arange(scores.shape[1], dtype=jnp.int32)
 
     def average_precision(row: jax.Array, right: jax.Array) -> jax.Array:
-        row = jnp.clip(numerics.below_every_number(row), max=largest)
-        precision = average_rank(row, right) / average_rank(row, jnp.ones_like(right))
-        count = right.sum()
-        total = jnp.where(right, precision, 0).sum()
-        return jnp.where(count > 0, total / jnp.maximum(count, 1).astype(dtype), jnp.nan)
+        order = jnp.argsort(-row)
+        row, right = row[order], right[order].astype(jnp.int32)
+        # Of each entry: where the run of those that are level begins, and how long it is.
+        first = jnp.searchsorted(-row, -row, side="left", method="sort")
+        level = jnp.searchsorted(-row, -row, side="right", method="sort") - first
+        until = jnp.cumsum(right)
+        before = (until - right)[first]
+        run = until[first + level - 1] - before
+        share = run.astype(dtype) / level.astype(dtype)
+        others = jnp.maximum(level - 1, 1).astype(dtype)
+        slope = jnp.maximum(run - 1, 0).astype(dtype) / others
+        earlier = (places - 1 - first).astype(dtype)
+        precision = ((before + 1).astype(dtype) + earlier * slope) / places.astype(dtype)
+        return (share * precision).sum() / jnp.maximum(right.sum(), 1).astype(dtype)
 
-    return jnp.nanmean(jax.vmap(average_precision)(scores, right))
+    return _mean(jax.vmap(average_precision)(scores, right), right.any(axis=1))
 
 
 def _check_scores(scores: Any) -> jax.Array:
@@ -349,12 +361,22 @@ def _check_scores(scores: Any) -> jax.Array:
     return checks.read_alike(scores)
 
 
-def _holds_nan(scores: Any) -> Any:
-    return ~(scores >= -np.inf).all()
+def _holds_nan(values: Any) -> Any:
+    return ~(values >= -np.inf).all()
+
+
+@jax.jit
+def _mean(values: jax.Array, counted: jax.Array) -> jax.Array:
+    """Of those that are counted; NaN where none is."""
+    count = counted.sum(dtype=jnp.int32)
+    total = jnp.where(counted, values, 0).sum()
+    return jnp.where(count > 0, total / jnp.maximum(count, 1).astype(values.dtype), jnp.nan)
 
 
 def _check_ranks(ranks: Any) -> jax.Array:
     ranks = checks.floating("ranks", ranks, finite=False)
+    if checks.found(_holds_nan, ranks):
+        raise ValueError("`ranks` must not hold NaN: queries without a right item have rank +inf")
     return ranks.astype(numerics.accumulation_dtype(ranks.dtype))
 
 

@@ -22,7 +22,7 @@ from jax import lax
 
 from dbnorm_jax._src.core import numerics
 from dbnorm_jax._src.core.similarity import SimilarityFn, tile
-from dbnorm_jax._src.passes import selection
+from dbnorm_jax._src.passes import counts, selection
 from dbnorm_jax._src.tuning.grid import Candidates
 
 # Bank rows per block.
@@ -115,7 +115,7 @@ def statistics(
 
         seen = jnp.where(valid, similarities, -jnp.inf)
         best = jnp.where(valid.any(axis=1), seen.argmax(axis=1), num_columns)
-        counts = jnp.zeros(num_columns, jnp.int32).at[best].add(1, mode="drop")
+        occurrence = jnp.zeros(num_columns, jnp.int32).at[best].add(1, mode="drop")
         largest = carry.largest
         if k:
             here = selection.largest_of_columns(jnp.where(valid, similarities, jnp.nan), k)
@@ -127,7 +127,7 @@ def statistics(
                 numerics.log_add(carry.log_normalizer[part], log_normalizer)
             ),
             carry.mass.at[part].add(jnp.where(valid, weights[:, None], 0).sum(axis=0)),
-            carry.k_occurrence.at[part].add(counts),
+            carry.k_occurrence.at[part].add(occurrence),
             largest,
         ), None
 
@@ -226,7 +226,7 @@ def ranks(
     active: jax.Array,
     terms: Terms,
 ) -> tuple[jax.Array, jax.Array]:
-    """Rank of each query's best right column under every candidate, ties averaged.
+    """Rank of each query's best right column under every candidate, as `metrics.ranks`.
 
     Args:
       similarities: [num_queries, columns].
@@ -237,9 +237,10 @@ def ranks(
       terms: the candidates.
 
     Returns:
-      [num_candidates, num_queries] float, NaN for queries without a right column; and the gates,
+      [num_candidates, num_queries] float, +inf for queries without a right column; and the gates,
       [2, num_queries] bool.
     """
+    right = counts.distinct(right)
     num_columns = similarities.shape[1]
     places = lax.iota(jnp.int32, num_columns)
     is_right = (right[:, :, None] == places[None, None]).any(axis=1)
@@ -259,15 +260,14 @@ def ranks(
                 first, second = first[None], second[None]
             return on[0][:, None] * first + on[1][:, None] * second
 
-        best = jnp.where(right >= 0, own - offset(jnp.maximum(right, 0)), -jnp.inf)
-        best = best.max(axis=1, keepdims=True)
+        of_right = jnp.where(right >= 0, own - offset(jnp.maximum(right, 0)), -jnp.inf)
+        best = of_right.max(axis=1, keepdims=True)
         scores = wrong - offset(slice(None))
-        halves = (scores > best).astype(jnp.int32) + (scores >= best).astype(jnp.int32)
-        return halves.sum(axis=1)
+        counted = (scores > best, scores == best, of_right == best)
+        ahead = counts.Ahead(*(items.sum(axis=1, dtype=jnp.int32) for items in counted))
+        return counts.rank(ahead, answered, similarities.dtype, "average")
 
-    halves = lax.map(rank, terms)
-    ranks = jnp.where(answered[None], 1 + halves.astype(similarities.dtype) / 2, jnp.nan)
-    return ranks, gates
+    return lax.map(rank, terms), gates
 
 
 @partial(jax.jit, static_argnames="similarity_fn")

@@ -293,7 +293,7 @@ def ranks(
       block_size: rows read at once; results do not depend on it beyond rounding.
 
     Returns:
-      NumPy [num_queries] float, 1 = best; NaN for queries without a right item.
+      NumPy [num_queries] float, 1 = best; +inf for queries without a right item.
 
     Raises:
       ValueError: as `metrics.stream_ranks`; an iterator for the gallery.
@@ -306,7 +306,7 @@ def ranks(
       [2.]
     """
     passes = _passes(queries, gallery, correction, Settings(similarity_fn, chunk_size, block_size))
-    share = counts.share_of_ties(ties)
+    ties = counts.check_ties(ties)
     num_queries, num_gallery = passes.queries.num_rows, passes.gallery.num_rows
     is_array = not isinstance(relevant, tuple)
     # Of an iterable the length is known, and compared, after its first pass.
@@ -322,11 +322,11 @@ def ranks(
     )
     right = np.asarray(relevance.as_rows(relevant, shape))
     found = []
-    for ahead, answered, dtype in search.rank_blocks(passes, right, share):
+    for ahead, answered, dtype in search.rank_blocks(passes, right):
         num_gallery = passes.gallery.num_rows
         if is_array and num_gallery is not None:
             relevance.check_matrix(relevant, (len(right), num_gallery))
-        found.append(np.asarray(counts.rank(jnp.asarray(ahead), jnp.asarray(answered), dtype)))
+        found.append(np.asarray(counts.rank(ahead, jnp.asarray(answered), dtype, ties)))
     total = np.concatenate(found)
     if len(total) != len(right):
         raise ValueError(

@@ -18,7 +18,16 @@ from dbnorm_jax._src.core.similarity import SimilarityFn
 from dbnorm_jax._src.core.types import Correction, SearchResult
 from dbnorm_jax._src.passes import nearest as search
 from dbnorm_jax._src.passes import sweep
-from dbnorm_jax._src.passes.counts import ask, counts_pass, paired_scores
+from dbnorm_jax._src.passes.counts import (
+    Ahead,
+    Best,
+    add_right,
+    ask,
+    counts_pass,
+    distinct,
+    paired_scores,
+    start_best,
+)
 from dbnorm_jax._src.passes.gating import check_streamed, over_gates
 from dbnorm_jax._src.passes.selection import Nearest
 from dbnorm_jax._src.places.disk import drive
@@ -109,17 +118,12 @@ def top_k_blocks(
         yield block, SearchResult(*(part[: block.num_rows] for part in found))
 
 
-def rank_blocks(
-    passes: Passes, right: Array, share: float
-) -> Iterator[tuple[Array, Array, np.dtype[Any]]]:
-    """(twice the number of items ahead of each query's best right one, whether there is one).
-
-    And the dtype of the gallery.
+def rank_blocks(passes: Passes, right: Array) -> Iterator[tuple[Ahead, Array, np.dtype[Any]]]:
+    """(Ahead of [num_queries], whether each has a right item, dtype of the gallery) by blocks.
 
     Args:
       passes: over the gallery, two for each block of queries: one for the right items' vectors.
       right: [num_queries, num_right] int32 gallery rows, -1 for none.
-      share: 0, 1/2 or 1, what an item counts that is level with the best right one.
     """
     passes.gallery.check_repeatable("the right items are read first, then the others counted")
     for block in passes.queries.read():
@@ -129,17 +133,17 @@ def rank_blocks(
                 f"{block.stop}, got {len(right)}"
             )
         rows = on_device(block, passes.similarity_fn)
-        own = block.filled(right)
+        own = _distinct(block.filled(right))
         vectors = _vectors(passes, np.asarray(own))
 
-        def lists(offsets: Any, mixtures: Any) -> tuple[jax.Array, jax.Array]:
-            ahead, first = _counted(passes, rows, own, vectors, offsets, mixtures, share)  # noqa: B023
+        def lists(offsets: Any, mixtures: Any) -> tuple[Ahead, jax.Array]:
+            ahead, first = _counted(passes, rows, own, vectors, offsets, mixtures)  # noqa: B023
             return ahead, first.indices
 
         ahead = passes.over_gates(lists, rows)
         assert passes.gallery.dtype is not None
         answered: Array = np.any(right[block.start : block.stop] >= 0, axis=1)
-        yield np.asarray(ahead)[: block.num_rows], answered, passes.gallery.dtype
+        yield Ahead(*(part[: block.num_rows] for part in ahead)), answered, passes.gallery.dtype
 
 
 def _vectors(passes: Passes, right: Array) -> Array:
@@ -171,31 +175,30 @@ def _counted(
     vectors: Array,
     offsets: jax.Array | None,
     mixtures: jax.Array | None,
-    share: float,
-) -> tuple[jax.Array, Nearest]:
+) -> tuple[Ahead, Nearest]:
     """What `counts_pass` says of a block of queries."""
     similarity_fn = of_prepared(passes.similarity_fn)
     num_lists = search.count_lists(offsets, mixtures)
     dtype = passes.dtype(rows, vectors.dtype, offsets)
-    best = jnp.full((len(rows), num_lists), -jnp.inf, dtype)
+    best = start_best((len(rows), num_lists), dtype)
     for place in range(vectors.shape[1]):
         own, items = right[:, place], jnp.asarray(vectors[:, place])
         best = _best_right(best, rows, items, own, offsets, mixtures, similarity_fn=similarity_fn)
     made = Made(
         counts_pass,
-        (search.Scoring(similarity_fn, dtype), num_lists, share),
+        (search.Scoring(similarity_fn, dtype), num_lists),
         drive.tiling(passes.similarity_fn, dtype, passes.chunk_size),
     )
     asking = sweep.Rows(rows, _ask(rows, right, best, mixtures))
     return passes.through(lambda _: (made, asking), search.by_list(offsets))
 
 
-_ask = jax.jit(ask)
+_ask, _distinct = jax.jit(ask), jax.jit(distinct)
 
 
 @functools.partial(jax.jit, static_argnames="similarity_fn")
 def _best_right(
-    best: jax.Array,
+    best: Best,
     rows: jax.Array,
     vectors: jax.Array,
     right: jax.Array,
@@ -203,9 +206,10 @@ def _best_right(
     mixtures: jax.Array | None,
     *,
     similarity_fn: SimilarityFn,
-) -> jax.Array:
+) -> Best:
     if offsets is not None:
-        offsets = offsets[right].astype(best.dtype)
-        mixtures = None if mixtures is None else mixtures.astype(best.dtype)
+        dtype = best.scores.dtype
+        offsets = offsets[right].astype(dtype)
+        mixtures = None if mixtures is None else mixtures.astype(dtype)
     scores = paired_scores(rows, vectors, offsets, mixtures, similarity_fn=similarity_fn)
-    return jnp.where((right >= 0)[:, None], jnp.maximum(best, scores), best)
+    return add_right(best, scores, right >= 0)

@@ -175,7 +175,7 @@ def _nearest(
     return nearest_items(queries, gallery, offsets, mixtures, **options)
 
 
-@partial(jax.jit, static_argnames=("split", "share"))
+@partial(jax.jit, static_argnames=("split", "ties"))
 def ranks(
     queries: jax.Array,
     gallery: jax.Array,
@@ -183,7 +183,7 @@ def ranks(
     correction: Correction | None,
     *,
     split: Split,
-    share: float,
+    ties: str,
 ) -> jax.Array:
     """Ranks in a gallery split over devices; `right` [num_rows, most] is padded with -1."""
     items = split.items
@@ -193,14 +193,13 @@ def ranks(
         own = items.local(right)
         own = jnp.where((right >= 0) & (own < items.size), own, -1)
 
-        def count(offsets: Any, mixtures: Any) -> tuple[jax.Array, jax.Array]:
+        def count(offsets: Any, mixtures: Any) -> tuple[counts.Ahead, jax.Array]:
             ahead, nearest = counts.count_ahead(
                 queries,
                 gallery,
                 own,
                 offsets,
                 mixtures,
-                share=share,
                 valid=items.valid,
                 merge_best=items.maximum,
                 **split.options,
@@ -210,8 +209,9 @@ def ranks(
         def top_1() -> jax.Array:
             return _first(_nearest(queries, gallery, split, 1), items)
 
-        ahead = items.sum(over_gates(count, top_1, correction, dtype, items.take))
-        return counts.rank(ahead, (right >= 0).any(axis=1), dtype)
+        ahead = over_gates(count, top_1, correction, dtype, items.take)
+        ahead = jax.tree.map(items.sum, ahead)
+        return counts.rank(ahead, (right >= 0).any(axis=1), dtype, ties)
 
     rows = P(split.rows.axis)
     specs = (rows, P(items.axis), rows, P(None, items.axis))

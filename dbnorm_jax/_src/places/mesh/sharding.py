@@ -272,7 +272,7 @@ def ranks(
       chunk_size: queries held at once on a device (static).
 
     Returns:
-      [num_queries] float, 1 = best; NaN for queries without a right item. Split over `bank_axis`
+      [num_queries] float, 1 = best; +inf for queries without a right item. Split over `bank_axis`
       where its size divides num_queries, else a copy on every device.
 
     Raises:
@@ -299,7 +299,7 @@ def ranks(
         layout.split(right, placement, placement.bank, fill=-1),
         _split_correction(correction, placement, split.num_gallery),
         split=split,
-        share=counts.share_of_ties(ties),
+        ties=counts.check_ties(ties),
     )
 
 
