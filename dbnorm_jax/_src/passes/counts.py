@@ -330,8 +330,9 @@ def _rescored(
         return state.at[jnp.where(number > 0, asked, near.size)].set(after, mode="drop")
 
     # Of each row under each list: near items left, the last column looked at, twice those ahead.
-    start = jnp.stack([near.reshape(-1), jnp.full(near.size, -1), jnp.zeros(near.size)], axis=1)
-    start = numerics.varying_like(start.astype(jnp.int32), scored)
+    nothing = jnp.zeros_like(near).reshape(-1)
+    start = jnp.stack([near.reshape(-1), nothing - 1, nothing], axis=1)
+    start = numerics.varying_like(start, scored)
     state = lax.while_loop(lambda state: (state[:, 0] > 0).any(), rescore_next, start)
     return state[:, 2].reshape(near.shape)
 
