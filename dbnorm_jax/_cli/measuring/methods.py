@@ -44,7 +44,10 @@ _OTHERS = {
     "raw": Row("raw", "", "", "", lambda _: None, needs=()),
     "auto": Row("auto", "auto", "this library", "", _auto, needs=(table.VECTORS,), gives=CHOICE),
     "published": Row(
-        *("DualDIS (published)", "published_scores", "the released code", ""),
+        "DualDIS (published)",
+        "published_scores",
+        "the released code",
+        "",
         _published,
         (table.BETA_QUERY, table.BETA_GALLERY),
         (table.QUERY_BANK, table.GALLERY_BANK),
@@ -140,12 +143,11 @@ def make_method(
     """One method; `parameters` stand before the betas given for all."""
     defaults = KINDS[kind].defaults
     given: dict[str, float | None] = {"beta_query": beta_query, "beta_gallery": beta_gallery}
-    values = {
+    values: dict[str, Any] = {
         name: parameters.get(name, given.get(name, value)) for name, value in defaults.items()
     }
     query, gallery = (values.pop(name, None) for name in _BETAS)
-    options = tuple((name, value) for name, value in values.items() if value is not None)
-    return Method(kind, query, gallery, options)
+    return Method(kind, query, gallery, tuple(values.items()))
 
 
 class Wish(NamedTuple):

@@ -143,18 +143,14 @@ class Row:
         return TEST_QUERIES in self.needs
 
 
-def _weighted(fitted: Correction, weight: Any) -> Correction:
-    return fitted if weight is None else Correction(weight * fitted.bias, fitted.active)
+def _single(normalizer: Callable[..., Correction], k: int) -> Callable[..., Correction]:
+    def fit(source: Source, *, beta_query: Any, weight_query: Any = None) -> Correction:
+        fitted = normalizer(source.statistics("query", beta_query, k))
+        if weight_query is None:
+            return fitted
+        return Correction(weight_query * fitted.bias, fitted.active)
 
-
-def _inverted_softmax(source: Source, *, beta_query: Any, weight_query: Any = None) -> Correction:
-    fitted = balance.inverted_softmax(source.statistics("query", beta_query, 0))
-    return _weighted(fitted, weight_query)
-
-
-def _dynamic(source: Source, *, beta_query: Any, weight_query: Any = None) -> Correction:
-    fitted = balance.dynamic_inverted_softmax(source.statistics("query", beta_query, 1))
-    return _weighted(fitted, weight_query)
+    return fit
 
 
 def _dual(normalizer: Callable[..., Correction], k: int) -> Callable[..., Correction]:
@@ -193,24 +189,15 @@ def _distribution(source: WholeSource, *, weight: Any) -> Correction:
     return means.distribution_normalization(mean, source.rows("gallery"), weight=weight)
 
 
-def _sinkhorn(source: WholeSource, *, temperature: Any, iterations: int) -> Correction:
-    options = {"temperature": temperature, "num_iterations": iterations}
-    if source.embedded:
-        banks = source.rows("query bank"), source.rows("gallery")
+def _sinkhorn(*parts: str) -> Callable[..., Correction]:
+    def fit(source: WholeSource, *, temperature: Any, iterations: int) -> Correction:
+        options = {"temperature": temperature, "num_iterations": iterations}
+        if not source.embedded:
+            return transport.sinkhorn_normalization(source.similarities("query bank"), **options)
         options["similarity_fn"] = source.similarity_fn
-        return transport.stream_sinkhorn_normalization(*banks, **options)
-    return transport.sinkhorn_normalization(source.similarities("query bank"), **options)
+        return transport.stream_sinkhorn_normalization(*map(source.rows, parts), **options)
 
-
-def _dual_bank_sinkhorn(source: WholeSource, *, temperature: Any, iterations: int) -> Correction:
-    return transport.stream_sinkhorn_normalization(
-        source.rows("query bank"),
-        source.rows("gallery"),
-        source.rows("gallery bank"),
-        temperature=temperature,
-        num_iterations=iterations,
-        similarity_fn=source.similarity_fn,
-    )
+    return fit
 
 
 def _hubless(source: WholeSource, *, temperature: Any, iterations: int) -> Correction:
@@ -228,7 +215,7 @@ def _moved(
     source: WholeSource, *, query_rate: Any, gallery_rate: Any, pool: float | None = None
 ) -> jax.Array:
     return vectors.inverse_graph_convolution(
-        *(source.rows(part) for part in ("gallery", "query bank", "gallery bank")),
+        *map(source.rows, ("gallery", "query bank", "gallery bank")),
         query_rate=query_rate,
         gallery_rate=gallery_rate,
         pool_rate=pool,
@@ -245,38 +232,21 @@ def _dual_softmax(source: WholeSource, *, temperature: Any) -> Rescore:
     return lambda _, places: scores[places]
 
 
-# Distances: queries are judged by the gallery, gallery items by the query bank.
+def _rescaled(rescale: Callable[..., jax.Array], **fixed: Any) -> Callable[..., Rescore]:
+    """Queries are judged by the gallery, gallery items by the query bank."""
 
-
-def _gaussian_proximity(source: WholeSource) -> Rescore:
-    bank = source.distances(source.similarities("query bank"))
-
-    def rescore(rows: jax.Array, _: slice) -> jax.Array:
-        distances = source.distances(rows)
-        return -rescaling.mutual_proximity(distances, distances, bank)
-
-    return rescore
-
-
-def _empiric_proximity(source: WholeSource) -> Rescore:
-    bank = source.distances(source.similarities("query bank"))
-
-    def rescore(rows: jax.Array, places: slice) -> jax.Array:  # both ends by the same objects
-        to_bank = source.similarity_fn(source.rows("queries")[places], source.rows("query bank"))
-        return -rescaling.mutual_proximity(
-            source.distances(rows), source.distances(to_bank), bank, method="empiric"
-        )
-
-    return rescore
-
-
-def _scaled(rescale: Callable[..., jax.Array]) -> Callable[..., Rescore]:
-    def fit(source: WholeSource, *, k: int) -> Rescore:
+    def fit(source: WholeSource, **parameters: Any) -> Rescore:
         bank = source.distances(source.similarities("query bank"))
+        options = fixed | {name: min(k, *bank.shape) for name, k in parameters.items()}
 
-        def rescore(rows: jax.Array, _: slice) -> jax.Array:
-            distances = source.distances(rows)
-            return -rescale(distances, distances, bank, k=min(k, *bank.shape))
+        def rescore(rows: jax.Array, places: slice) -> jax.Array:
+            distances = of_query = source.distances(rows)
+            if fixed:  # "empiric": both ends are judged by the same objects
+                queries = source.rows("queries")[places]
+                of_query = source.distances(
+                    source.similarity_fn(queries, source.rows("query bank"))
+                )
+            return -rescale(distances, of_query, bank, **options)
 
         return rescore
 
@@ -286,11 +256,14 @@ def _scaled(rescale: Callable[..., jax.Array]) -> Callable[..., Rescore]:
 BETA_QUERY = Parameter("beta_query", 20.0, PER_SIMILARITY)
 BETA_GALLERY = Parameter("beta_gallery", 1.0, PER_SIMILARITY)
 _TEMPERATURE = Parameter("temperature", 0.05, SIMILARITY)
-_ITERATIONS = Parameter("iterations", 10, whole=True)
+_SINKHORN = (_TEMPERATURE, Parameter("iterations", 10, whole=True))
+_HUBLESS = (_TEMPERATURE, Parameter("iterations", 100, whole=True))
 _RATES = (Parameter("query_rate", 0.3), Parameter("gallery_rate", 0.1))
 _ONE = (BETA_QUERY, Parameter("weight_query", None))
-_TWO = (BETA_QUERY, BETA_GALLERY, *(Parameter(f"weight_{b}", None) for b in ("query", "gallery")))
+_TWO = (*_ONE[:1], BETA_GALLERY, *_ONE[1:], Parameter("weight_gallery", None))
 _NEAREST = (Parameter("k", 128, whole=True), Parameter("weight", 0.75))
+_TEN = (Parameter("k", 10, whole=True),)
+
 _BOTH = (QUERY_BANK, GALLERY_BANK)
 _MATRIX = (QUERY_BANK, WHOLE)
 _RESCALED = (QUERY_BANK, VECTORS, DISTANCES)
@@ -305,142 +278,63 @@ _TWO_GRID = {
 }
 _NEAREST_GRID = {"k": (1, 3, 10, 30, 100), "weight": _WEIGHTS}
 
-_WANG, _CHOWDHURY = "Wang, Jian, Xue, EMNLP 2023", "Chowdhury et al., EMNLP 2024"
-_PAN, _SCHNITZER = "Pan et al., ACM MM 2025", "Schnitzer et al., JMLR 2012"
-_JIAN = "Jian, Wang, EMNLP Findings 2023"
+_is, _dis = _single(balance.inverted_softmax, 0), _single(balance.dynamic_inverted_softmax, 1)
+_dualis = _dual(balance.dual_inverted_softmax, 0)
+_dualdis = _dual(balance.dual_dynamic_inverted_softmax, 1)
+_sn = _sinkhorn("query bank", "gallery")
+_dbsn = _sinkhorn("query bank", "gallery", "gallery bank")
+_mp, _mp_empiric = (
+    _rescaled(rescaling.mutual_proximity, **fixed) for fixed in ({}, {"method": "empiric"})
+)
+_ls, _nicdm = _rescaled(rescaling.local_scaling), _rescaled(rescaling.nicdm)
 
-# Those with a grid keep their order, and new ones follow them: saved choices know them by place.
+# name, function, paper, group, fit, parameters, needs, gives. Those with a grid keep their order,
+# and new ones follow them, since saved choices know them by place.
+# fmt: off
 TABLE: dict[str, Row] = {
-    "is": Row(
-        *("IS", "inverted_softmax", "Smith et al., ICLR 2017", "paper"),
-        _inverted_softmax,
-        _ONE,
-        grid=_ONE_GRID,
-    ),
-    "dis": Row(
-        *("DIS", "dynamic_inverted_softmax", "Bogolin et al., CVPR 2022 (QB-Norm)", "paper"),
-        _dynamic,
-        _ONE,
-        gated=True,
-        grid=_ONE_GRID,
-    ),
-    "csls": Row(
-        *("CSLS", "csls", "Conneau et al., ICLR 2018", "means"),
-        _csls,
-        (Parameter("k", 10, whole=True),),
-    ),
-    "nnn": Row(
-        *("NNN", "nearest_neighbor_normalization", _CHOWDHURY, "means"),
-        _nearest,
-        _NEAREST,
-        grid=_NEAREST_GRID,
-    ),
-    "gated nnn": Row(
-        *("gated NNN", "nearest_neighbor_normalization", "this library", ""),
-        _gated_nearest,
-        _NEAREST,
-        gated=True,
-        grid=_NEAREST_GRID,
-    ),
-    "dualis": Row(
-        *("DualIS", "dual_inverted_softmax", _WANG, "paper"),
-        _dual(balance.dual_inverted_softmax, 0),
-        _TWO,
-        _BOTH,
-        grid=_TWO_GRID,
-    ),
-    "dualdis": Row(
-        *("DualDIS", "dual_dynamic_inverted_softmax", _WANG, "paper"),
-        _dual(balance.dual_dynamic_inverted_softmax, 1),
-        _TWO,
-        _BOTH,
-        gated=True,
-        grid=_TWO_GRID,
-    ),
-    "dn": Row(
-        *("DN", "distribution_normalization", "Zhou et al., NeurIPS 2023", "means"),
-        _distribution,
-        (Parameter("weight", 0.5),),
-        (QUERY_BANK, VECTORS, INNER_PRODUCTS),
-    ),
-    "sn": Row(
-        *("SN", "sinkhorn_normalization", _PAN, "transport"),
-        _sinkhorn,
-        (_TEMPERATURE, _ITERATIONS),
-        _MATRIX,
-    ),
-    "dbsn": Row(
-        *("DBSN", "dual_bank_sinkhorn_normalization", _PAN, "transport"),
-        _dual_bank_sinkhorn,
-        (_TEMPERATURE, _ITERATIONS),
-        (*_BOTH, VECTORS),
-    ),
-    "hnn": Row(
-        *("HNN", "hubless_nearest_neighbor", "Huang et al., ACL 2019", "transport"),
-        _hubless,
-        (_TEMPERATURE, Parameter("iterations", 100, whole=True)),
-        _MATRIX,
-    ),
-    "gc": Row(
-        *("GC", "globally_corrected", "Dinu et al., 2015", "rescaling"),
-        _globally_corrected,
-        needs=_MATRIX,
-        gives=SCORES,
-    ),
-    "mp": Row(
-        *("MP", "mutual_proximity", _SCHNITZER, "rescaling"),
-        _gaussian_proximity,
-        needs=_RESCALED,
-        gives=SCORES,
-    ),
-    "mp-empiric": Row(
-        *("MP empiric", "mutual_proximity", _SCHNITZER, "rescaling"),
-        _empiric_proximity,
-        needs=_RESCALED,
-        gives=SCORES,
-    ),
-    "ls": Row(
-        *("LS", "local_scaling", "Zelnik-Manor, Perona, 2004", "rescaling"),
-        _scaled(rescaling.local_scaling),
-        (Parameter("k", 10, whole=True),),
-        _RESCALED,
-        SCORES,
-    ),
-    "nicdm": Row(
-        *("NICDM", "nicdm", "Jegou et al., 2007", "rescaling"),
-        _scaled(rescaling.nicdm),
-        (Parameter("k", 10, whole=True),),
-        _RESCALED,
-        SCORES,
-    ),
-    "dissim": Row(
-        *("DisSimLocal", "dis_sim_local", "Hara et al., AAAI 2016", "vectors"),
-        _dis_sim_local,
-        (Parameter("k", 10, whole=True),),
-        (QUERY_BANK, VECTORS),
-        similarity_fn=negative_squared_euclidean,
-    ),
-    "invgc": Row(
-        *("InvGC", "inverse_graph_convolution", _JIAN, "vectors"),
-        _moved,
-        _RATES,
-        (*_BOTH, VECTORS),
-        MOVED,
-        similarity_fn=dot_product,
-    ),
-    "invgc-local": Row(
-        *("InvGC local", "inverse_graph_convolution", _JIAN, "vectors"),
-        _moved,
-        (*_RATES, Parameter("pool", 0.1)),
-        (*_BOTH, VECTORS),
-        MOVED,
-        similarity_fn=dot_product,
-    ),
-    "dsl": Row(
-        *("DSL", "dual_softmax", "Cheng et al., 2021", "transductive"),
-        _dual_softmax,
-        (_TEMPERATURE,),
-        (TEST_QUERIES,),
-        SCORES,
-    ),
+    "is": Row("IS", "inverted_softmax", "Smith et al., ICLR 2017",
+              "paper", _is, _ONE, grid=_ONE_GRID),
+    "dis": Row("DIS", "dynamic_inverted_softmax", "Bogolin et al., CVPR 2022 (QB-Norm)",
+               "paper", _dis, _ONE, gated=True, grid=_ONE_GRID),
+    "csls": Row("CSLS", "csls", "Conneau et al., ICLR 2018",
+                "means", _csls, _TEN),
+    "nnn": Row("NNN", "nearest_neighbor_normalization", "Chowdhury et al., EMNLP 2024",
+               "means", _nearest, _NEAREST, grid=_NEAREST_GRID),
+    "gated nnn": Row("gated NNN", "nearest_neighbor_normalization", "this library",
+                     "", _gated_nearest, _NEAREST, gated=True, grid=_NEAREST_GRID),
+    "dualis": Row("DualIS", "dual_inverted_softmax", "Wang, Jian, Xue, EMNLP 2023",
+                  "paper", _dualis, _TWO, _BOTH, grid=_TWO_GRID),
+    "dualdis": Row("DualDIS", "dual_dynamic_inverted_softmax", "Wang, Jian, Xue, EMNLP 2023",
+                   "paper", _dualdis, _TWO, _BOTH, gated=True, grid=_TWO_GRID),
+    "dn": Row("DN", "distribution_normalization", "Zhou et al., NeurIPS 2023",
+              "means", _distribution, (Parameter("weight", 0.5),),
+              (QUERY_BANK, VECTORS, INNER_PRODUCTS)),
+    "sn": Row("SN", "sinkhorn_normalization", "Pan et al., ACM MM 2025",
+              "transport", _sn, _SINKHORN, _MATRIX),
+    "dbsn": Row("DBSN", "dual_bank_sinkhorn_normalization", "Pan et al., ACM MM 2025",
+                "transport", _dbsn, _SINKHORN, (*_BOTH, VECTORS)),
+    "hnn": Row("HNN", "hubless_nearest_neighbor", "Huang et al., ACL 2019",
+               "transport", _hubless, _HUBLESS, _MATRIX),
+    "gc": Row("GC", "globally_corrected", "Dinu et al., 2015",
+              "rescaling", _globally_corrected, (), _MATRIX, SCORES),
+    "mp": Row("MP", "mutual_proximity", "Schnitzer et al., JMLR 2012",
+              "rescaling", _mp, (), _RESCALED, SCORES),
+    "mp-empiric": Row("MP empiric", "mutual_proximity", "Schnitzer et al., JMLR 2012",
+                      "rescaling", _mp_empiric, (), _RESCALED, SCORES),
+    "ls": Row("LS", "local_scaling", "Zelnik-Manor, Perona, 2004",
+              "rescaling", _ls, _TEN, _RESCALED, SCORES),
+    "nicdm": Row("NICDM", "nicdm", "Jegou et al., 2007",
+                 "rescaling", _nicdm, _TEN, _RESCALED, SCORES),
+    "dissim": Row("DisSimLocal", "dis_sim_local", "Hara et al., AAAI 2016",
+                  "vectors", _dis_sim_local, _TEN, (QUERY_BANK, VECTORS),
+                  similarity_fn=negative_squared_euclidean),
+    "invgc": Row("InvGC", "inverse_graph_convolution", "Jian, Wang, EMNLP Findings 2023",
+                 "vectors", _moved, _RATES, (*_BOTH, VECTORS), MOVED, similarity_fn=dot_product),
+    "invgc-local": Row("InvGC local", "inverse_graph_convolution",
+                       "Jian, Wang, EMNLP Findings 2023", "vectors", _moved,
+                       (*_RATES, Parameter("pool", 0.1)), (*_BOTH, VECTORS), MOVED,
+                       similarity_fn=dot_product),
+    "dsl": Row("DSL", "dual_softmax", "Cheng et al., 2021",
+               "transductive", _dual_softmax, (_TEMPERATURE,), (TEST_QUERIES,), SCORES),
 }
+# fmt: on
