@@ -261,17 +261,18 @@ def ranks(similarities: jax.Array, right: jax.Array, candidates: Correction) -> 
     is_right = (right[:, :, None] == places[None, None]).any(axis=1)
     answered = is_right.any(axis=1)
     wrong = jnp.where(is_right, -jnp.inf, similarities)
-    nearest = similarities.argmax(axis=1)
+    assert candidates.active is not None
+    # Here, not in the loop, where the gather would be fused into every entry of the scores.
+    gates = candidates.active[:, :, similarities.argmax(axis=1)]
     own = jnp.take_along_axis(similarities, jnp.maximum(right, 0), axis=1)
 
-    def rank(candidate: Correction) -> jax.Array:
-        assert candidate.active is not None
-        gates = candidate.active[:, nearest]
-
+    def rank(candidate: tuple[jax.Array, jax.Array]) -> jax.Array:
         def offset(columns: Any) -> jax.Array:
-            terms = candidate.bias[:, columns]
-            terms = terms[:, None] if terms.ndim == 2 else terms
-            return (gates[:, :, None] * terms).sum(axis=0)
+            total = jnp.zeros((1, 1), similarities.dtype)
+            for bias, gate in zip(*candidate, strict=True):
+                found = bias[columns]
+                total = total + gate[:, None] * (found[None] if found.ndim == 1 else found)
+            return total
 
         best = jnp.where(right >= 0, own - offset(jnp.maximum(right, 0)), -jnp.inf)
         best = best.max(axis=1, keepdims=True)
@@ -279,7 +280,7 @@ def ranks(similarities: jax.Array, right: jax.Array, candidates: Correction) -> 
         halves = (scores > best).astype(jnp.int32) + (scores >= best).astype(jnp.int32)
         return halves.sum(axis=1)
 
-    halves = lax.map(rank, candidates)
+    halves = lax.map(rank, (candidates.bias, gates))
     return jnp.where(answered[None], 1 + halves.astype(similarities.dtype) / 2, jnp.nan)
 
 
