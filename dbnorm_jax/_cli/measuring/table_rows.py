@@ -92,17 +92,16 @@ def evaluate(
     """
     on_step = on_step or (lambda _: None)
     source = source_of(test)
-    statistics = {}
     for bank, beta in _needed_statistics(methods):
         on_step(f"{bank} bank, beta {beta:g}")
-        statistics[bank, beta] = source.statistics(bank, beta)
+        source.statistics(bank, beta)  # which keeps them
     on_step("raw")
     k = min(NEIGHBORS, source.num_gallery)
     raw = source.search(k, None)
     first = raw.nearest[:, 0]  # what the gates look at
     rows = []
     for method in methods:
-        banks = [statistics[need] for need in _banks_of(method)]
+        banks = [source.statistics(*need) for need in _banks_of(method)]
         found = raw
         if method.kind != "raw":
             on_step(method.label)
