@@ -101,6 +101,13 @@ def test_auto_may_refine_it(toy, banks, monkeypatch):
     assert 0 < choice.weight_query[-1] <= 1.5
 
 
+def test_a_grid_of_unknown_parameters_is_refused(toy, banks, monkeypatch):
+    monkeypatch.setitem(TABLE, toy, dataclasses.replace(ROW, grid={"temperature": (0.1,)}))
+    query_bank, gallery_bank, _, gallery = banks
+    with pytest.raises(ValueError, match=r"grid of 'toy' must be of .*'k'.*, got \['temperature'"):
+        dbn.tuning.tune(query_bank, gallery_bank, np.arange(SIZE), gallery=gallery)
+
+
 def test_the_command_knows_it(toy, call, tmp_path):
     test = problem(3, (40, 30, 25, 20))
     names = ("queries", "gallery", "query_bank", "gallery_bank")

@@ -75,6 +75,10 @@ def grid(query_spread: float, gallery_spread: float) -> Candidates:
 
 def _points(name: str, spreads: Mapping[str, float]) -> Iterator[Candidate]:
     points = TABLE[name].grid
+    if unknown := {*map(column, points)} - {*COLUMNS}:
+        raise ValueError(
+            f"the grid of {name!r} must be of {COLUMNS} or 'weight', got {sorted(unknown)}"
+        )
     for values in itertools.product(*points.values()):
         given = dict(zip(map(column, points), values, strict=True))
         query, gallery, k, *weights = (given.get(c, 0) / spreads.get(c, 1) for c in COLUMNS)
