@@ -257,19 +257,16 @@ def unevenness(
     for part in (0, 1):
         queries = jnp.asarray(query_bank[halves[0] == part])
         query, other = (jax.tree.map(np.asarray, _without(found, part)) for found in parts)
-        biases = (
-            np.asarray(held_out_ranks.biases(query, needs.betas[0], needs.neighbors)),
-            np.asarray(held_out_ranks.biases(other, needs.betas[1], jnp.zeros(0, jnp.int32))),
-        )
-        active = np.stack([query.k_occurrence > 0, other.k_occurrence > 0])
+        source = held_out_ranks.HeldOut(query, other, needs.betas)
+        fitted = _corrections(source, needs.parameters, groups=needs.groups)
         similarities = np.asarray(dbn.dot_product(queries, jnp.asarray(columns)))
-        terms = held_out_ranks.Terms(*(np.asarray(field) for field in needs.terms))  # type: ignore[arg-type]
-        counts = jnp.asarray(_counts(similarities, biases, active, terms))
+        counts = jnp.asarray(_counts(similarities, jax.tree.map(np.asarray, fitted)))
         values.append([_each(counts, measure=measure) for measure in MEASURES])
     return np.mean(values, axis=0)
 
 
 _without = jax.jit(held_out_ranks.merged)
+_corrections = jax.jit(held_out_ranks.corrections, static_argnames="groups")
 
 
 @partial(jax.jit, static_argnames="measure")
@@ -277,22 +274,18 @@ def _each(counts: jax.Array, *, measure: Callable[[jax.Array], jax.Array]) -> ja
     return jax.vmap(measure)(counts)
 
 
-def _counts(
-    similarities: np.ndarray,
-    biases: tuple[np.ndarray, np.ndarray],
-    active: np.ndarray,
-    terms: held_out_ranks.Terms,
-) -> np.ndarray:
+def _counts(similarities: np.ndarray, candidates: dbn.Correction) -> np.ndarray:
     """[num_candidates, columns] k-occurrence of one half's queries under the other half's fit."""
-    gates = active[:, similarities.argmax(axis=1)]
+    assert candidates.active is not None
+    nearest = similarities.argmax(axis=1)
     size = similarities.shape[1]
     k = min(K, size)
     found = []
-    for query, weight, other, other_weight, gated in zip(*terms, strict=True):
-        on = (gates | ~gated).astype(similarities.dtype)[..., None]
-        scores = similarities - on[0] * (weight * biases[0][query])
-        if other_weight:
-            scores -= on[1] * (other_weight * biases[1][other])
+    for biases, active in zip(candidates.bias, candidates.active, strict=True):
+        scores = similarities
+        for bias, gates in zip(biases, active[:, nearest], strict=True):
+            if bias.any():
+                scores = scores - gates[:, None] * bias
         # At least the k-th largest, instead of k places: ties are rare.
         lowest = np.partition(scores, size - k, axis=1)[:, size - k, None]
         found.append((scores >= lowest).sum(axis=0).astype(np.int32))

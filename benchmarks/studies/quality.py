@@ -30,11 +30,11 @@ import numpy as np
 
 from benchmarks.support.common import machine
 from dbnorm_jax._cli.measuring.methods import (
-    ALL,
     DEFAULT_BETAS,
     KINDS,
     Method,
     choose_methods,
+    everything,
     make_method,
 )
 from dbnorm_jax._cli.measuring.table_rows import ResultRow, evaluate, num_transductive
@@ -249,7 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.quick:
         embedded = itertools.islice(embedded, 2)
     sets = itertools.chain(embedded, given_sets(options.sets))
-    kinds = (*ALL, "published")
+    kinds = (*everything(), "published")
     run(sets, options.bank_sizes, options.draws, kinds, with_tuned=not options.fixed_only)
 
 

@@ -175,23 +175,20 @@ def candidate_ranks(
 
     query = whole(test.query_bank, needs.betas[0], needs.most)
     other = whole(test.gallery_bank, needs.betas[1], 0)
-    none = jnp.zeros(0, jnp.int32)
-    fitted = (
-        held_out_ranks.biases(query, needs.betas[0], needs.neighbors),
-        held_out_ranks.biases(other, needs.betas[1], none),
-        jnp.stack([query.k_occurrence > 0, other.k_occurrence > 0]),
-    )
+    source = held_out_ranks.HeldOut(query, other, needs.betas)
+    fitted = _corrections(source, needs.parameters, groups=needs.groups)
     count, rows = len(test.queries), 512
     size = math.ceil(count / math.ceil(count / rows))
     ranks = []
     for start in range(0, count, size):
         places = np.minimum(np.arange(start, start + size), count - 1)
         similarities = dbn.dot_product(test.queries[places], gallery)
-        ranks.append(np.asarray(_ranks(similarities, right[places], *fitted, needs.terms)[0]))
+        ranks.append(np.asarray(_ranks(similarities, right[places], fitted)))
     return np.concatenate(ranks, axis=1)[:, :count]
 
 
 _ranks = jax.jit(held_out_ranks.ranks)
+_corrections = jax.jit(held_out_ranks.corrections, static_argnames="groups")
 
 
 def interval(found: Sequence[Draw]) -> tuple[float, float]:

@@ -52,6 +52,8 @@ TESTS = {
     "corrections/balance": "corrections/balance laws/bad_input",
     "corrections/means": "corrections/baselines laws/bad_input",
     "corrections/rescaling": "corrections/baselines laws/bad_input",
+    "corrections/streamed": "laws/every_method tuning/tune",
+    "corrections/table": "laws/every_method laws/a_new_method cli/methods",
     "corrections/transport": "corrections/baselines laws/bad_input",
     "corrections/vectors": "corrections/baselines laws/bad_input",
     "files/archives": "files/state campaigns/hostile_files",

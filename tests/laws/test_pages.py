@@ -22,6 +22,7 @@ import dbnorm_jax as dbn
 from dbnorm_jax._cli.commands import declared, declared_files  # noqa: F401 - they add themselves
 from dbnorm_jax._cli.commands.group import cli
 from dbnorm_jax._cli.measuring.methods import KINDS
+from dbnorm_jax._src.corrections.table import TABLE
 
 ROOT = pathlib.Path(__file__).parents[2]
 FILES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -137,6 +138,26 @@ def test_the_comparison_knows_what_is_there():
         for name in re.findall(r"`([a-z_]\w*)`", cell):
             assert name in {*dir(dbn), *cli.commands}, (row, name)
     assert "not there" not in PAGES["comparison.md"]
+
+
+def test_the_page_of_methods_is_the_table():
+    """One line per row of the table, and what else the command runs."""
+    lines = re.findall(r"^\| (.*) \|$", PAGES["methods.md"], re.MULTILINE)
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)] for line in lines]
+    by_name = {found[0]: found for found in cells}
+    for key, row in TABLE.items():
+        _, function, _, needs, parameters, _, source = by_name.pop(f"`{key}` {row.name}")
+        assert re.match(r"`(\w+)`", function)[1] == row.function
+        assert hasattr(dbn, row.function) or hasattr(dbn.baselines, row.function)
+        assert needs == ", ".join(row.needs).replace("query bank, gallery bank", "both banks")
+        described = [
+            f"`{one.name}` {one.default:g}{f' ({one.unit})' if one.unit else ''}"
+            for one in row.parameters
+            if one.default is not None
+        ]
+        assert parameters == (", ".join(described) or "none")
+        assert source == row.paper
+    assert set(by_name) == {"name", "`auto`", "`--published`"}
 
 
 def test_no_page_installs_what_is_not_released():

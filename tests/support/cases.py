@@ -1,12 +1,16 @@
-"""Tables of all variants: generic tests loop over them, and a new method is one line here."""
+"""Tables of all variants: generic tests loop over them, and over the table of methods."""
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 
+import jax
 import numpy as np
 import reference
 
 import dbnorm_jax as dbn
+from dbnorm_jax._src.corrections.streamed import Streamed
+from dbnorm_jax._src.corrections.table import CORRECTION, DISTANCES, MOVED, SCORES, TABLE
 
 # (num_queries, num_gallery, num_query_bank, num_gallery_bank): few, since each compiles anew.
 SHAPES = [(5, 7, 6, 4), (8, 3, 1, 9), (4, 70, 11, 5)]
@@ -124,44 +128,85 @@ def statistics_of(test, beta_query=20.0, beta_gallery=2.0, k=1):
     )
 
 
-# Every method from embeddings: (query_bank, gallery, gallery_bank, chunk_size) -> Correction.
-FITS = {
-    **{
-        case.name: lambda query_bank, gallery, gallery_bank, chunk_size, case=case: case.fit(
-            *(
-                dbn.stream_bank_statistics(bank, gallery, beta=beta, k=2, chunk_size=chunk_size)
-                for bank, beta in ((query_bank, 20.0), (gallery_bank, 2.0))
-            )
-        )
-        for case in NORMALIZERS
-    },
-    "csls": lambda query_bank, gallery, _, chunk_size: dbn.baselines.csls(
-        dbn.stream_largest_similarities(query_bank, gallery, k=3, chunk_size=chunk_size)
+# Parameters on problems as small as these; beta_query and the rest are the table's.
+SMALL = {"beta_gallery": 2.0, "k": 3, "temperature": 0.2, "iterations": 5, "pool": 0.5}
+LONG = SMALL | {"temperature": 0.3, "iterations": 30}
+# An optimizer's path: no smooth function of its input, and it feels the last bits.
+ITERATED = {"hnn"}
+# Ranks and counts: the gradient is that of the similarity beside them, or zero.
+COUNTED = {"gc", "mp-empiric"}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Whole(Streamed):
+    """Embeddings with all that any row of the table asks of a source."""
+
+    queries: object = None
+    embedded = True
+
+    def rows(self, part):
+        return getattr(self, part.replace(" ", "_"))
+
+    def similarities(self, part):
+        return self.similarity_fn(self.rows(part), self.gallery)
+
+    def distances(self, similarities):
+        return (1e-6 - similarities) ** 0.5  # away from 0, where the root has no slope
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Placed:
+    """Banks and a gallery, with two functions that give their statistics in some place."""
+
+    of_bank: Callable  # (bank, gallery, beta=, k=) -> BankStatistics
+    of_largest: Callable  # (bank, gallery, k=) -> LargestSimilarities
+    gallery: object
+    banks: dict
+
+    def statistics(self, bank, beta, k):
+        return self.of_bank(self.banks[bank], self.gallery, beta=beta, k=k)
+
+    def largest(self, k):
+        return self.of_largest(self.banks["query"], self.gallery, k=k)
+
+
+def places():
+    """By place, the functions that give statistics from embeddings."""
+    mesh = {"mesh": jax.make_mesh((2, 2), ("bank", "gallery"))}
+    disk = {"block_size": 4}
+    return {
+        "matrix": [
+            lambda bank, gallery, how=how, **options: how(dbn.dot_product(bank, gallery), **options)
+            for how in (dbn.bank_statistics, dbn.largest_similarities)
+        ],
+        "streamed": [dbn.stream_bank_statistics, dbn.stream_largest_similarities],
+        "mesh": [
+            partial(dbn.sharding.bank_statistics, **mesh),
+            partial(dbn.sharding.largest_similarities, **mesh),
+        ],
+        "disk": [
+            partial(dbn.out_of_core.bank_statistics, **disk),
+            partial(dbn.out_of_core.largest_similarities, **disk),
+        ],
+    }
+
+
+def fitted(name, source):
+    """What a row of the table makes of a source."""
+    row, values = TABLE[name], LONG if name in ITERATED else SMALL
+    return row.fit(source, **{key: values.get(key, value) for key, value in row.defaults.items()})
+
+
+def rows_that_give(*what):
+    return [name for name, row in TABLE.items() if row.gives in what]
+
+
+# Functions on matrices that stand behind no row of the table: (query_bank, gallery, gallery_bank).
+ON_MATRICES = {
+    "sinkhorn_normalization": lambda query_bank, gallery, _: dbn.baselines.sinkhorn_normalization(
+        dbn.dot_product(query_bank, gallery), temperature=0.2, num_iterations=5
     ),
-    "nearest_neighbor_normalization": lambda query_bank, gallery, _, chunk_size: (
-        dbn.baselines.nearest_neighbor_normalization(
-            dbn.stream_largest_similarities(query_bank, gallery, k=3, chunk_size=chunk_size)
-        )
-    ),
-    "distribution_normalization": lambda query_bank, gallery, _, __: (
-        dbn.baselines.distribution_normalization(query_bank.mean(axis=0), gallery)
-    ),
-    "sinkhorn_normalization": lambda query_bank, gallery, _, __: (
-        dbn.baselines.sinkhorn_normalization(
-            dbn.dot_product(query_bank, gallery), temperature=0.2, num_iterations=5
-        )
-    ),
-    "stream_sinkhorn_normalization": lambda query_bank, gallery, gallery_bank, chunk_size: (
-        dbn.baselines.stream_sinkhorn_normalization(
-            query_bank,
-            gallery,
-            gallery_bank,
-            temperature=0.2,
-            num_iterations=5,
-            chunk_size=chunk_size,
-        )
-    ),
-    "dual_bank_sinkhorn_normalization": lambda query_bank, gallery, gallery_bank, _: (
+    "dual_bank_sinkhorn_normalization": lambda query_bank, gallery, gallery_bank: (
         dbn.baselines.dual_bank_sinkhorn_normalization(
             dbn.dot_product(query_bank, gallery),
             dbn.dot_product(query_bank, gallery_bank),
@@ -169,62 +214,26 @@ FITS = {
             num_iterations=5,
         )
     ),
-    "hubless_nearest_neighbor": lambda query_bank, gallery, _, __: (
-        dbn.baselines.hubless_nearest_neighbor(
-            dbn.dot_product(query_bank, gallery), temperature=0.3, num_iterations=30
-        )
-    ),
-    "dis_sim_local": lambda query_bank, gallery, _, __: dbn.baselines.dis_sim_local(
-        gallery, query_bank, k=3
-    ),
 }
-# An optimizer's path: no smooth function of its input, and it feels the last bits.
-ITERATED = {"hubless_nearest_neighbor"}
+FITS = [*rows_that_give(CORRECTION), *ON_MATRICES]
+SCORED = rows_that_give(SCORES, MOVED)
 
 
-def _distances(rows, columns):
-    # Away from 0, where the root has no slope.
-    return (1e-6 - dbn.negative_squared_euclidean(rows, columns)) ** 0.5
+def fit(name, query_bank, gallery, gallery_bank, chunk_size=1024):
+    """The Correction of a row of the table, or of a function on matrices."""
+    if name in ON_MATRICES:
+        return ON_MATRICES[name](query_bank, gallery, gallery_bank)
+    return fitted(name, Whole(gallery, query_bank, gallery_bank, chunk_size=chunk_size))
 
 
-# Those that are no Correction: (queries, gallery, query_bank, gallery_bank) -> scores.
-SCORES = {
-    "globally_corrected": lambda queries, gallery, query_bank, _: dbn.baselines.globally_corrected(
-        dbn.dot_product(queries, gallery), dbn.dot_product(query_bank, gallery)
-    ),
-    "dual_softmax": lambda queries, gallery, _, __: dbn.baselines.dual_softmax(
-        dbn.dot_product(queries, gallery), temperature=0.2
-    ),
-    "inverse_graph_convolution": lambda queries, gallery, query_bank, gallery_bank: dbn.dot_product(
-        queries,
-        dbn.baselines.inverse_graph_convolution(
-            gallery, query_bank, gallery_bank, query_rate=0.3, gallery_rate=0.1
-        ),
-    ),
-    "inverse_graph_convolution_local": lambda queries, gallery, query_bank, gallery_bank: (
-        dbn.dot_product(
-            queries,
-            dbn.baselines.inverse_graph_convolution(
-                gallery, query_bank, gallery_bank, query_rate=0.3, gallery_rate=0.1, pool_rate=0.5
-            ),
-        )
-    ),
-    **{
-        name: lambda queries, gallery, query_bank, _, name=name, options=options: (
-            -getattr(dbn.baselines, name.partition("-")[0])(
-                _distances(queries, gallery),
-                _distances(queries, query_bank),
-                _distances(query_bank, gallery),
-                **options,
-            )
-        )
-        for name, options in {
-            "mutual_proximity-gaussian": {"method": "gaussian"},
-            "mutual_proximity-empiric": {"method": "empiric"},
-            "local_scaling": {"k": 2},
-            "nicdm": {"k": 2},
-        }.items()
-    },
-}
-# Ranks and counts: the gradient is that of the similarity beside them, or zero.
-COUNTED = {"globally_corrected", "mutual_proximity-empiric"}
+def score(name, queries, gallery, query_bank, gallery_bank):
+    """Scores [num_queries, num_gallery] of a row that gives no Correction."""
+    row = TABLE[name]
+    similarity_fn = dbn.dot_product
+    if DISTANCES in row.needs:
+        similarity_fn = dbn.negative_squared_euclidean
+    source = Whole(gallery, query_bank, gallery_bank, {}, similarity_fn, queries=queries)
+    found = fitted(name, source)
+    if row.gives == MOVED:
+        return row.similarity_fn(queries, found)
+    return found(similarity_fn(queries, gallery), slice(None))

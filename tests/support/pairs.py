@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from dbnorm_jax._src.tuning.choice import GATED, METHODS
+from dbnorm_jax._src.corrections.table import TABLE
+from dbnorm_jax._src.tuning.choice import methods
 
 SIZE, DIM = 60, 12
 
@@ -27,7 +28,7 @@ def reference_ranks(banks, split, right, table):
         fold = split.fold_query[query]
         right_columns = [c for c in split.right[query] if c >= 0]
         row = to_query[query]
-        for index, name in enumerate(METHODS[m] for m in table.method):
+        for index, name in enumerate(methods()[m] for m in table.method):
             scores = row.copy()
             for bank, folds_of, beta, weight, is_query in (
                 (to_query, split.fold_query, table.beta_query, table.weight_query, True),
@@ -50,7 +51,7 @@ def reference_ranks(banks, split, right, table):
                         b = float(beta[index])
                         top = values.max()
                         bias[column] = top + np.log(np.exp(b * (values - top)).mean()) / b
-                if name in GATED:
+                if TABLE[name].gated:
                     rows = np.flatnonzero(valid.any(axis=1))
                     active = np.where(valid[rows], bank[rows], -np.inf).argmax(axis=1)
                     if row.argmax() not in active:

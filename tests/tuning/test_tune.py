@@ -17,12 +17,11 @@ from dbnorm_jax._src.tuning import split as folds
 from dbnorm_jax._src.tuning.choice import (
     CONSTANT,
     FEW_PAIRS,
-    GATED,
-    METHODS,
     NO_PAIRS,
     NOT_PROVEN,
     REASONS,
     UNLIKE,
+    methods,
 )
 
 
@@ -219,13 +218,13 @@ def test_fit_gives_what_was_ranked(tuned):
     choice, (gallery, query_bank, gallery_bank, _queries) = tuned
     similarities = query_bank @ gallery.T
     others = gallery_bank @ gallery.T
-    for method in range(len(METHODS)):
+    for method in range(len(methods())):
         row = int(np.flatnonzero(np.asarray(choice.method) == method)[-1])
         fitted = dbn.tuning.fit(
             dataclasses.replace(choice, chosen=jnp.int32(row)), gallery, query_bank, gallery_bank
         )
         about = {name: np.asarray(getattr(choice, name))[row] for name in grid.Candidates._fields}
-        assert (fitted.active is not None) == (METHODS[method] in GATED)
+        assert (fitted.active is not None) == (methods()[method] in ("dis", "gated nnn", "dualdis"))
         if method == 0:
             assert not fitted.bias.any()
         elif about["k"]:
@@ -252,7 +251,7 @@ def test_files(tuned, tmp_path):
         ({"gain": choice.gain[1:]}, "gain to be of shape"),
         ({"method": choice.method[:0]}, "method to be .num_candidates"),
         ({"method": choice.method + 1}, "method to be raw .0. first"),
-        ({"method": choice.method.at[1].set(len(METHODS))}, "method to be raw .0. first"),
+        ({"method": choice.method.at[1].set(len(methods()))}, "method to be raw .0. first"),
         ({"method": choice.method.at[1].set(-1)}, "method to be raw .0. first"),
         ({"reason_code": len(REASONS)}, "reason_code to be below"),
         ({"reason_code": -1}, "reason_code to be below"),
@@ -335,8 +334,14 @@ def test_means_of_the_nearest_are_of_those_that_are_there():
         k_occurrence=jnp.zeros(2, jnp.int32),
         largest=jnp.array([[0.5, 0.8], [-jnp.inf, 0.4]]),
     )
-    found = held_out_ranks.biases(statistics, jnp.ones(1), jnp.array([1, 2], jnp.int32))
+    one = jnp.ones(1)
+    source = held_out_ranks.HeldOut(statistics, statistics, (one, one))
+    found = [source.statistics("query", 1.0, 0).bias, *(source.largest(k).mean for k in (1, 2))]
     np.testing.assert_allclose(found, [[0, 0], [0.5, 0.8], [0.5, 0.6]], rtol=1e-6)
+
+
+def test_places_of_methods_stay_since_files_hold_them():
+    assert methods()[:7] == ("raw", "is", "dis", "nnn", "gated nnn", "dualis", "dualdis")
 
 
 def as_csr(pairs):
@@ -548,7 +553,7 @@ def test_grid_is_without_unit():
     np.testing.assert_allclose(second.beta_query, 2 * first.beta_query)
     np.testing.assert_allclose(second.beta_gallery, 4 * first.beta_gallery)
     assert first.method[0] == 0
-    assert METHODS[first.method[grid.standard(first, 1.0)]] == "is"
+    assert methods()[first.method[grid.standard(first, 1.0)]] == "is"
     assert len({*zip(*first, strict=True)}) == len(first.method)
-    assert set(first.method) == set(range(len(METHODS)))
+    assert set(first.method) == set(range(len(methods())))
     assert not any(itertools.chain(first.weight_query[:1], first.weight_gallery[:1]))

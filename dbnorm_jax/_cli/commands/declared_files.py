@@ -9,6 +9,19 @@ from dbnorm_jax._cli.commands import options
 from dbnorm_jax._cli.commands.group import cli
 
 
+class _Methods(click.Choice[str]):
+    """Those of the table, which is imported when it is asked for."""
+
+    @property
+    def choices(self) -> Any:
+        from dbnorm_jax._cli.measuring.methods import file_methods
+
+        return file_methods()
+
+    @choices.setter
+    def choices(self, _: Any) -> None: ...
+
+
 @cli.command()
 @click.argument("gallery", type=options.FILE)
 @options.file("--query-bank", "Other items like the queries.")
@@ -27,7 +40,7 @@ from dbnorm_jax._cli.commands.group import cli
 )
 @click.option(
     "--method",
-    type=click.Choice(["is", "dis", "dualis", "dualdis", "csls", "nnn", "auto", "statistics"]),
+    type=_Methods(()),
     default="dualdis",
     help="statistics: those of the query bank, for dbnorm merge.",
 )

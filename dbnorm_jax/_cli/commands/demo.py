@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dbnorm_jax._cli.measuring.methods import DEFAULT_BETAS, Method, choose_methods
+from dbnorm_jax._cli.measuring.methods import DEFAULT, DEFAULT_BETAS, Method, choose_methods
 from dbnorm_jax._cli.measuring.story import NUM_STEPS, tell
 from dbnorm_jax._cli.measuring.table_rows import (
     NEIGHBORS,
@@ -21,11 +21,8 @@ from dbnorm_jax._cli.showing.table import Report, show
 _BETA_QUERY, _BETA_GALLERY = DEFAULT_BETAS.values()
 _BEST, _EQUAL = (Method("dualis", _BETA_QUERY, beta) for beta in (_BETA_GALLERY, _BETA_QUERY))
 
-METHODS = (
-    *choose_methods(("auto", "is", "dis", "dualis", "dualdis"), _BETA_QUERY, _BETA_GALLERY),
-    _EQUAL,
-    *choose_methods(("csls", "nnn"), None, None)[1:],
-)
+METHODS = choose_methods(DEFAULT, _BETA_QUERY, _BETA_GALLERY)
+METHODS.insert(METHODS.index(_BEST) + 2, _EQUAL)  # after DualDIS
 
 
 def run(source: str, target: str, seed: int, output: Path) -> None:

@@ -31,6 +31,7 @@ from dbnorm_jax._cli.showing import output as results
 from dbnorm_jax._cli.showing.progress import Progress
 from dbnorm_jax._cli.showing.report import FILES, contents, print_paths, require
 from dbnorm_jax._cli.showing.table import Report, show, to_json
+from dbnorm_jax._src.corrections import table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,24 +187,25 @@ def _obstacle(request: Request, wish: Wish) -> tuple[str, str, str] | None:
     unpaired = request.bank_pairs is None and len(request.files) != 1
     if wish.kind == "auto" and unpaired and request.methods is None:
         return "--bank-pairs", "none", "leave it out"
-    if about.embeddings and matrices:
+    if table.VECTORS in about.needs and matrices:
         return "embeddings", "matrices", "leave it out"
-    if about.gallery_bank and matrices and request.gallery_bank_similarities is None:
+    if table.GALLERY_BANK in about.needs and matrices and not request.gallery_bank_similarities:
         remedy = "name the file, or leave it out"
         return "--gallery-bank-similarities, a gallery bank x gallery matrix", "none", remedy
-    if wish.kind == "dn" and request.measure == "euclidean":
+    if table.INNER_PRODUCTS in about.needs and request.measure == "euclidean":
         return "cosine or dot similarity", "euclidean", "leave it out"
-    if about.group == "rescaling" and about.embeddings and request.measure == "dot":
+    if table.DISTANCES in about.needs and request.measure == "dot":
         return "cosine or euclidean similarity", "dot", "leave it out"
-    unknown = "temperature" in about.unit and "temperature" not in wish.parameters
-    if unknown and (matrices or request.measure != "cosine"):
-        remedy = f"write {wish.kind}:temperature=T, in the unit of similarity"
-        return "a temperature, which only cosines have a default for", "none", remedy
+    for one in about.parameters:
+        known = one.unit != table.SIMILARITY or one.name in wish.parameters
+        if not known and (matrices or request.measure != "cosine"):
+            remedy = f"write {wish.kind}:{one.name}=T, in the unit of similarity"
+            return f"a {one.name}, which only cosines have a default for", "none", remedy
     return None
 
 
 def _method(request: Request, wish: Wish) -> Method:
-    needed = [name for name in DEFAULT_BETAS if name in KINDS[wish.kind].unit]
+    needed = [name for name in DEFAULT_BETAS if name in KINDS[wish.kind].defaults]
     betas = {
         name: _beta(request, name) for name in needed if name not in wish.parameters
     } | wish.parameters

@@ -12,11 +12,12 @@ import numpy.typing as npt
 
 import dbnorm_jax as dbn
 from dbnorm_jax._cli.commands.evaluate import read_pairs
-from dbnorm_jax._cli.measuring.methods import DEFAULT_BETAS, KINDS
+from dbnorm_jax._cli.measuring.methods import DEFAULT_BETAS, file_methods
 from dbnorm_jax._cli.reading import large, sets
 from dbnorm_jax._cli.reading.large import Rows
 from dbnorm_jax._cli.showing import output as results
 from dbnorm_jax._cli.showing.progress import RowProgress
+from dbnorm_jax._src.corrections.table import BETA_QUERY, GALLERY_BANK, TABLE, Row
 from dbnorm_jax._src.files import binary
 from dbnorm_jax._src.places.disk import fits
 from dbnorm_jax._src.places.disk.checkpoint import Checkpoint
@@ -24,8 +25,6 @@ from dbnorm_jax._src.places.disk.fits import Settings
 from dbnorm_jax._src.places.disk.rows import DEFAULT_BLOCK_SIZE
 from dbnorm_jax._src.tuning import fit, split
 
-METHODS = ("is", "dis", "dualis", "dualdis", "csls", "nnn", "auto", "statistics")
-_DUAL, _MEANS = ("dualis", "dualdis"), ("csls", "nnn")
 # Gallery rows among which `auto` ranks held-out queries.
 _MOST_RANKED = 50_000
 
@@ -56,33 +55,38 @@ class Request:
     @property
     def parameters(self) -> dict[str, Any]:
         """Of the method, checked and with defaults: what the result depends on, but for files."""
-        about = KINDS.get(self.method)
+        row = self.row
+        known: dict[str, Any] = (
+            {BETA_QUERY.name: BETA_QUERY.default} if row is None else row.defaults
+        )
+        made = {"beta_query": self.query_statistics, "beta_gallery": self.gallery_statistics}
         found: dict[str, Any] = {}
-        for name, beta in (("beta_query", self.beta_query), ("beta_gallery", self.beta_gallery)):
-            own = ("beta_query",) if about is None else about.unit
-            if name == "beta_query" and self.query_statistics is not None:
-                own = ()  # theirs
-            if name == "beta_gallery" and self.gallery_statistics is not None:
-                own = ()
-            if self.method == "auto" or name not in own:
+        for name, statistics in made.items():
+            beta = getattr(self, name)
+            if self.method == "auto" or name not in known or statistics is not None:
                 _refuse(self, name, beta)
-                continue
-            found[name] = self._beta(name, beta)
-        if self.method in _MEANS:
-            found["k"] = self.k or int(KINDS[self.method].defaults["k"])
-        elif self.method != "auto":
-            default = 0 if self.method in ("is", "dualis") else 1
+            else:
+                found[name] = self._beta(name, beta)
+        if self.method == "auto":
+            _refuse(self, "k", self.k)
+            found["seed"] = self.seed
+        elif "k" in known:
+            found["k"] = self.k or int(known["k"])
+        else:  # of the gates
+            default = 1 if row is None or row.gated else 0
             found["k"] = default if self.k is None else self.k
             if default and not found["k"]:
                 raise ValueError(f"-k: expected 1 or more with {self.method}, got 0; leave it out")
-        else:
-            _refuse(self, "k", self.k)
-            found["seed"] = self.seed
-        if self.method == "nnn":
-            found["weight"] = 0.75 if self.weight is None else self.weight
+        if "weight" in known:
+            found["weight"] = known["weight"] if self.weight is None else self.weight
         else:
             _refuse(self, "weight", self.weight)
         return found
+
+    @property
+    def row(self) -> Row | None:
+        """Of the table; None for what stands beside it."""
+        return TABLE.get(self.method)
 
     def _beta(self, name: str, given: float | None) -> float:
         option = f"--{name.replace('_', '-')}"
@@ -147,8 +151,10 @@ def _report(request: Request, provenance: dict[str, Any], what: str) -> None:
 
 
 def _check_combination(request: Request) -> None:
-    dual, rows = request.method in (*_DUAL, "auto"), request.query_bank is not None
-    merged, by_rows = request.query_statistics is not None, (*_MEANS, "auto", "statistics")
+    row, rows = request.row, request.query_bank is not None
+    dual = [name for name in file_methods() if name == "auto" or GALLERY_BANK in _needs(name)]
+    merged = request.query_statistics is not None
+    by_rows = row is None or BETA_QUERY.name not in row.defaults
     gallery_bank = [
         name
         for name in ("gallery_bank", "gallery_statistics")
@@ -162,13 +168,13 @@ def _check_combination(request: Request) -> None:
             "both" if rows else "neither",
         ),
         (
-            merged and request.method in by_rows,
+            merged and by_rows,
             f"--method {request.method}: expected --query-bank",
             "--query-statistics",
         ),
         (
-            bool(gallery_bank) and not dual,
-            "--gallery-bank: expected a method with one (dualis, dualdis, auto)",
+            bool(gallery_bank) and request.method not in dual,
+            f"--gallery-bank: expected a method with one ({', '.join(dual)})",
             request.method,
         ),
         (len(gallery_bank) > 1, "--gallery-bank: expected one", "--gallery-statistics too"),
@@ -182,6 +188,10 @@ def _check_combination(request: Request) -> None:
     for wrong, expected, actual in problems:
         if wrong:
             raise ValueError(f"{expected}, got {actual}; see dbnorm fit --help")
+
+
+def _needs(method: str) -> tuple[str, ...]:
+    return TABLE[method].needs if method in TABLE else ()
 
 
 def _partial(output: Path, bank: str) -> Path:
@@ -265,33 +275,22 @@ class _Work:
     def result(self, progress: RowProgress) -> tuple[Any, dict[str, Any]]:
         """The state and its provenance."""
         self.progress = progress
-        method, parameters = self.request.method, self.parameters
+        method, row = self.request.method, self.request.row
         more: dict[str, Any] = {}
         if method == "auto":
             choice = self._choice()
             more = {"choice": {"method": choice.name, **choice.parameters, "why": choice.reason}}
             state: Any = self._chosen(choice)
-        elif method in _MEANS:
-            largest = self._largest(parameters["k"])
-            state = dbn.baselines.csls(largest)
-            if method == "nnn":
-                weight = parameters["weight"]
-                state = dbn.baselines.nearest_neighbor_normalization(largest, weight=weight)
+        elif row is None:
+            beta = self.parameters["beta_query"]
+            state = self.statistics("query", beta, self.parameters["k"])
+            more = {"parts": [self.found["query_bank"]], "beta": beta}
         else:
-            query = self._statistics("query", parameters.get("beta_query", 0), parameters["k"])
-            state = query
-            if method in _DUAL:
-                beta = parameters.get("beta_gallery", 0)  # none: the statistics have their own
-                gallery = self._statistics("gallery", beta, parameters["k"])
-                state = {
-                    "dualis": dbn.dual_inverted_softmax,
-                    "dualdis": dbn.dual_dynamic_inverted_softmax,
-                }[method](query, gallery)
-            elif method != "statistics":
-                make = {"is": dbn.inverted_softmax, "dis": dbn.dynamic_inverted_softmax}[method]
-                state = make(query)
-            else:
-                more = {"parts": [self.found["query_bank"]], "beta": parameters["beta_query"]}
+            # Statistics that are given have betas of their own.
+            given = dict.fromkeys(DEFAULT_BETAS, 0.0) | self.parameters
+            state = row.fit(
+                self, **{name: given.get(name, row.defaults[name]) for name in row.defaults}
+            )
         if "gallery" not in self.found:
             self.found["gallery"] = dbn.out_of_core.fingerprint(self.files["gallery"].rows)
         for label, known in ((path, p.get("gallery")) for _, (path, p) in self._made_before()):
@@ -306,7 +305,11 @@ class _Work:
         }
         return [(b, (str(paths[b]), provenance)) for b, (_, provenance) in self.states.items()]
 
-    def _statistics(self, bank: str, beta: float, k: int) -> dbn.BankStatistics:
+    def statistics(self, bank: str, beta: float, k: int) -> dbn.BankStatistics:
+        """Of a bank, in one pass over its file, or those given."""
+        row = self.request.row
+        if row is None or "k" not in row.defaults:  # -k is of the gates
+            k = self.parameters.get("k", k)
         if bank in self.states:
             return self.states[bank][0]
         gallery = self.files["gallery"]
@@ -338,7 +341,8 @@ class _Work:
         path = _partial(self.request.output, bank)
         return Checkpoint(path, self.request.checkpoint_every, stamps=stamps)
 
-    def _largest(self, k: int) -> dbn.LargestSimilarities:
+    def largest(self, k: int) -> dbn.LargestSimilarities:
+        """Of the query bank, in one pass over the gallery's file."""
         rows, gallery = self.files["query_bank"], self.files["gallery"]
         k = min(k, rows.num_rows or k)
         size = self.request.block_size
@@ -391,7 +395,7 @@ class _Work:
     def _chosen(self, choice: dbn.tuning.Choice) -> dbn.Correction:
         if choice.name == "raw":
             return dbn.Correction(jnp.zeros((1, len(self.files["gallery"].rows))), None)
-        return fit.fit_chosen(choice, self._statistics, self._largest)
+        return fit.fit_chosen(choice, self)
 
 
 def _sample(gallery: Rows, known: npt.NDArray[Any], request: Request) -> Rows:
@@ -416,7 +420,7 @@ def _statistics_file(
     provenance = dbn.read_provenance(path) or {}
     known = provenance.get("gallery") or {"rows": state.num_gallery, "dim": gallery.rows.shape[1]}
     large.check_gallery(str(path), known, *gallery.rows.shape)
-    if request.method in ("dis", "dualdis") and not state.k:
+    if request.row is not None and request.row.gated and not state.k:
         raise ValueError(f"{path}: expected statistics with k of 1 or more, got 0; fit it anew")
     similarity = request.similarity
     if provenance.get("similarity", similarity) != similarity:

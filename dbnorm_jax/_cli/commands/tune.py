@@ -13,7 +13,7 @@ from dbnorm_jax._cli.reading import sets
 from dbnorm_jax._cli.reading.argument import Source
 from dbnorm_jax._cli.reading.arrays import read_floats
 from dbnorm_jax._cli.showing import output as results
-from dbnorm_jax._src.tuning.choice import METHODS
+from dbnorm_jax._src.tuning.choice import methods
 
 _FUNCTIONS = {
     "cosine": dbn.dot_product,  # of unit rows
@@ -104,9 +104,9 @@ def table(choice: dbn.tuning.Choice) -> list[dict[str, Any]]:
     """All candidates, the highest gain first."""
     columns = {name: np.asarray(getattr(choice, name)).tolist() for name in _COLUMNS + _FIGURES}
     order = np.argsort(-np.asarray(choice.gain), kind="stable")
-    methods = [METHODS[code] for code in np.asarray(choice.method)]
+    names = [methods()[code] for code in np.asarray(choice.method)]
     return [
-        {"method": methods[row]} | {name: values[row] for name, values in columns.items()}
+        {"method": names[row]} | {name: values[row] for name, values in columns.items()}
         for row in order
     ]
 

@@ -14,6 +14,7 @@ from dbnorm_jax._cli.measuring.methods import Method
 from dbnorm_jax._cli.measuring.sources import Embeddings
 from dbnorm_jax._cli.measuring.table_rows import NEIGHBORS, ResultRow, Step, count_steps, evaluate
 from dbnorm_jax._cli.reading.sets import EvaluationSet
+from dbnorm_jax._src.corrections.streamed import Streamed
 
 CONTRIBUTORS = 3
 
@@ -204,7 +205,7 @@ def _similarities(source: Embeddings) -> Doubles:
     rows = []
     for bank, exclude in (
         (source.query_bank, None),
-        (source.gallery_bank, np.arange(source.num_gallery) if own else None),
+        (source.rows("gallery bank"), np.arange(source.num_gallery) if own else None),
     ):
         largest = dbn.stream_largest_similarities(
             bank,
@@ -226,7 +227,7 @@ def _screenings(
         return {}
     biases: dict[str, dict[str, Any]] = {"raw": {}}
     # A clean item's own query in the bank would raise its bias: unpaired, too much is flagged.
-    if bank is not None and source.test.bank_pairs is not None and method.kind in _BIASES:
+    if bank is not None and source.bank_pairs is not None and method.about.by_statistics:
         biases[method.label] = {
             "bias": _bias(source, method, joining=True),
             "gallery_bank_bias": _bias(source, method, joining=False),
@@ -236,7 +237,7 @@ def _screenings(
         found = dbn.attribution.hub_screening(
             source.gallery,
             source.query_bank,
-            None if bank is None else source.gallery_bank,
+            source.gallery_bank,
             k=NEIGHBORS,
             false_alarm_rate=rate / len(biases),
             similarity_fn=source.similarity_fn,
@@ -246,42 +247,20 @@ def _screenings(
     return screenings
 
 
-# Methods whose bias is one of the item and the banks alone.
-_BIASES = ("is", "dis", "dualis", "dualdis", "csls", "nnn")
-
-
 def _bias(source: Embeddings, method: Method, *, joining: bool) -> Any:
     """Of the gallery, or of the gallery bank without an item's own query and copy: [num_items]."""
-    test = source.test
-    items = source.gallery if joining else source.gallery_bank
-    options: dict[str, Any] = {"similarity_fn": source.similarity_fn}
-    partners = None if joining else test.bank_pairs
-    if method.kind in ("csls", "nnn"):
-        largest = dbn.stream_largest_similarities(
-            source.query_bank,
+    items = source.gallery if joining else source.rows("gallery bank")
+    own = {"query": source.bank_pairs, "gallery": np.arange(len(items))}
+    fitted = method.fit(
+        Streamed(
             items,
-            k=min(int(method.option("k")), len(test.query_bank)),
-            exclude=partners,
-            **options,
+            source.query_bank,
+            source.gallery_bank,
+            {} if joining else own,
+            similarity_fn=source.similarity_fn,
         )
-        if method.kind == "csls":
-            return dbn.baselines.csls(largest).bias[0]
-        weight = method.option("weight")
-        return dbn.baselines.nearest_neighbor_normalization(largest, weight=weight).bias[0]
-    query = dbn.stream_bank_statistics(
-        source.query_bank, items, beta=method.beta_query, k=0, exclude=partners, **options
     )
-    if method.beta_gallery is None:
-        return dbn.inverted_softmax(query).bias[0]
-    gallery = dbn.stream_bank_statistics(
-        source.gallery_bank,
-        items,
-        beta=method.beta_gallery,
-        k=0,
-        exclude=None if joining else np.arange(items.shape[0]),
-        **options,
-    )
-    return dbn.dual_inverted_softmax(query, gallery).bias.sum(axis=0)
+    return fitted.bias.sum(axis=0)
 
 
 def rank_correlations(columns: npt.NDArray[Any]) -> tuple[float, float, float]:

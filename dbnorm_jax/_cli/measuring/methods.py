@@ -1,89 +1,84 @@
-"""The methods a table can hold: names, groups, parameters and what each needs."""
+"""The methods a comparison can hold: the library's table, what stands beside it, and wishes."""
 
 import dataclasses
 import math
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import jax
+
+import dbnorm_jax as dbn
+from dbnorm_jax._src.corrections import table
+from dbnorm_jax._src.corrections.table import Row, WholeSource
 
 # Inverse temperatures for cosines; other similarities have no default.
-DEFAULT_BETAS = {"beta_query": 20.0, "beta_gallery": 1.0}
+DEFAULT_BETAS = {beta.name: beta.default or 0.0 for beta in (table.BETA_QUERY, table.BETA_GALLERY)}
 _BETAS = tuple(DEFAULT_BETAS)
+# What comes of `auto`: a Correction and why.
+CHOICE = "choice"
 
 
-@dataclasses.dataclass(frozen=True)
-class Kind:
-    """What is known of a method before it runs.
+def _published(source: WholeSource, *, beta_query: float, beta_gallery: float) -> table.Rescore:
+    query = source.statistics("query", beta_query, 1)
+    gallery = source.statistics("gallery", beta_gallery, 1)
 
-    Attributes:
-      name: as in the field's papers.
-      group: a name that stands for all its methods in --methods.
-      defaults: parameters and their defaults; betas are filled in by `choose_methods`.
-      gated: acts on a query only where a gate is open.
-      transductive: reads the other test queries.
-      gallery_bank: needs a gallery bank.
-      embeddings: cannot run on similarity matrices.
-      unit: which parameters have the unit of similarity, or its inverse, and no default but for
-        cosines.
-    """
+    def rescore(rows: jax.Array, _: slice) -> jax.Array:
+        return dbn.published_scores(rows, query, gallery)
 
-    name: str
-    group: str
-    defaults: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    gated: bool = False
-    transductive: bool = False
-    gallery_bank: bool = False
-    embeddings: bool = False
-    unit: tuple[str, ...] = ()
+    return rescore
 
 
-_ONE, _TWO = _BETAS[:1], _BETAS
-_INVGC = {"query_rate": 0.3, "gallery_rate": 0.1}
-_SINKHORN = {"temperature": 0.05, "iterations": 10}
+def _auto(source: Any) -> tuple[dbn.Correction, dbn.tuning.Choice]:
+    return dbn.auto(
+        source.gallery,
+        source.query_bank,
+        source.gallery_bank,
+        source.bank_pairs,
+        similarity_fn=source.similarity_fn,
+        return_choice=True,
+    )
 
-KINDS: dict[str, Kind] = {
-    "raw": Kind("raw", "raw"),
-    "auto": Kind("auto", "auto", embeddings=True),
-    "is": Kind("IS", "paper", unit=_ONE),
-    "dis": Kind("DIS", "paper", gated=True, unit=_ONE),
-    "dualis": Kind("DualIS", "paper", gallery_bank=True, unit=_TWO),
-    "dualdis": Kind("DualDIS", "paper", gated=True, gallery_bank=True, unit=_TWO),
-    "published": Kind("DualDIS (published)", "published", gated=True, gallery_bank=True, unit=_TWO),
-    "csls": Kind("CSLS", "means", {"k": 10}),
-    "nnn": Kind("NNN", "means", {"k": 128, "weight": 0.75}),
-    "dn": Kind("DN", "means", {"weight": 0.5}, embeddings=True),
-    "sn": Kind("SN", "transport", _SINKHORN, unit=("temperature",)),
-    "dbsn": Kind(
-        "DBSN",
-        "transport",
-        _SINKHORN,
-        gallery_bank=True,
-        embeddings=True,
-        unit=("temperature",),
-    ),
-    "hnn": Kind(
-        "HNN", "transport", {"temperature": 0.05, "iterations": 100}, unit=("temperature",)
-    ),
-    "gc": Kind("GC", "rescaling"),
-    "mp": Kind("MP", "rescaling", embeddings=True),
-    "mp-empiric": Kind("MP empiric", "rescaling", embeddings=True),
-    "ls": Kind("LS", "rescaling", {"k": 10}, embeddings=True),
-    "nicdm": Kind("NICDM", "rescaling", {"k": 10}, embeddings=True),
-    "dissim": Kind("DisSimLocal", "vectors", {"k": 10}, embeddings=True),
-    "invgc": Kind("InvGC", "vectors", _INVGC, gallery_bank=True, embeddings=True),
-    "invgc-local": Kind(
-        "InvGC local", "vectors", {**_INVGC, "pool": 0.1}, gallery_bank=True, embeddings=True
-    ),
-    "dsl": Kind(
-        "DSL", "transductive", {"temperature": 0.05}, transductive=True, unit=("temperature",)
+
+_OTHERS = {
+    "raw": Row("raw", "", "", "", lambda _: None, needs=()),
+    "auto": Row("auto", "auto", "this library", "", _auto, needs=(table.VECTORS,), gives=CHOICE),
+    "published": Row(
+        "DualDIS (published)",
+        "published_scores",
+        "the released code",
+        "",
+        _published,
+        (table.BETA_QUERY, table.BETA_GALLERY),
+        (table.QUERY_BANK, table.GALLERY_BANK),
+        table.SCORES,
+        gated=True,
     ),
 }
-GROUPS: dict[str, tuple[str, ...]] = {
-    group: tuple(name for name, kind in KINDS.items() if kind.group == group)
-    for group in ("paper", "means", "transport", "rescaling", "vectors", "transductive")
-}
-ALL = tuple(name for names in GROUPS.values() for name in names)
-DEFAULT = ("auto", *GROUPS["paper"], "csls", "nnn")
-_WHOLE = ("k", "iterations")
+KINDS: Mapping[str, Row] = ChainMap(table.TABLE, _OTHERS)
+
+
+def groups() -> dict[str, tuple[str, ...]]:
+    """The names that stand for several methods, and theirs."""
+    members: dict[str, tuple[str, ...]] = {}
+    for name, row in table.TABLE.items():
+        if row.group:
+            members[row.group] = (*members.get(row.group, ()), name)
+    return members
+
+
+def everything() -> tuple[str, ...]:
+    """All methods, group by group."""
+    return tuple(name for names in groups().values() for name in names)
+
+
+def file_methods() -> tuple[str, ...]:
+    """What `dbnorm fit` makes of files of any size, `auto` and statistics beside the table's."""
+    rows = (name for name in everything() if table.TABLE[name].by_statistics)
+    return (*rows, "auto", "statistics")
+
+
+DEFAULT = ("auto", *groups()["paper"], "csls", "nnn")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +91,7 @@ class Method:
     options: tuple[tuple[str, float], ...] = ()
 
     @property
-    def about(self) -> Kind:
+    def about(self) -> Row:
         """What is known of its kind."""
         return KINDS[self.kind]
 
@@ -111,17 +106,24 @@ class Method:
         return self.about.gated
 
     @property
+    def betas(self) -> dict[str, float]:
+        """Those that it has."""
+        pairs = zip(_BETAS, (self.beta_query, self.beta_gallery), strict=True)
+        return {name: beta for name, beta in pairs if beta is not None}
+
+    @property
     def label(self) -> str:
         """With its parameters: DualIS(20, 1)."""
         if self.kind == "published":
             return self.name
-        betas = [beta for beta in (self.beta_query, self.beta_gallery) if beta is not None]
-        values = [f"{value:g}" for value in (*betas, *dict(self.options).values())]
+        values = [f"{value:g}" for value in (*self.betas.values(), *dict(self.options).values())]
         return f"{self.name}({', '.join(values)})" if values else self.name
 
-    def option(self, name: str) -> float:
-        """One of its parameters."""
-        return dict(self.options)[name]
+    def fit(self, source: Any) -> Any:
+        """What comes of it; `about.gives` says what that is."""
+        whole = {one.name for one in self.about.parameters if one.whole}
+        options = {name: int(value) if name in whole else value for name, value in self.options}
+        return self.about.fit(source, **self.betas, **options)
 
 
 def choose_methods(
@@ -139,13 +141,13 @@ def make_method(
     beta_gallery: float | None,
 ) -> Method:
     """One method; `parameters` stand before the betas given for all."""
-    about = KINDS[kind]
-    betas = {
-        name: parameters.get(name, beta) if name in about.unit else None
-        for name, beta in zip(_BETAS, (beta_query, beta_gallery), strict=True)
+    defaults = KINDS[kind].defaults
+    given: dict[str, float | None] = {"beta_query": beta_query, "beta_gallery": beta_gallery}
+    values: dict[str, Any] = {
+        name: parameters.get(name, given.get(name, value)) for name, value in defaults.items()
     }
-    options = tuple((name, parameters.get(name, value)) for name, value in about.defaults.items())
-    return Method(kind, betas["beta_query"], betas["beta_gallery"], options)
+    query, gallery = (values.pop(name, None) for name in _BETAS)
+    return Method(kind, query, gallery, tuple(values.items()))
 
 
 class Wish(NamedTuple):
@@ -165,31 +167,31 @@ class Wish(NamedTuple):
 def parse(text: str) -> list[Wish]:
     """`is,nnn:k=64:weight=0.5,transport` -> methods with their parameters."""
     chosen: list[Wish] = []
+    members_of = {"all": everything(), **groups()}
     for item in text.split(","):
         name, *pairs = item.strip().lower().split(":")
-        group = ALL if name == "all" else GROUPS.get(name)
-        members = (name,) if group is None else group
+        members = members_of.get(name, (name,))
         for kind in members:
             if kind not in KINDS:
                 raise ValueError(
-                    f"--methods: expected a list of {', '.join(('auto', *ALL))}, or groups "
-                    f"{', '.join(('all', *GROUPS))}, got {name!r}; write for instance "
+                    f"--methods: expected a list of {', '.join(('auto', *members_of['all']))}, or "
+                    f"groups {', '.join(members_of)}, got {name!r}; write for instance "
                     f"--methods is,dualis"
                 )
-        if group is not None and pairs:
+        if name in members_of and pairs:
             raise ValueError(
                 f"--methods: expected parameters after one method, got them after the group "
                 f"{name}; write them after its methods"
             )
         parameters = dict(_parameter(members[0], pair) for pair in pairs)
-        chosen += [Wish(kind, parameters, group is None) for kind in members]
+        chosen += [Wish(kind, parameters, name not in members_of) for kind in members]
     return chosen
 
 
 def _parameter(kind: str, pair: str) -> tuple[str, float]:
     name, equals, text = pair.partition("=")
     about = KINDS[kind]
-    known = [*(beta for beta in _BETAS if beta in about.unit), *about.defaults]
+    known = about.defaults
     if name not in known or not equals:
         offered = f"{kind}:name=value with {', '.join(known)}" if known else f"{kind} alone"
         raise ValueError(f"--methods: expected {offered}, got {kind}:{pair}; correct it")
@@ -197,9 +199,9 @@ def _parameter(kind: str, pair: str) -> tuple[str, float]:
         value = float(text)
     except ValueError:
         value = math.nan
-    whole = name in _WHOLE and not value.is_integer()
-    if not math.isfinite(value) or value <= 0 or whole:
-        what = "a whole number" if name in _WHOLE else "a number"
+    whole = any(one.whole for one in about.parameters if one.name == name)
+    if not math.isfinite(value) or value <= 0 or (whole and not value.is_integer()):
+        what = "a whole number" if whole else "a number"
         raise ValueError(
             f"--methods: expected {what} above 0 for {kind}:{name}, got {text!r}; correct it"
         )

@@ -1,8 +1,8 @@
 """Where similarities come from: embeddings, streamed, or matrices, by rows."""
 
 import functools
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,8 @@ import numpy.typing as npt
 
 import dbnorm_jax as dbn
 from dbnorm_jax._cli.reading.sets import Csr, EvaluationSet, SimilaritySet
+from dbnorm_jax._src.corrections.streamed import Streamed
+from dbnorm_jax._src.corrections.table import Rescore
 
 Ranks = npt.NDArray[np.floating[Any]]
 Neighbors = npt.NDArray[np.int32]
@@ -20,8 +22,9 @@ _ROWS = 512
 # A matrix that some methods must hold whole.
 _LARGEST_MATRIX = 4 * 2**30
 
-# (similarities of a block of queries, their rows) -> scores, higher is better.
-Rescore = Callable[[jax.Array, slice], jax.Array]
+
+class UnfitError(ValueError):
+    """A source that a method cannot be fitted from."""
 
 
 class Found(NamedTuple):
@@ -32,47 +35,16 @@ class Found(NamedTuple):
     remark: str = ""  # what a method has to say
 
 
-class Source(Protocol):
-    """What every method can be fitted and evaluated with."""
-
-    num_queries: int
-    num_gallery: int
-
-    def statistics(self, bank: str, beta: Any) -> dbn.BankStatistics:
-        """Statistics of the "query" or the "gallery" bank; `beta`: a number or a vector."""
-        ...
-
-    def largest(self, k: int) -> dbn.LargestSimilarities:
-        """Of the query bank."""
-        ...
-
-    def query_bank_similarities(self, method: str) -> jax.Array:
-        """[num_query_bank, num_gallery], whole; `method` is named if that is too large."""
-        ...
-
-    def similarities(self, method: str) -> jax.Array:
-        """[num_queries, num_gallery], whole."""
-        ...
-
-    def search(self, k: int, correction: dbn.Correction | None) -> Found:
-        """Neighbors and ranks under a correction."""
-        ...
-
-    def by_rows(self, k: int, rescore: Rescore) -> Found:
-        """Neighbors and ranks under scores of whole rows."""
-        ...
-
-
 def source_of(test: EvaluationSet | SimilaritySet) -> "Embeddings | Matrices":
     """The source of a set."""
     return Matrices(test) if isinstance(test, SimilaritySet) else Embeddings(test)
 
 
-def _check_size(method: str, what: str, num_rows: int, num_gallery: int) -> None:
+def _check_size(part: str, num_rows: int, num_gallery: int) -> None:
     size = 4 * num_rows * num_gallery
     if size > _LARGEST_MATRIX:
-        raise ValueError(
-            f"--methods {method}: expected a {what} x gallery matrix of at most "
+        raise UnfitError(
+            f"expected a {'query' if part == 'queries' else part} x gallery matrix of at most "
             f"{_LARGEST_MATRIX / 2**30:g} GiB, which this method holds whole, got "
             f"{size / 2**30:.1f} GiB; leave it out or use fewer rows"
         )
@@ -99,57 +71,73 @@ def _right_items(relevant: Csr, start: int, count: int, num_gallery: int) -> npt
     return right
 
 
-class Embeddings:
+class _Known:
+    """Statistics asked for once."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, Any, int], dbn.BankStatistics] = {}
+
+    def statistics(self, bank: str, beta: Any, k: int = 1) -> dbn.BankStatistics:
+        """Of the "query" or the "gallery" bank; `beta`: a number or a vector."""
+        k = max(k, 1)  # so that gated methods share them with the others
+        if not isinstance(beta, float):
+            return self._fitted(bank, beta, k)
+        if (bank, beta, k) not in self._known:
+            self._known[bank, beta, k] = self._fitted(bank, beta, k)
+        return self._known[bank, beta, k]
+
+    def _fitted(self, bank: str, beta: Any, k: int) -> dbn.BankStatistics:
+        raise NotImplementedError
+
+
+class Embeddings(_Known):
     """A set of embeddings; nothing of the size of a matrix is held unless a method asks."""
 
+    embedded = True  # as the rows of the table ask
+
     def __init__(self, test: EvaluationSet) -> None:
+        super().__init__()
         self.similarity_fn = (
             dbn.negative_squared_euclidean if test.similarity == "euclidean" else dbn.dot_product
         )
         self.queries, self.gallery = jnp.asarray(test.queries), jnp.asarray(test.gallery)
+        self.query_bank = jnp.asarray(test.query_bank)
+        self.gallery_bank = None if test.gallery_bank is None else jnp.asarray(test.gallery_bank)
+        self.bank_pairs = test.bank_pairs
         self.num_queries, self.num_gallery = len(test.queries), len(test.gallery)
-        self.test = test
-
-    @functools.cached_property
-    def query_bank(self) -> jax.Array:
-        """[num_query_bank, dim]."""
-        return jnp.asarray(self.test.query_bank)
-
-    @functools.cached_property
-    def gallery_bank(self) -> jax.Array:
-        """[num_gallery_bank, dim]; the gallery where there is none."""
-        rows = self.test.gallery_bank
-        return self.gallery if rows is None else jnp.asarray(rows)
-
-    def statistics(self, bank: str, beta: Any) -> dbn.BankStatistics:
-        """Streamed."""
-        # The gallery as its own bank: an item's similarity to itself would drown its sum.
-        own = bank == "gallery" and self.test.gallery_bank is None
-        return dbn.stream_bank_statistics(
-            self.query_bank if bank == "query" else self.gallery_bank,
-            self.gallery,
-            beta=beta,
-            k=1,
-            exclude=np.arange(self.num_gallery) if own else None,
-            similarity_fn=self.similarity_fn,
+        self.test, self.measure = test, test.similarity
+        self._streamed = Streamed(
+            self.gallery, self.query_bank, self.gallery_bank, similarity_fn=self.similarity_fn
         )
+
+    def _fitted(self, bank: str, beta: Any, k: int) -> dbn.BankStatistics:
+        return self._streamed.statistics(bank, beta, k)
 
     def largest(self, k: int) -> dbn.LargestSimilarities:
-        """Streamed."""
-        k = min(k, len(self.test.query_bank))
-        return dbn.stream_largest_similarities(
-            self.query_bank, self.gallery, k=k, similarity_fn=self.similarity_fn
-        )
+        """Of the query bank, streamed."""
+        return self._streamed.largest(k)
 
-    def query_bank_similarities(self, method: str) -> jax.Array:
-        """Whole."""
-        _check_size(method, "query bank", len(self.test.query_bank), self.num_gallery)
-        return self.similarity_fn(self.query_bank, self.gallery)
+    def rows(self, part: str) -> jax.Array:
+        """Embeddings; without a gallery bank, the gallery is it."""
+        other = self.gallery if self.gallery_bank is None else self.gallery_bank
+        own = {"queries": self.queries, "gallery": self.gallery, "query bank": self.query_bank}
+        return own.get(part, other)
 
-    def similarities(self, method: str) -> jax.Array:
-        """Whole."""
-        _check_size(method, "query", self.num_queries, self.num_gallery)
-        return self.similarity_fn(self.queries, self.gallery)
+    def similarities(self, part: str) -> jax.Array:
+        """[num_rows, num_gallery], whole."""
+        rows = self.rows(part)
+        _check_size(part, len(rows), self.num_gallery)
+        return self.similarity_fn(rows, self.gallery)
+
+    def distances(self, similarities: jax.Array) -> jax.Array:
+        """Euclidean distances of what the similarities are of."""
+        if self.measure == "dot":
+            raise UnfitError(
+                "expected cosine or euclidean similarity for a method on distances, got dot; "
+                "leave rescaling methods out"
+            )
+        squares = 2 - 2 * similarities if self.measure == "cosine" else -similarities
+        return jnp.sqrt(jnp.maximum(squares, 0))
 
     def search(
         self,
@@ -183,10 +171,13 @@ class Embeddings:
         return _found_by_rows(k, self.test.relevant, self.num_gallery, blocks())
 
 
-class Matrices:
+class Matrices(_Known):
     """A set of similarity matrices, read by rows."""
 
+    embedded, measure = False, None
+
     def __init__(self, test: SimilaritySet) -> None:
+        super().__init__()
         self.test = test
         self.num_queries, self.num_gallery = test.similarities.shape
 
@@ -194,12 +185,11 @@ class Matrices:
         for start in range(0, len(matrix), _ROWS):
             yield matrix[start : start + _ROWS]
 
-    def statistics(self, bank: str, beta: Any) -> dbn.BankStatistics:
-        """Merged over blocks of rows."""
+    def _fitted(self, bank: str, beta: Any, k: int) -> dbn.BankStatistics:
         matrix = self.test.query_bank if bank == "query" else self.test.gallery_bank
         if matrix is None:
             raise ValueError("a method with a gallery bank needs the gallery bank's similarities")
-        parts = (dbn.bank_statistics(part, beta=beta, k=1) for part in self._parts(matrix))
+        parts = (dbn.bank_statistics(part, beta=beta, k=k) for part in self._parts(matrix))
         return functools.reduce(dbn.merge, parts)
 
     def largest(self, k: int) -> dbn.LargestSimilarities:
@@ -208,15 +198,11 @@ class Matrices:
         parts = (dbn.largest_similarities(part, k=k) for part in self._parts(self.test.query_bank))
         return functools.reduce(dbn.merge, parts)
 
-    def query_bank_similarities(self, method: str) -> jax.Array:
-        """Whole."""
-        _check_size(method, "query bank", len(self.test.query_bank), self.num_gallery)
-        return jnp.asarray(self.test.query_bank)
-
-    def similarities(self, method: str) -> jax.Array:
-        """Whole."""
-        _check_size(method, "query", self.num_queries, self.num_gallery)
-        return jnp.asarray(self.test.similarities)
+    def similarities(self, part: str) -> jax.Array:
+        """[num_rows, num_gallery], whole."""
+        matrix = self.test.similarities if part == "queries" else self.test.query_bank
+        _check_size(part, len(matrix), self.num_gallery)
+        return jnp.asarray(matrix)
 
     def search(self, k: int, correction: dbn.Correction | None) -> Found:
         """By blocks of rows."""

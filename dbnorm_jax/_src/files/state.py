@@ -29,7 +29,7 @@ from dbnorm_jax._src.core import checks
 from dbnorm_jax._src.core.types import BankStatistics, Correction, LargestSimilarities
 from dbnorm_jax._src.files import archives
 from dbnorm_jax._src.files.archives import Archive, Arrays, Fields
-from dbnorm_jax._src.tuning.choice import METHODS, REASONS, Choice
+from dbnorm_jax._src.tuning.choice import REASONS, Choice, methods
 
 State = BankStatistics | LargestSimilarities | Correction | Choice
 
@@ -236,7 +236,7 @@ def _check_choice(
         expect(arrays[field].dtype.kind == kind, field, name)
         expect(bool(np.isfinite(arrays[field]).all()), field, "finite")
     method, chosen = arrays["method"], int(arrays["chosen"])
-    known = bool(((method >= 0) & (method < len(METHODS))).all()) and int(method[0]) == 0
-    expect(known, "method", f"raw (0) first, then below {len(METHODS)}")
+    known = bool(((method >= 0) & (method < len(methods()))).all()) and int(method[0]) == 0
+    expect(known, "method", f"raw (0) first, then below {len(methods())}")
     expect(0 <= chosen < length[0], "chosen", f"between 0 and {length[0] - 1}")
     expect(0 <= static["reason_code"] < len(REASONS), "reason_code", f"below {len(REASONS)}")

@@ -26,7 +26,7 @@ from dbnorm_jax._src.passes.nearest import (
     scoring,
 )
 from dbnorm_jax._src.passes.selection import Nearest, Offsets, add_tile, start_nearest
-from dbnorm_jax._src.passes.streaming import COLUMNS, Block, scan_chunks
+from dbnorm_jax._src.passes.streaming import COLUMNS, Block, is_apart, scan_chunks
 from dbnorm_jax._src.passes.sweep import Chunk, Items, Pass, Rows, Tile, Tiling, sweep
 
 TIES = ("average", "min", "max")
@@ -45,6 +45,7 @@ def count_ahead(
     *,
     similarity_fn: SimilarityFn,
     chunk_size: int,
+    unseen: jax.Array | None = None,
     valid: jax.Array | None = None,
     merge_best: Callable[[jax.Array], jax.Array] = lambda best: best,
 ) -> tuple["Ahead", Nearest]:
@@ -58,7 +59,8 @@ def count_ahead(
       mixtures: as in `nearest_items`.
       similarity_fn: the similarity.
       chunk_size: queries held at once.
-      valid: optional [num_gallery] bool, False on padding.
+      unseen: as in `nearest_items`; none of them is relevant.
+      valid: optional [num_gallery] bool, False on padding; all that is relevant is valid.
       merge_best: what becomes of the scores [size, num_lists] of the best right items of some
         queries before others are compared with them.
 
@@ -86,7 +88,7 @@ def count_ahead(
     best = Best(merged, jnp.where(best.scores == merged, best.level, 0))
     return sweep(
         counts_pass(score, num_lists),
-        Rows(queries, ask(queries, right, best, mixtures)),
+        Rows(queries, ask(queries, right, best, mixtures, unseen)),
         Items(gallery, by_list(offsets), valid),
         Tiling(similarity_fn, score.dtype, chunk_size),
     ).outputs
@@ -138,15 +140,32 @@ class Counts(NamedTuple):
 class Asked(NamedTuple):
     """What goes with queries."""
 
-    right: jax.Array  # [num_queries, num_right] int32 gallery rows, each once, -1 for none
+    passed: jax.Array  # [num_queries, most] int32 gallery rows that do not count, -1 for none
     best: Best
     norms: jax.Array  # [num_queries]
     mixtures: jax.Array | None
+    unseen: jax.Array | None  # [num_queries, most] int32, those of them that are not seen
 
 
-def ask(queries: jax.Array, right: jax.Array, best: Best, mixtures: jax.Array | None) -> Asked:
+def ask(
+    queries: jax.Array,
+    right: jax.Array,
+    best: Best,
+    mixtures: jax.Array | None,
+    unseen: jax.Array | None,
+) -> Asked:
     """What goes with queries of these right items, none of them repeated."""
-    return Asked(right, best, similarity.norms(queries), mixtures)
+    passed = right if unseen is None else distinct(jnp.concatenate([right, unseen], axis=1))
+    return Asked(passed, best, similarity.norms(queries), mixtures, unseen)
+
+
+def seen(right: jax.Array, unseen: jax.Array | None, valid: Any) -> jax.Array:
+    """Right items [num_queries, num_right] that their query sees; -1 in place of others."""
+    if valid is not None:
+        right = jnp.where(jnp.asarray(valid)[jnp.maximum(right, 0)], right, -1)
+    if unseen is not None:
+        right = jnp.where(is_apart(unseen[:, None], right), right, -1)
+    return right
 
 
 def counts_pass(score: Scoring, num_lists: int) -> Pass:
@@ -157,7 +176,7 @@ def counts_pass(score: Scoring, num_lists: int) -> Pass:
         return Counts(none, none, start_nearest((rows.size, 1, 1), score.dtype))
 
     def add(counts: Counts, _: None, tile: Tile) -> tuple[Counts, None]:
-        right, best, norms, mixtures = tile.rows.own
+        passed, best, norms, mixtures, unseen = tile.rows.own
         similarities, left = less_mixtures(tile.similarities, mixtures, tile.own)
         nearest = add_tile(
             counts.nearest,
@@ -165,10 +184,13 @@ def counts_pass(score: Scoring, num_lists: int) -> Pass:
             None if left is None else left[:1],
             tile.start,
             valid=tile.valid,
+            seen=None
+            if unseen is None
+            else lambda row, columns: is_apart(unseen[row], tile.start + columns),
         )
-        # Counted from the same tile as the others, each right item is taken out again exactly.
-        column, num_items = right - tile.start, len(tile.items)
-        inside = (right >= 0) & (column >= 0) & (column < num_items)
+        # Counted from the same tile as the others, they are taken out again exactly.
+        column, num_items = passed - tile.start, len(tile.items)
+        inside = (passed >= 0) & (column >= 0) & (column < num_items)
         if tile.valid is not None:
             inside &= tile.valid[jnp.where(inside, column, 0)]
         scored = _Scored(
@@ -235,7 +257,7 @@ class _Scored(NamedTuple):
 
     similarities: jax.Array  # [num_rows, num_columns]
     offsets: Offsets  # num_lists of [num_columns]
-    right: jax.Array  # [num_rows, num_right] columns, num_columns where there is none
+    passed: jax.Array  # [num_rows, most] columns that do not count, num_columns for none
     valid: jax.Array | None  # [num_columns] bool
     best: jax.Array  # [num_rows, num_lists]
     rounding: jax.Array  # [num_rows, num_lists], how far scores of the tile may be off
@@ -283,8 +305,8 @@ def _count(scored: _Scored, place: int) -> tuple[jax.Array, jax.Array]:
         partial(count, careful=True),
         scored.similarities,
     )
-    inside = scored.right < num_columns
-    column = jnp.where(inside, scored.right, 0)
+    inside = scored.passed < num_columns
+    column = jnp.where(inside, scored.passed, 0)
     own = jnp.take_along_axis(scored.similarities, column, axis=1)
     own = compared(numerics.below_every_number(own if offset is None else own - offset[column]))
     total = (total - jnp.where(inside, own, 0).sum(axis=1)).astype(jnp.int32)
@@ -326,7 +348,7 @@ def _rescored(
         is_near &= columns[None] > state[asked, 1, None]
         if scored.valid is not None:
             is_near &= scored.valid[None]
-        is_near = is_near.at[slot[:, None], scored.right[row]].set(False, mode="drop")
+        is_near = is_near.at[slot[:, None], scored.passed[row]].set(False, mode="drop")
         column = jnp.argmax(is_near, axis=1).astype(jnp.int32)
         score = pairs(row, column)[slot, place]
         found = [relation.astype(jnp.int32) for relation in (score > best, score == best)]

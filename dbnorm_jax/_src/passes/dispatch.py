@@ -144,6 +144,8 @@ def nearest_items(
     kernel: str,
     similarity_fn: SimilarityFn,
     chunk_size: int,
+    unseen: jax.Array | None = None,
+    valid: jax.Array | None = None,
 ) -> Nearest:
     """`nearest.nearest_items`, fused where `kernel` (see `choose`) says so and it can be."""
     plain: Callable[..., Any] = functools.partial(
@@ -152,11 +154,14 @@ def nearest_items(
         k=k,
         similarity_fn=similarity_fn,
         chunk_size=chunk_size,
+        unseen=unseen,
+        valid=valid,
     )
     # The blocks scored anew must be few; for a test it is enough that there are as many as k.
     most = gallery.shape[0] // (1 if kernel == INTERPRET else 4)
     single = offsets is None or offsets.dtype == jnp.float32
-    if kernel == NEVER or mixtures is not None or not single or k * BLOCK > most:
+    masked = unseen is not None or valid is not None
+    if kernel == NEVER or masked or mixtures is not None or not single or k * BLOCK > most:
         return plain(queries, gallery, offsets)
     fused = functools.partial(kernels.search, k=k, similarity_fn=similarity_fn)
     if offsets is None:

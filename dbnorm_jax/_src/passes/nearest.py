@@ -38,6 +38,7 @@ def nearest_items(
     similarity_fn: SimilarityFn,
     chunk_size: int,
     exclude: jax.Array | None = None,
+    unseen: jax.Array | None = None,
     valid: jax.Array | None = None,
 ) -> Nearest:
     """The k nearest gallery items of each query under several offsets at once, one matmul for all.
@@ -56,15 +57,18 @@ def nearest_items(
       chunk_size: queries held at once.
       exclude: optional [num_gallery, most] int32, rows of queries that never see the item, -1 for
         none.
+      unseen: optional [num_queries, most] int32, the same from the queries' side: items that the
+        query never sees.
       valid: optional [num_gallery] bool, False on padding.
 
     Returns:
-      Nearest of [num_queries, num_lists, k], best first; with k above the number of items, -inf.
+      Nearest of [num_queries, num_lists, k], best first; -inf and index -1 where there are fewer.
     """
     arrays = (queries, gallery, offsets, mixtures)
     found = _search(
         *lax.stop_gradient(arrays),
         exclude,
+        unseen,
         valid,
         k=k,
         similarity_fn=similarity_fn,
@@ -96,6 +100,7 @@ def _search(
     offsets: jax.Array | None,
     mixtures: jax.Array | None,
     exclude: jax.Array | None,
+    unseen: jax.Array | None,
     valid: jax.Array | None,
     *,
     k: int,
@@ -105,34 +110,40 @@ def _search(
     dtype = scoring(queries, gallery, offsets, similarity_fn).dtype
     return sweep(
         nearest_pass(count_lists(offsets, mixtures), k, dtype),
-        Rows(queries, mixtures),
+        Rows(queries, (mixtures, unseen)),
         Items(gallery, (by_list(offsets), exclude), valid),
         Tiling(similarity_fn, dtype, chunk_size, columns_for(k)),
     ).outputs
 
 
 def nearest_pass(num_lists: int, k: int, dtype: jnp.dtype) -> Pass:
-    """Outputs Nearest [size, num_lists, k]; rows own mixtures, items offsets and exclusions."""
+    """Outputs Nearest [size, num_lists, k].
+
+    Rows own mixtures and what they do not see, items their offsets and the rows that exclude them.
+    """
 
     def start(rows: Chunk) -> Nearest:
         return start_nearest((rows.size, num_lists, k), dtype)
 
     def add(nearest: Nearest, _: None, tile: Tile) -> tuple[Nearest, None]:
-        offsets, excluded = tile.own
+        (mixtures, unseen), (offsets, excluded) = tile.rows.own, tile.own
+
+        def seen(row: jax.Array, columns: jax.Array) -> jax.Array:
+            if excluded is not None:
+                return is_apart(excluded[columns], tile.rows.start + row)
+            return is_apart(unseen[row], tile.start + columns)
+
         nearest = add_tile(
             nearest,
-            *less_mixtures(tile.similarities, tile.rows.own, offsets),
+            *less_mixtures(tile.similarities, mixtures, offsets),
             tile.start,
             valid=tile.valid,
-            seen=None
-            if excluded is None
-            else lambda row, columns: is_apart(excluded[columns], tile.rows.start + row),
+            seen=None if excluded is None and unseen is None else seen,
         )
         return nearest, None
 
     def finish(total: None, nearest: Nearest, _: Chunk) -> tuple[None, Nearest]:
-        known = numerics.is_number(nearest.values)
-        return total, nearest._replace(values=jnp.where(known, nearest.values, -jnp.inf))
+        return total, Nearest(*selection.filled(*nearest))
 
     return Pass(add, start, finish)
 

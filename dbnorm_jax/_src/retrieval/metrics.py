@@ -41,7 +41,9 @@ from dbnorm_jax._src.passes import counts, streaming
 from dbnorm_jax._src.passes.gating import check_streamed, over_gates, raw_first
 
 
-def ranks(scores: Any, relevant: Any, *, ties: str = "average", where: Any = None) -> jax.Array:
+def ranks(
+    scores: Any, relevant: Any, *, ties: str = "average", exclude: Any = None, where: Any = None
+) -> jax.Array:
     """Rank of each query's best right item.
 
     Args:
@@ -49,8 +51,10 @@ def ranks(scores: Any, relevant: Any, *, ties: str = "average", where: Any = Non
       relevant: the right items, in one of the forms of this module.
       ties: "average", the expectation over all orders; "min", all ties broken in favor of right
         items, or "max", of wrong ones (static).
-      where: optional bool mask [num_queries, num_gallery] of valid pairs; others do not exist,
-        also right ones.
+      exclude: optional [num_queries] or [num_queries, most] int, gallery rows that a query never
+        sees, -1 for none: itself, where it stands in its own gallery.
+      where: optional bool mask [num_queries, num_gallery] of the pairs that are seen. What a query
+        does not see is not ranked, and is not right.
 
     Returns:
       [num_queries] float, 1 = best; +inf for queries without a right item. Other right items never
@@ -71,21 +75,15 @@ def ranks(scores: Any, relevant: Any, *, ties: str = "average", where: Any = Non
     scores = _check_scores(scores)
     ties = counts.check_ties(ties)
     right = relevance.as_matrix(relevant, scores.shape)
-    if where is not None:
-        where = checks.mask("where", where)
-        if where.shape != scores.shape:
-            raise ValueError(
-                f"`where` must have the shape of `scores` {scores.shape}, got {where.shape}"
-            )
-    return _ranks(scores, right, where, ties=ties)
+    return _ranks(scores, right, checks.seen(where, exclude, scores.shape), ties=ties)
 
 
 @partial(jax.jit, static_argnames="ties")
-def _ranks(scores: jax.Array, right: jax.Array, where: jax.Array | None, *, ties: str) -> jax.Array:
+def _ranks(scores: jax.Array, right: jax.Array, seen: jax.Array | None, *, ties: str) -> jax.Array:
     scores = numerics.below_every_number(scores)
     wrong = ~right
-    if where is not None:
-        right, wrong = right & where, wrong & where
+    if seen is not None:
+        right, wrong = right & seen, wrong & seen
     best = jnp.where(right, scores, -jnp.inf).max(axis=-1, keepdims=True)
     counted = ((scores > best) & wrong, (scores == best) & wrong, (scores == best) & right)
     ahead = counts.Ahead(*(items.sum(axis=-1, dtype=jnp.int32) for items in counted))
@@ -99,6 +97,9 @@ def stream_ranks(
     correction: Correction | None = None,
     *,
     ties: str = "average",
+    exclude: Any = None,
+    where: Any = None,
+    gates: Any = None,
     similarity_fn: SimilarityFn = dot_product,
     chunk_size: int = streaming.DEFAULT_CHUNK_SIZE,
 ) -> jax.Array:
@@ -116,6 +117,9 @@ def stream_ranks(
         must be concrete here (inside jit, pass the padded int array).
       correction: optional, fields [num_terms, num_gallery].
       ties: as in `ranks` (static).
+      exclude: as in `ranks`; excluded items are no raw top-1 for a gate.
+      where: optional bool mask [num_gallery] of the items that are there.
+      gates: optional [num_queries, num_terms]; those of the raw similarities when None.
       similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static).
       chunk_size: queries held at once (static).
 
@@ -143,11 +147,15 @@ def stream_ranks(
     right = relevance.as_rows(relevant, (queries.shape[0], gallery.shape[0]))
     if correction is not None:
         check_streamed(correction, gallery.shape[0])
+    num_queries, num_gallery = queries.shape[0], gallery.shape[0]
+    gates = checks.gates(gates, correction, num_queries)
     return _stream_ranks(
         queries,
         gallery,
         right,
         correction,
+        (checks.unseen(exclude, num_queries, num_gallery), checks.kept(where, num_gallery)),
+        gates,
         ties=counts.check_ties(ties),
         similarity_fn=similarity_fn,
         chunk_size=chunk_size,
@@ -160,12 +168,21 @@ def _stream_ranks(
     gallery: jax.Array,
     right: jax.Array,
     correction: Correction | None,
+    seen: tuple[jax.Array | None, jax.Array | None],
+    gates: jax.Array | None,
     *,
     ties: str,
     similarity_fn: SimilarityFn,
     chunk_size: int,
 ) -> jax.Array:
-    options: Any = {"similarity_fn": similarity_fn, "chunk_size": chunk_size}
+    unseen, valid = seen
+    right = counts.seen(right, unseen, valid)
+    options: Any = {
+        "unseen": unseen,
+        "valid": valid,
+        "similarity_fn": similarity_fn,
+        "chunk_size": chunk_size,
+    }
 
     def count(
         offsets: jax.Array | None, mixtures: jax.Array | None
@@ -175,7 +192,7 @@ def _stream_ranks(
 
     top_1 = partial(raw_first, queries, gallery, **options)
     dtype = numerics.accumulation_dtype(queries.dtype, gallery.dtype)
-    ahead = over_gates(count, top_1, correction, dtype)
+    ahead = over_gates(count, top_1, correction, dtype, gates=gates)
     return counts.rank(ahead, (right >= 0).any(axis=1), dtype, ties)
 
 
@@ -296,7 +313,9 @@ def geometric_mean_recall(ranks: Any, ks: Sequence[int] = (1, 5, 10)) -> jax.Arr
     return jnp.prod(recalls) ** (1 / len(ks))
 
 
-def mean_average_precision(scores: Any, relevant: Any) -> jax.Array:
+def mean_average_precision(
+    scores: Any, relevant: Any, *, exclude: Any = None, where: Any = None
+) -> jax.Array:
     """mAP: the mean over queries of the mean over right items of precision at their rank.
 
     The expectation over all orders of tied items, as in McSherry and Najork (ECIR 2008): of n level
@@ -306,6 +325,8 @@ def mean_average_precision(scores: Any, relevant: Any) -> jax.Array:
     Args:
       scores: [num_queries, num_gallery], higher is better; may hold infinities, not NaN.
       relevant: the right items, in one of the forms of this module.
+      exclude: as in `ranks`.
+      where: as in `ranks`.
 
     Returns:
       Scalar in [0, 1]; queries without a right item are left out.
@@ -323,13 +344,18 @@ def mean_average_precision(scores: Any, relevant: Any) -> jax.Array:
       0.8333
     """
     scores = _check_scores(scores)
-    return _mean_average_precision(scores, relevance.as_matrix(relevant, scores.shape))
+    right = relevance.as_matrix(relevant, scores.shape)
+    return _mean_average_precision(scores, right, checks.seen(where, exclude, scores.shape))
 
 
 @jax.jit
-def _mean_average_precision(scores: jax.Array, right: jax.Array) -> jax.Array:
+def _mean_average_precision(
+    scores: jax.Array, right: jax.Array, seen: jax.Array | None
+) -> jax.Array:
     dtype = numerics.accumulation_dtype(scores.dtype)
     scores = numerics.below_every_number(scores)
+    if seen is not None:  # what is not seen stands behind all others
+        scores, right = jnp.where(seen, scores, -jnp.inf), right & seen
     places = 1 + jnp.arange(scores.shape[1], dtype=jnp.int32)
 
     def average_precision(row: jax.Array, right: jax.Array) -> jax.Array:

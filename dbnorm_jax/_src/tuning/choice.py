@@ -9,8 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-METHODS = ("raw", "is", "dis", "nnn", "gated nnn", "dualis", "dualdis")
-GATED = ("dis", "gated nnn", "dualdis")
+from dbnorm_jax._src.corrections.table import TABLE
 
 # Why the choice is what it is; `Choice.reason_code` is the place here.
 REASONS = (
@@ -27,6 +26,11 @@ CHOSEN, NO_PAIRS, FEW_PAIRS, NOT_PROVEN, CONSTANT, UNLIKE, REFINED = range(len(R
 # Share of nearest neighbors within the own sample: one half where two samples are alike. Groups of
 # near duplicates that stay together raise it, another modality brings it near 1.
 STRANGE, FOREIGN = 0.75, 0.95
+
+
+def methods() -> tuple[str, ...]:
+    """What can be chosen: raw, and the rows of the table with a grid. Files hold the place here."""
+    return ("raw", *(name for name, row in TABLE.items() if row.grid))
 
 
 def is_swapped(query_own: float, gallery_own: float) -> bool:
@@ -46,7 +50,7 @@ class Choice:
 
     Attributes:
       chosen: [] int32, the row of the table that is to be fitted; 0 is raw.
-      method: [num_candidates] int32, place in `METHODS`.
+      method: [num_candidates] int32, place among the methods that have a grid, after raw.
       beta_query: [num_candidates], inverse temperature of the query bank, 1/[unit of similarity]; 0
         where the method has none, and so below.
       beta_gallery: [num_candidates], of the gallery bank.
@@ -106,13 +110,13 @@ class Choice:
 
     @property
     def name(self) -> str:
-        """The chosen method, one of `METHODS`."""
-        return METHODS[int(self.method[int(self.chosen)])]
+        """The chosen method: "raw", or its name in the table."""
+        return methods()[int(self.method[int(self.chosen)])]
 
     @property
     def gated(self) -> bool:
         """Whether the chosen method acts on a query only where a gate is open."""
-        return self.name in GATED
+        return self.name != "raw" and TABLE[self.name].gated
 
     @property
     def parameters(self) -> dict[str, float]:

@@ -5,7 +5,7 @@ items, those right for the queries among them) under corrections fitted on the o
 
     one pass over query bank x columns and one over gallery bank x columns, per fold
         -> log-normalizers of all betas, largest similarities, k-occurrence   [folds, columns]
-    the other folds merged -> biases -> ranks                                 [queries, candidates]
+    the other folds merged, a source -> corrections -> ranks                  [queries, candidates]
 
 A column's own partners never enter its statistics: the right item of a new query has no partner in
 the bank, and one left in would be corrected for being right.
@@ -22,8 +22,10 @@ from jax import lax
 
 from dbnorm_jax._src.core import numerics
 from dbnorm_jax._src.core.similarity import SimilarityFn, tile
+from dbnorm_jax._src.core.types import BankStatistics, Correction, LargestSimilarities
+from dbnorm_jax._src.corrections.table import TABLE, Row
 from dbnorm_jax._src.passes import counts, selection
-from dbnorm_jax._src.tuning.grid import Candidates
+from dbnorm_jax._src.tuning.grid import COLUMNS, Candidates, arguments
 
 # Bank rows per block.
 _ROWS = 512
@@ -160,105 +162,117 @@ def merged(parts: Statistics, without: jax.Array) -> Statistics:
     )
 
 
-def biases(bank: Statistics, betas: jax.Array, neighbors: jax.Array) -> jax.Array:
-    """[num_betas + num_neighbors, columns]: biases of all betas, means of the k largest for all k.
+class HeldOut(NamedTuple):
+    """The source that candidates are fitted from: statistics of one part, no leading axis."""
 
-    Args:
-      bank: of one part, no leading axis.
-      betas: [num_betas].
-      neighbors: [num_neighbors] int32, each at most the number kept.
-    """
-    filled = bank.mass > 0
-    mass = jnp.where(filled, bank.mass, 1)
-    log_normalizer = jnp.where(filled[None], bank.log_normalizer, 0)
-    soft = (log_normalizer - jnp.where(filled, jnp.log(mass), 0)[None]) / betas[:, None]
-    if not neighbors.shape[0]:
-        return soft
-    there = bank.largest > -jnp.inf
-    sums = jnp.where(there, bank.largest, 0).cumsum(axis=0)
-    counts = there.cumsum(axis=0).astype(sums.dtype)
-    means = sums / jnp.maximum(counts, 1)
-    return jnp.concatenate([soft, means[neighbors - 1]])
+    query: Statistics
+    gallery: Statistics
+    betas: tuple[jax.Array, jax.Array]  # of the query and of the gallery bank
+
+    def statistics(self, bank: str, beta: Any, k: int) -> BankStatistics:
+        """Those of the nearest beta that is there; activation sets are of k = 1."""
+        part, betas = (
+            (self.query, self.betas[0]) if bank == "query" else (self.gallery, self.betas[1])
+        )
+        log_normalizer = part.log_normalizer[jnp.abs(betas - beta).argmin()]
+        beta = jnp.asarray(beta, log_normalizer.dtype)
+        occurrence = part.k_occurrence if k else None
+        return BankStatistics(log_normalizer, part.mass, beta, occurrence, min(k, 1))
+
+    def largest(self, k: int) -> LargestSimilarities:
+        """Of the query bank; 0 in a column that nothing entered, which so gets no bias."""
+        values = self.query.largest[:k]
+        return LargestSimilarities(jnp.where(values[:1] > -jnp.inf, values, 0))
 
 
-class Terms(NamedTuple):
-    """Candidates as rows of the biases; weight 0 where a term is absent."""
+class Group(NamedTuple):
+    """Candidates that differ in numbers alone."""
 
-    query: jax.Array  # [num_candidates] int32
-    query_weight: jax.Array  # [num_candidates]
-    gallery: jax.Array  # [num_candidates] int32
-    gallery_weight: jax.Array  # [num_candidates]
-    gated: jax.Array  # [num_candidates] bool
+    method: Row
+    k: int
+    places: tuple[int, ...]  # among the candidates
 
 
 class Plan(NamedTuple):
     """What a table of candidates needs."""
 
     betas: tuple[jax.Array, jax.Array]  # of the query and of the gallery bank
-    neighbors: jax.Array  # [num_neighbors] int32
-    most: int  # the largest of them
-    terms: Terms
+    most: int  # of the largest similarities
+    groups: tuple[Group, ...]
+    parameters: dict[str, jax.Array]  # [num_candidates] each
 
 
 def planned(table: Candidates, dtype: jnp.dtype) -> Plan:
-    """Each inverse temperature once, and the candidates in terms of them."""
+    """Each inverse temperature once, and the candidates by what is compiled for them."""
     betas = [np.unique(values[values > 0]) for values in (table.beta_query, table.beta_gallery)]
-    neighbors = np.unique(table.k[table.k > 0])
-    query = np.searchsorted(betas[0], table.beta_query)
-    means = len(betas[0]) + np.searchsorted(neighbors, table.k)
-    terms = Terms(
-        jnp.asarray(np.where(table.k > 0, means, query), jnp.int32),
-        jnp.asarray(table.weight_query, dtype),
-        jnp.asarray(np.searchsorted(betas[1], table.beta_gallery), jnp.int32),
-        jnp.asarray(table.weight_gallery, dtype),
-        jnp.asarray(table.gated),
+    query, gallery = (jnp.asarray(values if len(values) else [1.0], dtype) for values in betas)
+    members: dict[tuple[str, int], list[int]] = {}
+    for place in range(len(table.method)):
+        name, _, _, k, *_ = table.row(place)
+        members.setdefault((name, k), []).append(place)
+    groups = tuple(
+        Group(TABLE[name], k, tuple(places))
+        for (name, k), places in members.items()
+        if name != "raw"
     )
-    query_betas, gallery_betas = (jnp.asarray(values, dtype) for values in betas)
-    most = int(neighbors.max(initial=0))
-    return Plan((query_betas, gallery_betas), jnp.asarray(neighbors, jnp.int32), most, terms)
+    parameters = {name: jnp.asarray(getattr(table, name), dtype) for name in COLUMNS if name != "k"}
+    return Plan((query, gallery), int(table.k.max()), groups, parameters)
 
 
-def ranks(
-    similarities: jax.Array,
-    right: jax.Array,
-    query_bias: jax.Array,
-    gallery_bias: jax.Array,
-    active: jax.Array,
-    terms: Terms,
-) -> tuple[jax.Array, jax.Array]:
+def corrections(
+    source: HeldOut, parameters: dict[str, jax.Array], groups: tuple[Group, ...]
+) -> Correction:
+    """All candidates, [num_candidates, num_terms, columns]; raw and absent terms are 0."""
+    fitted = []
+    for group in groups:
+
+        def fit(given: dict[str, jax.Array], group: Group = group) -> Correction:
+            method = group.method
+            found = method.fit(source, **arguments(method, {**given, "k": group.k}))
+            open_gates = jnp.ones(found.bias.shape, found.bias.dtype)
+            active = open_gates if found.active is None else found.active
+            return Correction(found.bias, active.astype(found.bias.dtype))
+
+        places = np.array(group.places)
+        fitted.append(jax.vmap(fit)({name: values[places] for name, values in parameters.items()}))
+    num_candidates = len(next(iter(parameters.values())))
+    num_terms = max((one.num_terms for one in fitted), default=1)
+    shape = (num_candidates, num_terms, source.query.mass.shape[-1])
+    all_of = Correction(*(jnp.zeros(shape, source.query.mass.dtype),) * 2)
+    for group, one in zip(groups, fitted, strict=True):
+        where = (np.array(group.places)[:, None], np.arange(one.num_terms))
+        all_of = jax.tree.map(lambda whole, part, at=where: whole.at[at].set(part), all_of, one)
+    return all_of
+
+
+def ranks(similarities: jax.Array, right: jax.Array, candidates: Correction) -> jax.Array:
     """Rank of each query's best right column under every candidate, as `metrics.ranks`.
 
     Args:
       similarities: [num_queries, columns].
       right: [num_queries, most] int32, -1 for none.
-      query_bias: [num_query_biases, columns].
-      gallery_bias: [num_gallery_biases, columns].
-      active: [2, columns] bool, the activation sets of both banks.
-      terms: the candidates.
+      candidates: fields [num_candidates, num_terms, columns].
 
     Returns:
-      [num_candidates, num_queries] float, +inf for queries without a right column; and the gates,
-      [2, num_queries] bool.
+      [num_candidates, num_queries] float, +inf for queries without a right column.
     """
     right = counts.distinct(right)
-    num_columns = similarities.shape[1]
-    places = lax.iota(jnp.int32, num_columns)
+    places = lax.iota(jnp.int32, similarities.shape[1])
     is_right = (right[:, :, None] == places[None, None]).any(axis=1)
     answered = is_right.any(axis=1)
     wrong = jnp.where(is_right, -jnp.inf, similarities)
-    gates = active[:, similarities.argmax(axis=1)]
+    assert candidates.active is not None
+    # Here, not in the loop, where the gather would be fused into every entry of the scores.
+    gates = candidates.active[:, :, similarities.argmax(axis=1)]
     own = jnp.take_along_axis(similarities, jnp.maximum(right, 0), axis=1)
 
-    def rank(term: Terms) -> jax.Array:
-        query_offset = term.query_weight * query_bias[term.query]
-        gallery_offset = term.gallery_weight * gallery_bias[term.gallery]
-        on = (gates | ~term.gated).astype(similarities.dtype)
-
+    def rank(candidate: tuple[jax.Array, jax.Array]) -> jax.Array:
         def offset(columns: Any) -> jax.Array:
-            first, second = query_offset[columns], gallery_offset[columns]
-            if first.ndim == 1:
-                first, second = first[None], second[None]
-            return on[0][:, None] * first + on[1][:, None] * second
+            total = jnp.zeros((1, 1), similarities.dtype)
+            for bias, gate in zip(*candidate, strict=True):
+                found = bias[columns]
+                total = total + gate[:, None] * (found[None] if found.ndim == 1 else found)
+            return total
 
         of_right = jnp.where(right >= 0, own - offset(jnp.maximum(right, 0)), -jnp.inf)
         best = of_right.max(axis=1, keepdims=True)
@@ -267,10 +281,10 @@ def ranks(
         ahead = counts.Ahead(*(items.sum(axis=1, dtype=jnp.int32) for items in counted))
         return counts.rank(ahead, answered, similarities.dtype, "average")
 
-    return lax.map(rank, terms), gates
+    return lax.map(rank, (candidates.bias, gates))
 
 
-@partial(jax.jit, static_argnames="similarity_fn")
+@partial(jax.jit, static_argnames=("groups", "similarity_fn"))
 def held_out_ranks(
     bank: jax.Array,
     columns: jax.Array,
@@ -279,9 +293,9 @@ def held_out_ranks(
     query_parts: Statistics,
     gallery_parts: Statistics,
     betas: tuple[jax.Array, jax.Array],
-    neighbors: jax.Array,
-    terms: Terms,
+    parameters: dict[str, jax.Array],
     *,
+    groups: tuple[Group, ...],
     similarity_fn: SimilarityFn,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Ranks of blocks of held-out queries, each under corrections of the other parts.
@@ -294,8 +308,8 @@ def held_out_ranks(
       query_parts: of the query bank.
       gallery_parts: of the gallery bank.
       betas: of the query and of the gallery bank.
-      neighbors: [num_neighbors] int32.
-      terms: the candidates.
+      parameters: of the candidates, [num_candidates] each.
+      groups: the candidates.
       similarity_fn: the similarity.
 
     Returns:
@@ -307,15 +321,9 @@ def held_out_ranks(
         rows, _, part = block
         query, gallery = merged(query_parts, part), merged(gallery_parts, part)
         similarities = tile(similarity_fn, bank[rows], columns).astype(betas[0].dtype)
+        fitted = corrections(HeldOut(query, gallery, betas), parameters, groups)
         active = jnp.stack([query.k_occurrence > 0, gallery.k_occurrence > 0])
-        found, gates = ranks(
-            similarities,
-            right[rows],
-            biases(query, betas[0], neighbors),
-            biases(gallery, betas[1], jnp.zeros(0, jnp.int32)),
-            active,
-            terms,
-        )
-        return found, gates, active.mean(axis=1)
+        gates = active[:, similarities.argmax(axis=1)]
+        return ranks(similarities, right[rows], fitted), gates, active.mean(axis=1)
 
     return lax.map(of_block, tuple(dealt))

@@ -5,10 +5,12 @@
     point, weights within [0, 1.5]
 
 Biases are smooth in log beta: a polynomial through seven temperatures per bank stands for them, to
-a thousandth of the spread, so that a step costs queries x columns and no pass over the banks.
+a thousandth of the spread, so that a step costs queries x columns and no pass over the banks. It is
+the source from which the table fits the method.
 Parameters fitted on one half of the folds are judged on the other half, both ways round.
 """
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,6 +22,8 @@ from jax import lax
 
 from dbnorm_jax._src.core import numerics
 from dbnorm_jax._src.core.similarity import SimilarityFn, tile
+from dbnorm_jax._src.core.types import BankStatistics, Correction, LargestSimilarities
+from dbnorm_jax._src.corrections.table import TABLE, Row
 from dbnorm_jax._src.tuning import grid, held_out_ranks
 from dbnorm_jax._src.tuning.split import Banks, Split
 
@@ -38,24 +42,45 @@ Floats = npt.NDArray[Any]
 class Refined(NamedTuple):
     """What came of a candidate."""
 
-    row: grid.Row  # fitted on all held-out queries
-    by_half: tuple[grid.Row, grid.Row]  # fitted without the first, the second half of folds
+    row: grid.Candidate  # fitted on all held-out queries
+    by_half: tuple[
+        grid.Candidate, grid.Candidate
+    ]  # fitted without the first, the second half of folds
     ranks: Floats  # [num_held_out], each under the row that was fitted without it
+
+
+class _Near(NamedTuple):
+    """The source of a candidate: statistics around its temperatures, without one fold."""
+
+    biases: dict[str, jax.Array]  # by bank, [nodes, columns]
+    active: dict[str, jax.Array]  # [columns] bool
+    centers: dict[str, jax.Array]  # beta of the grid
+    nearest: jax.Array  # [k, columns], the largest similarities to the query bank
+
+    def statistics(self, bank: str, beta: Any, k: int) -> BankStatistics:
+        """Of unit mass; `beta` is within `FACTOR` of the grid's."""
+        center = self.centers[bank]
+        beta = jnp.asarray(beta, center.dtype)
+        bias = _at(self.biases[bank], jnp.log(beta / center) / math.log(FACTOR))
+        occurrence = self.active[bank].astype(jnp.int32) if k else None
+        return BankStatistics(beta * bias, jnp.ones_like(bias), beta, occurrence, min(k, 1))
+
+    def largest(self, k: int) -> LargestSimilarities:
+        """All that there are."""
+        return LargestSimilarities(self.nearest[:k])
 
 
 class _Problem(NamedTuple):
     similarities: jax.Array  # [num_queries, columns]
     is_right: jax.Array  # [num_queries, columns]
-    query_biases: jax.Array  # [num_folds, nodes, columns]
-    gallery_biases: jax.Array
-    gates: jax.Array  # [2, num_queries], 1 where a term acts
+    sources: _Near  # a leading axis of folds
     fold: jax.Array  # [num_queries] int32
 
 
 def refined(
     banks: Banks,
     split: Split,
-    candidate: grid.Row,
+    candidate: grid.Candidate,
     *,
     spread: float,
     similarity_fn: SimilarityFn,
@@ -72,42 +97,37 @@ def refined(
     name, beta_query, beta_gallery, k, *weights = candidate
     bank = jnp.asarray(banks.query)
     dtype = numerics.accumulation_dtype(bank.dtype, split.columns.dtype)
-    ratios = FACTOR**NODES
-
-    def biases_of(
-        rows: Any, beta: float, k: int, excluded: Any, fold: Any
-    ) -> tuple[jax.Array, jax.Array]:
-        # A bank without a temperature still has one, of which nothing is used.
-        betas = jnp.asarray(ratios * beta if beta else [1 / spread], dtype)
-        parts = held_out_ranks.statistics(
-            rows,
+    known = {"query": (bank, beta_query, k, split.excluded_query, split.fold_query)}
+    if beta_gallery:
+        other = jnp.asarray(banks.gallery)
+        known["gallery"] = (other, beta_gallery, 0, split.excluded_gallery, split.fold_gallery)
+    # A bank without a temperature still has one, of which nothing is used.
+    nodes = {
+        side: jnp.asarray(FACTOR**NODES * about[1] if about[1] else [1 / spread], dtype)
+        for side, about in known.items()
+    }
+    parts = {
+        side: held_out_ranks.statistics(
+            embeddings,
             split.columns,
-            betas,
+            nodes[side],
             jnp.asarray(excluded),
-            held_out_ranks.blocks(fold, split.num_folds + 1),
+            held_out_ranks.blocks(folds, split.num_folds + 1),
             num_parts=split.num_folds + 1,
-            k=k,
+            k=most,
             similarity_fn=similarity_fn,
         )
-        return _biases(parts, betas, num_folds=split.num_folds, k=k)
-
-    query_biases, active = biases_of(bank, beta_query, k, split.excluded_query, split.fold_query)
-    others = query_biases[:, :1], active
-    if weights[1]:
-        gallery = jnp.asarray(banks.gallery)
-        fold = split.fold_gallery
-        others = biases_of(gallery, beta_gallery, 0, split.excluded_gallery, fold)
+        for side, (embeddings, _, most, excluded, folds) in known.items()
+    }
     fold = split.fold_query[split.held_out]
-    gated = grid.from_rows([candidate]).gated[0]
     problem = _problem(
         bank[split.held_out],
         split.columns,
         jnp.asarray(split.right[split.held_out]),
-        query_biases,
-        others[0],
-        jnp.stack([active, others[1]]),
+        nodes,
+        parts,
         jnp.asarray(fold, jnp.int32),
-        jnp.asarray(gated),
+        num_folds=split.num_folds,
         similarity_fn=similarity_fn,
     )
     start = np.array([0, 0, *weights])
@@ -120,9 +140,11 @@ def refined(
         problem,
         *(jnp.asarray(values, dtype) for values in (used, start, low, high)),
         jnp.asarray(_TEMPERATURE * spread, dtype),
+        method=TABLE[name],
+        k=k,
     )
 
-    def row(values: Floats) -> grid.Row:
+    def row(values: Floats) -> grid.Candidate:
         query, other, weight, weight_other = (float(value) for value in values)
         betas = beta_query * FACTOR**query, beta_gallery * FACTOR**other
         return (name, *betas, k, weight, weight_other)
@@ -133,42 +155,43 @@ def refined(
     return Refined(rows[2], (rows[0], rows[1]), crossed)
 
 
-@partial(jax.jit, static_argnames=("num_folds", "k"))
-def _biases(
-    parts: held_out_ranks.Statistics, betas: jax.Array, *, num_folds: int, k: int
-) -> tuple[jax.Array, jax.Array]:
-    """[num_folds, nodes, columns] biases without each fold, and [num_folds, columns] active."""
-
-    def without(fold: jax.Array) -> tuple[jax.Array, jax.Array]:
-        part = held_out_ranks.merged(parts, fold)
-        found = held_out_ranks.biases(part, betas, jnp.full(1 if k else 0, k, jnp.int32))
-        return found[-1:] if k else found, part.k_occurrence > 0
-
-    return lax.map(without, lax.iota(jnp.int32, num_folds))
-
-
-@partial(jax.jit, static_argnames="similarity_fn")
+@partial(jax.jit, static_argnames=("num_folds", "similarity_fn"))
 def _problem(
     queries: jax.Array,
     columns: jax.Array,
     right: jax.Array,
-    query_biases: jax.Array,
-    gallery_biases: jax.Array,
-    active: jax.Array,
+    nodes: dict[str, jax.Array],
+    parts: dict[str, held_out_ranks.Statistics],
     fold: jax.Array,
-    gated: jax.Array,
     *,
+    num_folds: int,
     similarity_fn: SimilarityFn,
 ) -> _Problem:
-    similarities = tile(similarity_fn, queries, columns).astype(query_biases.dtype)
+    def without(fold: jax.Array) -> _Near:
+        found = {
+            side: held_out_ranks.HeldOut(*(held_out_ranks.merged(part, fold),) * 2, (betas,) * 2)
+            for (side, part), betas in zip(parts.items(), nodes.values(), strict=True)
+        }
+
+        def biases(side: str) -> jax.Array:
+            return jax.vmap(lambda beta: found[side].statistics("query", beta, 0).bias)(nodes[side])
+
+        return _Near(
+            {side: biases(side) for side in found},
+            {side: source.query.k_occurrence > 0 for side, source in found.items()},
+            # In the middle of the nodes.
+            {side: betas[len(betas) // 2] for side, betas in nodes.items()},
+            found["query"].largest(parts["query"].largest.shape[1]).values,
+        )
+
+    sources = lax.map(without, lax.iota(jnp.int32, num_folds))
+    similarities = tile(similarity_fn, queries, columns).astype(sources.nearest.dtype)
     places = lax.iota(jnp.int32, columns.shape[0])
     is_right = (right[:, :, None] == places[None, None]).any(axis=1)
-    gates = active[:, fold, similarities.argmax(axis=1)] | ~gated
-    gates = gates.astype(similarities.dtype)
-    return _Problem(similarities, is_right, query_biases, gallery_biases, gates, fold)
+    return _Problem(similarities, is_right, sources, fold)
 
 
-@jax.jit
+@partial(jax.jit, static_argnames=("method", "k"))
 def _fits(
     problem: _Problem,
     used: jax.Array,
@@ -176,6 +199,9 @@ def _fits(
     low: jax.Array,
     high: jax.Array,
     temperature: jax.Array,
+    *,
+    method: Row,
+    k: int,
 ) -> tuple[jax.Array, jax.Array]:
     """Parameters per row of `used` (weights of the queries), and all ranks under them."""
     import optax
@@ -183,7 +209,7 @@ def _fits(
     steps = optax.adam(optax.cosine_decay_schedule(_RATE, _STEPS))
 
     def loss(parameters: jax.Array, weights: jax.Array) -> jax.Array:
-        above = jax.nn.sigmoid(_leads(problem, parameters) / temperature)
+        above = jax.nn.sigmoid(_leads(problem, parameters, method, k) / temperature)
         soft = jnp.where(problem.is_right, 0, above).sum(axis=1)
         return (weights * jnp.log1p(soft)).sum() / weights.sum()
 
@@ -198,33 +224,45 @@ def _fits(
             return (optax.projections.projection_box(moved, low, high), state), None
 
         (parameters, _), _ = lax.scan(step, (start, steps.init(start)), length=_STEPS)
-        return parameters, _ranks(problem, parameters)
+        return parameters, _ranks(problem, _leads(problem, parameters, method, k))
 
     return lax.map(fitted, used)
 
 
-def _leads(problem: _Problem, parameters: jax.Array) -> jax.Array:
+def _leads(problem: _Problem, parameters: jax.Array, method: Row, k: int) -> jax.Array:
     """[num_queries, columns] of every column over the best right one."""
+
+    def fit(source: _Near) -> Correction:
+        centers = (source.centers[side] for side in ("query", "gallery") if side in source.centers)
+        betas = [center * FACTOR**step for center, step in zip(centers, parameters, strict=False)]
+        columns = dict(zip(("beta_query", "beta_gallery"), betas, strict=False))
+        columns |= {"k": k, "weight_query": parameters[2], "weight_gallery": parameters[3]}
+        fitted: Correction = method.fit(source, **grid.arguments(method, columns))
+        return fitted
+
+    fitted = jax.vmap(fit)(problem.sources)
     offset = jnp.zeros_like(problem.similarities)
-    terms = zip(problem.gates, (problem.query_biases, problem.gallery_biases), strict=True)
-    for place, (gate, biases) in enumerate(terms):
-        bias = parameters[2 + place] * _at(biases, parameters[place])
-        offset = offset + gate[:, None] * bias[problem.fold]
+    nearest = problem.similarities.argmax(axis=1)
+    for term in range(fitted.num_terms):
+        bias = fitted.bias[problem.fold, term]
+        if fitted.active is not None:
+            gates = fitted.active[problem.fold, term, nearest]
+            bias = bias * gates[:, None].astype(bias.dtype)
+        offset = offset + bias
     scores = problem.similarities - offset
     best = jnp.where(problem.is_right, scores, -jnp.inf).max(axis=1, keepdims=True)
     return scores - best
 
 
 def _at(biases: jax.Array, place: jax.Array) -> jax.Array:
-    """The polynomial through the nodes, [num_folds, columns]."""
-    if biases.shape[1] == 1:
-        return biases[:, 0]
+    """The polynomial through the nodes, [columns]."""
+    if biases.shape[0] == 1:
+        return biases[0]
     powers = jnp.stack([place**power for power in range(len(NODES))])
     basis = powers @ jnp.asarray(np.linalg.inv(np.vander(NODES, increasing=True)).T, powers.dtype)
-    return jnp.einsum("n,fnc->fc", basis, biases)
+    return basis @ biases
 
 
-def _ranks(problem: _Problem, parameters: jax.Array) -> jax.Array:
-    leads = _leads(problem, parameters)
+def _ranks(problem: _Problem, leads: jax.Array) -> jax.Array:
     halves = (leads > 0).astype(jnp.int32) + (leads >= 0).astype(jnp.int32)
     return 1 + jnp.where(problem.is_right, 0, halves).sum(axis=1).astype(leads.dtype) / 2

@@ -224,8 +224,8 @@ def ranks(
         query_parts,
         gallery_parts,
         plan.betas,
-        plan.neighbors,
-        plan.terms,
+        plan.parameters,
+        groups=plan.groups,
         similarity_fn=similarity_fn,
     )
     filled = dealt.weights > 0

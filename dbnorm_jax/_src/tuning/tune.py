@@ -29,9 +29,8 @@ import numpy.typing as npt
 
 from dbnorm_jax._src.core import checks, numerics
 from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
-from dbnorm_jax._src.core.types import BankStatistics, Correction, LargestSimilarities
-from dbnorm_jax._src.statistics.bank import stream_bank_statistics
-from dbnorm_jax._src.statistics.largest import stream_largest_similarities
+from dbnorm_jax._src.core.types import Correction
+from dbnorm_jax._src.corrections.streamed import Streamed
 from dbnorm_jax._src.tuning import bank_checks, grid, proof
 from dbnorm_jax._src.tuning import refine as refinement
 from dbnorm_jax._src.tuning import split as folds
@@ -228,34 +227,15 @@ def fit(
     right = None
     if pairs is not None:
         right = folds.right_rows("pairs", pairs, len(banks.query), len(banks.gallery))
-    items = jnp.asarray(banks.items)
-    rows = {"query": jnp.asarray(banks.query), "gallery": jnp.asarray(banks.gallery)}
+    items, query = jnp.asarray(banks.items), jnp.asarray(banks.query)
     if choice.name == "raw":
-        dtype = numerics.accumulation_dtype(items.dtype, rows["query"].dtype)
+        dtype = numerics.accumulation_dtype(items.dtype, query.dtype)
         return Correction(jnp.zeros((1, items.shape[0]), dtype), None)
     partners = folds.partners(banks.gallery, right, [banks.items])
     exclude = {} if partners is None else partners._asdict()
-
-    def statistics(bank: str, beta: float, k: int) -> BankStatistics:
-        return stream_bank_statistics(
-            rows[bank],
-            items,
-            beta=beta,
-            k=k,
-            exclude=exclude.get(bank),
-            similarity_fn=similarity_fn,
-        )
-
-    def largest(k: int) -> LargestSimilarities:
-        return stream_largest_similarities(
-            rows["query"],
-            items,
-            k=min(k, len(banks.query)),
-            exclude=exclude.get("query"),
-            similarity_fn=similarity_fn,
-        )
-
-    return fit_chosen(choice, statistics, largest)
+    return fit_chosen(
+        choice, Streamed(items, query, jnp.asarray(banks.gallery), exclude, similarity_fn)
+    )
 
 
 @overload
@@ -364,7 +344,7 @@ def _is_better(ranks: Floats, chosen: int, criterion: str) -> bool:
 
 
 def _declined(reason: int, seen: _Seen) -> Choice:
-    table = grid.from_rows([("raw", 0, 0, 0, 0, 0)])
+    table = grid.from_rows([grid.RAW])
     none = np.zeros(1)
     return _choice(
         table,

@@ -64,6 +64,7 @@ def meet(
     items: Rows,
     own: Any = None,
     *,
+    where: Any = None,
     hashed: bool = False,
     skip: int = 0,
     state: Any = None,
@@ -75,6 +76,7 @@ def meet(
       begin: the pass and the rows.
       items: all of them.
       own: what goes with each item, pytree of [num_items, ...].
+      where: optional [num_items] bool, those that are there.
       hashed: whether fingerprints are taken.
       skip: items that the rows have met.
       state: of the rows after those.
@@ -94,7 +96,7 @@ def meet(
         given = Items(
             on_device(block, items.similarity_fn),
             jax.tree.map(lambda leaf: _of_block(leaf, block, made.tiling.dtype), own),  # noqa: B023
-            block.valid,
+            block.valid if where is None else block.valid & block.filled(where),
             jnp.asarray(block.start, jnp.int32),
         )
         waiting = jax.tree.map(jnp.asarray, states[place])
@@ -111,10 +113,10 @@ def finish(begin: Begin, items: Rows, state: Any, total: Any = None) -> tuple[An
     return _finish(made.arrays, rows, state, total, **_static(made))
 
 
-def through(begin: Begin, items: Rows, own: Any, *, hashed: bool = False) -> Any:
+def through(begin: Begin, items: Rows, own: Any, *, where: Any = None, hashed: bool = False) -> Any:
     """The outputs of one block of rows, after one pass over all items."""
     state = None
-    for _, after in meet(begin, items, own, hashed=hashed):
+    for _, after in meet(begin, items, own, where=where, hashed=hashed):
         state = after
     return finish(begin, items, state)[1]
 

@@ -26,6 +26,7 @@ from dbnorm_jax._src.passes.counts import (
     counts_pass,
     distinct,
     paired_scores,
+    seen,
     start_best,
 )
 from dbnorm_jax._src.passes.gating import check_streamed, over_gates
@@ -42,6 +43,14 @@ from dbnorm_jax._src.places.disk.rows import (
 )
 
 
+class Asking(NamedTuple):
+    """A block of queries."""
+
+    rows: jax.Array  # [size, dim]
+    unseen: jax.Array | None  # [size, most] int32, items that a query never sees, -1 for none
+    gates: jax.Array | None  # [size, num_terms], in place of those of the raw best items
+
+
 class Passes(NamedTuple):
     """Passes over a gallery for one block of queries after the other."""
 
@@ -50,6 +59,18 @@ class Passes(NamedTuple):
     correction: Correction | None
     similarity_fn: SimilarityFn
     chunk_size: int
+    exclude: Array | None = None  # [num_queries, most]
+    where: Array | None = None  # [num_gallery] bool
+    gates: Array | None = None  # [num_queries, num_terms]
+
+    def blocks(self) -> Iterator[tuple[RowBlock, Asking]]:
+        """The queries, block by block."""
+        for block in self.queries.read():
+            own = (
+                None if given is None else block.filled(given)
+                for given in (self.exclude, self.gates)
+            )
+            yield block, Asking(on_device(block, self.similarity_fn), *own)
 
     def check(self) -> None:
         """Raises for what can be known to be wrong before anything is read."""
@@ -61,24 +82,23 @@ class Passes(NamedTuple):
         if self.correction is not None and self.gallery.num_rows is not None:
             check_streamed(self.correction, self.gallery.num_rows)
 
-    def nearest(self, rows: jax.Array, k: int, *lists: Any, hashed: bool = False) -> Nearest:
+    def nearest(self, asking: Asking, k: int, *lists: Any, hashed: bool = False) -> Nearest:
         """[num_queries, num_lists, k], best first, by one pass over the gallery."""
         offsets, mixtures = lists or (None, None)
         num_lists = search.count_lists(offsets, mixtures)
 
         def begin(items: np.dtype[Any]) -> tuple[Made, sweep.Rows]:
             check_same_dimension(self.queries, self.gallery)
-            dtype = self.dtype(rows, items, offsets)
+            dtype = self.dtype(asking.rows, items, offsets)
             tiling = drive.tiling(self.similarity_fn, dtype, self.chunk_size, search.columns_for(k))
-            return Made(search.nearest_pass, (num_lists, k, dtype), tiling), sweep.Rows(
-                rows, mixtures
-            )
+            made = Made(search.nearest_pass, (num_lists, k, dtype), tiling)
+            return made, sweep.Rows(asking.rows, (mixtures, asking.unseen))
 
         return self.through(begin, (search.by_list(offsets), None), hashed=hashed)
 
     def through(self, begin: Begin, own: Any, *, hashed: bool = False) -> Any:
         """The outputs of one pass over the gallery."""
-        outputs = drive.through(begin, self.gallery, own, hashed=hashed)
+        outputs = drive.through(begin, self.gallery, own, where=self.where, hashed=hashed)
         self.check_correction()
         return outputs
 
@@ -87,13 +107,14 @@ class Passes(NamedTuple):
         known = (rows.dtype, items) if offsets is None else (rows.dtype, items, offsets.dtype)
         return numerics.accumulation_dtype(*known)
 
-    def over_gates(self, lists: Any, rows: jax.Array) -> Any:
+    def over_gates(self, lists: Any, asking: Asking) -> Any:
         """As `gating.over_gates`, with a pass of its own for the gates where one is needed."""
 
         def top_1() -> jax.Array:
-            return self.nearest(rows, 1).indices[:, 0, 0]
+            return self.nearest(asking, 1).indices[:, 0, 0]
 
-        return over_gates(lists, top_1, self.correction, rows.dtype)
+        dtype = asking.rows.dtype
+        return over_gates(lists, top_1, self.correction, dtype, gates=asking.gates)
 
 
 def top_k_blocks(
@@ -103,14 +124,13 @@ def top_k_blocks(
 
     With `hashed`, `passes.gallery.fingerprint` is there after the first.
     """
-    for block in passes.queries.read():
-        rows = on_device(block, passes.similarity_fn)
+    for block, asking in passes.blocks():
 
         def lists(offsets: Any, mixtures: Any) -> tuple[Nearest, jax.Array]:
-            nearest = passes.nearest(rows, k, offsets, mixtures, hashed=hashed)  # noqa: B023
+            nearest = passes.nearest(asking, k, offsets, mixtures, hashed=hashed)  # noqa: B023
             return nearest, nearest.indices[:, 0, 0]
 
-        found = passes.over_gates(lists, rows)
+        found = passes.over_gates(lists, asking)
         hashed = False
         num_gallery = passes.gallery.num_rows
         if num_gallery is not None and k > num_gallery:
@@ -126,23 +146,22 @@ def rank_blocks(passes: Passes, right: Array) -> Iterator[tuple[Ahead, Array, np
       right: [num_queries, num_right] int32 gallery rows, -1 for none.
     """
     passes.gallery.check_repeatable("the right items are read first, then the others counted")
-    for block in passes.queries.read():
+    for block, asking in passes.blocks():
         if block.stop > len(right):
             raise ValueError(
                 f"`relevant` must have one entry (or row) per query, expected at least "
                 f"{block.stop}, got {len(right)}"
             )
-        rows = on_device(block, passes.similarity_fn)
-        own = _distinct(block.filled(right))
+        own = _distinct(seen(block.filled(right), asking.unseen, passes.where))
         vectors = _vectors(passes, np.asarray(own))
 
         def lists(offsets: Any, mixtures: Any) -> tuple[Ahead, jax.Array]:
-            ahead, first = _counted(passes, rows, own, vectors, offsets, mixtures)  # noqa: B023
+            ahead, first = _counted(passes, asking, own, vectors, offsets, mixtures)  # noqa: B023
             return ahead, first.indices
 
-        ahead = passes.over_gates(lists, rows)
+        ahead = passes.over_gates(lists, asking)
         assert passes.gallery.dtype is not None
-        answered: Array = np.any(right[block.start : block.stop] >= 0, axis=1)
+        answered: Array = np.any(np.asarray(own)[: block.num_rows] >= 0, axis=1)
         yield Ahead(*(part[: block.num_rows] for part in ahead)), answered, passes.gallery.dtype
 
 
@@ -170,14 +189,14 @@ def _vectors(passes: Passes, right: Array) -> Array:
 
 def _counted(
     passes: Passes,
-    rows: jax.Array,
+    asking: Asking,
     right: jax.Array,
     vectors: Array,
     offsets: jax.Array | None,
     mixtures: jax.Array | None,
 ) -> tuple[Ahead, Nearest]:
     """What `counts_pass` says of a block of queries."""
-    similarity_fn = of_prepared(passes.similarity_fn)
+    similarity_fn, rows = of_prepared(passes.similarity_fn), asking.rows
     num_lists = search.count_lists(offsets, mixtures)
     dtype = passes.dtype(rows, vectors.dtype, offsets)
     best = start_best((len(rows), num_lists), dtype)
@@ -189,8 +208,8 @@ def _counted(
         (search.Scoring(similarity_fn, dtype), num_lists),
         drive.tiling(passes.similarity_fn, dtype, passes.chunk_size),
     )
-    asking = sweep.Rows(rows, _ask(rows, right, best, mixtures))
-    return passes.through(lambda _: (made, asking), search.by_list(offsets))
+    asked = sweep.Rows(rows, _ask(rows, right, best, mixtures, asking.unseen))
+    return passes.through(lambda _: (made, asked), search.by_list(offsets))
 
 
 _ask, _distinct = jax.jit(ask), jax.jit(distinct)

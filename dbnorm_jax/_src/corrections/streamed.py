@@ -1,0 +1,63 @@
+"""Embeddings in memory as a source of statistics: what the rows of the table are fitted from."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
+from dbnorm_jax._src.core.types import BankStatistics, LargestSimilarities
+from dbnorm_jax._src.passes.streaming import DEFAULT_CHUNK_SIZE
+from dbnorm_jax._src.statistics.bank import stream_bank_statistics
+from dbnorm_jax._src.statistics.largest import stream_largest_similarities
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Streamed:
+    """Both banks against a gallery, a pass per question.
+
+    Attributes:
+      gallery: [num_gallery, dim].
+      query_bank: [num_query_bank, dim].
+      gallery_bank: [num_gallery_bank, dim]; None: the gallery, each item left out of its own sum.
+      exclude: by bank, "query" or "gallery", the gallery rows that a bank row does not enter.
+      similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n].
+      chunk_size: rows held at once.
+    """
+
+    gallery: Any
+    query_bank: Any
+    gallery_bank: Any = None
+    exclude: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    similarity_fn: SimilarityFn = dot_product
+    chunk_size: int = DEFAULT_CHUNK_SIZE
+
+    def statistics(self, bank: str, beta: Any, k: int) -> BankStatistics:
+        """In one pass over bank x gallery."""
+        rows, exclude = self.query_bank, self.exclude.get(bank)
+        if bank == "gallery":
+            rows = self.gallery if self.gallery_bank is None else self.gallery_bank
+            if self.gallery_bank is None and exclude is None:
+                # An item's similarity to itself would drown its sum.
+                exclude = jnp.arange(len(self.gallery))
+        return stream_bank_statistics(
+            rows,
+            self.gallery,
+            beta=beta,
+            k=k,
+            exclude=exclude,
+            similarity_fn=self.similarity_fn,
+            chunk_size=self.chunk_size,
+        )
+
+    def largest(self, k: int) -> LargestSimilarities:
+        """In one pass over bank x gallery."""
+        return stream_largest_similarities(
+            self.query_bank,
+            self.gallery,
+            k=min(k, len(self.query_bank)),
+            exclude=self.exclude.get("query"),
+            similarity_fn=self.similarity_fn,
+            chunk_size=self.chunk_size,
+        )
