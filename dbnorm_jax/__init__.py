@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from dbnorm_jax._src.files.state import save as save
     from dbnorm_jax._src.insight import attribution as attribution
     from dbnorm_jax._src.places.disk import out_of_core as out_of_core
-    from dbnorm_jax._src.places.mesh import sharding as sharding
     from dbnorm_jax._src.places.mesh.exchange import all_merge as all_merge
     from dbnorm_jax._src.retrieval import hubness as hubness
     from dbnorm_jax._src.retrieval import metrics as metrics
@@ -79,7 +78,6 @@ _MODULES = {
     "hubness": "retrieval.hubness",
     "metrics": "retrieval.metrics",
     "out_of_core": "places.disk.out_of_core",
-    "sharding": "places.mesh.sharding",
     "tuning": "tuning.tune",
 }
 _HOME = {

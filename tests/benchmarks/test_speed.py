@@ -25,7 +25,7 @@ TOPICS = {
     "stages": {"queries": 32, **TINY},
     "peers": {"queries": 32, "bank": 130, "k": 3, **TINY},
     "small": {"rows": 64, "dim": 16, "repetitions": 2, "processes": 1},
-    "sharding": {"bank": 64, "queries": 32, "processes": False, **TINY},
+    "mesh": {"bank": 64, "queries": 32, "processes": False, **TINY},
     "scaling": {"smallest": 64, "steps": 2, **TINY},
     "out_of_core": {"bank": 64, "file_mib": 1, "factor": 2, "limit_mib": 256, **TINY},
     "checks": {"bank": 64, **TINY},
@@ -75,7 +75,7 @@ def test_topic(topic, tmp_path, monkeypatch):
     report = module("support.report")
     # One of each is enough here: programs and BLAS kernels.
     monkeypatch.setattr(module("speed.small"), "PROGRAMS", ("fit",))
-    monkeypatch.setattr(module("speed.sharding"), "MESHES", ((2, 4),))
+    monkeypatch.setattr(module("speed.mesh"), "MESHES", ((2, 4),))
     monkeypatch.setattr(module("support.environment"), "openblas_core", lambda: "")
     picture = {"picture": tmp_path / "plot.png"} if topic == "scaling" else {}
     records = list(module(f"speed.{topic}").run(**TOPICS[topic], **picture))

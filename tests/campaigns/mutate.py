@@ -37,7 +37,7 @@ EXPLAINED = pathlib.Path(__file__).with_name("mutants_explained.json")
 # Module -> its test files, the likeliest to notice first; `file::test` also where that is slow.
 TESTS = {
     "core/checks": (
-        "laws/bad_input statistics/bank retrieval/metrics places/mesh/sharding "
+        "laws/bad_input statistics/bank retrieval/metrics places/mesh/mesh "
         "laws/bad_numbers::test_more_rows_than_indices_are_refused "
         "laws/bad_numbers::test_weights_that_float32_does_not_hold_are_refused "
         "places/mesh/distributed::test_bad_input_of_one_process_raises_on_all"
@@ -80,10 +80,9 @@ TESTS = {
     "places/disk/out_of_core": "places/disk/out_of_core",
     "places/disk/rows": "places/disk/out_of_core cli/formats",
     "places/disk/search": "places/disk/out_of_core",
-    "places/mesh/drive": "places/mesh/sharding",
-    "places/mesh/exchange": "places/mesh/sharding places/mesh/sharding::test_other_gates",
-    "places/mesh/layout": "places/mesh/sharding",
-    "places/mesh/sharding": "places/mesh/sharding",
+    "places/mesh/drive": "places/mesh/mesh",
+    "places/mesh/exchange": "places/mesh/mesh places/mesh/mesh::test_other_gates",
+    "places/mesh/layout": "places/mesh/mesh",
     "retrieval/hubness": "retrieval/hubness laws/bad_input",
     "retrieval/index_vectors": "retrieval/index_vectors laws/bad_input",
     "retrieval/metrics": "retrieval/metrics laws/bad_input",

@@ -16,7 +16,7 @@ from cases import problem, statistics_of
 from patience import HUNG
 
 import dbnorm_jax as dbn
-from dbnorm_jax import attribution, baselines, growing, metrics, out_of_core, sharding, tuning
+from dbnorm_jax import attribution, baselines, growing, metrics, out_of_core, tuning
 from dbnorm_jax._src.passes import streaming
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
@@ -91,10 +91,10 @@ ENTRIES = {
         lambda *arrays: list(out_of_core.top_k_blocks(*arrays)), PAIR, 2, CORRECTION
     ),
     "out_of_core.ranks": of(out_of_core.ranks, PAIR, RELEVANT, CORRECTION),
-    "sharding.bank_statistics": of(sharding.bank_statistics, BOTH, beta=3.0, mesh=MESH),
-    "sharding.largest_similarities": of(sharding.largest_similarities, BOTH, k=2, mesh=MESH),
-    "sharding.top_k": of(sharding.top_k, PAIR, 2, CORRECTION, mesh=MESH),
-    "sharding.ranks": of(sharding.ranks, PAIR, RELEVANT, CORRECTION, mesh=MESH),
+    "mesh: stream_bank_statistics": of(dbn.stream_bank_statistics, BOTH, beta=3.0, mesh=MESH),
+    "mesh: stream_largest_similarities": of(dbn.stream_largest_similarities, BOTH, k=2, mesh=MESH),
+    "mesh: stream_top_k": of(dbn.stream_top_k, PAIR, 2, CORRECTION, mesh=MESH),
+    "mesh: stream_ranks": of(metrics.stream_ranks, PAIR, RELEVANT, CORRECTION, mesh=MESH),
     "tuning.tune": of(
         tuning.tune, {"query_bank": BANK, "gallery_bank": BANK[::-1].copy()}, np.arange(6)
     ),
@@ -178,7 +178,7 @@ OTHERS = {
     *("growing.remove_gallery_items", "growing.subtract"),
     *("out_of_core.fingerprint", "tuning.Choice", "tuning.fit"),
 }
-MODULES = (attribution, baselines, growing, metrics, out_of_core, sharding, tuning)
+MODULES = (attribution, baselines, growing, metrics, out_of_core, tuning)
 
 
 def test_every_entry_has_its_line():
@@ -187,7 +187,7 @@ def test_every_entry_has_its_line():
         names = getattr(module, "__all__", [name for name in vars(module) if is_own(module, name)])
         prefix = next(name for name in dbn.__all__ if getattr(dbn, name) is module)
         public |= {f"{prefix}.{name}" for name in names}
-    assert public == ENTRIES.keys() | OTHERS
+    assert public == {name for name in ENTRIES if not name.startswith("mesh: ")} | OTHERS
     assert not ENTRIES.keys() & OTHERS
 
 
@@ -226,7 +226,7 @@ CORRECTED = {
     "inner_product_gallery": lambda correction: dbn.inner_product_gallery(GALLERY, correction),
     "gates_from_top_1": lambda correction: dbn.gates_from_top_1(np.zeros(5, int), correction),
     "out_of_core": lambda correction: out_of_core.top_k(QUERIES, GALLERY, 2, correction),
-    "sharding": lambda correction: sharding.top_k(QUERIES, GALLERY, 2, correction, mesh=MESH),
+    "mesh": lambda correction: dbn.stream_top_k(QUERIES, GALLERY, 2, correction, mesh=MESH),
     "top_1_changes": lambda correction: attribution.top_1_changes(QUERIES, GALLERY, correction),
 }
 
@@ -495,7 +495,7 @@ WEIGHTED = {
     "out_of_core.bank_statistics": lambda w: out_of_core.bank_statistics(
         [BANK], GALLERY, beta=3.0, weights=w
     ),
-    "sharding.bank_statistics": lambda w: sharding.bank_statistics(
+    "mesh: stream_bank_statistics": lambda w: dbn.stream_bank_statistics(
         BANK, GALLERY, beta=3.0, weights=w, mesh=MESH
     ),
     "attribution.bias_contributors": lambda w: attribution.bias_contributors(
@@ -532,8 +532,8 @@ ROWS = {
         "relevant",
         RELEVANT,
     ),
-    "sharding.ranks": (
-        lambda rows: sharding.ranks(QUERIES, GALLERY, rows, mesh=MESH),
+    "mesh: stream_ranks": (
+        lambda rows: metrics.stream_ranks(QUERIES, GALLERY, rows, mesh=MESH),
         "relevant",
         RELEVANT,
     ),
@@ -591,13 +591,13 @@ ROWS |= {
         "exclude",
         EXCLUDED,
     ),
-    "sharding.bank_statistics": (
-        lambda rows: sharding.bank_statistics(BANK, GALLERY, beta=3.0, exclude=rows, mesh=MESH),
+    "mesh: stream_bank_statistics": (
+        lambda rows: dbn.stream_bank_statistics(BANK, GALLERY, beta=3.0, exclude=rows, mesh=MESH),
         "exclude",
         EXCLUDED,
     ),
-    "sharding.largest_similarities": (
-        lambda rows: sharding.largest_similarities(BANK, GALLERY, k=2, exclude=rows, mesh=MESH),
+    "mesh: stream_largest_similarities": (
+        lambda rows: dbn.stream_largest_similarities(BANK, GALLERY, k=2, exclude=rows, mesh=MESH),
         "exclude",
         EXCLUDED,
     ),

@@ -22,7 +22,7 @@ from cases import (
 from jax import export
 
 import dbnorm_jax as dbn
-from dbnorm_jax import attribution, baselines, hubness, metrics, sharding
+from dbnorm_jax import attribution, baselines, hubness, metrics
 from dbnorm_jax._src.corrections.table import TABLE
 
 PLATFORMS = ["cpu", "cuda", "tpu"]
@@ -75,10 +75,10 @@ MESH = jax.make_mesh((1, 1), ("bank", "gallery"), axis_types=AUTO)
 def _sharded(queries, gallery, bank, correction, relevant):
     options = {"mesh": MESH, "chunk_size": 4}
     return (
-        sharding.bank_statistics(bank, gallery, beta=3.0, **options),
-        sharding.largest_similarities(bank, gallery, k=2, **options),
-        sharding.top_k(queries, gallery, 3, correction, **options),
-        sharding.ranks(queries, gallery, relevant, correction, **options),
+        dbn.stream_bank_statistics(bank, gallery, beta=3.0, **options),
+        dbn.stream_largest_similarities(bank, gallery, k=2, **options),
+        dbn.stream_top_k(queries, gallery, 3, correction, **options),
+        metrics.stream_ranks(queries, gallery, relevant, correction, **options),
     )
 
 
@@ -298,7 +298,6 @@ def test_every_public_function_is_exported():
         *(name for name in dbn.__all__ if callable(getattr(dbn, name))),
         *baselines.__all__,
         *(name for name in vars(attribution) if _is_public(attribution, name)),
-        *(f"sharding.{name}" for name in vars(sharding) if _is_public(sharding, name)),
         *(name for name in vars(hubness) if _is_public(hubness, name)),
         *(name for name in vars(metrics) if _is_public(metrics, name)),
     } - {

@@ -37,7 +37,7 @@ found = dbn.out_of_core.top_k(rows, rows, 3, correction)
 counts = dbn.hubness.k_occurrence(indices, 10)
 csls = dbn.baselines.csls(dbn.stream_largest_similarities(rows, rows, k=3))
 mesh = Mesh(np.array(jax.devices()), ("gallery",))
-spread = dbn.sharding.top_k(rows, rows, 3, correction, mesh=mesh, bank_axis=None)
+spread = dbn.stream_top_k(rows, rows, 3, correction, mesh=mesh, bank_axis=None)
 chosen, choice = dbn.auto(rows, rows, rows, np.arange(10), return_choice=True)
 print(result.scores, recall, found.indices, counts, csls.bias, spread.scores, choice.summary())
 """

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 import dbnorm_jax as dbn
-from dbnorm_jax._src.retrieval import search
-from dbnorm_jax._src.statistics import bank as banks
+from dbnorm_jax._src.places.mesh import drive
 
 ROUNDS = 40
 SHAPES = [(50, 8), (64, 8), (300, 16)]  # galleries; queries and banks come in any number
@@ -20,7 +19,7 @@ def resident():
 
 
 def programs():
-    return search._stream_top_k._cache_size() + banks._stream_bank_statistics._cache_size()
+    return drive.top_k._cache_size() + drive.bank_statistics._cache_size()
 
 
 @pytest.mark.slow

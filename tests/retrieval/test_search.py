@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from tracing import largest_intermediate
 
 import dbnorm_jax as dbn
-from dbnorm_jax._src.retrieval import search as retrieval
+from dbnorm_jax._src.places.mesh import drive
 
 seeds = st.integers(0, 2**32 - 1)
 shapes = st.sampled_from(SHAPES)
@@ -92,13 +92,13 @@ SEARCHES = {
         [found["corpus_id"] for found in row]
         for row in dbn.semantic_search(q, g, top_k=k, similarity_fn=dbn.dot_product)
     ],
-    "sharding": lambda q, g, k: dbn.sharding.top_k(q, g, k, mesh=_mesh()).indices,
+    "mesh": lambda q, g, k: dbn.stream_top_k(q, g, k, mesh=_mesh()).indices,
     "out_of_core": lambda q, g, k: dbn.out_of_core.top_k(q, g, k, block_size=16).indices,
 }
 OCCURRENCES = {
     "bank_statistics": lambda q, g, k: dbn.bank_statistics(q * g.T, beta=1.0, k=k),
     "stream_bank_statistics": lambda q, g, k: dbn.stream_bank_statistics(q, g, beta=1.0, k=k),
-    "sharding": lambda q, g, k: dbn.sharding.bank_statistics(q, g, beta=1.0, k=k, mesh=_mesh()),
+    "mesh": lambda q, g, k: dbn.stream_bank_statistics(q, g, beta=1.0, k=k, mesh=_mesh()),
     "out_of_core": lambda q, g, k: dbn.out_of_core.bank_statistics(
         q, g, beta=1.0, k=k, block_size=16
     ),
@@ -312,9 +312,9 @@ def test_few_programs_for_queries_in_any_number():
     gallery = jnp.asarray(random.normal(size=(50, 6)), jnp.float32)
     queries = jnp.asarray(random.normal(size=(300, 6)), jnp.float32)
     whole = dbn.stream_top_k(queries, gallery, 3)
-    compiled = retrieval._stream_top_k._cache_size()
+    compiled = drive.top_k._cache_size()
     for count in (1, 2, 31, 100, 127, 128, 250, 255):
         found = dbn.stream_top_k(queries[:count], gallery, 3)
         np.testing.assert_array_equal(found.indices, whole.indices[:count])
         np.testing.assert_allclose(found.scores, whole.scores[:count], rtol=1e-5)
-    assert retrieval._stream_top_k._cache_size() - compiled <= 3
+    assert drive.top_k._cache_size() - compiled <= 3

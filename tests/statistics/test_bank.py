@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tracing import largest_intermediate, optimized
 
 import dbnorm_jax as dbn
+from dbnorm_jax._src.places.mesh import drive
 from dbnorm_jax._src.statistics import bank as banks
 
 seeds = st.integers(0, 2**32 - 1)
@@ -228,13 +229,12 @@ def test_a_vector_of_betas_is_a_loop():
         )
 
 
-@pytest.mark.parametrize("function", ["_bank_statistics", "_stream_bank_statistics"])
-def test_sweeping_beta_compiles_once(function):
+@pytest.mark.parametrize("compiled", [banks._bank_statistics, drive.bank_statistics], ids=str)
+def test_sweeping_beta_compiles_once(compiled):
     test = problem(2)
-    compiled = getattr(banks, function)
     compiled.clear_cache()
     for beta in (1.0, 7, np.float32(20), np.float64(0.1), jnp.float32(3)):
-        if function == "_bank_statistics":
+        if compiled is banks._bank_statistics:
             dbn.bank_statistics(test.query_bank_similarities, beta=beta)
         else:
             dbn.stream_bank_statistics(test.query_bank, test.gallery, beta=beta)

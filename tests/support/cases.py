@@ -181,8 +181,8 @@ def places():
         ],
         "streamed": [dbn.stream_bank_statistics, dbn.stream_largest_similarities],
         "mesh": [
-            partial(dbn.sharding.bank_statistics, **mesh),
-            partial(dbn.sharding.largest_similarities, **mesh),
+            partial(dbn.stream_bank_statistics, **mesh),
+            partial(dbn.stream_largest_similarities, **mesh),
         ],
         "disk": [
             partial(dbn.out_of_core.bank_statistics, **disk),

@@ -49,21 +49,21 @@ def check(mesh, num_processes, rank):
     # Only the rows of this process ever enter it.
     split = NamedSharding(mesh, jax.P("bank"))
     rows = jax.make_array_from_process_local_data(split, local_part(bank, num_processes, rank))
-    statistics = dbn.sharding.bank_statistics(rows, gallery, beta=3.0, mesh=mesh)
+    statistics = dbn.stream_bank_statistics(rows, gallery, beta=3.0, mesh=mesh)
     expected = dbn.stream_bank_statistics(bank, gallery, beta=3.0)
     whole = multihost_utils.process_allgather(statistics, tiled=True)
     np.testing.assert_allclose(whole.log_normalizer, expected.log_normalizer, atol=4e-6)
     np.testing.assert_array_equal(whole.k_occurrence, expected.k_occurrence)
 
     correction = dbn.dynamic_inverted_softmax(statistics)
-    result = dbn.sharding.top_k(queries, gallery, 3, correction, mesh=mesh)
+    result = dbn.stream_top_k(queries, gallery, 3, correction, mesh=mesh)
     alone = dbn.stream_top_k(queries, gallery, 3, dbn.dynamic_inverted_softmax(expected))
     result = multihost_utils.process_allgather(result, tiled=True)
     np.testing.assert_array_equal(result.indices, alone.indices)
     np.testing.assert_allclose(result.scores, alone.scores, atol=4e-6)
 
     relevant = np.arange(len(queries), dtype=np.int32)
-    ranks = dbn.sharding.ranks(queries, gallery, relevant, correction, mesh=mesh)
+    ranks = dbn.metrics.stream_ranks(queries, gallery, relevant, correction, mesh=mesh)
     np.testing.assert_array_equal(
         multihost_utils.process_allgather(ranks, tiled=True),
         dbn.metrics.stream_ranks(
@@ -74,8 +74,8 @@ def check(mesh, num_processes, rank):
     def over_mesh(bank, gallery, queries):
         options = {"mesh": mesh}
         return loss(
-            lambda *rows, beta: dbn.sharding.bank_statistics(*rows, beta=beta, **options),
-            lambda *rows: dbn.sharding.top_k(*rows, **options),
+            lambda *rows, beta: dbn.stream_bank_statistics(*rows, beta=beta, **options),
+            lambda *rows: dbn.stream_top_k(*rows, **options),
             bank,
             gallery,
             queries,
@@ -104,8 +104,8 @@ def errors(mesh, num_processes, rank):
         for array in (bad, bank * (np.arange(len(bank)) < 9)[:, None].astype(np.float32))
     )
     for call in (
-        lambda: dbn.sharding.bank_statistics(rows, gallery, beta=3.0, mesh=mesh),
-        lambda: dbn.sharding.bank_statistics(
+        lambda: dbn.stream_bank_statistics(rows, gallery, beta=3.0, mesh=mesh),
+        lambda: dbn.stream_bank_statistics(
             zeros, gallery, beta=3.0, mesh=mesh, similarity_fn=dbn.cosine_similarity
         ),
     ):
@@ -118,7 +118,7 @@ def errors(mesh, num_processes, rank):
 def lose(mesh, num_processes, rank):
     """The survivor's next collective fails, or the runtime ends its process: it never hangs."""
     bank, gallery, _ = embeddings()
-    fit = dbn.sharding.bank_statistics
+    fit = dbn.stream_bank_statistics
     jax.block_until_ready(fit(bank, gallery, beta=3.0, mesh=mesh).bias)
     print("ready", flush=True)
     if rank == 1:

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import NamedSharding, SingleDeviceSharding
+from jax.sharding import PartitionSpec as P
 
 from dbnorm_jax._src.core import elementary
 
@@ -21,6 +23,46 @@ from dbnorm_jax._src.core import elementary
 def is_concrete(*arrays: Any) -> bool:
     """Whether values can be looked at."""
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arrays))
+
+
+def unsplit(tree: Any) -> Any:
+    """The same arrays, each whole: of those that lie on several devices, copies of the host.
+
+    JAX may then place them beside any others. Programs of tiles would exchange every tile of what
+    is split; functions that take a `mesh` split rows themselves. Under a trace an Explicit sharding
+    is given up on all devices; what is Auto the compiler sees to.
+    """
+    return jax.tree.map(_unsplit, tree)
+
+
+def alike(first: Any, second: Any) -> tuple[Any, Any]:
+    """Both states as they are where they are split alike, by gallery items, else each `unsplit`."""
+    states = (first, second)
+    one, other = ([jax.typeof(leaf).sharding for leaf in jax.tree.leaves(s)] for s in states)
+    by_items = not any(any(how.spec[:-1]) for how in one)
+    return states if one == other and by_items else unsplit(states)
+
+
+def _unsplit(array: Any) -> Any:
+    if not isinstance(array, jax.Array):
+        return array
+    if not is_concrete(array):
+        split = jax.typeof(array).sharding
+        if not any(split.spec):
+            return array
+        return jax.reshard(array, NamedSharding(split.mesh, P()))  # type: ignore[no-untyped-call]
+    sharding = array.sharding
+    if isinstance(sharding, SingleDeviceSharding):
+        return array
+    context = jax.sharding.get_abstract_mesh()
+    if sharding.is_fully_replicated and jax.typeof(array).sharding.mesh == context:
+        return array
+    with jax.ensure_compile_time_eval():
+        if array.is_fully_addressable:
+            return jnp.asarray(np.asarray(array))
+        from jax.experimental import multihost_utils
+
+        return jnp.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 MOST_ROWS = 2**31 - 1
@@ -143,13 +185,13 @@ def check_none_vanishes(name: str, value: Any, dtype: Any) -> None:
 
 
 def numeric(name: str, value: Any) -> "jax.Array | np.ndarray[Any, np.dtype[Any]]":
-    """A JAX array as it is; anything else as a NumPy array in native byte order.
+    """A JAX array, `unsplit`; anything else as a NumPy array in native byte order.
 
     Tensors of other frameworks on the CPU are read through NumPy; bfloat16, which NumPy lacks, is
     copied through DLPack. What becomes of either shares no memory with the tensor.
     """
     if isinstance(value, jax.Array):
-        return value
+        return unsplit(value)
     kind = type(value).__name__
     try:
         array = np.asarray(value)

@@ -111,6 +111,8 @@ def bank_sums(
     kernel: str,
     similarity_fn: SimilarityFn,
     chunk_size: int,
+    valid: jax.Array | None,
+    merge_nearest: Callable[[Nearest], Nearest],
 ) -> BankSums:
     """`banks.bank_sums`, fused where `kernel`, an answer of `choose`, says so and it can be."""
     plain: Callable[..., Any] = functools.partial(
@@ -119,6 +121,8 @@ def bank_sums(
         k=k,
         similarity_fn=similarity_fn,
         chunk_size=chunk_size,
+        valid=valid,
+        merge_nearest=merge_nearest,
     )
     if kernel == NEVER or k > 1 or exclude is not None:
         return plain(bank, gallery, beta, weights)

@@ -9,34 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from dbnorm_jax._src.core import checks, numerics
-from dbnorm_jax._src.core.similarity import SimilarityFn
 from dbnorm_jax._src.core.types import Correction
-from dbnorm_jax._src.passes.nearest import nearest_items
 
 # Up to so many gated terms the search keeps one list per combination of gates: 4 for DualDIS.
 _MOST_COMBINED_TERMS = 2
-
-
-def raw_first(
-    queries: jax.Array,
-    gallery: jax.Array,
-    *,
-    similarity_fn: SimilarityFn,
-    chunk_size: int,
-    unseen: jax.Array | None = None,
-    valid: jax.Array | None = None,
-) -> jax.Array:
-    """[num_queries] the raw nearest gallery item, by a search of its own; -1 for none."""
-    return nearest_items(
-        queries,
-        gallery,
-        None,
-        k=1,
-        similarity_fn=similarity_fn,
-        chunk_size=chunk_size,
-        unseen=unseen,
-        valid=valid,
-    ).indices[:, 0, 0]
 
 
 def check_streamed(correction: Correction, num_gallery: int) -> None:

@@ -33,12 +33,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from dbnorm_jax._src.core import checks, numerics, relevance
-from dbnorm_jax._src.core.similarity import SimilarityFn, check_rows, dot_product
+from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
 from dbnorm_jax._src.core.types import Correction
 from dbnorm_jax._src.passes import counts, streaming
-from dbnorm_jax._src.passes.gating import check_streamed, over_gates, raw_first
+from dbnorm_jax._src.passes.gating import check_streamed
+from dbnorm_jax._src.places.mesh import drive, layout
+from dbnorm_jax._src.places.mesh.exchange import Axis
 
 
 def ranks(
@@ -102,6 +105,9 @@ def stream_ranks(
     gates: Any = None,
     similarity_fn: SimilarityFn = dot_product,
     chunk_size: int = streaming.DEFAULT_CHUNK_SIZE,
+    mesh: Mesh | None = None,
+    bank_axis: Axis = "bank",
+    gallery_axis: Axis = "gallery",
 ) -> jax.Array:
     """Ranks from embeddings in one pass, never holding queries x gallery.
 
@@ -122,78 +128,55 @@ def stream_ranks(
       gates: optional [num_queries, num_terms]; those of the raw similarities when None.
       similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static).
       chunk_size: queries held at once (static).
+      mesh: optional, the devices that share the work; `docs/scaling.md` says how. NumPy arrays and
+        files are read by part, arrays that are split already stay where they are.
+      bank_axis: mesh axis over which queries are split; a tuple of several, or None for whole.
+      gallery_axis: mesh axis over which gallery items are split, likewise.
 
     Returns:
-      [num_queries] float, 1 = best; +inf for queries without a right item.
+      [num_queries] float, 1 = best; +inf for queries without a right item. Over a mesh, split over
+      `bank_axis` where its size divides num_queries, else a copy on every device.
 
     Raises:
       ValueError: empty, non-finite or mismatched embeddings, right items out of range, a correction
-        fitted on another number of gallery items.
+        fitted on another number of gallery items, a mesh without the axis.
       TypeError: embeddings that are not floating point, right items that are not integers or bools,
-        or integers of the shape of the scores.
+        or integers of the shape of the scores, a `mesh` that is none.
 
     Examples:
       >>> from dbnorm_jax import metrics
+      >>> import jax
       >>> import jax.numpy as jnp
       >>> gallery = jnp.array([[1.0, 0.0], [0.0, 1.0]])
-      >>> print(metrics.stream_ranks(jnp.array([[0.6, 0.8]]), gallery, jnp.array([0])))
+      >>> queries = jnp.array([[0.6, 0.8]])
+      >>> print(metrics.stream_ranks(queries, gallery, jnp.array([0])))
+      [2.]
+      >>> mesh = jax.make_mesh((1, 1), ("bank", "gallery"))
+      >>> print(metrics.stream_ranks(queries, gallery, jnp.array([0]), mesh=mesh))
       [2.]
     """
-    queries = checks.embeddings("queries", queries)
-    gallery = checks.embeddings("gallery", gallery)
-    checks.same_dimension("queries", queries, "gallery", gallery)
-    check_rows(similarity_fn, queries=queries, gallery=gallery)
-    chunk_size = checks.integer("chunk_size", chunk_size, low=1)
-    right = relevance.as_rows(relevant, (queries.shape[0], gallery.shape[0]))
+    placement = layout.layout(mesh, bank_axis, gallery_axis)
+    split, queries, gallery = drive.compared(
+        placement, similarity_fn, chunk_size, queries=queries, gallery=gallery
+    )
+    num_queries, num_gallery = split.num_rows, split.num_gallery
+    right = relevance.as_rows(relevant, (num_queries, num_gallery))
     if correction is not None:
-        check_streamed(correction, gallery.shape[0])
-    num_queries, num_gallery = queries.shape[0], gallery.shape[0]
-    gates = checks.gates(gates, correction, num_queries)
-    return _stream_ranks(
+        check_streamed(correction, num_gallery)
+    seen = drive.Seen(
+        split.along_rows(checks.unseen(exclude, num_queries, num_gallery), -1),
+        split.along_items(checks.kept(where, num_gallery), False),
+        split.along_rows(checks.gates(gates, correction, num_queries), 0),
+    )
+    return drive.ranks(
         queries,
         gallery,
-        right,
-        correction,
-        (checks.unseen(exclude, num_queries, num_gallery), checks.kept(where, num_gallery)),
-        gates,
+        split.along_items(correction, 0, dim=1),
+        seen,
+        split.along_rows(right, -1),
+        split=split,
         ties=counts.check_ties(ties),
-        similarity_fn=similarity_fn,
-        chunk_size=chunk_size,
     )
-
-
-@partial(jax.jit, static_argnames=("ties", "similarity_fn", "chunk_size"))
-def _stream_ranks(
-    queries: jax.Array,
-    gallery: jax.Array,
-    right: jax.Array,
-    correction: Correction | None,
-    seen: tuple[jax.Array | None, jax.Array | None],
-    gates: jax.Array | None,
-    *,
-    ties: str,
-    similarity_fn: SimilarityFn,
-    chunk_size: int,
-) -> jax.Array:
-    unseen, valid = seen
-    right = counts.seen(right, unseen, valid)
-    options: Any = {
-        "unseen": unseen,
-        "valid": valid,
-        "similarity_fn": similarity_fn,
-        "chunk_size": chunk_size,
-    }
-
-    def count(
-        offsets: jax.Array | None, mixtures: jax.Array | None
-    ) -> tuple[counts.Ahead, jax.Array]:
-        ahead, nearest = counts.count_ahead(queries, gallery, right, offsets, mixtures, **options)
-        return ahead, nearest.indices
-
-    top_1 = partial(raw_first, queries, gallery, **options)
-    dtype = numerics.accumulation_dtype(queries.dtype, gallery.dtype)
-    ahead = over_gates(count, top_1, correction, dtype, gates=gates)
-    return counts.rank(ahead, (right >= 0).any(axis=1), dtype, ties)
 
 
 def recall_at(ranks: Any, k: float) -> jax.Array:

@@ -16,24 +16,21 @@ does not see, by `exclude` or `where`, are not found, and are no top-1 for its g
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh
 
 from dbnorm_jax._src.core import checks, elementary, numerics
-from dbnorm_jax._src.core.similarity import (
-    SimilarityFn,
-    check_rows,
-    cosine_similarity,
-    dot_product,
-)
+from dbnorm_jax._src.core.similarity import SimilarityFn, cosine_similarity, dot_product
 from dbnorm_jax._src.core.types import Correction, SearchResult
-from dbnorm_jax._src.passes import dispatch, selection, streaming
-from dbnorm_jax._src.passes.gating import check_streamed, over_gates, raw_first
+from dbnorm_jax._src.passes import selection, streaming
+from dbnorm_jax._src.passes.gating import check_streamed
+from dbnorm_jax._src.places.mesh import drive, layout
+from dbnorm_jax._src.places.mesh.exchange import Axis
 
 
 def gates(
@@ -67,7 +64,7 @@ def gates(
     References:
       Bogolin et al., CVPR 2022, section on dynamic inverted softmax.
     """
-    similarities = _check_matrix(similarities, correction)
+    similarities, correction = _check_matrix(similarities, correction)
     return _gates(similarities, correction, checks.seen(where, exclude, similarities.shape))
 
 
@@ -115,7 +112,7 @@ def apply_correction(similarities: Any, correction: Correction, *, gates: Any = 
     References:
       Wang, Jian and Xue, EMNLP 2023, DualIS and DualDIS, in the log domain.
     """
-    similarities = _check_matrix(similarities, correction)
+    similarities, correction = _check_matrix(similarities, correction)
     gates = checks.gates(gates, correction, similarities.shape[-2])
     return _apply_correction(similarities, correction, gates)
 
@@ -179,7 +176,7 @@ def top_k(
     if correction is None:
         similarities = checks.similarities("similarities", similarities, rows="queries")
     else:
-        similarities = _check_matrix(similarities, correction)
+        similarities, correction = _check_matrix(similarities, correction)
     k = checks.integer("k", k, low=1, high=similarities.shape[-1], of=" (gallery items)")
     seen = checks.seen(where, exclude, similarities.shape)
     gates = checks.gates(gates, correction, similarities.shape[-2])
@@ -225,6 +222,9 @@ def stream_top_k(
     gates: Any = None,
     similarity_fn: SimilarityFn = dot_product,
     chunk_size: int = streaming.DEFAULT_CHUNK_SIZE,
+    mesh: Mesh | None = None,
+    bank_axis: Axis = "bank",
+    gallery_axis: Axis = "gallery",
 ) -> SearchResult:
     """The k best gallery items of each query from embeddings, never holding queries x gallery.
 
@@ -241,48 +241,52 @@ def stream_top_k(
       where: optional bool mask [num_gallery] of the items that are there.
       gates: optional [num_queries, num_terms]; those of the raw similarities when None.
       similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static).
-      chunk_size: queries held at once (static); results do not depend on it beyond rounding.
+      chunk_size: queries held at once (static); results do not depend on it beyond rounding. Over a
+        mesh, half of them where more than two devices are one processor.
+      mesh: optional, the devices that share the work; `docs/scaling.md` says how. NumPy arrays and
+        files are read by part, arrays that are split already stay where they are.
+      bank_axis: mesh axis over which queries are split; a tuple of several, or None for whole.
+      gallery_axis: mesh axis over which gallery items are split, likewise.
 
     Returns:
       SearchResult of [num_queries, k], best first, ties to the lowest gallery index. A query that
-      sees fewer items has score -inf and index -1 in the places left.
+      sees fewer items has score -inf and index -1 in the places left. Over a mesh, split over
+      `bank_axis` where its size divides num_queries, else a copy on every device.
 
     Raises:
       ValueError: empty, non-finite or mismatched embeddings, k out of range, a correction fitted on
-        another number of gallery items.
-      TypeError: embeddings that are not floating point.
+        another number of gallery items, a mesh without the axis.
+      TypeError: embeddings that are not floating point, a `mesh` that is none.
 
     Examples:
       >>> import dbnorm_jax as dbn
+      >>> import jax
       >>> import jax.numpy as jnp
       >>> gallery = jnp.array([[1.0, 0.0], [0.0, 1.0]])
       >>> print(dbn.stream_top_k(jnp.array([[0.6, 0.8]]), gallery, 1).indices)
       [[1]]
+      >>> mesh = jax.make_mesh((1, 1), ("bank", "gallery"))
+      >>> print(dbn.stream_top_k(jnp.array([[0.6, 0.8]]), gallery, 1, mesh=mesh).indices)
+      [[1]]
     """
-    queries = checks.embeddings("queries", queries)
-    gallery = checks.embeddings("gallery", gallery)
-    checks.same_dimension("queries", queries, "gallery", gallery)
-    check_rows(similarity_fn, queries=queries, gallery=gallery)
-    k = checks.integer("k", k, low=1, high=gallery.shape[0], of=" (gallery items)")
-    chunk_size = checks.integer("chunk_size", chunk_size, low=1)
-    if correction is not None:
-        check_streamed(correction, gallery.shape[0])
-    num_queries = queries.shape[0]
-    where = checks.kept(where, gallery.shape[0])
-    unseen = checks.unseen(exclude, num_queries, gallery.shape[0])
-    gates = checks.gates(gates, correction, num_queries)
-    queries, unseen, gates = _filled_up(queries, unseen, gates)
-    result = _stream_top_k(
-        queries,
-        gallery,
-        correction,
-        (unseen, where),
-        gates,
-        k=k,
-        similarity_fn=similarity_fn,
-        chunk_size=chunk_size,
-        kernel=dispatch.choose(queries, gallery, similarity_fn),
+    placement = layout.layout(mesh, bank_axis, gallery_axis)
+    split, queries, gallery = drive.compared(
+        placement, similarity_fn, chunk_size, queries=queries, gallery=gallery
     )
+    num_queries, num_gallery = split.num_rows, split.num_gallery
+    k = checks.integer("k", k, low=1, high=num_gallery, of=" (gallery items)")
+    if correction is not None:
+        check_streamed(correction, num_gallery)
+    where = checks.kept(where, num_gallery)
+    unseen = checks.unseen(exclude, num_queries, num_gallery)
+    gates = checks.gates(gates, correction, num_queries)
+    if mesh is None:
+        queries, unseen, gates = _filled_up(queries, unseen, gates)
+        split = split._replace(num_rows=queries.shape[0])
+    unseen, gates = split.along_rows(unseen, -1), split.along_rows(gates, 0)
+    seen = drive.Seen(unseen, split.along_items(where, False), gates)
+    correction = split.along_items(correction, 0, dim=1)
+    result = drive.top_k(queries, gallery, correction, seen, split=split, k=k)
     return SearchResult(*(_cut(part, num_queries) for part in result))
 
 
@@ -373,48 +377,8 @@ def _on_host(array: jax.Array) -> bool:
     return first.platform == "cpu" and array.devices() == {first}
 
 
-@functools.partial(jax.jit, static_argnames=("k", "similarity_fn", "chunk_size", "kernel"))
-def _stream_top_k(
-    queries: jax.Array,
-    gallery: jax.Array,
-    correction: Correction | None,
-    seen: tuple[jax.Array | None, jax.Array | None],
-    gates: jax.Array | None,
-    *,
-    k: int,
-    similarity_fn: SimilarityFn,
-    chunk_size: int,
-    kernel: str,
-) -> SearchResult:
-    unseen, valid = seen
-    options: dict[str, Any] = {
-        "unseen": unseen,
-        "valid": valid,
-        "similarity_fn": similarity_fn,
-        "chunk_size": chunk_size,
-    }
-    find: Callable[..., Any] = functools.partial(
-        dispatch.nearest_items,
-        queries,
-        gallery,
-        k=k,
-        kernel=kernel,
-        **options,
-    )
-
-    def search_lists(
-        offsets: jax.Array | None, mixtures: jax.Array | None
-    ) -> tuple[Any, jax.Array]:
-        nearest = find(offsets, mixtures)
-        return nearest, nearest.indices[:, 0, 0]
-
-    top_1 = functools.partial(raw_first, queries, gallery, **options)
-    dtype = numerics.accumulation_dtype(queries.dtype, gallery.dtype)
-    return SearchResult(*over_gates(search_lists, top_1, correction, dtype, gates=gates))
-
-
-def _check_matrix(similarities: Any, correction: Any) -> jax.Array:
+def _check_matrix(similarities: Any, correction: Any) -> tuple[jax.Array, Correction]:
     array = checks.similarities("similarities", similarities, rows="queries")
     checks.correction(correction, Correction)
     checks.matching_gallery("correction", correction.num_gallery, "similarities", array.shape)
-    return array
+    return array, checks.unsplit(correction)

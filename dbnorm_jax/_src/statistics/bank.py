@@ -22,11 +22,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh
 
 from dbnorm_jax._src.core import checks, elementary, numerics
-from dbnorm_jax._src.core.similarity import SimilarityFn, check_rows, dot_product
+from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
 from dbnorm_jax._src.core.types import BankStatistics, LargestSimilarities
-from dbnorm_jax._src.passes import dispatch, selection, streaming
+from dbnorm_jax._src.passes import selection, streaming
+from dbnorm_jax._src.places.mesh import drive, layout
+from dbnorm_jax._src.places.mesh.exchange import Axis
 
 _BETA_UNIT = " (inverse temperature, in 1/[unit of similarity])"
 
@@ -165,6 +168,9 @@ def stream_bank_statistics(
     exclude: Any = None,
     similarity_fn: SimilarityFn = dot_product,
     chunk_size: int = streaming.DEFAULT_CHUNK_SIZE,
+    mesh: Mesh | None = None,
+    bank_axis: Axis = "bank",
+    gallery_axis: Axis = "gallery",
 ) -> BankStatistics:
     """Bank statistics from embeddings, in one pass that never holds bank x gallery.
 
@@ -183,71 +189,49 @@ def stream_bank_statistics(
         stands in its own bank would drown the sum.
       similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static).
       chunk_size: bank rows held at once (static); results do not depend on it beyond rounding.
+      mesh: optional, the devices that share the work; `docs/scaling.md` says how. NumPy arrays and
+        files are read by part, arrays that are split already stay where they are.
+      bank_axis: mesh axis over which bank rows are split; a tuple of several, or None for whole.
+      gallery_axis: mesh axis over which gallery items are split, likewise.
 
     Returns:
-      BankStatistics with fields [..., num_gallery].
+      BankStatistics with fields [..., num_gallery]; over a mesh, split over `gallery_axis` where
+      its size divides num_gallery, else a copy on every device.
 
     Raises:
       ValueError: empty, non-finite or mismatched embeddings, beta <= 0, k larger than the gallery,
-        `weights` or `exclude` that do not fit.
-      TypeError: embeddings that are not floating point.
+        `weights` or `exclude` that do not fit, a mesh without the axis.
+      TypeError: embeddings that are not floating point, a `mesh` that is none.
 
     Examples:
       >>> import dbnorm_jax as dbn
+      >>> import jax
       >>> import jax.numpy as jnp
       >>> bank, gallery = jnp.array([[1.0, 0.0], [0.6, 0.8]]), jnp.array([[1.0, 0.0], [0.0, 1.0]])
       >>> statistics = dbn.stream_bank_statistics(bank, gallery, beta=20.0)
       >>> print(statistics.k_occurrence, jnp.array_str(statistics.bias, precision=3))
       [1 1] [0.965 0.765]
+      >>> mesh = jax.make_mesh((1, 1), ("bank", "gallery"))    # (2, 4) on eight devices
+      >>> print(dbn.stream_bank_statistics(bank, gallery, beta=20.0, mesh=mesh).k_occurrence)
+      [1 1]
 
     References:
       As `bank_statistics`.
     """
-    bank, gallery = checks.embeddings("bank", bank), checks.embeddings("gallery", gallery)
-    checks.same_dimension("bank", bank, "gallery", gallery)
-    check_rows(similarity_fn, bank=bank, gallery=gallery)
-    num_bank, num_gallery = bank.shape[0], gallery.shape[0]
-    k = checks.integer("k", k, low=0, high=num_gallery, of=" (gallery items)")
-    chunk_size = checks.integer("chunk_size", chunk_size, low=1)
+    placement = layout.layout(mesh, bank_axis, gallery_axis)
+    split, bank, gallery = drive.compared(
+        placement, similarity_fn, chunk_size, bank=bank, gallery=gallery
+    )
+    k = checks.integer("k", k, low=0, high=split.num_gallery, of=" (gallery items)")
     dtype = numerics.accumulation_dtype(bank.dtype, gallery.dtype)
-    beta = checks.positive("beta", beta, dtype, _BETA_UNIT)
+    beta = layout.split(checks.positive("beta", beta, dtype, _BETA_UNIT), placement, None)
     if weights is not None:
-        weights = checks.bank_weights("weights", weights, (num_bank,), dtype)
-        checks.one_per_bank_row("weights", weights, num_bank)
+        weights = checks.bank_weights("weights", weights, (split.num_rows,), dtype)
+        checks.one_per_bank_row("weights", weights, split.num_rows)
     if exclude is not None:
-        exclude = checks.exclusions(exclude, num_bank, num_gallery)
-    return _stream_bank_statistics(
-        bank,
-        gallery,
-        beta,
-        weights,
-        exclude,
-        k=k,
-        similarity_fn=similarity_fn,
-        chunk_size=chunk_size,
-        kernel=dispatch.choose(bank, gallery, similarity_fn),
-    )
-
-
-@partial(jax.jit, static_argnames=("k", "similarity_fn", "chunk_size", "kernel"))
-def _stream_bank_statistics(
-    bank: jax.Array,
-    gallery: jax.Array,
-    beta: jax.Array,
-    weights: jax.Array | None,
-    exclude: jax.Array | None,
-    **static: Any,
-) -> BankStatistics:
-    betas = beta.reshape(-1) if beta.ndim else beta
-    sums = dispatch.bank_sums(bank, gallery, betas, weights, exclude, **static)
-    shape, k = (*beta.shape, gallery.shape[0]), static["k"]
-    return BankStatistics(
-        sums.log_normalizer.reshape(shape),
-        jnp.broadcast_to(sums.mass, shape),
-        beta,
-        jnp.broadcast_to(sums.k_occurrence, shape) if k else None,
-        k,
-    )
+        exclude = checks.exclusions(exclude, split.num_rows, split.num_gallery)
+    weights, exclude = split.along_rows(weights, 0), split.along_rows(exclude, -1)
+    return drive.bank_statistics(bank, gallery, beta, weights, exclude, split=split, k=k)
 
 
 State = TypeVar("State", BankStatistics, LargestSimilarities)
@@ -291,6 +275,7 @@ def merge(first: State, second: State) -> State:
             f"`first` has k={first.k} but `second` has k={second.k}; different neighborhoods do "
             f"not merge"
         )
+    first, second = checks.alike(first, second)
     if isinstance(first, LargestSimilarities):
         return _merge_largest(first, second)
     if checks.is_concrete(first.beta, second.beta) and not np.array_equal(first.beta, second.beta):
@@ -355,6 +340,7 @@ def responsibilities(
     """
     similarities = checks.similarities("similarities", similarities, rows="bank items")
     checks.instance("statistics", statistics, BankStatistics, "make them with bank_statistics")
+    statistics = checks.unsplit(statistics)
     checks.matching_gallery(
         "statistics", statistics.num_gallery, "similarities", similarities.shape
     )

@@ -16,12 +16,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from dbnorm_jax._src.core import checks, numerics
-from dbnorm_jax._src.core.similarity import SimilarityFn, check_rows, dot_product
+from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
 from dbnorm_jax._src.core.types import LargestSimilarities
 from dbnorm_jax._src.passes import selection, streaming
-from dbnorm_jax._src.passes.columns import nearest_bank_items
+from dbnorm_jax._src.places.mesh import drive, layout
+from dbnorm_jax._src.places.mesh.exchange import Axis
 
 
 def largest_similarities(similarities: Any, *, k: int, where: Any = None) -> LargestSimilarities:
@@ -73,6 +75,9 @@ def stream_largest_similarities(
     exclude: Any = None,
     similarity_fn: SimilarityFn = dot_product,
     chunk_size: int = streaming.DEFAULT_CHUNK_SIZE,
+    mesh: Mesh | None = None,
+    bank_axis: Axis = "bank",
+    gallery_axis: Axis = "gallery",
 ) -> LargestSimilarities:
     """The k largest similarities of each gallery item to a bank, never holding bank x gallery.
 
@@ -86,33 +91,37 @@ def stream_largest_similarities(
         enter, -1 for none: its own copy, or the items that are right for it.
       similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static).
       chunk_size: gallery items held at once (static).
+      mesh: optional, the devices that share the work; `docs/scaling.md` says how. NumPy arrays and
+        files are read by part, arrays that are split already stay where they are.
+      bank_axis: mesh axis over which bank rows are split; a tuple of several, or None for whole.
+      gallery_axis: mesh axis over which gallery items are split, likewise.
 
     Returns:
-      LargestSimilarities of [k, num_gallery].
+      LargestSimilarities of [k, num_gallery]; over a mesh, split over `gallery_axis` where its size
+      divides num_gallery, else a copy on every device.
 
     Raises:
-      ValueError: empty, non-finite or mismatched embeddings, k < 1, `exclude` that does not fit.
-      TypeError: embeddings that are not floating point.
+      ValueError: empty, non-finite or mismatched embeddings, k < 1, `exclude` that does not fit,
+        a mesh without the axis.
+      TypeError: embeddings that are not floating point, a `mesh` that is none.
 
     Examples:
       >>> import dbnorm_jax as dbn
+      >>> import jax
       >>> import jax.numpy as jnp
       >>> gallery = jnp.array([[1.0, 0.0], [0.0, 1.0]])
       >>> print(dbn.stream_largest_similarities(gallery, gallery, k=1, exclude=[0, 1]).values)
       [[0. 0.]]
+      >>> mesh = jax.make_mesh((1, 1), ("bank", "gallery"))
+      >>> print(dbn.stream_largest_similarities(gallery, gallery, k=1, mesh=mesh).values)
+      [[1. 1.]]
     """
-    bank, gallery = checks.embeddings("bank", bank), checks.embeddings("gallery", gallery)
-    checks.same_dimension("bank", bank, "gallery", gallery)
-    check_rows(similarity_fn, bank=bank, gallery=gallery)
-    k = checks.integer("k", k, low=1)
-    chunk_size = checks.integer("chunk_size", chunk_size, low=1)
-    if exclude is not None:
-        exclude = checks.exclusions(exclude, bank.shape[0], gallery.shape[0])
-    return _stream_largest_similarities(
-        bank, gallery, exclude, k=k, similarity_fn=similarity_fn, chunk_size=chunk_size
+    placement = layout.layout(mesh, bank_axis, gallery_axis)
+    split, bank, gallery = drive.compared(
+        placement, similarity_fn, chunk_size, bank=bank, gallery=gallery
     )
-
-
-_stream_largest_similarities = jax.jit(
-    nearest_bank_items, static_argnames=("k", "similarity_fn", "chunk_size")
-)
+    k = checks.integer("k", k, low=1)
+    if exclude is not None:
+        exclude = checks.exclusions(exclude, split.num_rows, split.num_gallery)
+    exclude = split.along_rows(exclude, -1)
+    return drive.largest_similarities(bank, gallery, exclude, split=split, k=k)

@@ -1,7 +1,8 @@
 """What each device does with its part of the bank, the queries and the gallery.
 
-The streamed functions run on a device's own rows, inside `jax.shard_map`; `exchange` merges what
-they find. Arrays come as `layout.split` makes them: filled up to lengths that divide.
+The passes run on a device's own rows, inside `jax.shard_map`; `exchange` merges what they find.
+Without a mesh one device has all rows, and nothing is exchanged. Arrays come as `layout.split`
+makes them: filled up to lengths that divide.
 """
 
 from collections.abc import Callable
@@ -12,14 +13,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from dbnorm_jax._src.core import numerics
-from dbnorm_jax._src.core.similarity import SimilarityFn
+from dbnorm_jax._src.core import checks, numerics
+from dbnorm_jax._src.core.similarity import SimilarityFn, check_rows
 from dbnorm_jax._src.core.types import BankStatistics, Correction, LargestSimilarities, SearchResult
-from dbnorm_jax._src.passes import banks, counts
+from dbnorm_jax._src.passes import counts, dispatch
 from dbnorm_jax._src.passes.columns import nearest_bank_items
 from dbnorm_jax._src.passes.gating import over_gates
-from dbnorm_jax._src.passes.nearest import nearest_items
-from dbnorm_jax._src.passes.selection import Nearest
+from dbnorm_jax._src.passes.selection import Nearest, filled
+from dbnorm_jax._src.passes.streaming import both
 from dbnorm_jax._src.places.mesh import layout
 from dbnorm_jax._src.places.mesh.exchange import Shard, all_merge
 from dbnorm_jax._src.places.mesh.layout import Layout
@@ -33,6 +34,7 @@ class Split(NamedTuple):
     num_gallery: int
     similarity_fn: SimilarityFn
     chunk_size: int
+    kernel: str = dispatch.NEVER
 
     @property
     def rows(self) -> Shard:
@@ -49,10 +51,54 @@ class Split(NamedTuple):
         """Of the streamed functions."""
         return {"similarity_fn": self.similarity_fn, "chunk_size": self.chunk_size}
 
+    def along_rows(self, array: Any, fill: Any) -> Any:
+        """What goes with the rows, [num_rows, ...] or None, split like them."""
+        placement = self.placement
+        return None if array is None else layout.split(array, placement, placement.bank, fill=fill)
+
+    def along_items(self, tree: Any, fill: Any, dim: int = 0) -> Any:
+        """A pytree of what goes with the gallery items, split like them along an axis."""
+        split = partial(layout.split, axis=self.placement.gallery, dim=dim, fill=fill)
+        return jax.tree.map(lambda array: split(array, self.placement), tree)
+
     def on_devices(self, local: Callable[..., Any], arrays: Any, specs: Any, out: Any) -> Any:
         """`local` of each device's part of the arrays."""
         mesh = self.placement.mesh
+        if mesh is None:
+            return local(*arrays)
         return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=out)(*arrays)
+
+
+def compared(
+    placement: Layout, similarity_fn: SimilarityFn, chunk_size: int, **embeddings: Any
+) -> tuple[Split, jax.Array, jax.Array]:
+    """Bank rows or queries, and the gallery: checked and split; and how they are."""
+    here = placement.mesh is None
+    # For a mesh, arrays of a host stay there, and those that are split stay split.
+    arrays: dict[str, Any] = {
+        name: checks.as_array(name, value)
+        if here
+        else value
+        if isinstance(value, jax.Array)
+        else checks.numeric(name, value)
+        for name, value in embeddings.items()
+    }
+    for name, array in arrays.items():
+        checks.check_embeddings(name, array)
+    (first, rows), (second, items) = arrays.items()
+    checks.same_dimension(first, rows, second, items)
+    split = {
+        first: layout.split(rows, placement, placement.bank),
+        second: layout.split(items, placement, placement.gallery),
+    }
+    # Of the global arrays: every process finds the same, and raises alike.
+    for name, array in split.items():
+        checks.check_finite(name, array)
+    check_rows(similarity_fn, **split)
+    chunk_size = checks.integer("chunk_size", chunk_size, low=1)
+    kernel = dispatch.choose(rows, items, similarity_fn) if here else dispatch.NEVER
+    how = Split(placement, len(rows), len(items), similarity_fn, chunk_size, kernel)
+    return how, split[first], split[second]
 
 
 @partial(jax.jit, static_argnames=("split", "k"))
@@ -67,16 +113,19 @@ def bank_statistics(
     k: int,
 ) -> BankStatistics:
     """Statistics of a bank split over devices; rows that fill up have weight 0."""
-    items, axis = split.items, split.placement.bank
+    items, rows = split.items, split.rows
 
     def local(bank: Any, gallery: Any, beta: Any, weights: Any, exclude: Any) -> tuple[Any, ...]:
-        sums = banks.bank_sums(
+        if weights is None and rows.valid is not None:
+            weights = rows.valid.astype(beta.dtype)
+        sums = dispatch.bank_sums(
             bank,
             gallery,
             beta.reshape(-1) if beta.ndim else beta,
             weights,
             None if exclude is None else exclude - items.start,
             k=min(k, items.size),
+            kernel=split.kernel,
             valid=items.valid,
             merge_nearest=partial(_own_among_nearest, items=items, k=k),
             **split.options,
@@ -89,12 +138,12 @@ def bank_statistics(
             jnp.broadcast_to(sums.k_occurrence, shape) if k else None,
             k,
         )
-        if axis is not None:
-            statistics = all_merge(statistics, axis)
+        if rows.axis is not None:
+            statistics = all_merge(statistics, rows.axis)
         return statistics.log_normalizer, statistics.mass, statistics.k_occurrence
 
     arrays = (bank, gallery, beta, weights, exclude)
-    specs = (P(axis), P(items.axis), P(), P(axis), P(axis))
+    specs = (P(rows.axis), P(items.axis), P(), P(rows.axis), P(rows.axis))
     fields = split.on_devices(local, arrays, specs, P(*[None] * beta.ndim, items.axis))
     log_normalizer, mass, k_occurrence = jax.tree.map(
         lambda field: layout.whole(field, split.placement, items.total, dim=beta.ndim), fields
@@ -104,9 +153,11 @@ def bank_statistics(
 
 def _own_among_nearest(nearest: Nearest, *, items: Shard, k: int) -> Nearest:
     """Of the k nearest [size, 1, k] on all devices, those that this one holds; others beyond."""
+    if items.axis is None:
+        return nearest
     if k == 1:  # two numbers per row, however many devices there are
         return nearest._replace(indices=items.local(_first(nearest, items))[:, None, None])
-    merged = items.nearest(Nearest(*(part[:, 0] for part in nearest)), k)
+    merged = items.nearest(Nearest(*filled(*(part[:, 0] for part in nearest))), k)
     return Nearest(merged.values[:, None], items.local(merged.indices)[:, None])
 
 
@@ -132,55 +183,80 @@ def largest_similarities(
     return LargestSimilarities(layout.whole(values, split.placement, items.total, dim=1))
 
 
+class Seen(NamedTuple):
+    """Which items which queries see, and which terms act on them; None leaves it open."""
+
+    unseen: Any  # [num_rows, most] int32, gallery rows, -1 for none
+    valid: Any  # [num_gallery] bool
+    gates: Any  # [num_rows, num_terms]
+
+    def on_device(self, items: Shard) -> dict[str, Any]:
+        """Of the streamed functions, on the device of some items."""
+        unseen = None if self.unseen is None else self.unseen - items.start
+        return {"unseen": unseen, "valid": both(items.valid, self.valid)}
+
+
 @partial(jax.jit, static_argnames=("split", "k"))
 def top_k(
     queries: jax.Array,
     gallery: jax.Array,
     correction: Correction | None,
+    seen: Seen,
     *,
     split: Split,
     k: int,
 ) -> SearchResult:
     """The k best items of a gallery split over devices."""
     items = split.items
+    split = split._replace(chunk_size=split.placement.queries_at_once(split.chunk_size))
 
-    def local(queries: Any, gallery: Any, correction: Any) -> Nearest:
-        find = partial(_nearest, queries, gallery, split)
+    def local(queries: Any, gallery: Any, correction: Any, seen: Seen) -> Nearest:
+        options = seen.on_device(items) | split.options
 
         def lists(offsets: Any, mixtures: Any) -> tuple[Nearest, jax.Array]:
-            nearest = find(min(k, items.size), offsets, mixtures)
+            nearest = dispatch.nearest_items(
+                queries,
+                gallery,
+                offsets,
+                mixtures,
+                k=min(k, items.size),
+                kernel=split.kernel,
+                **options,
+            )
             return nearest, _first(nearest, items)
 
-        def top_1() -> jax.Array:
-            return _first(find(1), items)
-
+        top_1 = partial(_raw_first, queries, gallery, items, options)
         dtype = numerics.accumulation_dtype(queries.dtype, gallery.dtype)
-        return items.nearest(over_gates(lists, top_1, correction, dtype, items.take), k)
+        found = over_gates(lists, top_1, correction, dtype, items.take, seen.gates)
+        return items.nearest(found, k)
 
-    specs = (P(split.rows.axis), P(items.axis), P(None, items.axis))
-    nearest = split.on_devices(local, (queries, gallery, correction), specs, P(split.rows.axis))
+    arrays, rows = (queries, gallery, correction, seen), P(split.rows.axis)
+    nearest = split.on_devices(local, arrays, _specs(split), rows)
     return SearchResult(*(layout.whole(part, split.placement, split.num_rows) for part in nearest))
 
 
-def _nearest(
-    queries: jax.Array,
-    gallery: jax.Array,
-    split: Split,
-    k: int,
-    offsets: jax.Array | None = None,
-    mixtures: jax.Array | None = None,
-) -> Nearest:
-    """This device's nearest items of its queries."""
-    options = {"k": k, "valid": split.items.valid, **split.options}
-    return nearest_items(queries, gallery, offsets, mixtures, **options)
+def _specs(split: Split) -> tuple[Any, ...]:
+    """How queries, the gallery, its correction and what is seen are split."""
+    rows, items = P(split.rows.axis), P(split.items.axis)
+    return rows, items, P(None, split.items.axis), Seen(rows, items, rows)
+
+
+def _raw_first(
+    queries: jax.Array, gallery: jax.Array, items: Shard, options: dict[str, Any]
+) -> jax.Array:
+    """[num_rows] the raw nearest item on all devices, by a search of its own; -1 for none."""
+    kernel = dispatch.NEVER
+    nearest = dispatch.nearest_items(queries, gallery, None, None, k=1, kernel=kernel, **options)
+    return _first(nearest, items)
 
 
 @partial(jax.jit, static_argnames=("split", "ties"))
 def ranks(
     queries: jax.Array,
     gallery: jax.Array,
-    right: jax.Array,
     correction: Correction | None,
+    seen: Seen,
+    right: jax.Array,
     *,
     split: Split,
     ties: str,
@@ -189,31 +265,24 @@ def ranks(
     items = split.items
     dtype = numerics.accumulation_dtype(queries.dtype, gallery.dtype)
 
-    def local(queries: Any, gallery: Any, right: Any, correction: Any) -> jax.Array:
+    def local(queries: Any, gallery: Any, correction: Any, seen: Seen, right: Any) -> jax.Array:
+        options = seen.on_device(items) | split.options
         own = items.local(right)
         own = jnp.where((right >= 0) & (own < items.size), own, -1)
+        own = counts.seen(own, options["unseen"], options["valid"])
 
         def count(offsets: Any, mixtures: Any) -> tuple[counts.Ahead, jax.Array]:
             ahead, nearest = counts.count_ahead(
-                queries,
-                gallery,
-                own,
-                offsets,
-                mixtures,
-                valid=items.valid,
-                merge_best=items.maximum,
-                **split.options,
+                queries, gallery, own, offsets, mixtures, merge_best=items.maximum, **options
             )
-            return ahead, items.first(nearest)
+            return ahead, items.first(Nearest(*filled(*nearest)))
 
-        def top_1() -> jax.Array:
-            return _first(_nearest(queries, gallery, split, 1), items)
-
-        ahead = over_gates(count, top_1, correction, dtype, items.take)
+        top_1 = partial(_raw_first, queries, gallery, items, options)
+        ahead = over_gates(count, top_1, correction, dtype, items.take, seen.gates)
         ahead = jax.tree.map(items.sum, ahead)
-        return counts.rank(ahead, (right >= 0).any(axis=1), dtype, ties)
+        answered = items.sum((own >= 0).any(axis=1).astype(jnp.int32)) > 0
+        return counts.rank(ahead, answered, dtype, ties)
 
-    rows = P(split.rows.axis)
-    specs = (rows, P(items.axis), rows, P(None, items.axis))
-    found = split.on_devices(local, (queries, gallery, right, correction), specs, rows)
+    arrays, rows = (queries, gallery, correction, seen, right), P(split.rows.axis)
+    found = split.on_devices(local, arrays, (*_specs(split), rows), rows)
     return layout.whole(found, split.placement, split.num_rows)

@@ -12,7 +12,7 @@ from jax import lax
 
 from dbnorm_jax._src.core import checks, elementary, numerics
 from dbnorm_jax._src.core.types import BankStatistics, LargestSimilarities
-from dbnorm_jax._src.passes.selection import Nearest, argmax, largest_of_columns
+from dbnorm_jax._src.passes.selection import Nearest, argmax, filled, largest_of_columns
 from dbnorm_jax._src.passes.streaming import scan_chunks
 
 # One name of a mesh axis, several that act as one, or None: not sharded.
@@ -141,26 +141,30 @@ class Shard(NamedTuple):
         return lax.psum(jnp.where(mine, values, 0), self.axis)
 
     def first(self, nearest: Nearest) -> jax.Array:
-        """Global index of the nearest of all devices' items, ties to the lowest: [...] of [...]."""
+        """Global index of the nearest of all devices' items, ties to the lowest: [...] of [...].
+
+        An index of -1 says that there is none.
+        """
         if self.axis is None:
             return nearest.indices
         best = lax.pmax(lax.stop_gradient(nearest.values), self.axis)
-        index = jnp.where(nearest.values == best, nearest.indices + self.start, self.total)
-        return lax.pmin(index, self.axis)
+        found = (nearest.values == best) & (nearest.indices >= 0)
+        index = lax.pmin(jnp.where(found, nearest.indices + self.start, self.total), self.axis)
+        return jnp.where(index < self.total, index, -1)
 
     def nearest(self, nearest: Nearest, k: int) -> Nearest:
         """The k nearest of all devices' lists, with global indices.
 
         Args:
-          nearest: [num_rows, places] this device's nearest items, best first: those it has, then
-            padding.
-          k: how many, at most those that exist.
+          nearest: [num_rows, places] this device's nearest items, best first; index -1 where
+            there are fewer.
+          k: how many; index -1 where all devices have fewer.
         """
         if self.axis is None:
             return nearest
         places = nearest.values.shape[1]
-        # What is there ranks above padding, also where its score is no number.
-        exists = (lax.iota(jnp.int32, places) < self.num_valid)[None]
+        # What is there ranks above what is not, also where its score is no number.
+        exists = nearest.indices >= 0
         values = jnp.where(exists, numerics.below_every_number(nearest.values), -jnp.inf)
         lists = Nearest(values, nearest.indices + self.start)
 
@@ -176,5 +180,4 @@ class Shard(NamedTuple):
             return carry, jax.vmap(one)(*merged)
 
         rows = max(1, _GATHERED // (places * self.num_shards))
-        values, indices = scan_chunks(merge_rows, None, lists, rows)[1]
-        return Nearest(jnp.where(numerics.is_number(values), values, -jnp.inf), indices)
+        return Nearest(*filled(*scan_chunks(merge_rows, None, lists, rows)[1]))

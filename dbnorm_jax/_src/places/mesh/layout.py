@@ -12,18 +12,21 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from dbnorm_jax._src.core import checks
 from dbnorm_jax._src.places.mesh.exchange import Axis, Shard
 
 
 class Layout(NamedTuple):
-    """A mesh, and which of its axes split what."""
+    """A mesh, and which of its axes split what; without a mesh, one device has all."""
 
-    mesh: Mesh
+    mesh: Mesh | None
     bank: Axis  # of bank rows and queries
     gallery: Axis
 
     def num_shards(self, axis: Axis) -> int:
         """Devices along an axis."""
+        if self.mesh is None:
+            return 1
         return int(np.prod([self.mesh.shape[name] for name in _names(axis)], dtype=int))
 
     def shard(self, axis: Axis, num_rows: int) -> Shard:
@@ -32,7 +35,7 @@ class Layout(NamedTuple):
 
     def queries_at_once(self, chunk_size: int) -> int:
         """Half of them where many devices are one processor, whose cache holds all their tiles."""
-        local = self.mesh.local_devices
+        local = [] if self.mesh is None else self.mesh.local_devices
         shared = len(local) > 2 and local[0].platform == "cpu"
         return max(1, chunk_size // 2) if shared else chunk_size
 
@@ -43,10 +46,12 @@ def _names(axis: Axis) -> tuple[str, ...]:
 
 def layout(mesh: Any, bank_axis: Axis, gallery_axis: Axis) -> Layout:
     """The arguments `mesh`, `bank_axis` and `gallery_axis`, checked."""
+    if mesh is None:
+        return Layout(None, None, None)
     if not isinstance(mesh, Mesh):
         raise TypeError(
-            f"`mesh` must be a jax.sharding.Mesh, got {type(mesh).__name__}; make one with "
-            f'jax.make_mesh((2, 4), ("bank", "gallery"))'
+            f"`mesh` must be a jax.sharding.Mesh or None, got {type(mesh).__name__}; make one "
+            f'with jax.make_mesh((2, 4), ("bank", "gallery"))'
         )
     for argument, axis in (("bank_axis", bank_axis), ("gallery_axis", gallery_axis)):
         for name in _names(axis):
@@ -76,6 +81,8 @@ def split(
       dim: which of the array's axes is split.
       fill: what fills it up; None = copies of its last entry.
     """
+    if placement.mesh is None:
+        return checks.unsplit(array)
     sharding = NamedSharding(placement.mesh, P(*[None] * dim, axis) if axis is not None else P())
     missing = -array.shape[dim] % placement.num_shards(axis) if axis is not None else 0
     if isinstance(array, jax.core.Tracer):
@@ -94,7 +101,7 @@ def split(
 
 def whole(array: jax.Array, placement: Layout, length: int, dim: int = 0) -> jax.Array:
     """A traced result without what was filled up; then it is on every device as a whole."""
-    if array.shape[dim] == length:
+    if placement.mesh is None or array.shape[dim] == length:
         return array
     array = _resharded(array, NamedSharding(placement.mesh, P()))
     return jax.lax.slice_in_dim(array, 0, length, axis=dim)

@@ -1,6 +1,6 @@
 """The same work on one device, over forced host devices, and over two processes.
 
-    python -m benchmarks.speed.sharding [--bank 4096] [--queries 4096] [--gallery 16384] [--dim 512]
+    python -m benchmarks.speed.mesh [--bank 4096] [--queries 4096] [--gallery 16384] [--dim 512]
 
 All run on the same cores, so that a ratio of 1 means that splitting and merging cost nothing. Two
 processes have one core each and exchange over loopback.
@@ -40,8 +40,8 @@ def works(mesh: Any, arrays: list[np.ndarray]) -> dict[str, Callable[[], Any]]:
         fit, search = dbn.stream_bank_statistics, dbn.stream_top_k
         places: list[Any] = [jax.devices()[0]] * 4
     else:
-        fit = partial(dbn.sharding.bank_statistics, mesh=mesh)
-        search = partial(dbn.sharding.top_k, mesh=mesh)
+        fit = partial(dbn.stream_bank_statistics, mesh=mesh)
+        search = partial(dbn.stream_top_k, mesh=mesh)
         specs = jax.P("bank"), jax.P("bank"), jax.P("gallery"), jax.P(None, "gallery")
         places = [NamedSharding(mesh, spec) for spec in specs]
     bank, queries, gallery, bias = (
@@ -74,9 +74,7 @@ def run(
 ) -> list[Record]:
     """Ratios to one device, and to the same of two processes."""
     if len(jax.devices()) < MOST_DEVICES:
-        raise RuntimeError(
-            f"needs {MOST_DEVICES} devices: run `python -m benchmarks.speed.sharding`"
-        )
+        raise RuntimeError(f"needs {MOST_DEVICES} devices: run `python -m benchmarks.speed.mesh`")
     arrays = make_arrays(bank, queries, gallery, dim)
     kind = (AxisType.Auto,) * 2
     meshes = {
@@ -103,8 +101,8 @@ def run(
             sizes = (bank, queries, gallery, dim, repetitions)
             figures.append(two_processes(work, sizes, timings[ONE]))
     options = {"bank": bank, "queries": queries, "gallery": gallery, "dim": dim}
-    title = f"sharding: bank {bank}, queries {queries}, gallery {gallery} x dim {dim}"
-    return [Record("sharding", title, {**options, "repetitions": repetitions}, figures)]
+    title = f"mesh: bank {bank}, queries {queries}, gallery {gallery} x dim {dim}"
+    return [Record("mesh", title, {**options, "repetitions": repetitions}, figures)]
 
 
 def processor(timing: Timing) -> float:
@@ -121,7 +119,7 @@ def two_processes(work: str, sizes: tuple[int, ...], base: Timing) -> Figure:
         server.bind(("127.0.0.1", 0))
         port = server.getsockname()[1]
     variables = {**os.environ, "XLA_FLAGS": ""}
-    command = [sys.executable, "-m", "benchmarks.speed.sharding", "--port", str(port)]
+    command = [sys.executable, "-m", "benchmarks.speed.mesh", "--port", str(port)]
     running = [
         subprocess.Popen(
             [*command, "--rank", str(rank), "--work", work, "--sizes", *map(str, sizes)],

@@ -64,10 +64,7 @@ def on_one_device(**options):
 
 
 def on_mesh(mesh, **options):
-    names = ("bank_statistics", "largest_similarities", "top_k", "ranks")
-    return {
-        name: functools.partial(getattr(dbn.sharding, name), mesh=mesh, **options) for name in names
-    }
+    return on_one_device(mesh=mesh, **options)
 
 
 def check_statistics(found, expected):
@@ -104,20 +101,29 @@ def check_all(mesh, arrays, given, *, k=3, chunk_size=8, **options):
     np.testing.assert_allclose(*largest, atol=1e-6)  # -inf where it belongs
     random = np.random.default_rng(0)
     shape = (2, len(gallery))
-    correction = dbn.Correction(
-        jnp.asarray(random.integers(0, 3, shape), given[1].dtype),
-        jnp.asarray(random.integers(0, 2, shape), bool),
-    )
-    check_result(
-        many["top_k"](given[2], given[1], k, correction),
-        one["top_k"](queries, gallery, k, correction),
-    )
-    relevant = np.stack([np.arange(len(queries)) * 3 % len(gallery), np.full(len(queries), -1)], 1)
-    ranks = [
-        functions["ranks"](rows[2], rows[1], relevant, correction)
-        for functions, rows in ((many, given), (one, arrays))
-    ]
-    np.testing.assert_array_equal(*ranks)
+    bias = jnp.asarray(random.integers(0, 3, shape), given[1].dtype)
+    correction = dbn.Correction(bias, jnp.asarray(random.integers(0, 2, shape), bool))
+    asked, relevant = questions(len(queries), len(gallery), random)
+    for seen in ({}, asked):
+        check_result(
+            many["top_k"](given[2], given[1], k, correction, **seen),
+            one["top_k"](queries, gallery, k, correction, **seen),
+        )
+        ranks = [
+            functions["ranks"](rows[2], rows[1], relevant, correction, **seen)
+            for functions, rows in ((many, given), (one, arrays))
+        ]
+        np.testing.assert_array_equal(*ranks)
+
+
+def questions(num_queries, num_gallery, random):
+    """What queries see of a gallery, and what is right for them."""
+    relevant = np.stack([np.arange(num_queries) * 3 % num_gallery, np.full(num_queries, -1)], 1)
+    seen = {
+        "exclude": random.integers(-1, num_gallery, (num_queries, 2)),
+        "where": random.random(num_gallery) < 0.6,
+    }
+    return seen, relevant
 
 
 def test_as_on_one_device():
@@ -155,7 +161,7 @@ def test_inside_jit_lengths_need_not_divide():
 def test_inside_jit_rows_that_are_split_become_whole_where_asked():
     mesh, (_, gallery, queries) = make_mesh(kind=AxisType.Explicit), smooth(EVEN)
     given = jax.device_put(queries, NamedSharding(mesh, jax.P("bank")))
-    found = jax.jit(lambda rows: dbn.sharding.top_k(rows, gallery, 3, mesh=mesh, bank_axis=None))(
+    found = jax.jit(lambda rows: dbn.stream_top_k(rows, gallery, 3, mesh=mesh, bank_axis=None))(
         given
     )
     check_result(found, dbn.stream_top_k(queries, gallery, 3))
@@ -286,12 +292,13 @@ def test_devices_exchange_what_the_cost_model_says():
     )
     # Lists of three from each of 4 devices.
     assert exchanged(fit) == {"all-reduce": 4 * 512 // 4, "all-gather": 2 * 16 * 4 * 3}
-    search = drive.top_k.lower(queries, gallery, None, **static)
+    seen = drive.Seen(None, None, None)
+    search = drive.top_k.lower(queries, gallery, None, seen, **static)
     assert exchanged(search) == {"all-gather": 2 * 32 * 4}
 
 
 ERRORS = {
-    "mesh": ({"mesh": None}, TypeError, "`mesh` jax.sharding.Mesh NoneType make_mesh"),
+    "mesh": ({"mesh": 8}, TypeError, "`mesh` jax.sharding.Mesh int make_mesh"),
     "axis": ({"bank_axis": "rows"}, ValueError, "`bank_axis` 'rows' ('bank', 'gallery') None"),
     "one axis": ({"gallery_axis": "bank"}, ValueError, "`bank_axis` `gallery_axis` different"),
     "k": ({"k": 28}, ValueError, "`k` 0 and 27 got 28"),
@@ -316,15 +323,15 @@ def test_bad_input(case):
     arguments = {"bank": bank, "gallery": gallery, "beta": 1.0, "mesh": make_mesh(), **options}
     rows = arguments.pop("bank"), arguments.pop("gallery")
     with pytest.raises(error, match=".*".join(map(re.escape, words.split(" ")))):
-        dbn.sharding.bank_statistics(*rows, **arguments)
+        dbn.stream_bank_statistics(*rows, **arguments)
 
 
 def test_correction_of_another_gallery():
     _, gallery, queries = embeddings(UNEVEN)
     correction = dbn.Correction(jnp.zeros((1, 5)), None)
     for call in (
-        lambda: dbn.sharding.top_k(queries, gallery, 2, correction, mesh=make_mesh()),
-        lambda: dbn.sharding.ranks(queries, gallery, [0] * 11, correction, mesh=make_mesh()),
+        lambda: dbn.stream_top_k(queries, gallery, 2, correction, mesh=make_mesh()),
+        lambda: dbn.metrics.stream_ranks(queries, gallery, [0] * 11, correction, mesh=make_mesh()),
     ):
         with pytest.raises(ValueError, match=r"`correction` has 5 gallery items .* 27"):
             call()
@@ -351,7 +358,7 @@ SAMPLED = [
 def test_rows_that_fill_up_the_devices_do_not_count(sizes):
     bank, gallery, _ = smooth(sizes)
     check_statistics(
-        dbn.sharding.bank_statistics(bank, gallery, beta=2.0, mesh=make_mesh()),
+        dbn.stream_bank_statistics(bank, gallery, beta=2.0, mesh=make_mesh()),
         dbn.stream_bank_statistics(bank, gallery, beta=2.0),
     )
 
@@ -363,7 +370,7 @@ def test_all_meshes(shape, kind, sizes):
     given = placed(arrays, mesh) if sizes == EVEN else arrays
     check_all(mesh, arrays, given)
     check_statistics(
-        dbn.sharding.bank_statistics(*given[:2], beta=0.5, mesh=mesh),
+        dbn.stream_bank_statistics(*given[:2], beta=0.5, mesh=mesh),
         dbn.stream_bank_statistics(*arrays[:2], beta=0.5),
     )
 
@@ -417,11 +424,11 @@ def test_other_gates(active):
     correction = dbn.Correction(jnp.asarray(bias), kept)
     mesh, relevant = make_mesh(), np.arange(11)
     check_result(
-        dbn.sharding.top_k(queries, gallery, 5, correction, mesh=mesh),
+        dbn.stream_top_k(queries, gallery, 5, correction, mesh=mesh),
         dbn.stream_top_k(queries, gallery, 5, correction),
     )
     np.testing.assert_array_equal(
-        dbn.sharding.ranks(queries, gallery, relevant, correction, mesh=mesh, ties="min"),
+        dbn.metrics.stream_ranks(queries, gallery, relevant, correction, mesh=mesh, ties="min"),
         dbn.metrics.stream_ranks(queries, gallery, relevant, correction, ties="min"),
     )
 
@@ -433,7 +440,7 @@ def test_copies_on_different_devices_are_level():
     gallery = np.concatenate([items, items[:5]])
     queries = items[:5] + 0.01 * random.normal(size=(5, 100)).astype(np.float32)
     for shape in ((2, 4), (1, 8)):
-        ranks = dbn.sharding.ranks(queries, gallery, np.arange(5), mesh=make_mesh(shape))
+        ranks = dbn.metrics.stream_ranks(queries, gallery, np.arange(5), mesh=make_mesh(shape))
         np.testing.assert_array_equal(ranks, 1.5)
 
 
@@ -445,7 +452,7 @@ def test_not_a_number_in_ones_own_jit(k):
     gallery[[3, 9, 26], 0] = np.nan
     queries[4, 1] = np.nan
     mesh = make_mesh()
-    found = jax.jit(lambda *rows: dbn.sharding.top_k(*rows, k, mesh=mesh))(queries, gallery)
+    found = jax.jit(lambda *rows: dbn.stream_top_k(*rows, k, mesh=mesh))(queries, gallery)
     expected = jax.jit(lambda *rows: dbn.stream_top_k(*rows, k))(queries, gallery)
     check_result(found, expected)
 
@@ -458,12 +465,10 @@ def test_ties_go_to_the_lowest_index(seed):
     gallery = np.repeat(random.integers(-1, 2, size=(5, 4)), 6, axis=0).astype(np.float32)
     gallery = random.permutation(gallery)
     queries = random.integers(-1, 2, size=(8, 4)).astype(np.float32)
-    result = dbn.sharding.top_k(queries, gallery, 7, mesh=make_mesh((1, 8)))
+    result = dbn.stream_top_k(queries, gallery, 7, mesh=make_mesh((1, 8)))
     order = np.argsort(-(queries @ gallery.T), axis=1, kind="stable")[:, :7]
     np.testing.assert_array_equal(result.indices, order)
-    statistics = dbn.sharding.bank_statistics(
-        queries, gallery, beta=1.0, k=7, mesh=make_mesh((1, 8))
-    )
+    statistics = dbn.stream_bank_statistics(queries, gallery, beta=1.0, k=7, mesh=make_mesh((1, 8)))
     np.testing.assert_array_equal(statistics.k_occurrence, np.bincount(order.ravel(), minlength=30))
 
 
@@ -492,8 +497,8 @@ def test_normalizers_and_saved_state_over_a_mesh(tmp_path):
     bank, gallery, queries = smooth(EVEN)
     for kind in (AxisType.Auto, AxisType.Explicit):
         mesh = make_mesh(kind=kind)
-        statistics = dbn.sharding.bank_statistics(bank, gallery, beta=2.0, mesh=mesh)
-        largest = dbn.sharding.largest_similarities(bank, gallery, k=3, mesh=mesh)
+        statistics = dbn.stream_bank_statistics(bank, gallery, beta=2.0, mesh=mesh)
+        largest = dbn.stream_largest_similarities(bank, gallery, k=3, mesh=mesh)
         whole = dbn.stream_bank_statistics(bank, gallery, beta=2.0)
         check_statistics(dbn.merge(statistics, statistics), dbn.merge(whole, whole))
         for correction in (
@@ -504,6 +509,6 @@ def test_normalizers_and_saved_state_over_a_mesh(tmp_path):
             dbn.save(tmp_path / "correction.npz", correction)
             loaded = dbn.load(tmp_path / "correction.npz")
             check_result(
-                dbn.sharding.top_k(queries, gallery, 3, correction, mesh=mesh),
+                dbn.stream_top_k(queries, gallery, 3, correction, mesh=mesh),
                 dbn.stream_top_k(queries, gallery, 3, loaded),
             )
