@@ -10,6 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import AxisType
 
 # Entries that XLA reduces at once; it takes longer reductions of integers apart.
 _LANES = 32
@@ -122,6 +123,9 @@ def largest_first(matrix: jax.Array) -> jax.Array:
         lowest = jnp.asarray(-jnp.inf, array.dtype)
         return lax.reduce(array, lowest, lambda a, b: jnp.where(b > a, b, a), (axis,))
 
+    mesh = jax.typeof(matrix).sharding.mesh
+    if mesh.size > 1 and any(kind != AxisType.Manual for kind in mesh.axis_types):
+        return matrix.max(axis=0)  # XLA splits only reductions that it knows
     if len(matrix) % 8 == 0:  # eight rows at once stay in registers
         matrix = separate(reduce(matrix.reshape(-1, 8, matrix.shape[1]), 1))
     return reduce(matrix, 0)

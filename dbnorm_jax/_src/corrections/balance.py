@@ -220,7 +220,8 @@ def _dual(
             f"`gallery_statistics` has {gallery_statistics.num_gallery}; "
             f"both banks must be compared with the same gallery"
         )
-    return _dual_jit(query_statistics, gallery_statistics, weights, query_active, gallery_active)
+    banks = checks.alike(query_statistics, gallery_statistics)
+    return _dual_jit(*banks, weights, *checks.alike(query_active, gallery_active))
 
 
 @jax.jit

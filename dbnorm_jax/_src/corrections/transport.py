@@ -203,6 +203,7 @@ def sinkhorn_residual(similarities: Any, correction: Correction, *, temperature:
     """
     similarities, temperature, _ = _checked(similarities, temperature, 1)
     checks.correction(correction, Correction, "make it with sinkhorn_normalization")
+    correction = checks.unsplit(correction)
     checks.matching_gallery(
         "correction", correction.num_gallery, "similarities", similarities.shape
     )

@@ -147,7 +147,7 @@ def bias_contributors(
     """
     bank, gallery = banked(bank, gallery, similarity_fn)
     num_bank, num_gallery = bank.shape[0], gallery.shape[0]
-    check_statistics(statistics, gallery)
+    statistics = check_statistics(statistics, gallery)
     items = checks.indices("items", items, low=0, high=num_gallery, ndim=1)
     k = checks.integer("k", k, low=1, high=num_bank, of=" (bank items)")
     chunk_size = checks.integer("chunk_size", chunk_size, low=1)
@@ -265,6 +265,7 @@ def top_1_changes(
     """
     gallery = checks.embeddings("gallery", gallery)
     check_streamed(correction, gallery.shape[0])
+    correction = checks.unsplit(correction)
     options: dict[str, Any] = {"similarity_fn": similarity_fn, "chunk_size": chunk_size}
     raw = stream_top_k(queries, gallery, 1, **options)
     corrected = stream_top_k(queries, gallery, 1, correction, **options)

@@ -81,7 +81,7 @@ def influence(
     checks.same_dimension("queries", queries, "gallery", gallery)
     check_rows(similarity_fn, queries=queries)
     num_bank, num_gallery = bank.shape[0], gallery.shape[0]
-    check_statistics(statistics, gallery)
+    statistics = check_statistics(statistics, gallery)
     if gated and statistics.k_occurrence is None:
         raise ValueError(
             "`statistics` must have an activation set when `gated`, got k=0; make them with k >= 1"
@@ -229,7 +229,7 @@ def banked(bank: Any, gallery: Any, similarity_fn: SimilarityFn) -> tuple[jax.Ar
     return bank, gallery
 
 
-def check_statistics(statistics: Any, gallery: jax.Array) -> None:
+def check_statistics(statistics: Any, gallery: jax.Array) -> BankStatistics:
     checks.instance(
         "statistics", statistics, BankStatistics, "make them with stream_bank_statistics"
     )
@@ -239,6 +239,7 @@ def check_statistics(statistics: Any, gallery: jax.Array) -> None:
             f"`statistics` must have fields [num_gallery] here, got shape "
             f"{statistics.log_normalizer.shape}; use jax.vmap over its leading axes"
         )
+    return checks.unsplit(statistics)
 
 
 def bank_vector(weights: Any, num_bank: int, statistics: BankStatistics) -> jax.Array | None:

@@ -156,6 +156,7 @@ def inner_product_gallery(
     _check_options(similarity_fn, metric)
     check_rows(similarity_fn, gallery=gallery)
     check_streamed(correction, gallery.shape[0])
+    correction = checks.unsplit(correction)
     rows = _gallery_rows(gallery, correction.bias, similarity_fn=similarity_fn, center=bool(center))
     if metric == "inner_product":
         if length is not None:
@@ -234,6 +235,7 @@ def gates_from_top_1(indices: Any, correction: Correction) -> jax.Array:
       [[1. 1.] [1. 0.]]
     """
     checks.correction(correction, Correction)
+    correction = checks.unsplit(correction)
     if correction.bias.ndim != 2:
         raise ValueError(
             f"`correction` must have fields [num_terms, num_gallery] here, got a bias of shape "

@@ -71,7 +71,7 @@ def published_scores(
         checks.matching_gallery(name, statistics.num_gallery, "similarities", similarities.shape)
     if ungated != "similarity":
         raise ValueError(f"`ungated` must be 'similarity', got {ungated!r}")
-    return _published_scores(similarities, tuple(banks.values()))
+    return _published_scores(similarities, checks.unsplit(tuple(banks.values())))
 
 
 @jax.jit

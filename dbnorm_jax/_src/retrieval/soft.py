@@ -214,6 +214,7 @@ def soft_gates(
     """
     similarities = checks.similarities("similarities", similarities, rows="queries")
     checks.correction(correction, Correction)
+    correction = checks.unsplit(correction)
     checks.matching_gallery(
         "correction", correction.num_gallery, "similarities", similarities.shape
     )
@@ -299,6 +300,7 @@ def stream_soft_gates(
     check_rows(similarity_fn, queries=queries, gallery=gallery)
     chunk_size = checks.integer("chunk_size", chunk_size, low=1)
     check_streamed(correction, gallery.shape[0])
+    correction = checks.unsplit(correction)
     dtype = numerics.accumulation_dtype(queries.dtype, gallery.dtype, correction.bias.dtype)
     return _stream_soft_gates(
         queries,

@@ -74,6 +74,7 @@ def subtract(
     """
     for name, value in (("whole", whole), ("part", part)):
         checks.instance(name, value, BankStatistics, _REMEDY)
+    whole, part = checks.alike(whole, part)
     if (whole.num_gallery, whole.k) != (part.num_gallery, part.k):
         raise ValueError(
             f"`part` must have the gallery and k of `whole`, {whole.num_gallery} items and "
@@ -208,6 +209,7 @@ def add_gallery_items(
       >>> print(grown.k_occurrence, grown.bias)
       [0 1 0] [0.5 1.  0. ]
     """
+    statistics, neighbors = checks.unsplit((statistics, neighbors))
     counted = _check_known(statistics, neighbors, bank, weights)
     options: Any = {"similarity_fn": similarity_fn, "chunk_size": chunk_size}
     beta, k = statistics.beta, statistics.k
@@ -269,6 +271,7 @@ def remove_gallery_items(
       >>> print(left.k_occurrence, left.bias)
       [1] [0.]
     """
+    statistics, neighbors = checks.unsplit((statistics, neighbors))
     counted = _check_known(statistics, neighbors, bank, weights)
     num_gallery, k = statistics.num_gallery, statistics.k
     gallery = np.asarray(checks.embeddings("gallery", gallery))

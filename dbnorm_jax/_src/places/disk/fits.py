@@ -157,7 +157,7 @@ def fit_largest(
         sizes = settings.chunk_size, nearest.columns_for(k)
         tiles = tiling(settings.similarity_fn, dtype, *sizes, transposed=True)
         start = jnp.asarray(block.start, jnp.int32)
-        asking = sweep.Rows(on_device(block, settings.similarity_fn), start=start)
+        asking = sweep.Rows(on_device(block, settings.similarity_fn), (None, None), start=start)
         return Made(largest_pass, (k, dtype), tiles), asking
 
     like = Partial(None, None, None, np.zeros((1, k), np.float32), 0, 0)

@@ -419,6 +419,7 @@ def _passes(
     if correction is not None:
         num_gallery = gallery.num_rows
         check_streamed(correction, correction.num_gallery if num_gallery is None else num_gallery)
+        correction = checks.unsplit(correction)
     # Of an iterable the length is known after its first pass: then its argument speaks for it.
     if exclude is not None:
         num_queries = len(exclude) if queries.num_rows is None else queries.num_rows
