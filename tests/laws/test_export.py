@@ -258,9 +258,16 @@ FUNCTIONS = {
             attribution.bias_contributors(bank, gallery, statistics, np.array([2, 0]), k=3),
             attribution.top_1_changes(queries, gallery, correction, chunk_size=4),
             attribution.influence(
-                queries, gallery, relevant, bank, statistics=statistics, gated=True
+                queries=queries,
+                gallery=gallery,
+                relevant=relevant,
+                bank=bank,
+                statistics=statistics,
+                gated=True,
             ),
-            attribution.hub_screening(gallery, bank, queries, k=2, chunk_size=4),
+            attribution.hub_screening(
+                gallery=gallery, query_bank=bank, gallery_bank=queries, k=2, chunk_size=4
+            ),
         ),
         (*EMBEDDINGS[:3], STATISTICS[0], CORRECTION, RELEVANT),
     ),

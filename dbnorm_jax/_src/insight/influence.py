@@ -21,11 +21,11 @@ _LEFT_OUT = 8
 
 
 def influence(
+    *,
     queries: Any,
     gallery: Any,
     relevant: Any,
     bank: Any,
-    *,
     statistics: BankStatistics,
     items: Any = None,
     gated: bool = False,
@@ -72,7 +72,8 @@ def influence(
       >>> bank = jnp.array([[1.0, 0.0], [0.6, 0.8]])        # the first shows that item 0 is a hub
       >>> statistics = dbn.stream_bank_statistics(bank, gallery, beta=10.0)
       >>> query = jnp.array([[0.75, 0.7]])                  # of item 1
-      >>> print(dbn.attribution.influence(query, gallery, [1], bank, statistics=statistics))
+      >>> known = {"gallery": gallery, "bank": bank, "statistics": statistics}
+      >>> print(dbn.attribution.influence(queries=query, relevant=[1], **known))
       [1. 0.]
 
     References:

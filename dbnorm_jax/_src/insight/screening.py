@@ -36,10 +36,10 @@ class HubScreening(NamedTuple):
 
 
 def hub_screening(
+    *,
     gallery: Any,
     query_bank: Any,
     gallery_bank: Any = None,
-    *,
     k: int = 10,
     false_alarm_rate: float = 0.002,
     bias: Any = None,
@@ -94,7 +94,8 @@ def hub_screening(
       >>> clean = jnp.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
       >>> queries = clean[:2] + 0.9
       >>> planted = jnp.array([[0.0, 1.0], [1.0, 1.0]])
-      >>> found = dbn.attribution.hub_screening(planted, queries, clean, k=1)
+      >>> found = dbn.attribution.hub_screening(
+      ...     gallery=planted, query_bank=queries, gallery_bank=clean, k=1)
       >>> print(found.k_occurrence, found.p_value, found.flagged)
       [0 2] [1.   0.25] [False  True]
 
