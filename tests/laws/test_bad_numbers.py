@@ -128,7 +128,7 @@ ENTRIES = {
     "baselines.sinkhorn_residual": of(
         baselines.sinkhorn_residual, BANK_MATRIX, CORRECTION, **TEMPERATURE
     ),
-    "baselines.stream_sinkhorn_normalization": of(
+    "baselines.stream_sinkhorn_normalization": named(
         baselines.stream_sinkhorn_normalization,
         {"query_bank": BANK, "gallery": GALLERY, "gallery_bank": GALLERY_BANK},
         num_iterations=2,

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dbnorm_jax._src.core.naming import publish
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -149,3 +151,6 @@ class SearchResult(NamedTuple):
 
     scores: jax.Array
     indices: jax.Array
+
+
+publish("dbnorm_jax", BankStatistics, LargestSimilarities, Correction, SearchResult)

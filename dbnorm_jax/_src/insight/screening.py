@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from dbnorm_jax._src.core import checks
+from dbnorm_jax._src.core.naming import publish
 from dbnorm_jax._src.core.similarity import SimilarityFn, check_rows, dot_product, tile
 from dbnorm_jax._src.core.types import Correction
 from dbnorm_jax._src.passes import streaming
@@ -33,6 +34,9 @@ class HubScreening(NamedTuple):
     p_value: jax.Array
     flagged: jax.Array
     threshold: jax.Array
+
+
+publish("dbnorm_jax.attribution", HubScreening)
 
 
 def hub_screening(

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from dbnorm_jax._src.core.naming import publish
 from dbnorm_jax._src.corrections.table import TABLE
 
 # Why the choice is what it is; `Choice.reason_code` is the place here.
@@ -179,3 +180,6 @@ class Choice:
                 f"points"
             )
         return "\n".join([*lines, *self.warnings])
+
+
+publish("dbnorm_jax.tuning", Choice)
