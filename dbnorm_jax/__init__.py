@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from dbnorm_jax._src.statistics.bank import merge as merge
     from dbnorm_jax._src.statistics.bank import responsibilities as responsibilities
     from dbnorm_jax._src.statistics.bank import stream_bank_statistics as stream_bank_statistics
+    from dbnorm_jax._src.statistics.bank import subtract as subtract
     from dbnorm_jax._src.statistics.largest import largest_similarities as largest_similarities
     from dbnorm_jax._src.statistics.largest import (
         stream_largest_similarities as stream_largest_similarities,
@@ -107,6 +108,7 @@ _HOME = {
     "stream_soft_activation": "retrieval.soft",
     "stream_soft_gates": "retrieval.soft",
     "stream_top_k": "retrieval.search",
+    "subtract": "statistics.bank",
     "top_k": "retrieval.search",
 }
 

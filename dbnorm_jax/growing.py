@@ -25,9 +25,8 @@ from dbnorm_jax._src.statistics.growing import (
     add_gallery_items,
     decay,
     remove_gallery_items,
-    subtract,
 )
 
-__all__ = ["add_gallery_items", "decay", "remove_gallery_items", "subtract"]
+__all__ = ["add_gallery_items", "decay", "remove_gallery_items"]
 
 publish(__name__, *(globals()[name] for name in __all__))

@@ -404,7 +404,7 @@ CASES = {
     "merge of two kinds": (
         lambda: dbn.merge(LARGEST, dbn.bank_statistics(BANK, beta=1.0)),
         TypeError,
-        "`second` must be a LargestSimilarities",
+        r"`others\[0\]` must be a LargestSimilarities",
     ),
     "temperature": (
         lambda: baselines.sinkhorn_normalization(BANK, temperature=0, num_iterations=1),

@@ -183,7 +183,7 @@ OTHERS = {
     *("metrics.mean_reciprocal_rank", "metrics.geometric_mean_recall"),
     *("attribution.Contributors", "attribution.HubScreening", "attribution.Top1Changes"),
     *("growing.add_gallery_items", "growing.decay"),
-    *("growing.remove_gallery_items", "growing.subtract"),
+    *("growing.remove_gallery_items", "subtract"),
     *("out_of_core.fingerprint", "tuning.Choice", "tuning.fit"),
 }
 MODULES = (attribution, baselines, growing, metrics, out_of_core, sharding, tuning)

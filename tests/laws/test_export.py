@@ -105,7 +105,7 @@ FUNCTIONS = {
         lambda query, gallery, banks: (
             [case.fit(query, gallery) for case in NORMALIZERS],
             dbn.growing.decay(dbn.merge(query, query), 0.5),
-            dbn.growing.subtract(dbn.merge(query, query), query),
+            dbn.subtract(dbn.merge(query, query), query),
             dbn.responsibilities(banks, query),
             query.bias,
         ),
