@@ -5,8 +5,11 @@ import pickle
 import pkgutil
 import subprocess
 import sys
+from functools import partial
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import dbnorm_jax as dbn
@@ -79,3 +82,95 @@ def test_three_embeddings_are_given_by_name(name):
     assert len(met) <= 2 or not by_place or by_place == {"query_bank", "gallery"}
     if name in ("auto", "tuning.tune", "tuning.fit", "attribution.influence"):
         assert not by_place
+
+
+ROWS = np.eye(4, dtype=np.float32)
+RELEVANT = np.arange(4)
+CORRECTION = dbn.Correction(jnp.zeros((1, 4)), jnp.ones((1, 4), bool))
+BANKS = {"gallery": ROWS, "query_bank": ROWS, "gallery_bank": ROWS}
+STATISTICS = dbn.stream_bank_statistics(ROWS, ROWS, beta=1.0)
+# The function, what it is given, and the argument among that which is static.
+STATIC = [
+    (dbn.top_k, (ROWS, 2), {}, "k"),
+    (dbn.stream_top_k, (ROWS, ROWS, 3), {}, "k"),
+    (dbn.stream_top_k, (ROWS, ROWS), {"k": 3}, "k"),
+    (partial(dbn.stream_top_k, k=3), (ROWS, ROWS), {"chunk_size": 2}, "chunk_size"),
+    (partial(dbn.bank_statistics, beta=1.0), (ROWS,), {"k": 1}, "k"),
+    (partial(dbn.stream_bank_statistics, beta=1.0), (ROWS, ROWS), {"k": 1}, "k"),
+    (dbn.largest_similarities, (ROWS,), {"k": 1}, "k"),
+    (dbn.stream_largest_similarities, (ROWS, ROWS), {"k": 1}, "k"),
+    (dbn.hubness.k_occurrence, (RELEVANT[:, None], 4), {}, "num_gallery"),
+    (dbn.hubness.atkinson, (ROWS[0],), {"epsilon": 0.5}, "epsilon"),
+    (
+        partial(dbn.stream_soft_activation, temperature=0.5),
+        (ROWS, ROWS),
+        {"chunk_size": 2},
+        "chunk_size",
+    ),
+    (
+        partial(dbn.soft_gates, temperature=0.5),
+        (ROWS, CORRECTION),
+        {"straight_through": True},
+        "straight_through",
+    ),
+    (dbn.inner_product_gallery, (ROWS, CORRECTION), {"center": True}, "center"),
+    (
+        partial(dbn.baselines.sinkhorn_normalization, temperature=0.5),
+        (ROWS,),
+        {"num_iterations": 2},
+        "num_iterations",
+    ),
+    (
+        partial(dbn.baselines.inverse_graph_convolution, query_rate=0.1, gallery_rate=0.1),
+        (),
+        {**BANKS, "pool_rate": 0.5},
+        "pool_rate",
+    ),
+    (
+        partial(dbn.attribution.hub_screening, **BANKS, k=1),
+        (),
+        {"false_alarm_rate": 0.5},
+        "false_alarm_rate",
+    ),
+    (
+        partial(dbn.attribution.influence, relevant=RELEVANT, statistics=STATISTICS),
+        (),
+        {"queries": ROWS, "gallery": ROWS, "bank": ROWS, "gated": True},
+        "gated",
+    ),
+    (dbn.attribution.bias_contributors, (ROWS, ROWS, STATISTICS, RELEVANT), {"k": 1}, "k"),
+]
+
+
+@pytest.mark.parametrize("place", range(len(STATIC)))
+def test_a_traced_static_argument_is_named_with_the_remedy(place):
+    function, arguments, options, name = STATIC[place]
+    with pytest.raises(TypeError, match=rf'`{name}` must be static.*static_argnames="{name}"'):
+        jax.jit(function)(*arguments, **options)
+    jax.jit(function, static_argnames=name)(*arguments, **options)
+
+
+def test_k_occurrence_counts_what_a_search_found():
+    found = dbn.stream_top_k(ROWS, ROWS, 2)
+    expected = dbn.hubness.k_occurrence(found.indices, 4)
+    np.testing.assert_array_equal(dbn.hubness.k_occurrence(found, 4), expected)
+    batched = jax.vmap(lambda one: dbn.hubness.k_occurrence(one, 4))(
+        jax.tree.map(lambda leaf: leaf[None], found)
+    )
+    np.testing.assert_array_equal(batched[0], expected)
+
+
+def test_a_correction_always_acts_by_default_and_has_terms():
+    assert dbn.Correction(jnp.zeros((1, 4))).active is None
+    with pytest.raises(ValueError, match=r"`bias` must be .*num_terms.*shape \(4,\).*bias\[None\]"):
+        dbn.Correction(jnp.zeros(4))
+    with pytest.raises(ValueError, match=r"`bias` must be"):
+        jax.jit(dbn.Correction)(jnp.zeros(4))
+    # What is made of its leaves, or stands for them, may have any rank.
+    assert jax.tree.map(jnp.sum, CORRECTION).active == 4
+    axes = dbn.Correction(bias=0, active=None)
+    biases = dbn.Correction(jnp.zeros((3, 1, 4)))
+    found = jax.vmap(lambda one: one.num_gallery * one.bias[0, 0], in_axes=(axes,))(biases)
+    assert found.shape == (3,)
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(CORRECTION)]
+    assert paths == [".bias", ".active"]

@@ -83,6 +83,7 @@ def inverse_graph_convolution(
 
 
 def _pool_size(pool_rate: Any, name: str, bank: jax.Array) -> int:
+    checks.check_static("pool_rate", pool_rate)
     if not 0 < pool_rate <= 1:
         raise ValueError(f"`pool_rate` must be in (0, 1], got {pool_rate!r}")
     size = int(pool_rate * bank.shape[0])

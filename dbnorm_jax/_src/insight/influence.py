@@ -85,6 +85,7 @@ def influence(
     check_rows(similarity_fn, queries=queries)
     num_bank, num_gallery = bank.shape[0], gallery.shape[0]
     check_statistics(statistics, gallery)
+    gated = checks.flag("gated", gated)
     if gated and statistics.k_occurrence is None:
         raise ValueError(
             "`statistics` must have an activation set when `gated`, got k=0; make them with k >= 1"
@@ -105,7 +106,7 @@ def influence(
         statistics,
         items,
         (weight, offsets, bank_vector(weights, num_bank, statistics)),
-        gated=bool(gated),
+        gated=gated,
         similarity_fn=similarity_fn,
         chunk_size=checks.integer("chunk_size", chunk_size, low=1),
     )

@@ -124,6 +124,7 @@ def hub_screening(
         )
     k = checks.integer("k", k, low=1, high=num_clean - 1, of=" (fewer than the items to compare)")
     chunk_size = checks.integer("chunk_size", chunk_size, low=1)
+    checks.check_static("false_alarm_rate", false_alarm_rate)
     if not 0 < false_alarm_rate < 1:
         raise ValueError(f"`false_alarm_rate` must be between 0 and 1, got {false_alarm_rate}")
 
