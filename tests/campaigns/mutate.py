@@ -43,6 +43,7 @@ TESTS = {
         "places/mesh/distributed::test_bad_input_of_one_process_raises_on_all"
     ),
     "core/elementary": "core/elementary",
+    "core/naming": "laws/public",
     "core/numerics": "statistics/bank core/similarity corrections/balance corrections/baselines",
     "core/relevance": (
         "retrieval/metrics laws/bad_numbers::test_a_matrix_of_numbers_is_not_read_as_rows"

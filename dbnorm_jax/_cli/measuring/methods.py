@@ -31,10 +31,10 @@ def _published(source: WholeSource, *, beta_query: float, beta_gallery: float) -
 
 def _auto(source: Any) -> tuple[dbn.Correction, dbn.tuning.Choice]:
     return dbn.auto(
-        source.gallery,
-        source.query_bank,
-        source.gallery_bank,
-        source.bank_pairs,
+        gallery=source.gallery,
+        query_bank=source.query_bank,
+        gallery_bank=source.gallery_bank,
+        pairs=source.bank_pairs,
         similarity_fn=source.similarity_fn,
         return_choice=True,
     )

@@ -316,8 +316,24 @@ def matching_gallery(
         )
 
 
+def check_static(name: str, value: Any) -> None:
+    """Raises where a caller's transformation traces what a program is compiled for."""
+    if not is_concrete(value):
+        raise TypeError(
+            f"`{name}` must be static, got a traced value; mark it with "
+            f'jax.jit(..., static_argnames="{name}"), or bind it with functools.partial'
+        )
+
+
+def flag(name: str, value: Any) -> bool:
+    """`value` as a bool; static."""
+    check_static(name, value)
+    return bool(value)
+
+
 def integer(name: str, value: Any, *, low: int, high: int | None = None, of: str = "") -> int:
-    """`value` as an int in [low, high]."""
+    """`value` as an int in [low, high]; static."""
+    check_static(name, value)
     try:
         if isinstance(value, (bool, np.bool_)):
             raise TypeError

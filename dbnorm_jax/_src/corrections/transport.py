@@ -110,8 +110,8 @@ def dual_bank_sinkhorn_normalization(
 def stream_sinkhorn_normalization(
     query_bank: Any,
     gallery: Any,
-    gallery_bank: Any = None,
     *,
+    gallery_bank: Any = None,
     temperature: Any,
     num_iterations: int,
     similarity_fn: SimilarityFn = dot_product,

@@ -19,10 +19,10 @@ from dbnorm_jax._src.passes.nearest import nearest_items
 
 
 def inverse_graph_convolution(
+    *,
     gallery: Any,
     query_bank: Any,
     gallery_bank: Any,
-    *,
     query_rate: Any,
     gallery_rate: Any,
     pool_rate: float | None = None,
@@ -53,7 +53,7 @@ def inverse_graph_convolution(
       >>> import jax.numpy as jnp
       >>> gallery, bank = jnp.array([[0.0, 1.0], [1.0, 0.0]]), jnp.array([[1.0, 0.0]])
       >>> moved = dbn.baselines.inverse_graph_convolution(
-      ...     gallery, bank, bank, query_rate=0.5, gallery_rate=0.5)
+      ...     gallery=gallery, query_bank=bank, gallery_bank=bank, query_rate=0.5, gallery_rate=0.5)
       >>> print(jnp.array_str(moved, precision=3))    # the item along the bank stays, others turn
       [[0.243 0.97 ]
        [1.    0.   ]]
@@ -83,6 +83,7 @@ def inverse_graph_convolution(
 
 
 def _pool_size(pool_rate: Any, name: str, bank: jax.Array) -> int:
+    checks.check_static("pool_rate", pool_rate)
     if not 0 < pool_rate <= 1:
         raise ValueError(f"`pool_rate` must be in (0, 1], got {pool_rate!r}")
     size = int(pool_rate * bank.shape[0])

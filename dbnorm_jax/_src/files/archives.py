@@ -5,7 +5,8 @@
     log_normalizer   the arrays, by name
     ...
 
-Version 2 has a provenance, what the arrays were made from; version 1, without one, is read too.
+Version 2 has a provenance, what the arrays were made from. Version 3 has static fields that older
+versions lack: they are read with their defaults.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -24,7 +26,7 @@ from numpy.lib import format as npy_format
 from dbnorm_jax import __version__
 from dbnorm_jax._src.files import binary
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _HEADER = "header"
 _LARGEST_HEADER = 2**20
 _BROKEN = "the file is damaged: copy or write it again"
@@ -37,6 +39,7 @@ class Fields(NamedTuple):
 
     static: frozenset[str]
     arrays: frozenset[str]
+    later: Mapping[str, Any] = MappingProxyType({})  # static ones that version 2 lacks: defaults
 
 
 class Archive(NamedTuple):
@@ -102,7 +105,8 @@ def read(path: Path, kinds: Mapping[str, Fields]) -> Archive:
         raise ValueError(
             f"{path}: expected SHA-256 {binary.printable(digest)}, got another; {_BROKEN}"
         )
-    return Archive(header["kind"], header["static"], arrays, header.get("provenance"))
+    static = {**kinds[header["kind"]].later, **header["static"]}
+    return Archive(header["kind"], static, arrays, header.get("provenance"))
 
 
 def read_header(path: Path, kinds: Mapping[str, Fields]) -> dict[str, Any]:
@@ -174,14 +178,14 @@ def _read_header(
     if kind not in kinds:
         shown = binary.printable(repr(kind))
         raise ValueError(f"{path}: expected one of {', '.join(kinds)}, got kind {shown}")
-    static, arrays = kinds[kind]
+    static, arrays, later = kinds[kind]
     required = {"kind", "format_version", "library", "static", "arrays", "sha256"}
     required |= {"provenance"} if version > 1 else set()
     if (
         header.keys() != required
         or not isinstance(header.get("provenance"), (dict, type(None)))
         or not all(isinstance(header[part], dict) for part in ("static", "arrays"))
-        or header["static"].keys() != static
+        or header["static"].keys() != static - (later.keys() if version < 3 else set())
         or not all(type(value) is int for value in header["static"].values())
         or not header["arrays"].keys() <= arrays
         or names != header["arrays"].keys() | {_HEADER}

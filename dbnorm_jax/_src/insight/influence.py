@@ -19,11 +19,11 @@ _LEFT_OUT = 8
 
 
 def influence(
+    *,
     queries: Any,
     gallery: Any,
     relevant: Any,
     bank: Any,
-    *,
     statistics: BankStatistics,
     items: Any = None,
     gated: bool = False,
@@ -70,7 +70,8 @@ def influence(
       >>> bank = jnp.array([[1.0, 0.0], [0.6, 0.8]])        # the first shows that item 0 is a hub
       >>> statistics = dbn.stream_bank_statistics(bank, gallery, beta=10.0)
       >>> query = jnp.array([[0.75, 0.7]])                  # of item 1
-      >>> print(dbn.attribution.influence(query, gallery, [1], bank, statistics=statistics))
+      >>> known = {"gallery": gallery, "bank": bank, "statistics": statistics}
+      >>> print(dbn.attribution.influence(queries=query, relevant=[1], **known))
       [1. 0.]
 
     References:
@@ -82,6 +83,7 @@ def influence(
     check_rows(similarity_fn, queries=queries)
     num_bank, num_gallery = bank.shape[0], gallery.shape[0]
     check_statistics(statistics, gallery)
+    gated = checks.flag("gated", gated)
     if gated and statistics.k_occurrence is None:
         raise ValueError(
             "`statistics` must have an activation set when `gated`, got k=0; make them with k >= 1"
@@ -102,7 +104,7 @@ def influence(
         statistics,
         items,
         (weight, offsets, bank_vector(weights, num_bank, statistics)),
-        gated=bool(gated),
+        gated=gated,
         similarity_fn=similarity_fn,
         chunk_size=checks.integer("chunk_size", chunk_size, low=1),
     )

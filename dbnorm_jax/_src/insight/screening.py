@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from dbnorm_jax._src.core import checks
+from dbnorm_jax._src.core.naming import publish
 from dbnorm_jax._src.core.similarity import SimilarityFn, check_rows, dot_product
 from dbnorm_jax._src.core.types import Correction
 from dbnorm_jax._src.passes import streaming
@@ -32,11 +33,14 @@ class HubScreening(NamedTuple):
     threshold: jax.Array
 
 
+publish("dbnorm_jax.attribution", HubScreening)
+
+
 def hub_screening(
+    *,
     gallery: Any,
     query_bank: Any,
     gallery_bank: Any = None,
-    *,
     k: int = 10,
     false_alarm_rate: float = 0.002,
     bias: Any = None,
@@ -91,7 +95,8 @@ def hub_screening(
       >>> clean = jnp.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
       >>> queries = clean[:2] + 0.9
       >>> planted = jnp.array([[0.0, 1.0], [1.0, 1.0]])
-      >>> found = dbn.attribution.hub_screening(planted, queries, clean, k=1)
+      >>> found = dbn.attribution.hub_screening(
+      ...     gallery=planted, query_bank=queries, gallery_bank=clean, k=1)
       >>> print(found.k_occurrence, found.p_value, found.flagged)
       [0 2] [1.   0.25] [False  True]
 
@@ -116,6 +121,7 @@ def hub_screening(
         )
     k = checks.integer("k", k, low=1, high=num_clean - 1, of=" (fewer than the items to compare)")
     chunk_size = checks.integer("chunk_size", chunk_size, low=1)
+    checks.check_static("false_alarm_rate", false_alarm_rate)
     if not 0 < false_alarm_rate < 1:
         raise ValueError(f"`false_alarm_rate` must be between 0 and 1, got {false_alarm_rate}")
 

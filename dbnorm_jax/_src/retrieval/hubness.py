@@ -1,16 +1,4 @@
-"""Hubness measures of a k-occurrence: how unevenly the gallery is retrieved.
-
-`N_k(g)` is the number of queries with gallery item g among their k nearest; zeros are kept, and its
-mean is `k num_queries / num_gallery`, which need not be k. A hub has `N_k >= 2` times that mean, an
-anti-hub has `N_k = 0`. All measures take counts [..., num_gallery] and return [...]. Counts may be
-integers of any size, or numbers that float32 holds.
-
-    >>> from dbnorm_jax import hubness
-    >>> import jax.numpy as jnp
-    >>> counts = hubness.k_occurrence(jnp.array([[0, 1], [0, 2], [0, 1]]), 5)
-    >>> print(counts, hubness.hub_share(counts), hubness.anti_hub_share(counts))
-    [3 2 1 0 0] 0.2 0.4
-"""
+"""Hubness measures of a k-occurrence: how unevenly the gallery is retrieved."""
 
 from functools import partial
 from typing import Any
@@ -20,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dbnorm_jax._src.core import checks, numerics
+from dbnorm_jax._src.core.types import SearchResult
 
 # How far a mean may be rounded, in units of the dtype's resolution.
 _ROUNDINGS = 4.0
@@ -32,7 +21,8 @@ def k_occurrence(indices: Any, num_gallery: int, *, where: Any = None) -> jax.Ar
     """`N_k(g)`, the number of queries with g among their k nearest.
 
     Args:
-      indices: int [..., num_queries, k] gallery rows of the k nearest, -1 for an empty place.
+      indices: int [..., num_queries, k] gallery rows of the k nearest, -1 for an empty place; or
+        the SearchResult that holds them.
       num_gallery: size of the gallery (static).
       where: optional bool [..., num_queries] or [..., num_queries, k], the places to count.
 
@@ -53,6 +43,8 @@ def k_occurrence(indices: Any, num_gallery: int, *, where: Any = None) -> jax.Ar
       Radovanovic et al., JMLR 2010.
     """
     num_gallery = checks.integer("num_gallery", num_gallery, low=1, high=checks.MOST_ROWS)
+    if isinstance(indices, SearchResult):
+        indices = indices.indices
     indices = checks.indices("indices", indices, low=-1, high=num_gallery)
     if indices.ndim < 2:
         raise ValueError(
@@ -249,6 +241,7 @@ def atkinson(counts: Any, *, epsilon: float = 0.5) -> jax.Array:
       >>> print(hubness.atkinson(jnp.array([0, 0, 0, 4])))    # 1 - (2 / 4)^2 / 1
       0.75
     """
+    checks.check_static("epsilon", epsilon)
     if not epsilon > 0:
         raise ValueError(f"`epsilon` must be positive, got {epsilon}")
     return _atkinson(_counts(counts), epsilon=float(epsilon))

@@ -156,7 +156,9 @@ def inner_product_gallery(
     _check_options(similarity_fn, metric)
     check_rows(similarity_fn, gallery=gallery)
     check_streamed(correction, gallery.shape[0])
-    rows = _gallery_rows(gallery, correction.bias, similarity_fn=similarity_fn, center=bool(center))
+    rows = _gallery_rows(
+        gallery, correction.bias, similarity_fn=similarity_fn, center=checks.flag("center", center)
+    )
     if metric == "inner_product":
         if length is not None:
             raise ValueError('`length` must be None unless `metric` is "cosine"; leave it out')

@@ -291,7 +291,7 @@ def semantic_search(
     gallery: Any,
     correction: Correction | None = None,
     *,
-    top_k: int = 10,
+    k: int = 10,
     similarity_fn: SimilarityFn = cosine_similarity,
     chunk_size: int = streaming.DEFAULT_CHUNK_SIZE,
 ) -> list[list[dict[str, int | float]]]:
@@ -301,7 +301,7 @@ def semantic_search(
       queries: [num_queries, dim] embeddings, also torch tensors on the CPU.
       gallery: [num_gallery, dim] embeddings, there called the corpus.
       correction: optional, fields [num_terms, num_gallery].
-      top_k: neighbours per query; all items where there are fewer.
+      k: neighbors per query, there called top_k; all items where there are fewer.
       similarity_fn: as in `stream_top_k`, by default that of sentence-transformers.
       chunk_size: queries held at once.
 
@@ -315,14 +315,14 @@ def semantic_search(
     Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
-      >>> dbn.semantic_search(jnp.array([[0.0, 1.0]]), jnp.array([[2.0, 0.0], [0.0, 2.0]]), top_k=1)
+      >>> dbn.semantic_search(jnp.array([[0.0, 1.0]]), jnp.array([[2.0, 0.0], [0.0, 2.0]]), k=1)
       [[{'corpus_id': 1, 'score': 1.0}]]
     """
     gallery = checks.embeddings("gallery", gallery)
     found = stream_top_k(
         queries,
         gallery,
-        min(checks.integer("top_k", top_k, low=1), gallery.shape[0]),
+        min(checks.integer("k", k, low=1), gallery.shape[0]),
         correction,
         similarity_fn=similarity_fn,
         chunk_size=chunk_size,

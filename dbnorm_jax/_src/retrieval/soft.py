@@ -220,7 +220,10 @@ def soft_gates(
     dtype = numerics.accumulation_dtype(similarities.dtype, correction.bias.dtype)
     temperature = checks.positive("temperature", temperature, dtype, _UNIT)
     return _soft_gates(
-        similarities.astype(dtype), correction, temperature, straight_through=bool(straight_through)
+        similarities.astype(dtype),
+        correction,
+        temperature,
+        straight_through=checks.flag("straight_through", straight_through),
     )
 
 
@@ -305,7 +308,7 @@ def stream_soft_gates(
         gallery,
         correction,
         _scalar_temperature(temperature, dtype),
-        straight_through=bool(straight_through),
+        straight_through=checks.flag("straight_through", straight_through),
         similarity_fn=similarity_fn,
         chunk_size=chunk_size,
     )
