@@ -292,6 +292,9 @@ def semantic_search(
     correction: Correction | None = None,
     *,
     k: int = 10,
+    exclude: Any = None,
+    where: Any = None,
+    gates: Any = None,
     similarity_fn: SimilarityFn = cosine_similarity,
     chunk_size: int = streaming.DEFAULT_CHUNK_SIZE,
 ) -> list[list[dict[str, int | float]]]:
@@ -302,6 +305,9 @@ def semantic_search(
       gallery: [num_gallery, dim] embeddings, there called the corpus.
       correction: optional, fields [num_terms, num_gallery].
       k: neighbors per query, there called top_k; all items where there are fewer.
+      exclude: as in `stream_top_k`.
+      where: as in `stream_top_k`.
+      gates: as in `stream_top_k`.
       similarity_fn: as in `stream_top_k`, by default that of sentence-transformers.
       chunk_size: queries held at once.
 
@@ -324,11 +330,18 @@ def semantic_search(
         gallery,
         min(checks.integer("k", k, low=1), gallery.shape[0]),
         correction,
+        exclude=exclude,
+        where=where,
+        gates=gates,
         similarity_fn=similarity_fn,
         chunk_size=chunk_size,
     )
     return [
-        [{"corpus_id": row, "score": score} for row, score in zip(rows, scores, strict=True)]
+        [
+            {"corpus_id": row, "score": score}
+            for row, score in zip(rows, scores, strict=True)
+            if row >= 0
+        ]
         for rows, scores in zip(found.indices.tolist(), found.scores.tolist(), strict=True)
     ]
 
