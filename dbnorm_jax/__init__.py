@@ -8,7 +8,7 @@ Names resolve on first use, so that importing the package imports neither JAX no
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0.dev0"
+from dbnorm_jax._src.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from dbnorm_jax import attribution as attribution

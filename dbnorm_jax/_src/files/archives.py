@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.lib import format as npy_format
 
-from dbnorm_jax import __version__
+from dbnorm_jax._src.core.version import __version__
 from dbnorm_jax._src.files import binary
 
 FORMAT_VERSION = 3

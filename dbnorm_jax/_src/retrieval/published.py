@@ -19,8 +19,6 @@ def published_scores(
     similarities: Any,
     query_statistics: BankStatistics,
     gallery_statistics: BankStatistics | None = None,
-    *,
-    ungated: str = "similarity",
 ) -> jax.Array:
     """IS, DIS, DualIS and DualDIS as the released code scores them, without its overflow.
 
@@ -37,7 +35,6 @@ def published_scores(
       similarities: [..., num_queries, num_gallery], raw.
       query_statistics: of the query bank.
       gallery_statistics: of the gallery bank; None for IS and DIS.
-      ungated: what stands for a closed factor; "similarity" is the only value.
 
     Returns:
       [..., num_queries, num_gallery]; equal to the released scores up to a positive factor per row,
@@ -45,8 +42,7 @@ def published_scores(
       the range of the dtype are 0 (float32: about 1e72).
 
     Raises:
-      ValueError: a non-finite matrix, statistics of another number of gallery items, an unknown
-        `ungated`.
+      ValueError: a non-finite matrix, statistics of another number of gallery items.
       TypeError: a matrix that is not floating point, no BankStatistics.
 
     Examples:
@@ -69,8 +65,6 @@ def published_scores(
     for name, statistics in banks.items():
         checks.instance(name, statistics, BankStatistics, "make it with bank_statistics")
         checks.matching_gallery(name, statistics.num_gallery, "similarities", similarities.shape)
-    if ungated != "similarity":
-        raise ValueError(f"`ungated` must be 'similarity', got {ungated!r}")
     return _published_scores(similarities, tuple(banks.values()))
 
 
