@@ -92,7 +92,7 @@ TESTS = {
     "retrieval/search": "retrieval/search laws/bad_input",
     "retrieval/soft": "retrieval/soft laws/bad_input",
     "statistics/bank": "statistics/bank laws/bad_input",
-    "statistics/growing": "statistics/growing",
+    "retrieval/growing": "retrieval/growing",
     "statistics/largest": "corrections/baselines laws/bad_input passes/sorting",
     "tuning/bank_checks": "tuning/tune tuning/refine",
     "tuning/choice": "tuning/tune files/state tuning/refine",

@@ -44,10 +44,6 @@ HOUSES = {
         "": "support speed",
     },
 }
-# What breaks the law today. A pair that is mended has to go.
-EXCEPTIONS = {
-    ("statistics/growing", "retrieval/search"),
-}
 # Folders of tests beside those of wings.
 TESTS = {"cli", "benchmarks", "examples", "laws", "support", "campaigns"}
 
@@ -96,7 +92,7 @@ def place_of(path):
 
 def breaches(path, source):
     """What a file imports against the law, in words; or that it stands in no wing."""
-    house, wing, place = place_of(path)
+    house, wing, _ = place_of(path)
     if wing is None:
         yield f"{path} stands in no wing"
         return
@@ -110,7 +106,7 @@ def breaches(path, source):
             fine = house != order[0]
         elif its_house == house:
             may = {wing, *HOUSES[house][wing].split()}
-            fine = its_wing in may or its_place in may or (place, its_place) in EXCEPTIONS
+            fine = its_wing in may or its_place in may
         else:
             fine = its_wing is not None and order.index(its_house) < order.index(house)
         if not fine:
@@ -129,13 +125,6 @@ def test_no_imports_go_round():
         for path, source in MEMBERS.items()
     }
     graphlib.TopologicalSorter(graph).prepare()
-
-
-def test_exceptions_are_needed():
-    house = next(iter(HOUSES))
-    for place, imported in EXCEPTIONS:
-        found = set(map(file_of, imports(MEMBERS[f"{house}/{place}.py"])))
-        assert f"{house}/{imported}.py" in found, f"mended: take ({place}, {imported}) off"
 
 
 @pytest.mark.parametrize(

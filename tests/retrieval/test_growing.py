@@ -156,7 +156,7 @@ def test_only_rows_that_lose_a_neighbor_are_searched_again(monkeypatch):
     statistics, neighbors = fit(bank, gallery), dbn.stream_top_k(bank, gallery, 2)
     counts = np.asarray(statistics.k_occurrence)
     searched = []
-    from dbnorm_jax._src.statistics import growing as module
+    from dbnorm_jax._src.retrieval import growing as module
 
     search = module.stream_top_k
     monkeypatch.setattr(
