@@ -177,9 +177,10 @@ def _check(name: str, statistics: Any) -> None:
 
 def _active(name: str, statistics: BankStatistics) -> jax.Array:
     if statistics.active is None:
-        raise ValueError(
-            f"`{name}` must carry an activation set, got statistics with k=0; "
-            f"make them with k=1 or more, or use the normalizer without a gate"
+        raise checks.BadValueError(
+            name,
+            " must carry an activation set, got statistics with k=0; "
+            "make them with k=1 or more, or use the normalizer without a gate",
         )
     return statistics.active
 
@@ -190,8 +191,8 @@ def _weights(weights: Any) -> tuple[jax.Array, jax.Array] | None:
     try:
         query_weight, gallery_weight = weights
     except (TypeError, ValueError):
-        raise ValueError(
-            f"`weights` must be a pair (w_query, w_gallery), got {weights!r}"
+        raise checks.BadValueError(
+            "weights", f" must be a pair (w_query, w_gallery), got {weights!r}"
         ) from None
     pair = []
     for index, weight in enumerate((query_weight, gallery_weight)):
@@ -215,10 +216,11 @@ def _dual(
     gallery_active: jax.Array | None,
 ) -> Correction:
     if query_statistics.num_gallery != gallery_statistics.num_gallery:
-        raise ValueError(
-            f"`query_statistics` has {query_statistics.num_gallery} gallery items but "
+        raise checks.BadValueError(
+            "query_statistics",
+            f" has {query_statistics.num_gallery} gallery items but "
             f"`gallery_statistics` has {gallery_statistics.num_gallery}; "
-            f"both banks must be compared with the same gallery"
+            f"both banks must be compared with the same gallery",
         )
     return _dual_jit(query_statistics, gallery_statistics, weights, query_active, gallery_active)
 

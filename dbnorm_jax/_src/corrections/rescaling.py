@@ -144,11 +144,12 @@ def mutual_proximity(
     if method == "gaussian":
         return _gaussian(*matrices)
     if method != "empiric":
-        raise ValueError(f"`method` must be 'gaussian' or 'empiric', got {method!r}")
+        raise checks.BadValueError("method", f" must be 'gaussian' or 'empiric', got {method!r}")
     if matrices[1].shape[1] != matrices[2].shape[0]:
-        raise ValueError(
-            f"`query_distances` and `gallery_distances` must be to the same objects, got "
-            f"{matrices[1].shape[1]} columns and {matrices[2].shape[0]} rows"
+        raise checks.BadValueError(
+            "query_distances",
+            f" and `gallery_distances` must be to the same objects, got "
+            f"{matrices[1].shape[1]} columns and {matrices[2].shape[0]} rows",
         )
     return _empiric(*matrices)
 
@@ -281,7 +282,7 @@ def _smallest(
 def _matrix(name: str, value: Any) -> jax.Array:
     array = checks.read_alike(checks.floating(name, value, ndim=2))
     if 0 in array.shape:
-        raise ValueError(f"`{name}` must have rows and columns, got shape {array.shape}")
+        raise checks.BadValueError(name, f" must have rows and columns, got shape {array.shape}")
     return checks.converted(array, numerics.accumulation_dtype(array.dtype))
 
 
@@ -295,7 +296,9 @@ def _distances(*values: Any, negative: bool = True) -> tuple[jax.Array, jax.Arra
     if not negative:
         for name, array in zip(names, (distances, of_query, of_gallery), strict=True):
             if checks.found(checks.is_negative, array):
-                raise ValueError(f"`{name}` must hold distances of at least 0, found negative ones")
+                raise checks.BadValueError(
+                    name, " must hold distances of at least 0, found negative ones"
+                )
     return distances, of_query, of_gallery
 
 
@@ -308,7 +311,8 @@ def _same(
     first_name: str, first: jax.Array, second_name: str, second: jax.Array, *, axis: int, what: str
 ) -> None:
     if first.shape[axis] != second.shape[axis]:
-        raise ValueError(
-            f"`{first_name}` and `{second_name}` must have the same {what} along axis {axis}, got "
-            f"shapes {first.shape} and {second.shape}"
+        raise checks.BadValueError(
+            first_name,
+            f" and `{second_name}` must have the same {what} along axis {axis}, got "
+            f"shapes {first.shape} and {second.shape}",
         )

@@ -97,9 +97,10 @@ def dual_bank_sinkhorn_normalization(
         "bank_similarities", bank_similarities, rows="query bank items"
     )
     if bank_similarities.ndim != 2 or bank_similarities.shape[0] != similarities.shape[0]:
-        raise ValueError(
-            f"`bank_similarities` must have a row per query-bank item as `similarities` "
-            f"{similarities.shape}, got {bank_similarities.shape}"
+        raise checks.BadValueError(
+            "bank_similarities",
+            f" must have a row per query-bank item as `similarities` "
+            f"{similarities.shape}, got {bank_similarities.shape}",
         )
     dtype = numerics.accumulation_dtype(similarities.dtype, bank_similarities.dtype)
     stacked = jnp.concatenate([similarities.astype(dtype), bank_similarities.astype(dtype)], axis=1)
@@ -252,9 +253,10 @@ def _checked(
 ) -> tuple[jax.Array, jax.Array, int]:
     array = checks.similarities("similarities", similarities, rows="query bank items")
     if array.ndim != 2:
-        raise ValueError(
-            f"`similarities` must be [num_query_bank, num_gallery], got {array.shape}; use "
-            f"jax.vmap over leading axes"
+        raise checks.BadValueError(
+            "similarities",
+            f" must be [num_query_bank, num_gallery], got {array.shape}; use "
+            f"jax.vmap over leading axes",
         )
     dtype = numerics.accumulation_dtype(array.dtype)
     temperature = checks.positive("temperature", temperature, dtype, _UNIT)

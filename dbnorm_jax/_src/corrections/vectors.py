@@ -85,12 +85,13 @@ def inverse_graph_convolution(
 def _pool_size(pool_rate: Any, name: str, bank: jax.Array) -> int:
     checks.check_static("pool_rate", pool_rate)
     if not 0 < pool_rate <= 1:
-        raise ValueError(f"`pool_rate` must be in (0, 1], got {pool_rate!r}")
+        raise checks.BadValueError("pool_rate", f" must be in (0, 1], got {pool_rate!r}")
     size = int(pool_rate * bank.shape[0])
     if size < 1:
-        raise ValueError(
-            f"`pool_rate` must leave a neighborhood: {pool_rate} of the {bank.shape[0]} rows of "
-            f"`{name}` is less than one"
+        raise checks.BadValueError(
+            "pool_rate",
+            f" must leave a neighborhood: {pool_rate} of the {bank.shape[0]} rows of "
+            f"`{name}` is less than one",
         )
     return size
 

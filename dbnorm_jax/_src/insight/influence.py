@@ -87,8 +87,9 @@ def influence(
     check_statistics(statistics, gallery)
     gated = checks.flag("gated", gated)
     if gated and statistics.k_occurrence is None:
-        raise ValueError(
-            "`statistics` must have an activation set when `gated`, got k=0; make them with k >= 1"
+        raise checks.BadValueError(
+            "statistics",
+            " must have an activation set when `gated`, got k=0; make them with k >= 1",
         )
     dtype = statistics.log_normalizer.dtype
     right = relevance.as_rows(relevant, (queries.shape[0], num_gallery))
@@ -254,9 +255,10 @@ def check_statistics(statistics: Any, gallery: jax.Array) -> None:
     )
     checks.matching_gallery("statistics", statistics.num_gallery, "gallery", gallery.shape[:1])
     if statistics.log_normalizer.ndim != 1:
-        raise ValueError(
-            f"`statistics` must have fields [num_gallery] here, got shape "
-            f"{statistics.log_normalizer.shape}; use jax.vmap over its leading axes"
+        raise checks.BadValueError(
+            "statistics",
+            f" must have fields [num_gallery] here, got shape "
+            f"{statistics.log_normalizer.shape}; use jax.vmap over its leading axes",
         )
 
 

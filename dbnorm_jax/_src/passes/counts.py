@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dbnorm_jax._src.core import numerics, similarity
+from dbnorm_jax._src.core import checks, numerics, similarity
 from dbnorm_jax._src.core.similarity import SimilarityFn
 from dbnorm_jax._src.passes.nearest import PAIRS, Scoring, by_list, count_lists, scoring
 from dbnorm_jax._src.passes.selection import Nearest, Offsets, add_tile, start_nearest
@@ -352,5 +352,5 @@ def rank(twice_ahead: jax.Array, answered: jax.Array, dtype: jnp.dtype) -> jax.A
 def share_of_ties(ties: str) -> float:
     """What `ties` says, checked."""
     if ties not in _TIES:
-        raise ValueError(f"`ties` must be one of {sorted(_TIES)}, got {ties!r}")
+        raise checks.BadValueError("ties", f" must be one of {sorted(_TIES)}, got {ties!r}")
     return _TIES[ties]

@@ -47,9 +47,9 @@ def k_occurrence(indices: Any, num_gallery: int, *, where: Any = None) -> jax.Ar
         indices = indices.indices
     indices = checks.indices("indices", indices, low=-1, high=num_gallery)
     if indices.ndim < 2:
-        raise ValueError(
-            f"`indices` must be [num_queries, k], got shape {indices.shape}; for k = 1 use "
-            f"indices[:, None]"
+        raise checks.BadValueError(
+            "indices",
+            f" must be [num_queries, k], got shape {indices.shape}; for k = 1 use indices[:, None]",
         )
     if where is None:
         where = jnp.ones(indices.shape, bool)
@@ -58,9 +58,9 @@ def k_occurrence(indices: Any, num_gallery: int, *, where: Any = None) -> jax.Ar
         if where.shape == indices.shape[:-1]:
             where = where[..., None]
         if where.shape[:-1] != indices.shape[:-1] or where.shape[-1] not in (1, indices.shape[-1]):
-            raise ValueError(
-                f"`where` must have shape {indices.shape[:-1]} or {indices.shape}, "
-                f"got {where.shape}"
+            raise checks.BadValueError(
+                "where",
+                f" must have shape {indices.shape[:-1]} or {indices.shape}, got {where.shape}",
             )
         where = jnp.broadcast_to(where, indices.shape)
     return _k_occurrence(indices, where, num_gallery=num_gallery)
@@ -243,7 +243,7 @@ def atkinson(counts: Any, *, epsilon: float = 0.5) -> jax.Array:
     """
     checks.check_static("epsilon", epsilon)
     if not epsilon > 0:
-        raise ValueError(f"`epsilon` must be positive, got {epsilon}")
+        raise checks.BadValueError("epsilon", f" must be positive, got {epsilon}")
     return _atkinson(_counts(counts), epsilon=float(epsilon))
 
 
@@ -278,13 +278,16 @@ def _checked(counts: Any) -> Any:
     """An array of NumPy or JAX, in its own dtype."""
     array = checks.numeric("counts", counts)
     if not checks.is_real(array):
-        raise TypeError(f"`counts` must be numbers, got dtype {array.dtype}")
+        raise checks.BadTypeError("counts", f" must be numbers, got dtype {array.dtype}")
     if array.ndim < 1 or array.shape[-1] == 0:
-        raise ValueError(f"`counts` must be [..., num_gallery], got shape {array.shape}")
+        raise checks.BadValueError(
+            "counts", f" must be [..., num_gallery], got shape {array.shape}"
+        )
     if checks.found(_no_count, array):
-        raise ValueError(
-            f"`counts` must be finite, neither negative nor NaN, got values from "
-            f"{np.asarray(array).min()} to {np.asarray(array).max()}"
+        raise checks.BadValueError(
+            "counts",
+            f" must be finite, neither negative nor NaN, got values from "
+            f"{np.asarray(array).min()} to {np.asarray(array).max()}",
         )
     checks.check_none_vanishes("counts", array, jax.dtypes.canonicalize_dtype(array.dtype))
     narrow = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < 4

@@ -47,8 +47,8 @@ def ranks(scores: Any, relevant: Any, *, ties: str = "average", where: Any = Non
     if where is not None:
         where = checks.mask("where", where)
         if where.shape != scores.shape:
-            raise ValueError(
-                f"`where` must have the shape of `scores` {scores.shape}, got {where.shape}"
+            raise checks.BadValueError(
+                "where", f" must have the shape of `scores` {scores.shape}, got {where.shape}"
             )
     return _ranks(scores, right, where, share=share)
 
@@ -318,10 +318,12 @@ def _mean_average_precision(scores: jax.Array, right: jax.Array) -> jax.Array:
 def _check_scores(scores: Any) -> jax.Array:
     scores = checks.floating("scores", scores, ndim=2, finite=False)
     if scores.shape[1] == 0:
-        raise ValueError(f"`scores` must have at least one gallery item, got shape {scores.shape}")
+        raise checks.BadValueError(
+            "scores", f" must have at least one gallery item, got shape {scores.shape}"
+        )
     if checks.found(_holds_nan, scores):
         place = np.argwhere(np.isnan(np.asarray(scores, np.float64)))[0].tolist()
-        raise ValueError(f"`scores` must not hold NaN, found one at index {place}")
+        raise checks.BadValueError("scores", f" must not hold NaN, found one at index {place}")
     return checks.read_alike(scores)
 
 
@@ -341,7 +343,7 @@ def _below_first(k: Any) -> Any:
 def _cut_off(k: Any, dtype: jnp.dtype) -> jax.Array:
     array = checks.real("k", k, dtype)
     if array.ndim:
-        raise TypeError(f"`k` must be one number, got {k!r}")
+        raise checks.BadTypeError("k", f" must be one number, got {k!r}")
     if checks.found(_below_first, array):
-        raise ValueError(f"`k` must be at least 1, the best rank, got {k}")
+        raise checks.BadValueError("k", f" must be at least 1, the best rank, got {k}")
     return array

@@ -70,7 +70,7 @@ def published_scores(
         checks.instance(name, statistics, BankStatistics, "make it with bank_statistics")
         checks.matching_gallery(name, statistics.num_gallery, "similarities", similarities.shape)
     if ungated != "similarity":
-        raise ValueError(f"`ungated` must be 'similarity', got {ungated!r}")
+        raise checks.BadValueError("ungated", f" must be 'similarity', got {ungated!r}")
     return _published_scores(similarities, tuple(banks.values()))
 
 

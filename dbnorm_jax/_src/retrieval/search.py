@@ -110,8 +110,8 @@ def apply_correction(similarities: Any, correction: Correction, *, gates: Any = 
         gates = checks.floating("gates", gates, min_ndim=2)
         expected = (similarities.shape[-2], correction.num_terms)
         if gates.shape[-2:] != expected:
-            raise ValueError(
-                f"`gates` must end in [num_queries, num_terms] = {expected}, got {gates.shape}"
+            raise checks.BadValueError(
+                "gates", f" must end in [num_queries, num_terms] = {expected}, got {gates.shape}"
             )
     return _apply_correction(similarities, correction, gates)
 

@@ -430,7 +430,7 @@ def _gates_of(powers: _Powers, *, straight_through: bool) -> jax.Array:
 def _scalar_temperature(temperature: Any, dtype: jnp.dtype) -> jax.Array:
     temperature = checks.positive("temperature", temperature, dtype, _UNIT)
     if temperature.ndim:
-        raise ValueError(
-            f"`temperature` must be a scalar here, got shape {temperature.shape}; use jax.vmap"
+        raise checks.BadValueError(
+            "temperature", f" must be a scalar here, got shape {temperature.shape}; use jax.vmap"
         )
     return temperature

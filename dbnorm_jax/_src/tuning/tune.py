@@ -93,10 +93,12 @@ def tune(
     """
     banks = folds.checked(query_bank, gallery_bank, gallery, similarity_fn)
     if criterion not in CRITERIA:
-        raise ValueError(f"`criterion` must be one of {', '.join(CRITERIA)}, got {criterion!r}")
+        raise checks.BadValueError(
+            "criterion", f" must be one of {', '.join(CRITERIA)}, got {criterion!r}"
+        )
     num_folds = checks.integer("num_folds", num_folds, low=2)
     if not 0 < level < 1:
-        raise ValueError(f"`level` must be between 0 and 1, got {level!r}")
+        raise checks.BadValueError("level", f" must be between 0 and 1, got {level!r}")
     rng = np.random.default_rng(seed)
     # Where there is nothing else to compare with, the gallery bank is like itself.
     items = None if banks.is_own else banks.items
@@ -204,9 +206,10 @@ def fit(
     """
     checks.instance("choice", choice, Choice, "make it with tuning.tune")
     if gallery_bank is None and choice.num_gallery_bank:
-        raise ValueError(
-            f"`gallery_bank` must be given, got None: the choice was made with a gallery bank of "
-            f"{choice.num_gallery_bank} rows"
+        raise checks.BadValueError(
+            "gallery_bank",
+            f" must be given, got None: the choice was made with a gallery bank of "
+            f"{choice.num_gallery_bank} rows",
         )
     banks = folds.checked(query_bank, gallery_bank, gallery, similarity_fn)
     assert banks.items is not None
