@@ -1,9 +1,11 @@
 """Retrieval metrics: the rank of each query's best right item, and numbers made from ranks.
 
-    rank(q) = 1 + wrong items strictly above the best right item + half of those level with it
+    rank(q) = 1 + wrong items above the best right one + wrong items level with it / (r + 1)
 
-Ranks come from counting, not sorting, and ties are averaged, so that a constant matrix scores what
-chance would. Which items are right is given as
+where r right items have that score, the best one included. Ranks come from counting, not sorting.
+This is the expectation over all orders of tied items: a constant matrix has the mean rank, and the
+mean average precision, of chance.
+Which items are right is given as
 
     an int array [num_queries]          one right item per query, -1 for none
     an int array [num_queries, most]    several, padded with -1
@@ -14,7 +16,7 @@ Dtype and shape tell them apart: what has the shape of the scores must be bool. 
 shape are refused, because 0 and 1 there would name gallery rows: `.astype(bool)` makes them a bool
 matrix, one more column of -1 makes them lists of rows.
 
-Queries without a right item have rank NaN and are left out of the numbers. Recall is a fraction.
+Queries without a right item have rank +inf and are left out of the numbers. Recall is a fraction.
 
     >>> from dbnorm_jax import metrics
     >>> import jax.numpy as jnp

@@ -36,6 +36,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -52,8 +53,11 @@ from dbnorm_jax._cli.reading.arrays import (
     read_set,
 )
 from dbnorm_jax._src.files import archives
-from dbnorm_jax._src.places.disk.block_banks import PartialSums
+from dbnorm_jax._src.passes.banks import start_sums
+from dbnorm_jax._src.passes.selection import start_nearest
+from dbnorm_jax._src.places.disk import checkpoint as checkpoints
 from dbnorm_jax._src.places.disk.checkpoint import Checkpoint
+from dbnorm_jax._src.places.disk.drive import Partial
 
 MEMORY = 256 * 2**20  # more than the process has; an archive may unpack to 16 MiB unasked
 SECONDS = 20  # of the processor, for one file
@@ -111,16 +115,28 @@ def states():
     ]
 
 
+def like_sums(k=2):
+    """What a checkpoint of bank statistics holds."""
+    sums = start_sums(1, jnp.float32(2))
+    nearest, counts = start_nearest((1, 1, k), jnp.float32), jnp.zeros(1, jnp.int32)
+    return Partial(sums, nearest, counts, None, 0, 0)
+
+
 def sums():
     size = np.arange(7, dtype=np.float32)
-    nearest = {"nearest_values": np.ones((3, 1, 2), np.float32)}
-    nearest["nearest_indices"] = np.ones((3, 1, 2), np.int32)
-    arrays = {"maximum": size, "total": size, "mass": size, "beta": np.float32(2)}
-    arrays = {name: np.asarray(array) for name, array in arrays.items()} | nearest
-    provenance = {"work": {"beta": 2.0}, "complete": False, "bank": None, "gallery": None}
-    static = {"k": 2, "rows_done": 3, "items_done": 4}
-    kind = PartialSums.__name__
-    return archives.Archive(kind, static, arrays, {**provenance, "stamps": None})
+    arrays = {f"items_{number}": size for number in range(3)}
+    arrays |= {"rows_0": np.ones((3, 1, 2), np.float32), "rows_1": np.ones((3, 1, 2), np.int32)}
+    arrays |= {"total_0": np.arange(7, dtype=np.int32)}
+    provenance = {"work": {"beta": 2.0}, "complete": False, "rows": None, "items": None}
+    static = {"rows_done": 3, "items_done": 4}
+    return archives.Archive(checkpoints._KIND, static, arrays, {**provenance, "stamps": None})
+
+
+def found_sums():
+    archive = sums()
+    structure = jax.tree.structure(like_sums())
+    leaves = [*archive.arrays.values(), *archive.static.values()]
+    return checkpoints.Found(jax.tree.unflatten(structure, leaves), archive.provenance)
 
 
 @functools.cache
@@ -388,8 +404,8 @@ def plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         fields = (plain(getattr(value, field.name)) for field in dataclasses.fields(value))
         return (type(value).__name__, *fields)
-    if isinstance(value, archives.Archive):
-        return (value.kind, value.static, plain(value.arrays), value.provenance)
+    if isinstance(value, tuple):
+        return tuple(map(plain, value))
     if isinstance(value, dict):
         return {name: plain(inner) for name, inner in value.items()}
     if hasattr(value, "dtype"):
@@ -423,7 +439,7 @@ def as_numpy_reads(path: pathlib.Path, member: str | None = None) -> np.ndarray:
 def known() -> tuple[Any, ...]:
     return (
         *map(plain, states()),
-        plain(sums()),
+        plain(found_sums()),
         {"encoder": "v2", "rows": [1, 2]},
         sums().provenance,
     )
@@ -509,7 +525,7 @@ READERS = {
     "read_provenance": Reader(("state",), dbn.read_provenance, nothing),
     "checkpoint": Reader(
         ("checkpoint",),
-        lambda path: Checkpoint(path, 60.0, {"beta": 2.0}).load(),
+        lambda path: Checkpoint(path, 60.0, {"beta": 2.0}).load(like_sums()),
         check_known,
     ),
 }

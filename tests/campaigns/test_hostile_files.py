@@ -21,6 +21,7 @@ from dbnorm_jax._cli.reading import large
 from dbnorm_jax._cli.reading.arrays import read_floats, read_labels, read_names, read_set
 from dbnorm_jax._src.files import archives
 from dbnorm_jax._src.places.disk import checkpoint
+from dbnorm_jax._src.places.disk.drive import Partial
 
 ROOT = pathlib.Path(__file__).parents[2]
 EXECUTIONS = 10_000
@@ -268,13 +269,13 @@ def test_found_state_files_are_refused(case, tmp_path):
 
 SUMS = fuzz_readers.sums()
 CHECKPOINTS = {
-    "no work": {"provenance": {"work": None, "complete": False, "bank": None, "gallery": None}},
+    "no work": {"provenance": SUMS.provenance | {"work": None}},
     "work of two lines": {"provenance": SUMS.provenance | {"work": {"beta": "a\nb"}}},
-    "no gallery": {"provenance": {"work": {"beta": 2.0}, "complete": False, "bank": None}},
-    "gallery that is none": {"provenance": SUMS.provenance | {"gallery": 1}},
+    "no items": {"provenance": {"work": {"beta": 2.0}, "complete": False, "rows": None}},
+    "items that are none": {"provenance": SUMS.provenance | {"items": 1}},
     "not even a provenance": {"provenance": None},
     "rows below 0": {"static": SUMS.static | {"rows_done": -1}},
-    "other k": {"static": SUMS.static | {"k": 3}},
+    "no rows on their way": {"static": SUMS.static | {"items_done": 0}},
 }
 
 
@@ -282,7 +283,19 @@ CHECKPOINTS = {
 def test_found_checkpoints_are_refused(case, tmp_path):
     path = tmp_path / "sums.partial"
     path.write_bytes(with_header(fuzz_readers.good_files()["checkpoint"][0], **CHECKPOINTS[case]))
-    assert_refused(path, checkpoint.Checkpoint(path, 60.0, {"beta": 2.0}).load)
+    assert_refused(path, loading(path))
+
+
+def loading(path, like=None):
+    like = fuzz_readers.like_sums() if like is None else like
+    return lambda: checkpoint.Checkpoint(path, 60.0, {"beta": 2.0}).load(like)
+
+
+def test_checkpoints_of_another_k_are_refused(tmp_path):
+    path = tmp_path / "sums.partial"
+    archives.write(path, SUMS)
+    assert loading(path)().partial.rows.values.shape == (3, 1, 2)
+    assert_refused(path, loading(path, fuzz_readers.like_sums(k=3)))
 
 
 @pytest.mark.parametrize("name", sorted(SUMS.arrays))
@@ -290,23 +303,26 @@ def test_checkpoints_with_other_arrays_are_refused(name, tmp_path):
     path = tmp_path / "sums.partial"
     for array in (SUMS.arrays[name][None], SUMS.arrays[name].astype(bool)):
         archives.write(path, SUMS._replace(arrays=SUMS.arrays | {name: array}))
-        assert_refused(path, checkpoint.Checkpoint(path, 60.0, {"beta": 2.0}).load)
+        assert_refused(path, loading(path))
+
+
+@pytest.mark.parametrize("name", sorted(SUMS.arrays.keys() - {"total_0"}))
+def test_checkpoints_with_half_a_part_are_refused(name, tmp_path):
+    path, array = tmp_path / "sums.partial", SUMS.arrays[name]
+    for arrays in ({}, {name: array[1:]}, {"items_3": array}):
+        others = {other: SUMS.arrays[other] for other in SUMS.arrays if other != name}
+        archives.write(path, SUMS._replace(arrays=others | arrays))
+        assert_refused(path, loading(path))
 
 
 @pytest.mark.parametrize(
-    ("values", "k"),
-    [
-        (np.zeros((2, 3), np.int32), 2),
-        (np.zeros(2, np.float32), 2),
-        (np.zeros((2, 3), np.float32), 3),
-        (np.zeros((0, 3), np.float32), 0),
-    ],
+    "values", [np.zeros((3, 2), np.int32), np.zeros(2, np.float32), np.zeros((3, 3), np.float32)]
 )
-def test_checkpoints_with_other_values_are_refused(values, k, tmp_path):
+def test_checkpoints_with_other_values_are_refused(values, tmp_path):
     path = tmp_path / "largest.partial"
-    archive = archives.Archive("PartialLargest", {"k": k}, {"values": values}, SUMS.provenance)
-    archives.write(path, archive)
-    assert_refused(path, checkpoint.Checkpoint(path, 60.0, {"beta": 2.0}).load)
-    good = np.zeros((2, 3), np.float32)
-    archives.write(path, archive._replace(static={"k": 2}, arrays={"values": good}))
-    assert checkpoint.Checkpoint(path, 60.0, {"beta": 2.0}).load().arrays.keys() == {"values"}
+    like = Partial(None, None, None, np.zeros((1, 2), np.float32), 0, 0)
+    archives.write(path, SUMS._replace(arrays={"outputs_0": values}))
+    assert_refused(path, loading(path, like))
+    good = np.zeros((3, 2), np.float32)
+    archives.write(path, SUMS._replace(arrays={"outputs_0": good}))
+    assert loading(path, like)().partial.outputs.shape == (3, 2)

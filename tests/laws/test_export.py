@@ -32,7 +32,7 @@ STATISTICS = statistics_of(PROBLEM)
 CORRECTION = dbn.dual_dynamic_inverted_softmax(*STATISTICS)
 SIMILARITIES = PROBLEM.similarities
 RELEVANT = np.arange(SIMILARITIES.shape[0], dtype=np.int32) % SIMILARITIES.shape[1]
-RANKS = np.array([1.0, 2.5, np.nan, 4.0], np.float32)
+RANKS = np.array([1.0, 2.5, np.inf, 4.0], np.float32)
 COUNTS = np.array([3, 0, 1, 2], np.int32)
 
 

@@ -5,6 +5,8 @@ num_gallery], higher is closer; the gallery is always the last axis; nothing is 
 The other corrections of the field are in `reference_baselines`.
 """
 
+import math
+
 import numpy as np
 
 # --- similarities ------------------------------------------------------------------------------
@@ -259,11 +261,14 @@ def top_k(scores, k):
 
 
 def ranks(scores, relevant, ties="average", where=None):
-    """1 + wrong items strictly above the best right item + {1/2, 0, 1} x wrong items level."""
-    share_of_level = {"average": 0.5, "min": 0.0, "max": 1.0}[ties]
+    """Expected place of the first right item, the orders of tied items being equally likely.
+
+    Of w wrong and r right items that are level, the first j are all wrong with probability
+    C(w, j) / C(w + r, j); summed over j = 1 ... w this is the expected number before a right one.
+    """
     scores = _float64(scores)
     num_queries, num_gallery = scores.shape
-    result = np.full(num_queries, np.nan)  # NaN where no right item remains
+    result = np.full(num_queries, np.inf)  # +inf where no right item remains
     for query in range(num_queries):
         valid = [g for g in range(num_gallery) if where is None or where[query][g]]
         right_items = set(relevant[query])
@@ -272,15 +277,17 @@ def ranks(scores, relevant, ties="average", where=None):
         if right:
             best = max(scores[query, g] for g in right)
             above = sum(scores[query, g] > best for g in wrong)
-            level = sum(scores[query, g] == best for g in wrong)
-            result[query] = 1 + above + share_of_level * level
+            w = sum(scores[query, g] == best for g in wrong)
+            r = sum(scores[query, g] == best for g in right)
+            before = sum(math.comb(w, j) / math.comb(w + r, j) for j in range(1, w + 1))
+            result[query] = 1 + above + {"average": before, "min": 0, "max": w}[ties]
     return result
 
 
 def _answerable(values):
     """The values of the queries that have a right item."""
     values = _float64(values)
-    return values[~np.isnan(values)]
+    return values[values < np.inf]
 
 
 def recall_at(ranks, k):
@@ -308,26 +315,26 @@ def geometric_mean_recall(ranks, ks=(1, 5, 10)):
     return np.prod([recall_at(ranks, k) for k in ks]) ** (1 / len(ks))
 
 
-def _rank_among(score, others):
-    """1 + the others strictly above + half of the others level."""
-    others = _float64(others)
-    return 1 + np.sum(others > score) + np.sum(others == score) / 2
-
-
 def mean_average_precision(scores, relevant):
-    """Mean over queries of the mean over right items of (rank among right) / (rank among all)."""
+    """Mean over queries of the expected average precision over all orders of tied items."""
     scores = _float64(scores)
-    precisions = []
+    values = []
     for row, items in zip(scores, relevant, strict=True):
         right = sorted(set(items))
-        if right:
-            ratios = []
-            for item in right:
-                among_right = _rank_among(row[item], [row[g] for g in right if g != item])
-                among_all = _rank_among(row[item], np.delete(row, item))
-                ratios.append(among_right / among_all)
-            precisions.append(np.mean(ratios))
-    return np.mean(precisions) if precisions else np.nan
+        if not right:
+            continue
+        total = passed = passed_right = 0
+        for score in sorted(set(row.tolist()), reverse=True):
+            n, r = int(np.sum(row == score)), sum(row[g] == score for g in right)
+            for place in range(1, n + 1):
+                # A right item at this place, and `others` right ones among the places before.
+                for others in range(min(r, place)):
+                    ways = math.comb(r - 1, others) * math.comb(n - r, place - 1 - others)
+                    chance = r / n * ways / math.comb(n - 1, place - 1)
+                    total += chance * (passed_right + others + 1) / (passed + place)
+            passed, passed_right = passed + n, passed_right + r
+        values.append(total / len(right))
+    return np.mean(values) if values else np.nan
 
 
 # --- hubness -----------------------------------------------------------------------------------

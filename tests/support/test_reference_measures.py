@@ -1,5 +1,7 @@
 """The reference's retrieval and hubness numbers against cases worked out by hand."""
 
+import itertools
+
 import numpy as np
 import pytest
 import reference
@@ -28,8 +30,20 @@ def test_ranks_ignore_other_right_items_and_masked_pairs():
     where[2, 0] = False  # the only right item is removed
     # Query 0: item 3 above, the other right item does not count. Query 1: item 1 is level.
     np.testing.assert_array_equal(
-        reference.ranks(scores, relevant, where=where), [2, 1.5, np.nan, np.nan]
+        reference.ranks(scores, relevant, where=where), [2, 1.5, np.inf, np.inf]
     )
+
+
+def test_ties_of_several_right_items_are_an_expectation():
+    """By all orders of the tied."""
+    scores, right = np.array([[1.0, 1.0, 1.0, 0.5, 1.0]]), [0, 4]
+    first, precisions = [], []
+    for order in itertools.permutations([0, 1, 2, 4]):
+        places = [place for place, item in enumerate([*order, 3], 1) if item in right]
+        first.append(places[0])
+        precisions.append(np.mean([count / place for count, place in enumerate(places, 1)]))
+    assert reference.ranks(scores, [right])[0] == pytest.approx(np.mean(first))
+    assert reference.mean_average_precision(scores, [right]) == pytest.approx(np.mean(precisions))
 
 
 def test_constant_scores_do_not_give_rank_one():
@@ -37,7 +51,7 @@ def test_constant_scores_do_not_give_rank_one():
 
 
 def test_numbers_leave_out_queries_without_a_right_item():
-    ranks = [1, 2, np.nan, 6, 20]
+    ranks = [1, 2, np.inf, 6, 20]
     assert reference.recall_at(ranks, 1) == 1 / 4
     assert reference.recall_at(ranks, 5) == 2 / 4
     assert reference.recall_at(ranks, 10) == 3 / 4
@@ -51,7 +65,7 @@ def test_mean_average_precision_of_two_queries_with_a_tie():
     scores = [[4.0, 3.0, 2.0, 1.0], [4.0, 3.0, 3.0, 1.0], [1.0, 2.0, 3.0, 4.0]]
     relevant = [[0, 2], [1], []]
     first = (1 / 1 + 2 / 3) / 2
-    second = 1 / (1 + 1 + 1 / 2)  # item 0 above, item 2 level
+    second = (1 / 2 + 1 / 3) / 2  # item 0 above, item 2 level
     assert reference.mean_average_precision(scores, relevant) == pytest.approx((first + second) / 2)
 
 

@@ -19,9 +19,9 @@ from dbnorm_jax._cli.showing import output as results
 from dbnorm_jax._cli.showing.progress import RowProgress
 from dbnorm_jax._src.corrections.table import BETA_QUERY, GALLERY_BANK, TABLE, Row
 from dbnorm_jax._src.files import binary
-from dbnorm_jax._src.places.disk import block_fits
-from dbnorm_jax._src.places.disk.block_fits import Settings
+from dbnorm_jax._src.places.disk import fits
 from dbnorm_jax._src.places.disk.checkpoint import Checkpoint
+from dbnorm_jax._src.places.disk.fits import Settings
 from dbnorm_jax._src.places.disk.rows import DEFAULT_BLOCK_SIZE
 from dbnorm_jax._src.tuning import fit, split
 
@@ -321,7 +321,7 @@ class _Work:
         size = self.request.block_size
         report = self.progress.of(f"{bank} bank", rows.num_rows, gallery.num_rows, size)
         with large.errors_name({"bank": rows.label, "gallery": gallery.label}):
-            fitted = block_fits.fit_bank(
+            fitted = fits.fit_bank(
                 rows.rows,
                 gallery.rows,
                 self.settings,
@@ -348,7 +348,7 @@ class _Work:
         size = self.request.block_size
         report = self.progress.of("gallery", gallery.num_rows, rows.num_rows, size)
         with large.errors_name({"bank": rows.label, "gallery": gallery.label}):
-            fitted = block_fits.fit_largest(
+            fitted = fits.fit_largest(
                 rows.rows,
                 gallery.rows,
                 self.settings,

@@ -22,10 +22,10 @@ from dbnorm_jax._cli.reading.corrections import read_correction
 from dbnorm_jax._cli.showing import output as results
 from dbnorm_jax._cli.showing.progress import RowProgress
 from dbnorm_jax._src.files import binary
-from dbnorm_jax._src.places.disk import block_search
-from dbnorm_jax._src.places.disk.block_fits import Settings, row_pair
-from dbnorm_jax._src.places.disk.block_search import Passes
+from dbnorm_jax._src.places.disk import search
+from dbnorm_jax._src.places.disk.fits import Settings, row_pair
 from dbnorm_jax._src.places.disk.rows import DEFAULT_BLOCK_SIZE
+from dbnorm_jax._src.places.disk.search import Passes
 
 _SUFFIXES = (".npz", ".npy", ".csv", ".jsonl")
 # Some readers of JSON lines end a line at these, which JSON itself does not escape.
@@ -106,7 +106,7 @@ def run(request: Request) -> None:
         progress = stack.enter_context(RowProgress())
         report = progress.of("queries", queries.rows.shape[0], None, request.block_size)
         sink = stack.enter_context(_sink(request, names))
-        for block, found in block_search.top_k_blocks(passes, request.k, hashed=hashed):
+        for block, found in search.top_k_blocks(passes, request.k, hashed=hashed):
             if hashed:
                 large.check_fingerprint(
                     f"--correction '{request.correction}'", known, pair[1].fingerprint

@@ -157,7 +157,7 @@ def _row(
     ranks = found.ranks
     unknown = float("nan")
     recalls, middle, mean, gain, interval = [unknown] * 3, unknown, unknown, unknown, unknown
-    if ranks is not None and not np.isnan(ranks).all():
+    if ranks is not None and np.isfinite(ranks).any():
         assert raw.ranks is not None
         recalls = [_rounded(100 * dbn.metrics.recall_at(ranks, cut)) for cut in (1, 5, 10)]
         middle = _rounded(dbn.metrics.median_rank(ranks))
@@ -185,7 +185,7 @@ def _row(
 
 def _paired_gain(ranks: Ranks, raw: Ranks) -> tuple[float, float]:
     """The gain in R@1 over the same queries, and the half-width of its 95 % interval, in points."""
-    answered = ~np.isnan(raw)
+    answered = np.isfinite(raw)
     differences = (ranks[answered] <= 1).astype(float) - (raw[answered] <= 1)
     error = differences.std() / np.sqrt(len(differences))
     return _rounded(100 * differences.mean()), _rounded(100 * _QUANTILE * error)

@@ -436,13 +436,70 @@ def indices(
     return converted(array, jnp.int32)
 
 
-def exclusions(value: Any, num_bank: int, num_gallery: int) -> jax.Array:
-    """The argument `exclude` as [num_bank, most]: gallery rows that a bank item does not enter."""
+def exclusions(
+    value: Any, num_rows: int, num_gallery: int, *, rows: str = "bank rows"
+) -> jax.Array:
+    """The argument `exclude` as [num_rows, most]: gallery rows that a row leaves out."""
     array = indices("exclude", value, low=-1, high=num_gallery)
-    if array.ndim not in (1, 2) or array.shape[0] != num_bank or 0 in array.shape:
-        shapes = f"{(num_bank,)} or {(num_bank, 'most')}"
-        raise BadValueError("exclude", f" must have shape {shapes} (bank rows), got {array.shape}")
-    return array.reshape(num_bank, -1)
+    if array.ndim not in (1, 2) or array.shape[0] != num_rows or 0 in array.shape:
+        shapes = f"{(num_rows,)} or {(num_rows, 'most')}"
+        raise BadValueError("exclude", f" must have shape {shapes} ({rows}), got {array.shape}")
+    return array.reshape(num_rows, -1)
+
+
+def unseen(value: Any, num_queries: int, num_gallery: int) -> jax.Array | None:
+    """The argument `exclude` of a search, as [num_queries, most]; None excludes nothing."""
+    if value is None:
+        return None
+    return exclusions(value, num_queries, num_gallery, rows="queries")
+
+
+def kept(where: Any, num_gallery: int) -> jax.Array | None:
+    """The argument `where` of a streamed search, [num_gallery] bool; None keeps all items."""
+    if where is None:
+        return None
+    where = mask("where", where)
+    if where.shape != (num_gallery,):
+        raise BadValueError(
+            "where",
+            f" must have one entry per gallery item here, expected shape {(num_gallery,)}, "
+            f"got {where.shape}; pairs are masked by `exclude`",
+        )
+    return where
+
+
+def seen(where: Any, exclude: Any, shape: tuple[int, ...]) -> jax.Array | None:
+    """Both arguments as a mask of the pairs [..., num_queries, num_gallery] of a matrix."""
+    pairs = None
+    if where is not None:
+        pairs = mask("where", where)
+        if pairs.shape != shape and pairs.shape != shape[-2:]:
+            raise BadValueError(
+                "where", f" must have the shape of the matrix {shape}, got {pairs.shape}"
+            )
+    if exclude is not None:
+        num_queries, num_gallery = shape[-2:]
+        rows = exclusions(exclude, num_queries, num_gallery, rows="queries")
+        rows = jnp.where(rows >= 0, rows, num_gallery)
+        queries = jnp.arange(num_queries)[:, None]
+        apart = jnp.ones((num_queries, num_gallery), bool)
+        apart = apart.at[queries, rows].set(False, mode="drop")
+        pairs = apart if pairs is None else pairs & jnp.broadcast_to(apart, pairs.shape)
+    return None if pairs is None else jnp.broadcast_to(pairs, shape)
+
+
+def gates(value: Any, correction: Any, num_queries: int) -> jax.Array | None:
+    """The argument `gates`, which ends in [num_queries, num_terms]; None leaves it to the raw."""
+    if value is None:
+        return None
+    if correction is None:
+        raise BadValueError("gates", " must come with a correction, got `correction` None")
+    shape = (num_queries, correction.num_terms)
+    gates = floating("gates", value, min_ndim=2)
+    if gates.shape[-2:] != shape:
+        expected = f"[num_queries, num_terms] = {shape}"
+        raise BadValueError("gates", f" must end in {expected}, got {gates.shape}")
+    return gates
 
 
 def one_per_bank_row(name: str, vector: jax.Array, num_bank: int) -> None:

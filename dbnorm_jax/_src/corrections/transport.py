@@ -23,7 +23,7 @@ from jax import lax
 from dbnorm_jax._src.core import checks, elementary, numerics
 from dbnorm_jax._src.core.similarity import SimilarityFn, check_rows, dot_product
 from dbnorm_jax._src.core.types import Correction
-from dbnorm_jax._src.passes import streaming
+from dbnorm_jax._src.passes import banks, streaming
 
 _UNIT = " (in the unit of similarity)"
 LogSums = Callable[[jax.Array], jax.Array]
@@ -327,7 +327,7 @@ def _stream_sinkhorn(
 
     def over(rows: jax.Array, columns: jax.Array, function: SimilarityFn) -> LogSums:
         def log_sums(potential: jax.Array) -> jax.Array:
-            sums = streaming.bank_sums(
+            sums = banks.bank_sums(
                 jnp.concatenate([rows, potential[:, None]], axis=1),
                 columns,
                 1 / temperature,

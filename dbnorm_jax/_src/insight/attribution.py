@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from dbnorm_jax._src.core import checks, numerics
 from dbnorm_jax._src.core.naming import publish
-from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product, tile
+from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
 from dbnorm_jax._src.core.types import BankStatistics, Correction
 from dbnorm_jax._src.insight.influence import (
     bank_vector,
@@ -19,7 +19,8 @@ from dbnorm_jax._src.insight.influence import (
 from dbnorm_jax._src.passes import streaming
 from dbnorm_jax._src.passes.gating import check_streamed
 from dbnorm_jax._src.passes.selection import add_tile, start_nearest
-from dbnorm_jax._src.passes.streaming import Block, scan_chunks
+from dbnorm_jax._src.passes.streaming import is_apart
+from dbnorm_jax._src.passes.sweep import Chunk, Items, Pass, Rows, Tile, Tiling, Transposed, sweep
 from dbnorm_jax._src.retrieval.search import stream_top_k
 
 # Gallery items held at once.
@@ -153,46 +154,46 @@ def _bias_contributors(
     # Ordered by s + log w / beta: the order of the responsibilities, and never underflows.
     handicaps = None if weights is None else handicaps_of(weights, beta)
 
-    def explain(carry: None, chunk: Block) -> tuple[None, Contributors]:
-        rows = chunk.rows
-        log_normalizer = statistics.log_normalizer[rows]
-        filled = log_normalizer > -jnp.inf
-        log_normalizer = jnp.where(filled, log_normalizer, 0)[:, None]
+    def share(scores: jax.Array, log_normalizer: jax.Array) -> jax.Array:
+        filled = (log_normalizer > -jnp.inf)[:, None]
+        present = filled & (scores > -jnp.inf)
+        shift = jnp.where(filled, log_normalizer[:, None], 0)
+        exponents = beta * jnp.where(present, scores, 0) - shift
+        return jnp.where(present, jnp.exp(jnp.where(present, exponents, 0)), 0)
 
-        def share(scores: jax.Array) -> jax.Array:
-            present = filled[:, None] & (scores > -jnp.inf)
-            exponents = beta * jnp.where(present, scores, 0) - log_normalizer
-            return jnp.where(present, jnp.exp(jnp.where(present, exponents, 0)), 0)
+    def start(chunk: Chunk) -> tuple[Any, ...]:
+        none = jnp.zeros(chunk.size, dtype)
+        return start_nearest((chunk.size, 1, k), dtype), none, none
 
-        def add_bank_tile(state: Any, block: Block) -> tuple[Any, None]:
-            nearest, total, squares = state
-            tile_rows, tile_handicaps, tile_exclude = block.rows
-            similarities = tile(similarity_fn, tile_rows, gallery[rows]).astype(dtype).T
-            scores = similarities
-            if tile_handicaps is not None:
-                scores = scores - tile_handicaps[None]
-            if tile_exclude is not None:
-                apart = streaming.is_apart(tile_exclude[None], rows[:, None])
-                scores = jnp.where(apart, scores, -jnp.inf)
-            counted = scores
-            if block.fresh is not None:
-                counted = jnp.where(block.fresh[None], scores, -jnp.inf)
-            shares = share(counted)
-            nearest = add_tile(nearest, scores, None, block.start, valid=block.fresh)
-            return (nearest, total + shares.sum(axis=1), squares + (shares**2).sum(axis=1)), None
+    def add(state: Any, _: None, tile: Tile) -> tuple[Any, None]:
+        nearest, total, squares = state
+        (items, log_normalizer), (handicaps, excluded) = tile.rows.own, tile.own
+        scores = tile.similarities
+        if handicaps is not None:
+            scores = scores - handicaps[None]
+        if excluded is not None:
+            scores = jnp.where(is_apart(excluded[None], items[:, None]), scores, -jnp.inf)
+        counted = scores if tile.valid is None else jnp.where(tile.valid[None], scores, -jnp.inf)
+        shares = share(counted, log_normalizer)
+        nearest = add_tile(nearest, scores, None, tile.start, valid=tile.valid)
+        return (nearest, total + shares.sum(axis=1), squares + (shares**2).sum(axis=1)), None
 
-        none = jnp.zeros(rows.shape[0], dtype)
-        start = (start_nearest((rows.shape[0], 1, k), dtype), none, none)
-        (nearest, total, squares), _ = scan_chunks(
-            add_bank_tile, start, (bank, handicaps, exclude), chunk_size
-        )
+    def finish(_: None, state: Any, chunk: Chunk) -> tuple[None, Contributors]:
+        nearest, total, squares = state
         present = numerics.is_number(nearest.values[:, 0])
         values = jnp.where(present, nearest.values[:, 0], -jnp.inf)
         # The shares sum to 1 but for the rounding of beta s, which this leaves out.
         effective = jnp.where(squares > 0, total**2 / jnp.where(squares > 0, squares, 1), 0)
-        return carry, Contributors(nearest.indices[:, 0], share(values), effective)
+        return None, Contributors(nearest.indices[:, 0], share(values, chunk.own[1]), effective)
 
-    return scan_chunks(explain, None, items, _ITEMS)[1]
+    # Vectors are gathered chunk by chunk: the items may be the whole gallery.
+    of_items = Transposed(lambda rows, items: similarity_fn(rows, gallery[items]))
+    return sweep(
+        Pass(add, start, finish),
+        Rows(items, (items, statistics.log_normalizer[items])),
+        Items(bank, (handicaps, exclude)),
+        Tiling(of_items, dtype, _ITEMS, chunk_size),
+    ).outputs
 
 
 def top_1_changes(

@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from dbnorm_jax._src.core import checks, numerics, relevance
 from dbnorm_jax._src.core.similarity import SimilarityFn, check_rows, dot_product, tile
@@ -13,9 +12,8 @@ from dbnorm_jax._src.core.types import BankStatistics
 from dbnorm_jax._src.passes import counts, selection, streaming
 from dbnorm_jax._src.passes.selection import Nearest, add_tile, start_nearest
 from dbnorm_jax._src.passes.streaming import Block, scan_chunks
+from dbnorm_jax._src.passes.sweep import Items, Pass, Rows, Tile, Tiling, sweep
 
-# Gallery items held at once.
-_ITEMS = 1024
 # Bank items left out side by side: one matmul for all of them.
 _LEFT_OUT = 8
 
@@ -148,11 +146,10 @@ def _influence(
             right,
             lists.T,
             None,
-            share=0.5,
             similarity_fn=similarity_fn,
             chunk_size=chunk_size,
         )
-        hit = ahead == 0
+        hit = ahead.above + ahead.level == 0
         if gated:
             hit = jnp.where(active[:, top_1.indices].T, hit[:, 2:], hit[:, 1:2])
         count = jnp.maximum(answered.sum(), 1).astype(dtype)
@@ -205,36 +202,22 @@ def _without_the_first(
     chunk_size: int,
 ) -> tuple[jax.Array, jax.Array]:
     """([num_gallery] int32 the most responsible bank row, log Z of all others)."""
-    dtype = beta.dtype
-    handicaps = handicaps_of(weights, beta)
+    num_gallery, dtype = gallery.shape[0], beta.dtype
 
-    def split(carry: None, chunk: Block) -> tuple[None, tuple[jax.Array, jax.Array]]:
-        columns = chunk.rows
-        size = columns.shape[0]
+    def find(_: None, nearest: Nearest, tile: Tile) -> tuple[None, Nearest]:
+        scores = tile.similarities - tile.rows.own[:, None]
+        return None, add_tile(nearest, scores.T, None, tile.rows.start, valid=tile.rows.fresh)
 
-        def find(nearest: Nearest, block: Block) -> tuple[Nearest, None]:
-            rows, own = block.rows
-            scores = tile(similarity_fn, rows, columns).astype(dtype) - own[:, None]
-            return add_tile(nearest, scores.T, None, block.start, valid=block.fresh), None
+    def add(_: None, sums: numerics.RunningLogSum, tile: Tile) -> tuple[None, Any]:
+        entering, others = tile.rows.entering, tile.rows.places[:, None] != tile.own[None]
+        return None, numerics.add_rows(sums, tile.similarities, beta, entering, valid=others)
 
-        start = start_nearest((size, 1, 1), dtype)
-        nearest, _ = scan_chunks(find, start, (bank, handicaps), chunk_size)
-        first = nearest.indices[:, 0, 0]
-
-        def add(state: numerics.RunningLogSum, block: Block) -> Any:
-            rows, entering = block.rows
-            if block.fresh is not None:
-                entering = jnp.where(block.fresh, entering, 0)
-            places = block.start + lax.iota(jnp.int32, rows.shape[0])
-            similarities = tile(similarity_fn, rows, columns).astype(dtype)
-            others = places[:, None] != first[None]
-            return numerics.add_rows(state, similarities, beta, entering, valid=others), None
-
-        start_sum = numerics.start_log_sum(size, beta)
-        sums, _ = scan_chunks(add, start_sum, (bank, weights), chunk_size)
-        return carry, (first, numerics.finish_log_sum(sums, beta))
-
-    return scan_chunks(split, None, gallery, _ITEMS)[1]
+    tiling = Tiling(similarity_fn, dtype, chunk_size)
+    rows, none = Rows(bank, handicaps_of(weights, beta)), start_nearest((num_gallery, 1, 1), dtype)
+    first = sweep(Pass(find), rows, Items(gallery), tiling, state=none).items.indices[:, 0, 0]
+    rows, start = Rows(bank, None, weights), numerics.start_log_sum(num_gallery, beta)
+    sums = sweep(Pass(add), rows, Items(gallery, first), tiling, state=start).items
+    return first, numerics.finish_log_sum(sums, beta)
 
 
 def handicaps_of(weights: jax.Array, beta: jax.Array) -> jax.Array:

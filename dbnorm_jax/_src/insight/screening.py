@@ -8,15 +8,12 @@ import jax.numpy as jnp
 
 from dbnorm_jax._src.core import checks
 from dbnorm_jax._src.core.naming import publish
-from dbnorm_jax._src.core.similarity import SimilarityFn, check_rows, dot_product, tile
+from dbnorm_jax._src.core.similarity import SimilarityFn, check_rows, dot_product
 from dbnorm_jax._src.core.types import Correction
 from dbnorm_jax._src.passes import streaming
-from dbnorm_jax._src.passes.streaming import Block, scan_chunks
+from dbnorm_jax._src.passes.sweep import Items, Pass, Rows, Tile, Tiling, sweep
 from dbnorm_jax._src.retrieval import hubness
 from dbnorm_jax._src.retrieval.search import stream_top_k
-
-# Gallery items held at once.
-_ITEMS = 1024
 
 
 class HubScreening(NamedTuple):
@@ -188,24 +185,18 @@ def _num_above(
     chunk_size: int,
 ) -> jax.Array:
     """[num_gallery] how many bank items score the item above their threshold."""
+    dtype = thresholds.dtype
 
-    def count(carry: None, items: Block) -> tuple[None, jax.Array]:
-        rows, offsets = items.rows
+    def add(_: None, total: jax.Array, tile: Tile) -> tuple[None, jax.Array]:
+        scores = tile.similarities
+        if tile.own is not None:
+            scores = scores - tile.own[None].astype(dtype)
+        above = (scores > tile.rows.own[:, None]) & (tile.rows.entering > 0)[:, None]
+        return None, total + above.sum(axis=0, dtype=jnp.int32)
 
-        def add(total: jax.Array, block: Block) -> tuple[jax.Array, None]:
-            bank_rows, lowest = block.rows
-            scores = tile(similarity_fn, bank_rows, rows).astype(lowest.dtype)
-            if offsets is not None:
-                scores = scores - offsets[None].astype(lowest.dtype)
-            above = scores > lowest[:, None]
-            if block.fresh is not None:
-                above = above & block.fresh[:, None]
-            return total + above.sum(axis=0, dtype=jnp.int32), None
-
-        none = jnp.zeros(rows.shape[0], jnp.int32)
-        return carry, scan_chunks(add, none, (bank, thresholds), chunk_size)[0]
-
-    return scan_chunks(count, None, (gallery, bias), _ITEMS)[1]
+    none = jnp.zeros(gallery.shape[0], jnp.int32)
+    tiling = Tiling(similarity_fn, dtype, chunk_size)
+    return sweep(Pass(add), Rows(bank, thresholds), Items(gallery, bias), tiling, state=none).items
 
 
 @partial(jax.jit, static_argnames="own")

@@ -7,11 +7,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from dbnorm_jax._src.core import numerics
-from dbnorm_jax._src.core.similarity import SimilarityFn, tile
+from dbnorm_jax._src.core.similarity import SimilarityFn
 from dbnorm_jax._src.core.types import LargestSimilarities
-from dbnorm_jax._src.passes import selection, sorting, streaming
-from dbnorm_jax._src.passes.nearest import nearest_items
-from dbnorm_jax._src.passes.streaming import Block, scan_chunks
+from dbnorm_jax._src.passes import selection, sorting
+from dbnorm_jax._src.passes.nearest import nearest_items, nearest_pass
+from dbnorm_jax._src.passes.selection import Nearest
+from dbnorm_jax._src.passes.streaming import is_apart
+from dbnorm_jax._src.passes.sweep import Chunk, Items, Pass, Rows, Tile, Tiling, Transposed, sweep
 
 # Bank rows and gallery items that a network sorts at once, few enough for a processor's cache; and
 # the bank rows per place up to which it is the faster.
@@ -47,6 +49,16 @@ def nearest_bank_items(
     return LargestSimilarities(largest(bank, gallery, exclude, valid))
 
 
+def largest_pass(k: int, dtype: jnp.dtype) -> Pass:
+    """Outputs [size, k] largest similarities of items that ask, as in `nearest_pass`."""
+    search = nearest_pass(1, k, dtype)
+
+    def finish(total: None, nearest: Nearest, items: Chunk) -> tuple[None, jax.Array]:
+        return total, search.finish(total, nearest, items)[1].values[:, 0]
+
+    return search._replace(finish=finish)
+
+
 class _Largest(NamedTuple):
     """Two ways to [k, num_gallery], the k largest similarities of each item to a bank."""
 
@@ -61,7 +73,7 @@ class _Largest(NamedTuple):
             bank,
             None,
             k=self.k,
-            similarity_fn=lambda items, rows: self.similarity_fn(rows, items).T,
+            similarity_fn=Transposed(self.similarity_fn),
             chunk_size=self.chunk_size,
             exclude=exclude,
             valid=valid,
@@ -74,25 +86,19 @@ class _Largest(NamedTuple):
         """Every tile is sorted: of a small bank, many items are among the k largest."""
         dtype = numerics.accumulation_dtype(bank.dtype, gallery.dtype)
 
-        def of_items(carry: None, items: Block) -> tuple[None, jax.Array]:
-            columns = items.start + lax.iota(jnp.int32, items.rows.shape[0])
+        def add(_: None, largest: jax.Array, tile: Tile) -> tuple[None, jax.Array]:
+            own, entering = tile.rows.own, tile.rows.entering > 0
+            counted = numerics.is_number(tile.similarities) & entering[:, None]
+            if own is not None:
+                counted &= is_apart(own[:, None], tile.places[None])
+            similarities = jnp.where(counted, tile.similarities, -jnp.inf)
+            here = sorting.largest_of_columns(similarities, self.k)
+            return None, sorting.merged(largest.T, here).T
 
-            def add_bank_rows(largest: jax.Array, block: Block) -> tuple[jax.Array, None]:
-                rows, own, is_valid = block.rows
-                similarities = tile(self.similarity_fn, rows, items.rows).astype(dtype)
-                counted = numerics.is_number(similarities)
-                entering = streaming.both(block.fresh, is_valid)
-                if entering is not None:
-                    counted &= entering[:, None]
-                if own is not None:
-                    counted &= streaming.is_apart(own[:, None], columns[None])
-                similarities = jnp.where(counted, similarities, -jnp.inf)
-                here = sorting.largest_of_columns(similarities, self.k)
-                return sorting.merged(largest, here), None
-
-            arrays = (bank, exclude, valid)
-            start = jnp.full((self.k, len(columns)), -jnp.inf, dtype)
-            start = numerics.varying_like(start, items.rows, arrays)
-            return carry, scan_chunks(add_bank_rows, start, arrays, _ROWS)[0].T
-
-        return scan_chunks(of_items, None, gallery, min(self.chunk_size, _ITEMS))[1].T
+        return sweep(
+            Pass(add),
+            Rows(bank, exclude, None if valid is None else valid.astype(dtype)),
+            Items(gallery),
+            Tiling(self.similarity_fn, dtype, _ROWS, min(self.chunk_size, _ITEMS)),
+            state=jnp.full((gallery.shape[0], self.k), -jnp.inf, dtype),
+        ).items.T

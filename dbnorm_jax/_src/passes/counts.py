@@ -17,12 +17,19 @@ from jax import lax
 
 from dbnorm_jax._src.core import checks, numerics, similarity
 from dbnorm_jax._src.core.similarity import SimilarityFn
-from dbnorm_jax._src.passes.nearest import PAIRS, Scoring, by_list, count_lists, scoring
+from dbnorm_jax._src.passes.nearest import (
+    PAIRS,
+    Scoring,
+    by_list,
+    count_lists,
+    less_mixtures,
+    scoring,
+)
 from dbnorm_jax._src.passes.selection import Nearest, Offsets, add_tile, start_nearest
-from dbnorm_jax._src.passes.streaming import COLUMNS, Block, Items, both, scan_chunks
+from dbnorm_jax._src.passes.streaming import COLUMNS, Block, is_apart, scan_chunks
+from dbnorm_jax._src.passes.sweep import Chunk, Items, Pass, Rows, Tile, Tiling, sweep
 
-# Share of the level items that count as above.
-_TIES = {"average": 0.5, "min": 0.0, "max": 1.0}
+TIES = ("average", "min", "max")
 # Above and at least are counted in one float32 sum, above as units and at least as multiples of
 # this: exact, as a tile has fewer columns and their product is below 2^24.
 _UNIT = 4096
@@ -36,12 +43,12 @@ def count_ahead(
     offsets: jax.Array | None,
     mixtures: jax.Array | None,
     *,
-    share: float,
     similarity_fn: SimilarityFn,
     chunk_size: int,
+    unseen: jax.Array | None = None,
     valid: jax.Array | None = None,
     merge_best: Callable[[jax.Array], jax.Array] = lambda best: best,
-) -> tuple[jax.Array, Nearest]:
+) -> tuple["Ahead", Nearest]:
     """Counts the wrong items ahead of each query's best right item, in one pass.
 
     Args:
@@ -50,72 +57,159 @@ def count_ahead(
       relevant: [num_queries, num_right] int32 gallery rows, -1 for none.
       offsets: as in `nearest_items`.
       mixtures: as in `nearest_items`.
-      share: 0, 1/2 or 1, what an item counts that is level with the best right one.
       similarity_fn: the similarity.
       chunk_size: queries held at once.
-      valid: optional [num_gallery] bool, False on padding.
+      unseen: as in `nearest_items`; none of them is relevant.
+      valid: optional [num_gallery] bool, False on padding; all that is relevant is valid.
       merge_best: what becomes of the scores [size, num_lists] of the best right items of some
         queries before others are compared with them.
 
     Returns:
-      [num_queries, num_lists] int32, twice the number ahead, and Nearest of [num_queries], the best
-      item of the first list.
+      Ahead of [num_queries, num_lists], and Nearest of [num_queries], the best item of the first
+      list.
     """
-    num_lists = count_lists(offsets, mixtures)
     # Counts are steps: they have no slope.
     queries, gallery, offsets, mixtures = lax.stop_gradient((queries, gallery, offsets, mixtures))
     score = scoring(queries, gallery, offsets, similarity_fn)
+    num_lists = count_lists(offsets, mixtures)
 
     def pick(column: jax.Array) -> tuple[jax.Array, Offsets]:
         return gallery[column], by_list(None if offsets is None else offsets[column])
 
-    def best_right(rows: jax.Array, right: jax.Array, mixture: jax.Array | None) -> jax.Array:
-        """[size, num_lists] scores of the best right items of a chunk."""
+    def add(best: Best, column: jax.Array) -> tuple[Best, None]:
+        scores = _paired_scores(score, queries, column, mixtures, pick)
+        return add_right(best, scores, column >= 0), None
 
-        def add_right(best: jax.Array, column: jax.Array) -> tuple[jax.Array, None]:
-            scores = _paired_scores(score, rows, column, mixture, pick)
-            return jnp.where((column >= 0)[:, None], jnp.maximum(best, scores), best), None
+    right = distinct(relevant)
+    best = start_best((queries.shape[0], num_lists), score.dtype)
+    best = numerics.varying_like(best, queries, right, mixtures, gallery, offsets)
+    best = lax.scan(add, best, right.T)[0]
+    merged = merge_best(best.scores)
+    best = Best(merged, jnp.where(best.scores == merged, best.level, 0))
+    return sweep(
+        counts_pass(score, num_lists),
+        Rows(queries, ask(queries, right, best, mixtures, unseen)),
+        Items(gallery, by_list(offsets), valid),
+        Tiling(similarity_fn, score.dtype, chunk_size),
+    ).outputs
 
-        start = jnp.full((rows.shape[0], num_lists), -jnp.inf, score.dtype)
-        start = numerics.varying_like(start, rows, right, mixture, gallery, offsets)
-        return lax.scan(add_right, start, right.T)[0]
 
-    def count_chunk(carry: None, chunk: Block) -> tuple[None, tuple[jax.Array, Nearest]]:
-        rows, right, mixture = chunk.rows
-        best = merge_best(best_right(rows, right, mixture))
-        counted = _add_counts(
-            start_counts(rows.shape[0], num_lists, score.dtype),
-            Asked(rows, right, best, mixture),
-            Items(gallery, valid),
-            offsets,
-            score=score,
-            share=share,
-        )
-        return carry, (counted.ahead, Nearest(*(part[:, 0, 0] for part in counted.nearest)))
+class Ahead(NamedTuple):
+    """Numbers of items [...] int32 ahead of the best right one, and level with it."""
 
-    return scan_chunks(count_chunk, None, (queries, relevant, mixtures), chunk_size)[1]
+    above: jax.Array  # wrong items
+    level: jax.Array  # wrong items
+    right: jax.Array  # right items that are level, the best one included
+
+
+class Best(NamedTuple):
+    """The best right items so far."""
+
+    scores: jax.Array  # [num_queries, num_lists], -inf where there is none
+    level: jax.Array  # [num_queries, num_lists] int32, how many right items have this score
+
+
+def start_best(shape: tuple[int, ...], dtype: jnp.dtype) -> Best:
+    """Of no right items."""
+    return Best(jnp.full(shape, -jnp.inf, dtype), jnp.zeros(shape, jnp.int32))
+
+
+def add_right(best: Best, scores: jax.Array, there: jax.Array) -> Best:
+    """Adds the scores [num_queries, num_lists] of one right item of each query that has one."""
+    scores = jnp.where(there[:, None], scores, -jnp.inf)
+    level = best.level + (scores == best.scores).astype(jnp.int32)
+    higher = scores > best.scores
+    return Best(jnp.where(higher, scores, best.scores), jnp.where(higher, 1, level))
+
+
+def distinct(right: jax.Array) -> jax.Array:
+    """[num_queries, num_right] int32 gallery rows, each once, -1 in place of what repeats one."""
+    right = jnp.sort(right, axis=1)
+    again = jnp.pad(right[:, 1:] == right[:, :-1], ((0, 0), (1, 0)))
+    return jnp.where(again, -1, right)
 
 
 class Counts(NamedTuple):
-    """Items counted ahead of the best right ones so far."""
+    """Wrong items counted so far."""
 
-    ahead: jax.Array  # [num_queries, num_lists] int32, twice their number
+    above: jax.Array  # [num_queries, num_lists] int32
+    level: jax.Array  # [num_queries, num_lists] int32
     nearest: Nearest  # [num_queries, 1, 1] of the first list
 
 
 class Asked(NamedTuple):
-    """Queries with their right items."""
+    """What goes with queries."""
 
-    queries: jax.Array  # [num_queries, dim]
-    right: jax.Array  # [num_queries, num_right] int32 gallery rows, -1 for none
-    best: jax.Array  # [num_queries, num_lists] scores of the best right items
+    passed: jax.Array  # [num_queries, most] int32 gallery rows that do not count, -1 for none
+    best: Best
+    norms: jax.Array  # [num_queries]
     mixtures: jax.Array | None
+    unseen: jax.Array | None  # [num_queries, most] int32, those of them that are not seen
 
 
-def start_counts(num_queries: int, num_lists: int, dtype: jnp.dtype) -> Counts:
-    """Nothing counted yet."""
-    ahead = jnp.zeros((num_queries, num_lists), jnp.int32)
-    return Counts(ahead, start_nearest((num_queries, 1, 1), dtype))
+def ask(
+    queries: jax.Array,
+    right: jax.Array,
+    best: Best,
+    mixtures: jax.Array | None,
+    unseen: jax.Array | None,
+) -> Asked:
+    """What goes with queries of these right items, none of them repeated."""
+    passed = right if unseen is None else distinct(jnp.concatenate([right, unseen], axis=1))
+    return Asked(passed, best, similarity.norms(queries), mixtures, unseen)
+
+
+def seen(right: jax.Array, unseen: jax.Array | None, valid: Any) -> jax.Array:
+    """Right items [num_queries, num_right] that their query sees; -1 in place of others."""
+    if valid is not None:
+        right = jnp.where(jnp.asarray(valid)[jnp.maximum(right, 0)], right, -1)
+    if unseen is not None:
+        right = jnp.where(is_apart(unseen[:, None], right), right, -1)
+    return right
+
+
+def counts_pass(score: Scoring, num_lists: int) -> Pass:
+    """Outputs (Ahead, Nearest); rows own what they ask, items their offsets."""
+
+    def start(rows: Chunk) -> Counts:
+        none = jnp.zeros((rows.size, num_lists), jnp.int32)
+        return Counts(none, none, start_nearest((rows.size, 1, 1), score.dtype))
+
+    def add(counts: Counts, _: None, tile: Tile) -> tuple[Counts, None]:
+        passed, best, norms, mixtures, unseen = tile.rows.own
+        similarities, left = less_mixtures(tile.similarities, mixtures, tile.own)
+        nearest = add_tile(
+            counts.nearest,
+            similarities,
+            None if left is None else left[:1],
+            tile.start,
+            valid=tile.valid,
+            seen=None
+            if unseen is None
+            else lambda row, columns: is_apart(unseen[row], tile.start + columns),
+        )
+        # Counted from the same tile as the others, they are taken out again exactly.
+        column, num_items = passed - tile.start, len(tile.items)
+        inside = (passed >= 0) & (column >= 0) & (column < num_items)
+        if tile.valid is not None:
+            inside &= tile.valid[jnp.where(inside, column, 0)]
+        scored = _Scored(
+            similarities,
+            left,
+            jnp.where(inside, column, num_items),
+            tile.valid,
+            best.scores,
+            score.rounding(norms, mixtures, tile.items, tile.own, similarities, best.scores),
+        )
+        pairs = partial(_tile_pairs, score, tile.rows.vectors, mixtures, tile.items, tile.own)
+        above, level = _ahead_in_tile(scored, pairs)
+        return Counts(counts.above + above, counts.level + level, nearest), None
+
+    def finish(total: None, counts: Counts, rows: Chunk) -> tuple[None, tuple[Ahead, Nearest]]:
+        first = Nearest(*(part[:, 0, 0] for part in counts.nearest))
+        return total, (Ahead(counts.above, counts.level, rows.own.best.level), first)
+
+    return Pass(add, start, finish)
 
 
 def paired_scores(
@@ -143,75 +237,6 @@ def _paired_scores(
     return scan_chunks(block_scores, None, (queries, picked, mixtures), PAIRS)[1]
 
 
-def add_counts(
-    counts: Counts,
-    asked: Asked,
-    items: Items,
-    offsets: jax.Array | None,
-    *,
-    share: float,
-    similarity_fn: SimilarityFn,
-    chunk_size: int,
-) -> Counts:
-    """Adds a block of gallery items, those after the ones before; arguments as `count_ahead`."""
-    score = scoring(asked.queries, items.rows, offsets, similarity_fn)
-
-    def count_chunk(carry: None, chunk: Block) -> tuple[None, Counts]:
-        counts, asked = chunk.rows
-        return carry, _add_counts(counts, asked, items, offsets, score=score, share=share)
-
-    return scan_chunks(count_chunk, None, (counts, asked), chunk_size)[1]
-
-
-def _add_counts(
-    counts: Counts,
-    asked: Asked,
-    items: Items,
-    offsets: jax.Array | None,
-    *,
-    score: Scoring,
-    share: float,
-) -> Counts:
-    """Adds gallery items to the counts of one chunk of queries."""
-    rows, right, best, mixture = asked
-    # Counted from the same tile as the others, each right item is taken out again exactly.
-    right = jnp.sort(right, axis=1)
-    again = jnp.pad(right[:, 1:] == right[:, :-1], ((0, 0), (1, 0)))
-    right = jnp.where(again, -1, right)
-    norms = similarity.norms(rows)
-
-    def add_gallery_tile(counts: Counts, block: Block) -> tuple[Counts, None]:
-        tile_items, tile_offsets, valid = block.rows
-        valid = both(block.fresh, valid)
-        start = items.start + block.start
-        similarities, left = score(rows, mixture, tile_items, tile_offsets)
-        nearest = add_tile(
-            counts.nearest,
-            similarities,
-            None if left is None else left[:1],
-            start,
-            valid=valid,
-        )
-        column = right - start
-        inside = (right >= 0) & (column >= 0) & (column < tile_items.shape[0])
-        if valid is not None:
-            inside &= valid[jnp.where(inside, column, 0)]
-        scored = _Scored(
-            similarities,
-            left,
-            jnp.where(inside, column, tile_items.shape[0]),
-            valid,
-            best,
-            score.rounding(norms, mixture, tile_items, tile_offsets, similarities, best),
-        )
-        pairs = partial(_tile_pairs, score, rows, mixture, tile_items, tile_offsets)
-        return Counts(counts.ahead + _ahead_in_tile(scored, share, pairs), nearest), None
-
-    arrays = (items.rows, by_list(offsets), items.valid)
-    counts = numerics.varying_like(counts, asked, arrays)
-    return scan_chunks(add_gallery_tile, counts, arrays, COLUMNS)[0]
-
-
 def _tile_pairs(
     score: Scoring,
     rows: jax.Array,
@@ -232,25 +257,25 @@ class _Scored(NamedTuple):
 
     similarities: jax.Array  # [num_rows, num_columns]
     offsets: Offsets  # num_lists of [num_columns]
-    right: jax.Array  # [num_rows, num_right] columns, num_columns where there is none
+    passed: jax.Array  # [num_rows, most] columns that do not count, num_columns for none
     valid: jax.Array | None  # [num_columns] bool
     best: jax.Array  # [num_rows, num_lists]
     rounding: jax.Array  # [num_rows, num_lists], how far scores of the tile may be off
 
 
 def _ahead_in_tile(
-    scored: _Scored, share: float, pairs: Callable[[jax.Array, jax.Array], jax.Array]
-) -> jax.Array:
-    """[num_rows, num_lists] int32, twice the number of wrong items ahead of the best right one.
+    scored: _Scored, pairs: Callable[[jax.Array, jax.Array], jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """[num_rows, num_lists] int32 wrong items above the best right one, and level with it.
 
     Args:
       scored: the tile.
-      share: what counts an item that is level.
       pairs: (row [num_pairs], column [num_pairs]) -> [num_pairs, num_lists] scores of their own.
     """
     counted = [_count(scored, place) for place in range(scored.best.shape[1])]
     above, near = (jnp.stack(part, axis=1) for part in zip(*counted, strict=True))
-    return 2 * above + _rescored(scored, near, share, pairs)
+    of_near, level = _rescored(scored, near, pairs)
+    return above + of_near, level
 
 
 def _count(scored: _Scored, place: int) -> tuple[jax.Array, jax.Array]:
@@ -280,8 +305,8 @@ def _count(scored: _Scored, place: int) -> tuple[jax.Array, jax.Array]:
         partial(count, careful=True),
         scored.similarities,
     )
-    inside = scored.right < num_columns
-    column = jnp.where(inside, scored.right, 0)
+    inside = scored.passed < num_columns
+    column = jnp.where(inside, scored.passed, 0)
     own = jnp.take_along_axis(scored.similarities, column, axis=1)
     own = compared(numerics.below_every_number(own if offset is None else own - offset[column]))
     total = (total - jnp.where(inside, own, 0).sum(axis=1)).astype(jnp.int32)
@@ -292,15 +317,15 @@ def _count(scored: _Scored, place: int) -> tuple[jax.Array, jax.Array]:
 def _rescored(
     scored: _Scored,
     near: jax.Array,
-    share: float,
     pairs: Callable[[jax.Array, jax.Array], jax.Array],
-) -> jax.Array:
-    """[num_rows, num_lists] int32, twice what the near items count by scores of their own.
+) -> tuple[jax.Array, jax.Array]:
+    """[num_rows, num_lists] int32 near items above the best right one, and level with it.
+
+    By scores of their own.
 
     Args:
       scored: the tile.
       near: [num_rows, num_lists] int32, how many wrong items are near the best right one.
-      share: what counts an item that is level.
       pairs: as in `_ahead_in_tile`.
     """
     num_lists = near.shape[1]
@@ -323,34 +348,36 @@ def _rescored(
         is_near &= columns[None] > state[asked, 1, None]
         if scored.valid is not None:
             is_near &= scored.valid[None]
-        is_near = is_near.at[slot[:, None], scored.right[row]].set(False, mode="drop")
+        is_near = is_near.at[slot[:, None], scored.passed[row]].set(False, mode="drop")
         column = jnp.argmax(is_near, axis=1).astype(jnp.int32)
-        halves = _ahead(pairs(row, column)[slot, place], best, share)
-        after = jnp.stack([number - 1, column, state[asked, 2] + halves], axis=1)
+        score = pairs(row, column)[slot, place]
+        found = [relation.astype(jnp.int32) for relation in (score > best, score == best)]
+        after = jnp.stack([number - 1, column, *found], axis=1)
+        after = after.at[:, 2:].add(state[asked, 2:])
         return state.at[jnp.where(number > 0, asked, near.size)].set(after, mode="drop")
 
-    # Of each row under each list: near items left, the last column looked at, twice those ahead.
+    # Of each row under each list: near items left, the last column looked at, above, level.
     nothing = jnp.zeros_like(near).reshape(-1)
-    start = jnp.stack([near.reshape(-1), nothing - 1, nothing], axis=1)
+    start = jnp.stack([near.reshape(-1), nothing - 1, nothing, nothing], axis=1)
     start = numerics.varying_like(start, scored)
     state = lax.while_loop(lambda state: (state[:, 0] > 0).any(), rescore_next, start)
-    return state[:, 2].reshape(near.shape)
+    return state[:, 2].reshape(near.shape), state[:, 3].reshape(near.shape)
 
 
-def _ahead(scores: jax.Array, best: jax.Array, share: float) -> jax.Array:
-    """int32, 2 where a score is above the best right one, 2 share where it is level."""
-    above, at_least = ((array).astype(jnp.int32) for array in (scores > best, scores >= best))
-    return round(2 - 2 * share) * above + round(2 * share) * at_least
+def rank(ahead: Ahead, answered: jax.Array, dtype: jnp.dtype, ties: str) -> jax.Array:
+    """1 + the wrong items ahead, +inf where nothing is right.
+
+    In a random order of w wrong and r right items that are level, each wrong one stands before all
+    right ones with probability 1 / (r + 1): it is the first of r + 1.
+    """
+    dtype = numerics.accumulation_dtype(dtype)
+    above, level, right = (part.astype(dtype) for part in ahead)
+    before = {"average": level / (right + 1), "min": jnp.zeros_like(level), "max": level}[ties]
+    return jnp.where(answered, 1 + above + before, jnp.inf)
 
 
-def rank(twice_ahead: jax.Array, answered: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """1 + the items ahead, NaN where there is no right one."""
-    rank = 1 + twice_ahead.astype(numerics.accumulation_dtype(dtype)) / 2
-    return jnp.where(answered, rank, jnp.nan)
-
-
-def share_of_ties(ties: str) -> float:
+def check_ties(ties: str) -> str:
     """What `ties` says, checked."""
-    if ties not in _TIES:
-        raise checks.BadValueError("ties", f" must be one of {sorted(_TIES)}, got {ties!r}")
-    return _TIES[ties]
+    if ties not in TIES:
+        raise checks.BadValueError("ties", f" must be one of {sorted(TIES)}, got {ties!r}")
+    return ties

@@ -29,7 +29,8 @@ from jax import lax
 
 from dbnorm_jax._src.core import similarity
 from dbnorm_jax._src.core.similarity import SimilarityFn
-from dbnorm_jax._src.passes import kernels, nearest, streaming
+from dbnorm_jax._src.passes import banks, kernels, nearest
+from dbnorm_jax._src.passes.banks import BankSums
 from dbnorm_jax._src.passes.selection import BLOCK, Nearest
 
 SWITCH = "DBNORM_KERNELS"
@@ -110,10 +111,10 @@ def bank_sums(
     kernel: str,
     similarity_fn: SimilarityFn,
     chunk_size: int,
-) -> streaming.BankSums:
-    """`streaming.bank_sums`, fused where `kernel`, an answer of `choose`, says so and it can be."""
+) -> BankSums:
+    """`banks.bank_sums`, fused where `kernel`, an answer of `choose`, says so and it can be."""
     plain: Callable[..., Any] = functools.partial(
-        streaming.bank_sums,
+        banks.bank_sums,
         exclude=exclude,
         k=k,
         similarity_fn=similarity_fn,
@@ -123,7 +124,7 @@ def bank_sums(
         return plain(bank, gallery, beta, weights)
     one = functools.partial(kernels.bank_sums, k=k, similarity_fn=similarity_fn)
 
-    def fused(bank: Any, gallery: Any, beta: Any, weights: Any, **plan: Any) -> streaming.BankSums:
+    def fused(bank: Any, gallery: Any, beta: Any, weights: Any, **plan: Any) -> BankSums:
         if not beta.ndim:
             return one(bank, gallery, beta, weights, **plan)
         sums = [one(bank, gallery, beta[place], weights, **plan) for place in range(len(beta))]
@@ -143,6 +144,8 @@ def nearest_items(
     kernel: str,
     similarity_fn: SimilarityFn,
     chunk_size: int,
+    unseen: jax.Array | None = None,
+    valid: jax.Array | None = None,
 ) -> Nearest:
     """`nearest.nearest_items`, fused where `kernel` (see `choose`) says so and it can be."""
     plain: Callable[..., Any] = functools.partial(
@@ -151,11 +154,14 @@ def nearest_items(
         k=k,
         similarity_fn=similarity_fn,
         chunk_size=chunk_size,
+        unseen=unseen,
+        valid=valid,
     )
     # The blocks scored anew must be few; for a test it is enough that there are as many as k.
     most = gallery.shape[0] // (1 if kernel == INTERPRET else 4)
     single = offsets is None or offsets.dtype == jnp.float32
-    if kernel == NEVER or mixtures is not None or not single or k * BLOCK > most:
+    masked = unseen is not None or valid is not None
+    if kernel == NEVER or masked or mixtures is not None or not single or k * BLOCK > most:
         return plain(queries, gallery, offsets)
     fused = functools.partial(kernels.search, k=k, similarity_fn=similarity_fn)
     if offsets is None:

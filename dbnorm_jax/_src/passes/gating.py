@@ -18,11 +18,24 @@ _MOST_COMBINED_TERMS = 2
 
 
 def raw_first(
-    queries: jax.Array, gallery: jax.Array, *, similarity_fn: SimilarityFn, chunk_size: int
+    queries: jax.Array,
+    gallery: jax.Array,
+    *,
+    similarity_fn: SimilarityFn,
+    chunk_size: int,
+    unseen: jax.Array | None = None,
+    valid: jax.Array | None = None,
 ) -> jax.Array:
-    """[num_queries] the raw nearest gallery item, by a search of its own."""
+    """[num_queries] the raw nearest gallery item, by a search of its own; -1 for none."""
     return nearest_items(
-        queries, gallery, None, k=1, similarity_fn=similarity_fn, chunk_size=chunk_size
+        queries,
+        gallery,
+        None,
+        k=1,
+        similarity_fn=similarity_fn,
+        chunk_size=chunk_size,
+        unseen=unseen,
+        valid=valid,
     ).indices[:, 0, 0]
 
 
@@ -44,6 +57,7 @@ def over_gates(
     correction: Correction | None,
     dtype: jnp.dtype,
     activity: Callable[[jax.Array, jax.Array], jax.Array] = lambda active, items: active[:, items],
+    gates: jax.Array | None = None,
 ) -> Any:
     """Runs one streamed pass over the similarities under every combination of gates, then chooses.
 
@@ -57,6 +71,7 @@ def over_gates(
       correction: optional.
       dtype: of the similarities.
       activity: (active [num_terms, num_gallery], items [num_queries]) -> [num_terms, num_queries].
+      gates: optional [num_queries, num_terms], in place of those of the raw best items.
 
     Returns:
       The pytree of [num_queries, ...] under each query's own gates.
@@ -64,11 +79,21 @@ def over_gates(
     if correction is None:
         return jax.tree.map(lambda leaf: leaf[:, 0], lists(None, None)[0])
     bias = correction.bias.astype(numerics.accumulation_dtype(dtype, correction.bias.dtype))
-    if correction.active is None:
+    if correction.active is None and gates is None:
         return jax.tree.map(lambda leaf: leaf[:, 0], lists(bias.sum(axis=0)[:, None], None)[0])
 
-    num_terms = correction.num_terms
-    if correction.active.dtype == bool and num_terms <= _MOST_COMBINED_TERMS:
+    def opened(active: jax.Array, items: jax.Array) -> jax.Array:
+        """[num_terms, num_queries] gates of raw best items; closed where there is none."""
+        found = activity(active, jnp.maximum(items, 0))
+        return jnp.where(items >= 0, found, jnp.zeros((), found.dtype))
+
+    active, num_terms = correction.active, correction.num_terms
+    if (
+        gates is None
+        and active is not None
+        and active.dtype == bool
+        and num_terms <= _MOST_COMBINED_TERMS
+    ):
         combinations = np.array(list(itertools.product((0, 1), repeat=num_terms)), bias.dtype)
         offsets = jnp.stack(
             [
@@ -79,12 +104,14 @@ def over_gates(
         )
         results, first = lists(offsets, None)
         place_values = jnp.asarray(2 ** np.arange(num_terms)[::-1], jnp.int32)
-        open_gates = activity(correction.active, first).astype(jnp.int32)
+        open_gates = opened(active, first).astype(jnp.int32)
         chosen = (open_gates * place_values[:, None]).sum(axis=0)
     else:  # soft gates, or many of them: a search of its own for the gates
-        gates = activity(correction.active, top_1())
-        results, _ = lists(bias.T, gates.T.astype(bias.dtype))
-        chosen = jnp.zeros(gates.shape[1], jnp.int32)
+        if gates is None:
+            assert active is not None
+            gates = opened(active, top_1()).T
+        results, _ = lists(bias.T, gates.astype(bias.dtype))
+        chosen = jnp.zeros(gates.shape[0], jnp.int32)
 
     def choose(leaf: jax.Array) -> jax.Array:
         return jax.vmap(lambda row, place: row[place])(leaf, chosen)

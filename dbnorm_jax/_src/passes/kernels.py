@@ -6,7 +6,7 @@ of gallery items. That is some hundredth of the tile, and plain JAX merges it, a
 tiles at a time. No program of a grid reads what another has written, so that one source serves
 GPUs (through Triton) and TPUs.
 
-Ties, weights and NaN are as in `streaming`. Only values: `dispatch` adds the derivatives.
+Ties, weights and NaN are as in `banks`. Only values: `dispatch` adds the derivatives.
 """
 
 from collections.abc import Callable
@@ -20,6 +20,7 @@ from jax import lax
 from dbnorm_jax._src.core import elementary, numerics, similarity
 from dbnorm_jax._src.core.similarity import SimilarityFn
 from dbnorm_jax._src.passes import streaming
+from dbnorm_jax._src.passes.banks import BankSums
 from dbnorm_jax._src.passes.selection import BLOCK, Nearest, argmax
 
 # What a pass keeps of its tiles at once, at most.
@@ -57,8 +58,8 @@ def bank_sums(
     k: int,
     similarity_fn: SimilarityFn,
     plan: Plan,
-) -> streaming.BankSums:
-    """As `streaming.bank_sums`, for k of 0 or 1 and without exclusions."""
+) -> BankSums:
+    """As `banks.bank_sums`, for k of 0 or 1 and without exclusions."""
     dtype = jnp.float32
     num_bank, num_gallery = bank.shape[0], gallery.shape[0]
     bank, gallery = _operands(bank, gallery, similarity_fn, plan)
@@ -91,7 +92,7 @@ def bank_sums(
         add_bank_chunk, start, (bank, weights), rows_kept
     )
     log_normalizer = numerics.finish_log_sum(log_sum, beta)[:num_gallery]
-    return streaming.BankSums(log_normalizer, jnp.full(num_gallery, weights.sum()), k_occurrence)
+    return BankSums(log_normalizer, jnp.full(num_gallery, weights.sum()), k_occurrence)
 
 
 def _fit_pieces(

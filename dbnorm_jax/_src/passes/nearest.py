@@ -15,7 +15,8 @@ from dbnorm_jax._src.core import elementary, numerics, similarity
 from dbnorm_jax._src.core.similarity import SimilarityFn, tile
 from dbnorm_jax._src.passes import selection
 from dbnorm_jax._src.passes.selection import Nearest, Offsets, add_tile, start_nearest
-from dbnorm_jax._src.passes.streaming import COLUMNS, Block, Items, both, is_apart, scan_chunks
+from dbnorm_jax._src.passes.streaming import COLUMNS, Block, is_apart, scan_chunks
+from dbnorm_jax._src.passes.sweep import Chunk, Items, Pass, Rows, Tile, Tiling, sweep
 
 # Gallery items per tile on processors where neighbours are inserted, so many that a bad order of
 # the gallery costs little; and where they are selected anew, at a cost of its own per tile.
@@ -37,6 +38,7 @@ def nearest_items(
     similarity_fn: SimilarityFn,
     chunk_size: int,
     exclude: jax.Array | None = None,
+    unseen: jax.Array | None = None,
     valid: jax.Array | None = None,
 ) -> Nearest:
     """The k nearest gallery items of each query under several offsets at once, one matmul for all.
@@ -55,15 +57,18 @@ def nearest_items(
       chunk_size: queries held at once.
       exclude: optional [num_gallery, most] int32, rows of queries that never see the item, -1 for
         none.
+      unseen: optional [num_queries, most] int32, the same from the queries' side: items that the
+        query never sees.
       valid: optional [num_gallery] bool, False on padding.
 
     Returns:
-      Nearest of [num_queries, num_lists, k], best first; with k above the number of items, -inf.
+      Nearest of [num_queries, num_lists, k], best first; -inf and index -1 where there are fewer.
     """
     arrays = (queries, gallery, offsets, mixtures)
     found = _search(
         *lax.stop_gradient(arrays),
         exclude,
+        unseen,
         valid,
         k=k,
         similarity_fn=similarity_fn,
@@ -95,90 +100,52 @@ def _search(
     offsets: jax.Array | None,
     mixtures: jax.Array | None,
     exclude: jax.Array | None,
+    unseen: jax.Array | None,
     valid: jax.Array | None,
     *,
     k: int,
     similarity_fn: SimilarityFn,
     chunk_size: int,
 ) -> Nearest:
-    num_lists = count_lists(offsets, mixtures)
     dtype = scoring(queries, gallery, offsets, similarity_fn).dtype
-    return known(
-        add_items(
-            None,
-            queries,
-            Items(gallery, valid),
-            offsets,
-            mixtures,
-            exclude,
-            places=(num_lists, k, dtype),
-            similarity_fn=similarity_fn,
-            chunk_size=chunk_size,
-        )
-    )
+    return sweep(
+        nearest_pass(count_lists(offsets, mixtures), k, dtype),
+        Rows(queries, (mixtures, unseen)),
+        Items(gallery, (by_list(offsets), exclude), valid),
+        Tiling(similarity_fn, dtype, chunk_size, columns_for(k)),
+    ).outputs
 
 
-def known(nearest: Nearest) -> Nearest:
-    """-inf where there is no number."""
-    return nearest._replace(
-        values=jnp.where(numerics.is_number(nearest.values), nearest.values, -jnp.inf)
-    )
+def nearest_pass(num_lists: int, k: int, dtype: jnp.dtype) -> Pass:
+    """Outputs Nearest [size, num_lists, k].
 
-
-def add_items(
-    nearest: Nearest | None,
-    queries: jax.Array,
-    items: Items,
-    offsets: jax.Array | None,
-    mixtures: jax.Array | None,
-    exclude: jax.Array | None = None,
-    *,
-    places: tuple[int, int, jnp.dtype] | None = None,
-    similarity_fn: SimilarityFn,
-    chunk_size: int,
-) -> Nearest:
-    """Adds gallery items to the nearest of each query and list.
-
-    Args:
-      nearest: [num_queries, num_lists, k] of the items before, which have lower gallery indices;
-        None = there are none.
-      queries: [num_queries, dim].
-      items: the items.
-      offsets: as in `nearest_items`, of these items.
-      mixtures: as in `nearest_items`.
-      exclude: as in `nearest_items`, of these items.
-      places: (num_lists, k, dtype) where `nearest` is None.
-      similarity_fn: the similarity.
-      chunk_size: queries held at once.
+    Rows own mixtures and what they do not see, items their offsets and the rows that exclude them.
     """
-    score = scoring(queries, items.rows, offsets, similarity_fn)
-    if nearest is not None:
-        places = nearest.values.shape[1], nearest.values.shape[2], nearest.values.dtype
-    assert places is not None
 
-    def search_chunk(carry: None, chunk: Block) -> tuple[None, Nearest]:
-        rows, mixture, start = chunk.rows
-        if start is None:
-            start = start_nearest((rows.shape[0], *places[:2]), places[2])
+    def start(rows: Chunk) -> Nearest:
+        return start_nearest((rows.size, num_lists, k), dtype)
 
-        def add_gallery_tile(nearest: Nearest, block: Block) -> tuple[Nearest, None]:
-            tile_items, tile_offsets, excluded, valid = block.rows
-            nearest = add_tile(
-                nearest,
-                *score(rows, mixture, tile_items, tile_offsets),
-                items.start + block.start,
-                valid=both(block.fresh, valid),
-                seen=None
-                if excluded is None
-                else lambda row, columns: is_apart(excluded[columns], chunk.start + row),
-            )
-            return nearest, None
+    def add(nearest: Nearest, _: None, tile: Tile) -> tuple[Nearest, None]:
+        (mixtures, unseen), (offsets, excluded) = tile.rows.own, tile.own
 
-        arrays = (items.rows, by_list(offsets), exclude, items.valid)
-        start = numerics.varying_like(start, chunk.rows, arrays)
-        return carry, scan_chunks(add_gallery_tile, start, arrays, columns_for(places[1]))[0]
+        def seen(row: jax.Array, columns: jax.Array) -> jax.Array:
+            if excluded is not None:
+                return is_apart(excluded[columns], tile.rows.start + row)
+            return is_apart(unseen[row], tile.start + columns)
 
-    return scan_chunks(search_chunk, None, (queries, mixtures, nearest), chunk_size)[1]
+        nearest = add_tile(
+            nearest,
+            *less_mixtures(tile.similarities, mixtures, offsets),
+            tile.start,
+            valid=tile.valid,
+            seen=None if excluded is None and unseen is None else seen,
+        )
+        return nearest, None
+
+    def finish(total: None, nearest: Nearest, _: Chunk) -> tuple[None, Nearest]:
+        return total, Nearest(*selection.filled(*nearest))
+
+    return Pass(add, start, finish)
 
 
 def columns_for(k: int) -> int:
@@ -232,18 +199,9 @@ class Scoring(NamedTuple):
     def __call__(
         self, rows: jax.Array, mixtures: Any, items: jax.Array, offsets: Offsets
     ) -> tuple[jax.Array, Offsets]:
-        """([num_rows, num_items] similarities, what is left to subtract from them).
-
-        Offsets that each query mixes in its own way are subtracted here.
-        """
+        """([num_rows, num_items] similarities, what is left to subtract from them)."""
         similarities = tile(self.similarity_fn, rows, items).astype(self.dtype)
-        if mixtures is None:
-            return similarities, offsets
-        # Few terms: an unrolled sum is exact in float32 on every backend, a matmul is not.
-        assert offsets is not None
-        for term, offset in enumerate(offsets):
-            similarities -= mixtures[:, term, None] * offset[None]
-        return elementary.written(similarities), None
+        return less_mixtures(similarities, mixtures, offsets)
 
     def pairs(
         self, rows: jax.Array, mixtures: Any, items: jax.Array, offsets: Offsets
@@ -296,6 +254,19 @@ class Scoring(NamedTuple):
                 largest += jnp.abs(mixtures[:, term, None]) * jnp.abs(offset).max()
         rounding += jnp.finfo(self.dtype).eps * largest  # type: ignore[no-untyped-call]
         return jnp.where(jnp.isfinite(rounding), rounding, 0)
+
+
+def less_mixtures(
+    similarities: jax.Array, mixtures: jax.Array | None, offsets: Offsets
+) -> tuple[jax.Array, Offsets]:
+    """Subtracts the offsets that each query mixes in its own way; what is left to subtract."""
+    if mixtures is None:
+        return similarities, offsets
+    # Few terms: an unrolled sum is exact in float32 on every backend, a matmul is not.
+    assert offsets is not None
+    for term, offset in enumerate(offsets):
+        similarities -= mixtures[:, term, None] * offset[None]
+    return elementary.written(similarities), None
 
 
 def scoring(

@@ -60,13 +60,22 @@ def _candidates(row: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     return blocks[chosen].reshape(-1), indices.reshape(-1)
 
 
-def largest(row: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+def largest(row: jax.Array, k: int, valid: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
     """(values, indices) of the k largest of one row, best first, ties to the lowest index.
 
-    NaN ranks below every number and comes out as -inf.
+    NaN ranks below every number and comes out as -inf. What is not valid is not there; places that
+    nothing fills hold -inf and index -1.
     """
-    values, indices = _take_largest(*_candidates(numerics.below_every_number(row), k), k)
-    return jnp.where(numerics.is_number(values), values, -jnp.inf), indices
+    numbers = numerics.below_every_number(row)
+    if valid is not None:
+        numbers = jnp.where(valid, numbers, -jnp.inf)
+    return filled(*_take_largest(*_candidates(numbers, k), k))
+
+
+def filled(values: jax.Array, indices: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """-inf where there is no number, and index -1 where there is no item."""
+    there = values > -jnp.inf
+    return jnp.where(numerics.is_number(values), values, -jnp.inf), jnp.where(there, indices, -1)
 
 
 def _take_largest(values: jax.Array, indices: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:

@@ -15,18 +15,23 @@ from dbnorm_jax._src.passes import counts, streaming
 from dbnorm_jax._src.passes.gating import check_streamed, over_gates, raw_first
 
 
-def ranks(scores: Any, relevant: Any, *, ties: str = "average", where: Any = None) -> jax.Array:
+def ranks(
+    scores: Any, relevant: Any, *, ties: str = "average", exclude: Any = None, where: Any = None
+) -> jax.Array:
     """Rank of each query's best right item.
 
     Args:
       scores: [num_queries, num_gallery], higher is better; may hold infinities, not NaN.
       relevant: the right items, in one of the forms of this module.
-      ties: "average", "min" (ties broken in favour of the right item) or "max" (static).
-      where: optional bool mask [num_queries, num_gallery] of valid pairs; others do not exist,
-        also right ones.
+      ties: "average", the expectation over all orders; "min", all ties broken in favor of right
+        items, or "max", of wrong ones (static).
+      exclude: optional [num_queries] or [num_queries, most] int, gallery rows that a query never
+        sees, -1 for none: itself, where it stands in its own gallery.
+      where: optional bool mask [num_queries, num_gallery] of the pairs that are seen. What a query
+        does not see is not ranked, and is not right.
 
     Returns:
-      [num_queries] float, 1 = best; NaN for queries without a right item. Other right items never
+      [num_queries] float, 1 = best; +inf for queries without a right item. Other right items never
       count. Inside a caller's jit, where values cannot be checked, NaN ranks below every number.
 
     Raises:
@@ -42,29 +47,21 @@ def ranks(scores: Any, relevant: Any, *, ties: str = "average", where: Any = Non
       [1.5] [3.]
     """
     scores = _check_scores(scores)
-    share = counts.share_of_ties(ties)
+    ties = counts.check_ties(ties)
     right = relevance.as_matrix(relevant, scores.shape)
-    if where is not None:
-        where = checks.mask("where", where)
-        if where.shape != scores.shape:
-            raise checks.BadValueError(
-                "where", f" must have the shape of `scores` {scores.shape}, got {where.shape}"
-            )
-    return _ranks(scores, right, where, share=share)
+    return _ranks(scores, right, checks.seen(where, exclude, scores.shape), ties=ties)
 
 
-@partial(jax.jit, static_argnames="share")
-def _ranks(
-    scores: jax.Array, right: jax.Array, where: jax.Array | None, *, share: float
-) -> jax.Array:
+@partial(jax.jit, static_argnames="ties")
+def _ranks(scores: jax.Array, right: jax.Array, seen: jax.Array | None, *, ties: str) -> jax.Array:
     scores = numerics.below_every_number(scores)
     wrong = ~right
-    if where is not None:
-        right, wrong = right & where, wrong & where
+    if seen is not None:
+        right, wrong = right & seen, wrong & seen
     best = jnp.where(right, scores, -jnp.inf).max(axis=-1, keepdims=True)
-    above = ((scores > best) & wrong).sum(axis=-1, dtype=jnp.int32)
-    level = ((scores == best) & wrong).sum(axis=-1, dtype=jnp.int32)
-    return counts.rank(2 * above + round(2 * share) * level, right.any(axis=-1), scores.dtype)
+    counted = ((scores > best) & wrong, (scores == best) & wrong, (scores == best) & right)
+    ahead = counts.Ahead(*(items.sum(axis=-1, dtype=jnp.int32) for items in counted))
+    return counts.rank(ahead, right.any(axis=-1), scores.dtype, ties)
 
 
 def stream_ranks(
@@ -74,6 +71,9 @@ def stream_ranks(
     correction: Correction | None = None,
     *,
     ties: str = "average",
+    exclude: Any = None,
+    where: Any = None,
+    gates: Any = None,
     similarity_fn: SimilarityFn = dot_product,
     chunk_size: int = streaming.DEFAULT_CHUNK_SIZE,
 ) -> jax.Array:
@@ -91,11 +91,14 @@ def stream_ranks(
         must be concrete here (inside jit, pass the padded int array).
       correction: optional, fields [num_terms, num_gallery].
       ties: as in `ranks` (static).
+      exclude: as in `ranks`; excluded items are no raw top-1 for a gate.
+      where: optional bool mask [num_gallery] of the items that are there.
+      gates: optional [num_queries, num_terms]; those of the raw similarities when None.
       similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static).
       chunk_size: queries held at once (static).
 
     Returns:
-      [num_queries] float, 1 = best; NaN for queries without a right item.
+      [num_queries] float, 1 = best; +inf for queries without a right item.
 
     Raises:
       ValueError: empty, non-finite or mismatched embeddings, right items out of range, a correction
@@ -118,60 +121,73 @@ def stream_ranks(
     right = relevance.as_rows(relevant, (queries.shape[0], gallery.shape[0]))
     if correction is not None:
         check_streamed(correction, gallery.shape[0])
+    num_queries, num_gallery = queries.shape[0], gallery.shape[0]
+    gates = checks.gates(gates, correction, num_queries)
     return _stream_ranks(
         queries,
         gallery,
         right,
         correction,
-        share=counts.share_of_ties(ties),
+        (checks.unseen(exclude, num_queries, num_gallery), checks.kept(where, num_gallery)),
+        gates,
+        ties=counts.check_ties(ties),
         similarity_fn=similarity_fn,
         chunk_size=chunk_size,
     )
 
 
-@partial(jax.jit, static_argnames=("share", "similarity_fn", "chunk_size"))
+@partial(jax.jit, static_argnames=("ties", "similarity_fn", "chunk_size"))
 def _stream_ranks(
     queries: jax.Array,
     gallery: jax.Array,
     right: jax.Array,
     correction: Correction | None,
+    seen: tuple[jax.Array | None, jax.Array | None],
+    gates: jax.Array | None,
     *,
-    share: float,
+    ties: str,
     similarity_fn: SimilarityFn,
     chunk_size: int,
 ) -> jax.Array:
-    options: Any = {"similarity_fn": similarity_fn, "chunk_size": chunk_size}
+    unseen, valid = seen
+    right = counts.seen(right, unseen, valid)
+    options: Any = {
+        "unseen": unseen,
+        "valid": valid,
+        "similarity_fn": similarity_fn,
+        "chunk_size": chunk_size,
+    }
 
-    def count(offsets: jax.Array | None, mixtures: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        ahead, nearest = counts.count_ahead(
-            queries, gallery, right, offsets, mixtures, share=share, **options
-        )
+    def count(
+        offsets: jax.Array | None, mixtures: jax.Array | None
+    ) -> tuple[counts.Ahead, jax.Array]:
+        ahead, nearest = counts.count_ahead(queries, gallery, right, offsets, mixtures, **options)
         return ahead, nearest.indices
 
     top_1 = partial(raw_first, queries, gallery, **options)
     dtype = numerics.accumulation_dtype(queries.dtype, gallery.dtype)
-    ahead = over_gates(count, top_1, correction, dtype)
-    return counts.rank(ahead, (right >= 0).any(axis=1), dtype)
+    ahead = over_gates(count, top_1, correction, dtype, gates=gates)
+    return counts.rank(ahead, (right >= 0).any(axis=1), dtype, ties)
 
 
 def recall_at(ranks: Any, k: float) -> jax.Array:
     """R@k, the share of queries with rank <= k, in [0, 1].
 
     Args:
-      ranks: [...] float ranks, NaN = left out.
+      ranks: [...] float ranks, +inf = left out.
       k: the cut-off, >= 1.
 
     Returns:
       Scalar; NaN when no query counts.
 
     Raises:
-      ValueError: k < 1.
+      ValueError: k < 1, ranks that hold NaN.
       TypeError: ranks that are not floating point, k that is no number.
 
     Examples:
       >>> from dbnorm_jax import metrics
       >>> import jax.numpy as jnp
-      >>> print(metrics.recall_at(jnp.array([1.0, 3.0, 2.0, 9.0, jnp.nan]), 2))
+      >>> print(metrics.recall_at(jnp.array([1.0, 3.0, 2.0, 9.0, jnp.inf]), 2))
       0.5
     """
     ranks = _check_ranks(ranks)
@@ -180,14 +196,14 @@ def recall_at(ranks: Any, k: float) -> jax.Array:
 
 @jax.jit
 def _recall_at(ranks: jax.Array, k: jax.Array) -> jax.Array:
-    return jnp.nanmean(jnp.where(jnp.isnan(ranks), jnp.nan, (ranks <= k).astype(ranks.dtype)))
+    return _mean((ranks <= k).astype(ranks.dtype), ranks < jnp.inf)
 
 
 def median_rank(ranks: Any) -> jax.Array:
     """MdR, the median rank, at least 1.
 
     Args:
-      ranks: [...] float ranks, NaN = left out.
+      ranks: [...] float ranks, +inf = left out.
 
     Returns:
       Scalar; NaN when no query counts.
@@ -199,14 +215,22 @@ def median_rank(ranks: Any) -> jax.Array:
       3.0
     """
     ranks = _check_ranks(ranks)
-    return jnp.nanmedian(ranks) if ranks.size else jnp.asarray(jnp.nan, ranks.dtype)
+    return _median(ranks.reshape(-1))
+
+
+@jax.jit
+def _median(ranks: jax.Array) -> jax.Array:
+    count = (ranks < jnp.inf).sum(dtype=jnp.int32)
+    ranks = jnp.sort(jnp.append(ranks, jnp.inf))  # those left out stand last
+    middle = (ranks[jnp.maximum(count - 1, 0) // 2] + ranks[count // 2]) / 2
+    return jnp.where(count > 0, middle, jnp.nan)
 
 
 def mean_rank(ranks: Any) -> jax.Array:
     """MnR, the mean rank, at least 1.
 
     Args:
-      ranks: [...] float ranks, NaN = left out.
+      ranks: [...] float ranks, +inf = left out.
 
     Returns:
       Scalar; NaN when no query counts.
@@ -217,14 +241,15 @@ def mean_rank(ranks: Any) -> jax.Array:
       >>> print(metrics.mean_rank(jnp.array([1.0, 3.0, 20.0])))
       8.0
     """
-    return jnp.nanmean(_check_ranks(ranks))
+    ranks = _check_ranks(ranks)
+    return _mean(ranks, ranks < jnp.inf)
 
 
 def mean_reciprocal_rank(ranks: Any) -> jax.Array:
     """MRR, the mean of 1 / rank, in (0, 1].
 
     Args:
-      ranks: [...] float ranks, NaN = left out.
+      ranks: [...] float ranks, +inf = left out.
 
     Returns:
       Scalar; NaN when no query counts.
@@ -235,14 +260,15 @@ def mean_reciprocal_rank(ranks: Any) -> jax.Array:
       >>> print(metrics.mean_reciprocal_rank(jnp.array([1.0, 2.0, 4.0])).round(4))
       0.5833
     """
-    return jnp.nanmean(1 / _check_ranks(ranks))
+    ranks = _check_ranks(ranks)
+    return _mean(1 / ranks, ranks < jnp.inf)
 
 
 def geometric_mean_recall(ranks: Any, ks: Sequence[int] = (1, 5, 10)) -> jax.Array:
     """Geometric mean of R@k over several cut-offs, in [0, 1].
 
     Args:
-      ranks: [...] float ranks, NaN = left out.
+      ranks: [...] float ranks, +inf = left out.
       ks: the cut-offs.
 
     Returns:
@@ -261,15 +287,20 @@ def geometric_mean_recall(ranks: Any, ks: Sequence[int] = (1, 5, 10)) -> jax.Arr
     return jnp.prod(recalls) ** (1 / len(ks))
 
 
-def mean_average_precision(scores: Any, relevant: Any) -> jax.Array:
+def mean_average_precision(
+    scores: Any, relevant: Any, *, exclude: Any = None, where: Any = None
+) -> jax.Array:
     """mAP: the mean over queries of the mean over right items of precision at their rank.
 
-    `precision(i) = right_rank(i) / rank(i)`, both ranks with averaged ties, the first among the
-    right items alone.
+    The expectation over all orders of tied items, as in McSherry and Najork (ECIR 2008): of n level
+    items, r of them right, behind a items, b of them right, one at place i = a + 1 ... a + n is
+    right with probability r / n, its precision then (b + 1 + (i - a - 1)(r - 1)/(n - 1)) / i.
 
     Args:
       scores: [num_queries, num_gallery], higher is better; may hold infinities, not NaN.
       relevant: the right items, in one of the forms of this module.
+      exclude: as in `ranks`.
+      where: as in `ranks`.
 
     Returns:
       Scalar in [0, 1]; queries without a right item are left out.
@@ -287,32 +318,37 @@ def mean_average_precision(scores: Any, relevant: Any) -> jax.Array:
       0.8333
     """
     scores = _check_scores(scores)
-    return _mean_average_precision(scores, relevance.as_matrix(relevant, scores.shape))
+    right = relevance.as_matrix(relevant, scores.shape)
+    return _mean_average_precision(scores, right, checks.seen(where, exclude, scores.shape))
 
 
 @jax.jit
-def _mean_average_precision(scores: jax.Array, right: jax.Array) -> jax.Array:
+def _mean_average_precision(
+    scores: jax.Array, right: jax.Array, seen: jax.Array | None
+) -> jax.Array:
     dtype = numerics.accumulation_dtype(scores.dtype)
-    scores = scores.astype(dtype)
-    largest = jnp.finfo(dtype).max  # type: ignore[no-untyped-call]
-
-    def average_rank(row: jax.Array, among: jax.Array) -> jax.Array:
-        ordered = jnp.sort(jnp.where(among, row, jnp.inf))  # those outside stand at the top
-        outside = (~among).sum(dtype=jnp.int32)
-        not_above = jnp.searchsorted(ordered, row, side="right")
-        below = jnp.searchsorted(ordered, row, side="left")
-        above = jnp.maximum(row.shape[0] - outside - not_above, 0).astype(dtype)
-        level = (not_above - below).astype(dtype)
-        return 1 + above + (level - 1) / 2
+    scores = numerics.below_every_number(scores)
+    if seen is not None:  # what is not seen stands behind all others
+        scores, right = jnp.where(seen, scores, -jnp.inf), right & seen
+    places = 1 + jnp.arange(scores.shape[1], dtype=jnp.int32)
 
     def average_precision(row: jax.Array, right: jax.Array) -> jax.Array:
-        row = jnp.clip(numerics.below_every_number(row), max=largest)
-        precision = average_rank(row, right) / average_rank(row, jnp.ones_like(right))
-        count = right.sum()
-        total = jnp.where(right, precision, 0).sum()
-        return jnp.where(count > 0, total / jnp.maximum(count, 1).astype(dtype), jnp.nan)
+        order = jnp.argsort(-row)
+        row, right = row[order], right[order].astype(jnp.int32)
+        # Of each entry: where the run of those that are level begins, and how long it is.
+        first = jnp.searchsorted(-row, -row, side="left", method="sort")
+        level = jnp.searchsorted(-row, -row, side="right", method="sort") - first
+        until = jnp.cumsum(right)
+        before = (until - right)[first]
+        run = until[first + level - 1] - before
+        share = run.astype(dtype) / level.astype(dtype)
+        others = jnp.maximum(level - 1, 1).astype(dtype)
+        slope = jnp.maximum(run - 1, 0).astype(dtype) / others
+        earlier = (places - 1 - first).astype(dtype)
+        precision = ((before + 1).astype(dtype) + earlier * slope) / places.astype(dtype)
+        return (share * precision).sum() / jnp.maximum(right.sum(), 1).astype(dtype)
 
-    return jnp.nanmean(jax.vmap(average_precision)(scores, right))
+    return _mean(jax.vmap(average_precision)(scores, right), right.any(axis=1))
 
 
 def _check_scores(scores: Any) -> jax.Array:
@@ -327,12 +363,24 @@ def _check_scores(scores: Any) -> jax.Array:
     return checks.read_alike(scores)
 
 
-def _holds_nan(scores: Any) -> Any:
-    return ~(scores >= -np.inf).all()
+def _holds_nan(values: Any) -> Any:
+    return ~(values >= -np.inf).all()
+
+
+@jax.jit
+def _mean(values: jax.Array, counted: jax.Array) -> jax.Array:
+    """Of those that are counted; NaN where none is."""
+    count = counted.sum(dtype=jnp.int32)
+    total = jnp.where(counted, values, 0).sum()
+    return jnp.where(count > 0, total / jnp.maximum(count, 1).astype(values.dtype), jnp.nan)
 
 
 def _check_ranks(ranks: Any) -> jax.Array:
     ranks = checks.floating("ranks", ranks, finite=False)
+    if checks.found(_holds_nan, ranks):
+        raise checks.BadValueError(
+            "ranks", " must not hold NaN: queries without a right item have rank +inf"
+        )
     return ranks.astype(numerics.accumulation_dtype(ranks.dtype))
 
 

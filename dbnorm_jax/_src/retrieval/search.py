@@ -3,7 +3,8 @@
     score(q, g) = s(q, g) - sum_t gate_t(q) bias_t(g)
 
 The gate of a query is the activity of its raw top-1 gallery item, read from the similarity before
-anything is subtracted; ties go to the lowest gallery index everywhere.
+anything is subtracted; ties go to the lowest gallery index everywhere. Gallery items that a query
+does not see, by `exclude` or `where`, are not found, and are no top-1 for its gates.
 
     >>> import dbnorm_jax as dbn
     >>> import jax.numpy as jnp
@@ -15,6 +16,7 @@ anything is subtracted; ties go to the lowest gallery index everywhere.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -34,16 +36,21 @@ from dbnorm_jax._src.passes import dispatch, selection, streaming
 from dbnorm_jax._src.passes.gating import check_streamed, over_gates, raw_first
 
 
-def gates(similarities: Any, correction: Correction) -> jax.Array:
+def gates(
+    similarities: Any, correction: Correction, *, exclude: Any = None, where: Any = None
+) -> jax.Array:
     """Which terms act on which query: `a_t(q) = active_t(argmax_g s(q, g))`.
 
     Args:
       similarities: [..., num_queries, num_gallery], raw.
       correction: with fields [..., num_terms, num_gallery].
+      exclude: optional [num_queries] or [num_queries, most] int, gallery rows that a query never
+        sees, -1 for none: itself, where it stands in its own gallery.
+      where: optional bool mask [..., num_queries, num_gallery] of the pairs that are seen.
 
     Returns:
-      [..., num_queries, num_terms] in [0, 1]; 1 where `correction.active` is None. Piecewise
-      constant in the similarities: their gradient is zero.
+      [..., num_queries, num_terms] in [0, 1]; 1 where `correction.active` is None, else 0 for a
+      query that sees nothing. Piecewise constant in the similarities: their gradient is zero.
 
     Raises:
       ValueError: a non-finite matrix, or one with another number of columns than the correction.
@@ -61,11 +68,11 @@ def gates(similarities: Any, correction: Correction) -> jax.Array:
       Bogolin et al., CVPR 2022, section on dynamic inverted softmax.
     """
     similarities = _check_matrix(similarities, correction)
-    return _gates(similarities, correction)
+    return _gates(similarities, correction, checks.seen(where, exclude, similarities.shape))
 
 
 @jax.jit
-def _gates(similarities: jax.Array, correction: Correction) -> jax.Array:
+def _gates(similarities: jax.Array, correction: Correction, seen: jax.Array | None) -> jax.Array:
     dtype = numerics.accumulation_dtype(similarities.dtype, correction.bias.dtype)
     if correction.active is None:
         lead = jnp.broadcast_shapes(similarities.shape[:-2], correction.bias.shape[:-2])
@@ -73,11 +80,14 @@ def _gates(similarities: jax.Array, correction: Correction) -> jax.Array:
         return jnp.ones(shape, dtype)
 
     def one(row: jax.Array, active: jax.Array) -> jax.Array:
-        nearest = selection.argmax(numerics.below_every_number(lax.stop_gradient(row)))[1]
-        return active[:, nearest]
+        best, nearest = selection.argmax(row)
+        return jnp.where(best > -jnp.inf, active[:, nearest], jnp.zeros((), active.dtype))
 
+    numbers = numerics.below_every_number(lax.stop_gradient(similarities))
+    if seen is not None:
+        numbers = jnp.where(seen, numbers, -jnp.inf)
     act = numerics.vectorize(one, signature="(g),(t,g)->(t)")
-    return act(similarities, correction.active[..., None, :, :]).astype(dtype)
+    return act(numbers, correction.active[..., None, :, :]).astype(dtype)
 
 
 def apply_correction(similarities: Any, correction: Correction, *, gates: Any = None) -> jax.Array:
@@ -106,13 +116,7 @@ def apply_correction(similarities: Any, correction: Correction, *, gates: Any = 
       Wang, Jian and Xue, EMNLP 2023, DualIS and DualDIS, in the log domain.
     """
     similarities = _check_matrix(similarities, correction)
-    if gates is not None:
-        gates = checks.floating("gates", gates, min_ndim=2)
-        expected = (similarities.shape[-2], correction.num_terms)
-        if gates.shape[-2:] != expected:
-            raise checks.BadValueError(
-                "gates", f" must end in [num_queries, num_terms] = {expected}, got {gates.shape}"
-            )
+    gates = checks.gates(gates, correction, similarities.shape[-2])
     return _apply_correction(similarities, correction, gates)
 
 
@@ -126,7 +130,7 @@ def _apply_correction(
         offsets = bias.sum(axis=-2, keepdims=True)
     else:
         if gates is None:
-            gates = _gates(similarities, correction)
+            gates = _gates(similarities, correction, None)
         gates = gates.astype(dtype)
         # Few terms: an unrolled sum is exact in float32 on every backend, a matmul is not.
         terms = [
@@ -136,17 +140,30 @@ def _apply_correction(
     return similarities.astype(dtype) - offsets
 
 
-def top_k(similarities: Any, k: int, correction: Correction | None = None) -> SearchResult:
+def top_k(
+    similarities: Any,
+    k: int,
+    correction: Correction | None = None,
+    *,
+    exclude: Any = None,
+    where: Any = None,
+    gates: Any = None,
+) -> SearchResult:
     """The k best gallery items of each query from a similarity matrix.
 
     Args:
       similarities: [..., num_queries, num_gallery], raw.
       k: neighbours per query, between 1 and num_gallery (static).
       correction: optional, fields [..., num_terms, num_gallery].
+      exclude: optional [num_queries] or [num_queries, most] int, gallery rows that a query never
+        sees, -1 for none: itself, where it stands in its own gallery.
+      where: optional bool mask [..., num_queries, num_gallery] of the pairs that are seen.
+      gates: optional [..., num_queries, num_terms]; those of the raw similarities when None.
 
     Returns:
-      SearchResult of [..., num_queries, k], best first, ties to the lowest gallery index. Inside a
-      caller's jit, where values cannot be checked, NaN ranks below every number, with score -inf.
+      SearchResult of [..., num_queries, k], best first, ties to the lowest gallery index. A query
+      that sees fewer items has score -inf and index -1 in the places left. Inside a caller's jit,
+      where values cannot be checked, NaN ranks below every number, with score -inf.
 
     Raises:
       ValueError: a non-finite matrix, k out of range, or shapes that do not fit.
@@ -164,19 +181,37 @@ def top_k(similarities: Any, k: int, correction: Correction | None = None) -> Se
     else:
         similarities = _check_matrix(similarities, correction)
     k = checks.integer("k", k, low=1, high=similarities.shape[-1], of=" (gallery items)")
-    return _top_k(similarities, correction, k=k)
+    seen = checks.seen(where, exclude, similarities.shape)
+    gates = checks.gates(gates, correction, similarities.shape[-2])
+    return _top_k(similarities, correction, seen, gates, k=k)
 
 
 @functools.partial(jax.jit, static_argnames="k")
-def _top_k(similarities: jax.Array, correction: Correction | None, *, k: int) -> SearchResult:
+def _top_k(
+    similarities: jax.Array,
+    correction: Correction | None,
+    seen: jax.Array | None,
+    gates: jax.Array | None,
+    *,
+    k: int,
+) -> SearchResult:
     if correction is None:
         scores = similarities.astype(numerics.accumulation_dtype(similarities.dtype))
     else:
-        scores = _apply_correction(similarities, correction, None)
+        if gates is None and seen is not None and correction.active is not None:
+            gates = _gates(similarities, correction, seen)
+        scores = _apply_correction(similarities, correction, gates)
         if correction.active is not None and correction.active.dtype != bool:
             scores = elementary.written(scores)  # read twice; hard gates round nothing
-    largest = numerics.vectorize(lambda row: selection.largest(row, k), signature="(g)->(k),(k)")
-    return SearchResult(*largest(scores))
+    if seen is None:
+        rows: tuple[jax.Array, ...] = (scores,)
+    else:
+        rows = (scores, jnp.broadcast_to(seen, scores.shape))
+    signature = ",".join(["(g)"] * len(rows)) + "->(k),(k)"
+    largest = numerics.vectorize(
+        lambda row, *seen: selection.largest(row, k, *seen), signature=signature
+    )
+    return SearchResult(*largest(*rows))
 
 
 def stream_top_k(
@@ -185,6 +220,9 @@ def stream_top_k(
     k: int,
     correction: Correction | None = None,
     *,
+    exclude: Any = None,
+    where: Any = None,
+    gates: Any = None,
     similarity_fn: SimilarityFn = dot_product,
     chunk_size: int = streaming.DEFAULT_CHUNK_SIZE,
 ) -> SearchResult:
@@ -198,11 +236,16 @@ def stream_top_k(
       gallery: [num_gallery, dim] embeddings.
       k: neighbours per query, between 1 and num_gallery (static).
       correction: optional, fields [num_terms, num_gallery].
+      exclude: optional [num_queries] or [num_queries, most] int, gallery rows that a query never
+        sees, -1 for none: itself, where it stands in its own gallery.
+      where: optional bool mask [num_gallery] of the items that are there.
+      gates: optional [num_queries, num_terms]; those of the raw similarities when None.
       similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static).
       chunk_size: queries held at once (static); results do not depend on it beyond rounding.
 
     Returns:
-      SearchResult of [num_queries, k], best first, ties to the lowest gallery index.
+      SearchResult of [num_queries, k], best first, ties to the lowest gallery index. A query that
+      sees fewer items has score -inf and index -1 in the places left.
 
     Raises:
       ValueError: empty, non-finite or mismatched embeddings, k out of range, a correction fitted on
@@ -225,10 +268,16 @@ def stream_top_k(
     if correction is not None:
         check_streamed(correction, gallery.shape[0])
     num_queries = queries.shape[0]
+    where = checks.kept(where, gallery.shape[0])
+    unseen = checks.unseen(exclude, num_queries, gallery.shape[0])
+    gates = checks.gates(gates, correction, num_queries)
+    queries, unseen, gates = _filled_up(queries, unseen, gates)
     result = _stream_top_k(
-        _filled_up(queries),
+        queries,
         gallery,
         correction,
+        (unseen, where),
+        gates,
         k=k,
         similarity_fn=similarity_fn,
         chunk_size=chunk_size,
@@ -284,18 +333,29 @@ def semantic_search(
     ]
 
 
-def _filled_up(queries: jax.Array) -> jax.Array:
-    """At most an eighth more queries: a service that is asked in any number compiles for few."""
-    num_queries = queries.shape[0]
+def _filled_up(*arrays: jax.Array | None) -> list[jax.Array | None]:
+    """At most an eighth more queries: a service that is asked in any number compiles for few.
+
+    Args:
+      arrays: [num_queries, ...] each, the queries first.
+    """
+    given = [array for array in arrays if array is not None]
+    num_queries = given[0].shape[0]
     step = max(32, 2 ** (num_queries.bit_length() - 4))
     missing = -num_queries % step
     # Inside a caller's jit the caller's shapes rule; a sharded array stays where it is.
-    if not missing or not checks.is_concrete(queries) or len(queries.devices()) > 1:
-        return queries
-    if not _on_host(queries):
-        return jnp.pad(queries, ((0, missing), (0, 0)))
-    rows = np.asarray(queries)
-    return jax.device_put(np.concatenate([rows, np.zeros((missing, rows.shape[1]), rows.dtype)]))
+    here = all(checks.is_concrete(array) and len(array.devices()) == 1 for array in given)
+    if not missing or not here:
+        return list(arrays)
+
+    def filled_up(array: jax.Array) -> jax.Array:
+        if not _on_host(array):
+            return jnp.pad(array, ((0, missing), (0, 0)))
+        rows = np.asarray(array)
+        nothing = np.zeros((missing, rows.shape[1]), rows.dtype)
+        return jax.device_put(np.concatenate([rows, nothing]))
+
+    return [None if array is None else filled_up(array) for array in arrays]
 
 
 def _cut(part: jax.Array, num_queries: int) -> jax.Array:
@@ -318,20 +378,28 @@ def _stream_top_k(
     queries: jax.Array,
     gallery: jax.Array,
     correction: Correction | None,
+    seen: tuple[jax.Array | None, jax.Array | None],
+    gates: jax.Array | None,
     *,
     k: int,
     similarity_fn: SimilarityFn,
     chunk_size: int,
     kernel: str,
 ) -> SearchResult:
-    find = functools.partial(
+    unseen, valid = seen
+    options: dict[str, Any] = {
+        "unseen": unseen,
+        "valid": valid,
+        "similarity_fn": similarity_fn,
+        "chunk_size": chunk_size,
+    }
+    find: Callable[..., Any] = functools.partial(
         dispatch.nearest_items,
         queries,
         gallery,
         k=k,
-        similarity_fn=similarity_fn,
-        chunk_size=chunk_size,
         kernel=kernel,
+        **options,
     )
 
     def search_lists(
@@ -340,11 +408,9 @@ def _stream_top_k(
         nearest = find(offsets, mixtures)
         return nearest, nearest.indices[:, 0, 0]
 
-    top_1 = functools.partial(
-        raw_first, queries, gallery, similarity_fn=similarity_fn, chunk_size=chunk_size
-    )
+    top_1 = functools.partial(raw_first, queries, gallery, **options)
     dtype = numerics.accumulation_dtype(queries.dtype, gallery.dtype)
-    return SearchResult(*over_gates(search_lists, top_1, correction, dtype))
+    return SearchResult(*over_gates(search_lists, top_1, correction, dtype, gates=gates))
 
 
 def _check_matrix(similarities: Any, correction: Any) -> jax.Array:

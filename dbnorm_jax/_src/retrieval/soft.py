@@ -29,14 +29,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from dbnorm_jax._src.core import checks, numerics
-from dbnorm_jax._src.core.similarity import SimilarityFn, check_rows, dot_product, tile
+from dbnorm_jax._src.core.similarity import SimilarityFn, check_rows, dot_product
 from dbnorm_jax._src.core.types import Correction
 from dbnorm_jax._src.passes import selection, streaming
 from dbnorm_jax._src.passes.gating import check_streamed
-from dbnorm_jax._src.passes.streaming import Block, scan_chunks
+from dbnorm_jax._src.passes.sweep import Chunk, Items, Pass, Rows, Tile, Tiling, meet, sweep
 
-# Gallery items per tile.
-_COLUMNS = 1024
 _UNIT = " (in the unit of similarity)"
 
 
@@ -156,33 +154,23 @@ def _stream_soft_activation(
     similarity_fn: SimilarityFn,
     chunk_size: int,
 ) -> jax.Array:
-    dtype = temperature.dtype
+    items = Items(gallery)
+    tiling = Tiling(similarity_fn, temperature.dtype, chunk_size)
 
-    def add_bank_chunk(log_inactive: jax.Array, chunk: Block) -> tuple[jax.Array, None]:
-        rows, entering = chunk.rows
-        size = rows.shape[0]
-        entering = jnp.ones(size, dtype) if entering is None else entering
-        if chunk.fresh is not None:
-            entering = jnp.where(chunk.fresh, entering, 0)
+    def add_powers(powers: _Powers, _: None, tile: Tile) -> tuple[_Powers, None]:
+        return _add(powers, tile.similarities, temperature, None, tile.valid), None
 
-        def similarities_to(items: jax.Array) -> jax.Array:
-            return tile(similarity_fn, rows, items).astype(dtype)
+    def add_inactive(powers: _Powers, so_far: jax.Array, tile: Tile) -> tuple[_Powers, jax.Array]:
+        weights = tile.rows.entering
+        return powers, so_far + _log_inactive(powers, tile.similarities, temperature, weights)
 
-        def add_powers(powers: _Powers, block: Block) -> tuple[_Powers, None]:
-            similarities = similarities_to(block.rows)
-            return _add(powers, similarities, temperature, None, block.fresh), None
+    def finish(log_inactive: jax.Array, powers: _Powers, rows: Chunk) -> tuple[jax.Array, None]:
+        # Shares are known when all items have passed: these rows meet them once more.
+        return meet(Pass(add_inactive), powers, rows, items, log_inactive, tiling)[1], None
 
-        powers, _ = scan_chunks(add_powers, _start(size, 0, dtype), gallery, _COLUMNS)
-
-        def add_inactive(carry: None, block: Block) -> tuple[None, jax.Array]:
-            items, so_far = block.rows
-            added = _log_inactive(powers, similarities_to(items), temperature, entering)
-            return carry, so_far + added
-
-        return scan_chunks(add_inactive, None, (gallery, log_inactive), _COLUMNS)[1], None
-
-    start = jnp.zeros(gallery.shape[0], dtype)
-    return _activity(scan_chunks(add_bank_chunk, start, (bank, weights), chunk_size)[0])
+    kept = Pass(add_powers, lambda rows: _start(rows.size, 0, temperature.dtype), finish)
+    none = jnp.zeros(gallery.shape[0], temperature.dtype)
+    return _activity(sweep(kept, Rows(bank, None, weights), items, tiling, total=none).total)
 
 
 def soft_gates(
@@ -341,18 +329,18 @@ def _stream_soft_gates(
     if activity is None:
         return jnp.ones((queries.shape[0], num_terms), dtype)
 
-    def gate_chunk(carry: None, chunk: Block) -> tuple[None, jax.Array]:
-        def add_tile(powers: _Powers, block: Block) -> tuple[_Powers, None]:
-            items, active = block.rows
-            similarities = tile(similarity_fn, chunk.rows, items).astype(dtype)
-            return _add(powers, similarities, temperature, active.T, block.fresh), None
+    def start(rows: Chunk) -> _Powers:
+        return _start(rows.size, num_terms, dtype)
 
-        start = _start(chunk.rows.shape[0], num_terms, dtype)
-        arrays = (gallery, activity.T.astype(dtype))
-        powers, _ = scan_chunks(add_tile, start, arrays, _COLUMNS)
-        return carry, _gates_of(powers, straight_through=straight_through)
+    def add(powers: _Powers, _: None, tile: Tile) -> tuple[_Powers, None]:
+        return _add(powers, tile.similarities, temperature, tile.own.T, tile.valid), None
 
-    return scan_chunks(gate_chunk, None, queries, chunk_size)[1]
+    def finish(total: None, powers: _Powers, _: Chunk) -> tuple[None, jax.Array]:
+        return total, _gates_of(powers, straight_through=straight_through)
+
+    items = Items(gallery, activity.T.astype(dtype))
+    tiling = Tiling(similarity_fn, dtype, chunk_size)
+    return sweep(Pass(add, start, finish), Rows(queries), items, tiling).outputs
 
 
 class _Powers(NamedTuple):

@@ -24,7 +24,7 @@ from dbnorm_jax._src.core import numerics
 from dbnorm_jax._src.core.similarity import SimilarityFn, tile
 from dbnorm_jax._src.core.types import BankStatistics, Correction, LargestSimilarities
 from dbnorm_jax._src.corrections.table import TABLE, Row
-from dbnorm_jax._src.passes import selection
+from dbnorm_jax._src.passes import counts, selection
 from dbnorm_jax._src.tuning.grid import COLUMNS, Candidates, arguments
 
 # Bank rows per block.
@@ -117,7 +117,7 @@ def statistics(
 
         seen = jnp.where(valid, similarities, -jnp.inf)
         best = jnp.where(valid.any(axis=1), seen.argmax(axis=1), num_columns)
-        counts = jnp.zeros(num_columns, jnp.int32).at[best].add(1, mode="drop")
+        occurrence = jnp.zeros(num_columns, jnp.int32).at[best].add(1, mode="drop")
         largest = carry.largest
         if k:
             here = selection.largest_of_columns(jnp.where(valid, similarities, jnp.nan), k)
@@ -129,7 +129,7 @@ def statistics(
                 numerics.log_add(carry.log_normalizer[part], log_normalizer)
             ),
             carry.mass.at[part].add(jnp.where(valid, weights[:, None], 0).sum(axis=0)),
-            carry.k_occurrence.at[part].add(counts),
+            carry.k_occurrence.at[part].add(occurrence),
             largest,
         ), None
 
@@ -246,7 +246,7 @@ def corrections(
 
 
 def ranks(similarities: jax.Array, right: jax.Array, candidates: Correction) -> jax.Array:
-    """Rank of each query's best right column under every candidate, ties averaged.
+    """Rank of each query's best right column under every candidate, as `metrics.ranks`.
 
     Args:
       similarities: [num_queries, columns].
@@ -254,10 +254,10 @@ def ranks(similarities: jax.Array, right: jax.Array, candidates: Correction) -> 
       candidates: fields [num_candidates, num_terms, columns].
 
     Returns:
-      [num_candidates, num_queries] float, NaN for queries without a right column.
+      [num_candidates, num_queries] float, +inf for queries without a right column.
     """
-    num_columns = similarities.shape[1]
-    places = lax.iota(jnp.int32, num_columns)
+    right = counts.distinct(right)
+    places = lax.iota(jnp.int32, similarities.shape[1])
     is_right = (right[:, :, None] == places[None, None]).any(axis=1)
     answered = is_right.any(axis=1)
     wrong = jnp.where(is_right, -jnp.inf, similarities)
@@ -274,14 +274,14 @@ def ranks(similarities: jax.Array, right: jax.Array, candidates: Correction) -> 
                 total = total + gate[:, None] * (found[None] if found.ndim == 1 else found)
             return total
 
-        best = jnp.where(right >= 0, own - offset(jnp.maximum(right, 0)), -jnp.inf)
-        best = best.max(axis=1, keepdims=True)
+        of_right = jnp.where(right >= 0, own - offset(jnp.maximum(right, 0)), -jnp.inf)
+        best = of_right.max(axis=1, keepdims=True)
         scores = wrong - offset(slice(None))
-        halves = (scores > best).astype(jnp.int32) + (scores >= best).astype(jnp.int32)
-        return halves.sum(axis=1)
+        counted = (scores > best, scores == best, of_right == best)
+        ahead = counts.Ahead(*(items.sum(axis=1, dtype=jnp.int32) for items in counted))
+        return counts.rank(ahead, answered, similarities.dtype, "average")
 
-    halves = lax.map(rank, (candidates.bias, gates))
-    return jnp.where(answered[None], 1 + halves.astype(similarities.dtype) / 2, jnp.nan)
+    return lax.map(rank, (candidates.bias, gates))
 
 
 @partial(jax.jit, static_argnames=("groups", "similarity_fn"))

@@ -275,8 +275,8 @@ def test_devices_exchange_what_the_cost_model_says():
     """`docs/scaling.md`: numbers per gallery item and short lists per row, never embeddings."""
     mesh = make_mesh()
     bank, gallery, queries = placed(smooth((64, 512, 64)), mesh)
-    static = {"placement": meshes.layout(mesh, *AXES), "num_rows": 64, "num_gallery": 512}
-    static |= {"k": 1, "similarity_fn": dbn.dot_product, "chunk_size": 16}
+    split = drive.Split(meshes.layout(mesh, *AXES), 64, 512, dbn.dot_product, 16)
+    static = {"split": split, "k": 1}
     fit = drive.bank_statistics.lower(bank, gallery, jnp.float32(3), None, None, **static)
     # Maximum, sum, mass and count of the 512 / 4 items of a device; value and index of the best of
     # 16 bank rows at a time.

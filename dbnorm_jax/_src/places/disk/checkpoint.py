@@ -8,30 +8,26 @@ import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 
+import jax
 import numpy as np
 
 from dbnorm_jax._src.core.types import BankStatistics, LargestSimilarities
 from dbnorm_jax._src.files import archives, binary
 from dbnorm_jax._src.files.archives import Archive, Fields
-from dbnorm_jax._src.places.disk.block_banks import BankPass, PartialSums
-from dbnorm_jax._src.places.disk.block_largest import LargestPass, PartialLargest
+from dbnorm_jax._src.places.disk.drive import BlockSweep, Partial
 
-Running = BankPass | LargestPass
-Partial = PartialSums | PartialLargest
 State = TypeVar("State", BankStatistics, LargestSimilarities)
 
-_KINDS: dict[str, type[Partial]] = {kind.__name__: kind for kind in (PartialSums, PartialLargest)}
-
-
-def _fields(kind: type[Partial]) -> Fields:
-    static = {field.name for field in dataclasses.fields(kind) if field.metadata.get("static")}
-    arrays = {field.name for field in dataclasses.fields(kind)} - static
-    return Fields(frozenset(static), frozenset(arrays))
-
-
-_FIELDS = {name: _fields(kind) for name, kind in _KINDS.items()}
+_KIND = "UnfinishedPass"
+_COUNTS = ("rows_done", "items_done")
+_PARTS = tuple(name for name in Partial._fields if name not in _COUNTS)
+_MOST_LEAVES = 8  # of a part; they are named by their numbers
+_NAMES = frozenset(f"{part}_{number}" for part in _PARTS for number in range(_MOST_LEAVES))
+_FIELDS = {_KIND: Fields(frozenset(_COUNTS), _NAMES)}
+_SIDES = ("rows", "items")  # with a fingerprint each
+_PROVENANCE = {"work", "complete", "stamps", *_SIDES}
 _REMEDY = "delete that file to begin anew, or name another"
 
 
@@ -41,6 +37,13 @@ class Fitted(NamedTuple, Generic[State]):
     state: State
     bank: dict[str, Any] | None
     gallery: dict[str, Any] | None
+
+
+class Found(NamedTuple):
+    """What was in a file."""
+
+    partial: Partial
+    provenance: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,70 +62,109 @@ class Checkpoint:
     work: dict[str, Any] = dataclasses.field(default_factory=dict)
     stamps: Any = None
 
-    def load(self) -> Archive | None:
-        """What is in the file, None where there is none."""
+    def load(self, like: Partial) -> Found | None:
+        """What is in the file, None where there is none.
+
+        Args:
+          like: what is expected; arrays may be longer, a part may be missing.
+        """
         what = binary.found_at(self.path)
         if what is None:
             return None
         if what != binary.FILE:
             raise ValueError(f"{self.path}: expected a file or none, got {what}; {_REMEDY}")
         archive = archives.read(self.path, _FIELDS)
-        _check_form(self.path, archive)
-        found = (archive.provenance or {})["work"]
+        found = archive.provenance or {}
+        fits = min(archive.static.values()) >= 0 and found.keys() == _PROVENANCE
+        fits = fits and isinstance(found["work"], dict) and isinstance(found["complete"], bool)
+        fits = fits and all(isinstance(found[side], (dict, type(None))) for side in _SIDES)
+        if not fits:
+            self._refuse()
         for name, value in self.work.items():
-            if found.get(name) != value:
+            if found["work"].get(name) != value:
                 raise ValueError(
                     f"{self.path}: expected a checkpoint of work with {name} {value}, got one with "
-                    f"{binary.printable(found.get(name))}; {_REMEDY}"
+                    f"{binary.printable(found['work'].get(name))}; {_REMEDY}"
                 )
-        return archive
+        parts = {part: self._part(archive, part, getattr(like, part)) for part in _PARTS}
+        partial = Partial(**parts, **archive.static)
+        if like.rows is not None and (partial.rows is None) == bool(partial.items_done):
+            self._refuse()
+        return Found(partial, found)
 
-    def write(self, running: Running, *, complete: bool = False) -> None:
+    def write(self, running: BlockSweep, *, complete: bool = False) -> None:
         """Replaces the file by what there is so far."""
         partial = running.partial()
-        kind = type(partial).__name__
-        static = {name: getattr(partial, name) for name in _FIELDS[kind].static}
-        fields = {name: getattr(partial, name) for name in _FIELDS[kind].arrays}
-        arrays = {name: np.asarray(value) for name, value in fields.items() if value is not None}
+        arrays = {
+            f"{part}_{number}": np.asarray(leaf)
+            for part in _PARTS
+            for number, leaf in enumerate(jax.tree.leaves(getattr(partial, part)))
+        }
         provenance = {
             "work": self.work,
             "complete": complete,
-            "bank": running.bank_fingerprint,
-            "gallery": running.gallery_fingerprint,
+            "rows": running.rows_fingerprint,
+            "items": running.items_fingerprint,
             "stamps": self.stamps,
         }
-        archives.write(self.path, Archive(kind, static, arrays, provenance))
+        static = {name: getattr(partial, name) for name in _COUNTS}
+        archives.write(self.path, Archive(_KIND, static, arrays, provenance))
+
+    def _part(self, archive: Archive, part: str, like: Any) -> Any:
+        """One part, its arrays checked; None where it is missing."""
+        leaves, structure = jax.tree.flatten(like)
+        names = [f"{part}_{number}" for number in range(len(leaves))]
+        found = [array for name, array in archive.arrays.items() if name.startswith(f"{part}_")]
+        if not found:
+            return None
+        if len(found) != len(names) or not archive.arrays.keys() >= set(names):
+            self._refuse()
+        found = [archive.arrays[name] for name in names]
+        for array, leaf in zip(found, leaves, strict=True):
+            form = (leaf.dtype.kind, leaf.ndim, leaf.shape[1:])
+            if (array.dtype.kind, array.ndim, array.shape[1:]) != form:
+                self._refuse()
+        if len({len(array) for array in found}) > 1:
+            self._refuse()
+        return jax.tree.unflatten(structure, found)
+
+    def _refuse(self) -> NoReturn:
+        raise ValueError(
+            f"{self.path}: expected the beginning of a fit, got other contents; {_REMEDY}"
+        )
 
 
 def run(
-    make: Callable[..., Running],
+    make: Callable[..., BlockSweep],
+    like: Partial,
     checkpoint: Checkpoint | None = None,
-    after_step: Callable[[Running], None] | None = None,
-) -> Fitted[Any]:
+    after_step: Callable[[BlockSweep], None] | None = None,
+) -> tuple[Partial, dict[str, Any] | None, dict[str, Any] | None]:
     """Runs a pass to its end, from where its checkpoint was left.
 
     Args:
       make: takes `begun`, `expected` and `hashed` of the pass.
+      like: what a checkpoint of it holds.
       checkpoint: where it is kept, at the end too.
       after_step: called after each block against block.
+
+    Returns:
+      (what the pass has kept, fingerprint of the rows, fingerprint of the items).
     """
-    found = None if checkpoint is None else checkpoint.load()
+    found = None if checkpoint is None else checkpoint.load(like)
+    rows = items = None
     if found is None:
         running = make(hashed=checkpoint is not None)
-        bank = gallery = None
     else:
         assert checkpoint is not None
-        provenance = found.provenance or {}
-        missing = dict.fromkeys(_FIELDS[found.kind].arrays)
-        fields: dict[str, Any] = {**missing, **found.arrays, **found.static}
-        partial = _KINDS[found.kind](**fields)
-        bank, gallery = provenance["bank"], provenance["gallery"]
+        partial, provenance = found
+        rows, items = (provenance[side] for side in _SIDES)
         stamped = checkpoint.stamps is not None and provenance["stamps"] == checkpoint.stamps
         if provenance["complete"] and stamped:
-            return Fitted(partial.state(), bank, gallery)
-        running = make(begun=partial, expected=(bank, gallery), hashed=True)
+            return partial, rows, items
+        running = make(begun=partial, expected=(rows, items), hashed=True)
         if provenance["complete"]:
-            running.check_other()
+            running.check_items()
     written = time.monotonic()
     for _ in running.steps():
         if after_step is not None:
@@ -131,43 +173,8 @@ def run(
             checkpoint.write(running)
             written = time.monotonic()
     # Where nothing was left to pass over them.
-    running.bank_fingerprint = running.bank_fingerprint or bank
-    running.gallery_fingerprint = running.gallery_fingerprint or gallery
+    running.rows_fingerprint = running.rows_fingerprint or rows
+    running.items_fingerprint = running.items_fingerprint or items
     if checkpoint is not None:
         checkpoint.write(running, complete=True)
-    return Fitted(running.partial().state(), running.bank_fingerprint, running.gallery_fingerprint)
-
-
-def _check_form(path: Path, archive: Archive) -> None:
-    """Raises unless the parts of a checkpoint fit together."""
-    fits = min(archive.static.values()) >= 0
-    fits = fits and (_are_sums if archive.kind == PartialSums.__name__ else _are_largest)(archive)
-    found = archive.provenance or {}
-    fits = fits and found.keys() == {"work", "complete", "bank", "gallery", "stamps"}
-    fits = fits and isinstance(found["work"], dict) and isinstance(found["complete"], bool)
-    fits = fits and all(isinstance(found[part], (dict, type(None))) for part in ("bank", "gallery"))
-    if not fits:
-        raise ValueError(f"{path}: expected the beginning of a fit, got other contents; {_REMEDY}")
-
-
-def _are_sums(archive: Archive) -> bool:
-    arrays, static = archive.arrays, archive.static
-    kinds = {name: array.dtype.kind for name, array in arrays.items()}
-    whole = {"k_occurrence", "nearest_indices"} & arrays.keys()
-    fits = {"maximum", "total", "mass", "beta"} <= arrays.keys()
-    fits = fits and all(kind == ("i" if name in whole else "f") for name, kind in kinds.items())
-    if fits:
-        size, betas = arrays["mass"].shape, arrays["beta"].shape
-        fits = len(size) == 1 and len(betas) <= 1 and arrays["total"].shape == size + betas
-        fits &= arrays["maximum"].shape == arrays.get("k_occurrence", arrays["mass"]).shape == size
-        nearest = [arrays[name].shape for name in arrays if name.startswith("nearest")]
-        fits &= len(nearest) in (0, 2) and len(set(nearest)) <= 1
-        fits &= all(shape[1:] == (1, static["k"]) for shape in nearest)
-    return fits
-
-
-def _are_largest(archive: Archive) -> bool:
-    values = archive.arrays.get("values")
-    if values is None or values.dtype.kind != "f" or values.ndim != 2:
-        return False
-    return len(values) == archive.static["k"] > 0
+    return running.partial(), running.rows_fingerprint, running.items_fingerprint

@@ -14,12 +14,12 @@ from dbnorm_jax._src.core.types import BankStatistics, Correction, LargestSimila
 from dbnorm_jax._src.passes import counts
 from dbnorm_jax._src.passes.gating import check_streamed
 from dbnorm_jax._src.passes.streaming import DEFAULT_CHUNK_SIZE
-from dbnorm_jax._src.places.disk import block_fits, block_search
-from dbnorm_jax._src.places.disk.block_fits import Progress, Settings, row_pair
-from dbnorm_jax._src.places.disk.block_search import Passes
+from dbnorm_jax._src.places.disk import fits, search
 from dbnorm_jax._src.places.disk.checkpoint import Checkpoint
 from dbnorm_jax._src.places.disk.fingerprints import Array
+from dbnorm_jax._src.places.disk.fits import Progress, Settings, row_pair
 from dbnorm_jax._src.places.disk.rows import DEFAULT_BLOCK_SIZE, Rows
+from dbnorm_jax._src.places.disk.search import Passes
 
 
 def bank_statistics(
@@ -75,7 +75,7 @@ def bank_statistics(
       >>> print(statistics.k_occurrence, np.array_str(np.asarray(statistics.bias), precision=3))
       [1 1] [0.965 0.765]
     """
-    return block_fits.fit_bank(
+    return fits.fit_bank(
         bank,
         gallery,
         Settings(similarity_fn, chunk_size, block_size),
@@ -135,7 +135,7 @@ def largest_similarities(
       >>> print(found.values)
       [[0. 0.]]
     """
-    return block_fits.fit_largest(
+    return fits.fit_largest(
         bank,
         gallery,
         Settings(similarity_fn, chunk_size, block_size),
@@ -156,6 +156,9 @@ def top_k(
     k: int,
     correction: Correction | None = None,
     *,
+    exclude: Any = None,
+    where: Any = None,
+    gates: Any = None,
     similarity_fn: SimilarityFn = dot_product,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
     block_size: int = DEFAULT_BLOCK_SIZE,
@@ -170,6 +173,9 @@ def top_k(
       gallery: [num_gallery, dim] likewise; an iterable must begin anew for each block of queries.
       k: neighbors per query, between 1 and num_gallery.
       correction: optional, fields [num_terms, num_gallery].
+      exclude: as in `stream_top_k`.
+      where: as in `stream_top_k`.
+      gates: as in `stream_top_k`.
       similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n].
       chunk_size: queries computed with at once.
       block_size: rows read at once; results do not depend on it beyond rounding.
@@ -187,9 +193,19 @@ def top_k(
       >>> print(dbn.out_of_core.top_k(np.array([[0.6, 0.8]]), [np.eye(2)], 1).indices)
       [[1]]
     """
-    options = {"chunk_size": chunk_size, "block_size": block_size}
     found = list(
-        top_k_blocks(queries, gallery, k, correction, similarity_fn=similarity_fn, **options)
+        top_k_blocks(
+            queries,
+            gallery,
+            k,
+            correction,
+            exclude=exclude,
+            where=where,
+            gates=gates,
+            similarity_fn=similarity_fn,
+            chunk_size=chunk_size,
+            block_size=block_size,
+        )
     )
     return SearchResult(*map(_joined, zip(*found, strict=True)))
 
@@ -200,6 +216,9 @@ def top_k_blocks(
     k: int,
     correction: Correction | None = None,
     *,
+    exclude: Any = None,
+    where: Any = None,
+    gates: Any = None,
     similarity_fn: SimilarityFn = dot_product,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
     block_size: int = DEFAULT_BLOCK_SIZE,
@@ -211,6 +230,9 @@ def top_k_blocks(
       gallery: as in `top_k`.
       k: as in `top_k`.
       correction: as in `top_k`.
+      exclude: as in `top_k`.
+      where: as in `top_k`.
+      gates: as in `top_k`.
       similarity_fn: as in `top_k`.
       chunk_size: as in `top_k`.
       block_size: as in `top_k`; each result is of at most so many queries.
@@ -230,11 +252,10 @@ def top_k_blocks(
       [[0 1]]
       [[2]]
     """
-    passes = _passes(queries, gallery, correction, Settings(similarity_fn, chunk_size, block_size))
+    settings = Settings(similarity_fn, chunk_size, block_size)
+    passes = _passes(queries, gallery, correction, settings, exclude, where, gates)
     k = checks.integer("k", k, low=1, high=passes.gallery.num_rows, of=" (gallery items)")
-    return (
-        SearchResult(*map(_on_host, found)) for _, found in block_search.top_k_blocks(passes, k)
-    )
+    return (SearchResult(*map(_on_host, found)) for _, found in search.top_k_blocks(passes, k))
 
 
 def ranks(
@@ -243,6 +264,9 @@ def ranks(
     relevant: Any,
     correction: Correction | None = None,
     *,
+    exclude: Any = None,
+    where: Any = None,
+    gates: Any = None,
     ties: str = "average",
     similarity_fn: SimilarityFn = dot_product,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
@@ -258,12 +282,15 @@ def ranks(
       relevant: the right items, in one of the forms of `metrics`.
       correction: optional, fields [num_terms, num_gallery].
       ties: as in `metrics.ranks`.
+      exclude: as in `metrics.stream_ranks`.
+      where: as in `metrics.stream_ranks`.
+      gates: as in `metrics.stream_ranks`.
       similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n].
       chunk_size: queries computed with at once.
       block_size: rows read at once; results do not depend on it beyond rounding.
 
     Returns:
-      NumPy [num_queries] float, 1 = best; NaN for queries without a right item.
+      NumPy [num_queries] float, 1 = best; +inf for queries without a right item.
 
     Raises:
       ValueError: as `metrics.stream_ranks`; an iterator for the gallery.
@@ -275,8 +302,9 @@ def ranks(
       >>> print(dbn.out_of_core.ranks(np.array([[0.6, 0.8]]), [np.eye(2)], np.array([0])))
       [2.]
     """
-    passes = _passes(queries, gallery, correction, Settings(similarity_fn, chunk_size, block_size))
-    share = counts.share_of_ties(ties)
+    settings = Settings(similarity_fn, chunk_size, block_size)
+    passes = _passes(queries, gallery, correction, settings, exclude, where, gates)
+    ties = counts.check_ties(ties)
     num_queries, num_gallery = passes.queries.num_rows, passes.gallery.num_rows
     is_array = not isinstance(relevant, tuple)
     # Of an iterable the length is known, and compared, after its first pass.
@@ -292,11 +320,11 @@ def ranks(
     )
     right = np.asarray(relevance.as_rows(relevant, shape))
     found = []
-    for ahead, answered, dtype in block_search.rank_blocks(passes, right, share):
+    for ahead, answered, dtype in search.rank_blocks(passes, right):
         num_gallery = passes.gallery.num_rows
         if is_array and num_gallery is not None:
             relevance.check_matrix(relevant, (len(right), num_gallery))
-        found.append(np.asarray(counts.rank(jnp.asarray(ahead), jnp.asarray(answered), dtype)))
+        found.append(np.asarray(counts.rank(ahead, jnp.asarray(answered), dtype, ties)))
     total = np.concatenate(found)
     if len(total) != len(right):
         raise checks.BadValueError(
@@ -351,11 +379,34 @@ def _passes(
     gallery: Any,
     correction: Correction | None,
     settings: Settings,
+    exclude: Any,
+    where: Any,
+    gates: Any,
 ) -> Passes:
     queries, gallery = row_pair(("queries", queries), ("gallery", gallery), settings)
     if correction is not None:
         num_gallery = gallery.num_rows
         check_streamed(correction, correction.num_gallery if num_gallery is None else num_gallery)
-    passes = Passes(queries, gallery, correction, settings.similarity_fn, settings.chunk_size)
+    # Of an iterable the length is known after its first pass: then its argument speaks for it.
+    if exclude is not None:
+        num_queries = len(exclude) if queries.num_rows is None else queries.num_rows
+        most = checks.MOST_ROWS if gallery.num_rows is None else gallery.num_rows
+        exclude = np.asarray(checks.unseen(exclude, num_queries, most))
+    if where is not None:
+        num_gallery = len(where) if gallery.num_rows is None else gallery.num_rows
+        where = np.asarray(checks.kept(where, num_gallery))
+    if gates is not None:
+        num_queries = len(gates) if queries.num_rows is None else queries.num_rows
+        gates = np.asarray(checks.gates(gates, correction, num_queries))
+    passes = Passes(
+        queries,
+        gallery,
+        correction,
+        settings.similarity_fn,
+        settings.chunk_size,
+        exclude,
+        where,
+        gates,
+    )
     passes.check()
     return passes

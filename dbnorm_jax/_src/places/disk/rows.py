@@ -42,11 +42,11 @@ class RowBlock(NamedTuple):
         """One more than the number of the last row."""
         return self.start + self.num_rows
 
-    def filled(self, values: Array, fill: Any) -> jax.Array:
-        """`values`, one per row of the matrix, for this block; `fill` on the copies."""
+    def filled(self, values: Array) -> jax.Array:
+        """`values`, one per row of the matrix, for this block; 0 on the copies."""
         part = values[self.start : self.stop]
         missing = [(0, len(self.rows) - len(part))] + [(0, 0)] * (values.ndim - 1)
-        return jnp.asarray(np.pad(part, missing, constant_values=fill))
+        return jnp.asarray(np.pad(part, missing))
 
     @property
     def valid(self) -> jax.Array:
@@ -64,6 +64,8 @@ class Rows:
       dtype: of the blocks; as `dim`.
       fingerprint: of all rows, after a pass that was hashed.
       skipped: fingerprint of the rows that the last pass has skipped.
+      similarity_fn: by which they are compared.
+      per_row: other arguments with an entry for each row, by name; None where not given.
     """
 
     def __init__(
@@ -71,6 +73,8 @@ class Rows:
     ) -> None:
         self.name = name
         self.block_size = block_size
+        self.similarity_fn = similarity_fn
+        self.per_row: dict[str, Array | None] = {}
         self._source = source
         self._nonzero = similarity_fn is cosine_similarity
         # Looked up here: the setting belongs to a thread, and another one reads.
@@ -142,6 +146,7 @@ class Rows:
                 raise checks.BadValueError(
                     self.name, f" must have at most {_MOST_ROWS} rows; split it"
                 )
+            self._check_per_row(num_rows, whole=False)
             if num_rows <= skip:
                 self.skipped = described
                 continue
@@ -154,8 +159,20 @@ class Rows:
             raise checks.BadValueError(self.name, " must have at least one row, got none")
         if num_rows != (num_rows if known is None else known) or num_rows < skip:
             self._fail_changed(skip if known is None else known, num_rows)
+        self._check_per_row(num_rows, whole=True)
         self.num_rows = num_rows
         self.fingerprint = described or self.fingerprint
+
+    def _check_per_row(self, num_rows: int, *, whole: bool) -> None:
+        for name, values in self.per_row.items():
+            if values is not None and (
+                len(values) != num_rows if whole else len(values) < num_rows
+            ):
+                raise checks.BadValueError(
+                    name,
+                    f" must have one entry per {self.name} row, expected "
+                    f"{'' if whole else 'at least '}{num_rows}, got {len(values)}",
+                )
 
     def _fail_changed(self, before: int, now: int) -> None:
         raise checks.BadValueError(

@@ -34,6 +34,7 @@ from dbnorm_jax._src.core.types import BankStatistics, Correction, LargestSimila
 from dbnorm_jax._src.passes import counts, streaming
 from dbnorm_jax._src.passes.gating import check_streamed
 from dbnorm_jax._src.places.mesh import drive, layout
+from dbnorm_jax._src.places.mesh.drive import Split
 from dbnorm_jax._src.places.mesh.exchange import Axis
 from dbnorm_jax._src.places.mesh.layout import Layout
 
@@ -96,21 +97,18 @@ def bank_statistics(
       As `bank_statistics`.
     """
     placement = layout.layout(mesh, bank_axis, gallery_axis)
-    (bank, num_bank), (gallery, num_gallery) = _rows(
-        placement, similarity_fn, bank=bank, gallery=gallery
-    )
-    k = checks.integer("k", k, low=0, high=num_gallery, of=" (gallery items)")
-    chunk_size = checks.integer("chunk_size", chunk_size, low=1)
+    split, bank, gallery = _split(placement, similarity_fn, chunk_size, bank=bank, gallery=gallery)
+    k = checks.integer("k", k, low=0, high=split.num_gallery, of=" (gallery items)")
     dtype = numerics.accumulation_dtype(bank.dtype, gallery.dtype)
     beta = checks.positive("beta", beta, dtype, _BETA_UNIT)
-    if weights is None and bank.shape[0] > num_bank:
-        weights = np.ones(num_bank, np.float32)
+    if weights is None and bank.shape[0] > split.num_rows:
+        weights = np.ones(split.num_rows, np.float32)
     if weights is not None:
-        weights = checks.bank_weights("weights", weights, (num_bank,), dtype)
-        checks.one_per_bank_row("weights", weights, num_bank)
+        weights = checks.bank_weights("weights", weights, (split.num_rows,), dtype)
+        checks.one_per_bank_row("weights", weights, split.num_rows)
         weights = layout.split(weights, placement, placement.bank, fill=0)
     if exclude is not None:
-        exclude = checks.exclusions(exclude, num_bank, num_gallery)
+        exclude = checks.exclusions(exclude, split.num_rows, split.num_gallery)
         exclude = layout.split(exclude, placement, placement.bank, fill=-1)
     return drive.bank_statistics(
         bank,
@@ -118,12 +116,8 @@ def bank_statistics(
         layout.split(beta, placement, None),
         weights,
         exclude,
-        placement=placement,
-        num_rows=num_bank,
-        num_gallery=num_gallery,
+        split=split,
         k=k,
-        similarity_fn=similarity_fn,
-        chunk_size=chunk_size,
     )
 
 
@@ -173,24 +167,17 @@ def largest_similarities(
       [[1. 1.]]
     """
     placement = layout.layout(mesh, bank_axis, gallery_axis)
-    (bank, num_bank), (gallery, num_gallery) = _rows(
-        placement, similarity_fn, bank=bank, gallery=gallery
-    )
+    split, bank, gallery = _split(placement, similarity_fn, chunk_size, bank=bank, gallery=gallery)
     k = checks.integer("k", k, low=1)
-    chunk_size = checks.integer("chunk_size", chunk_size, low=1)
     if exclude is not None:
-        exclude = checks.exclusions(exclude, num_bank, num_gallery)
+        exclude = checks.exclusions(exclude, split.num_rows, split.num_gallery)
         exclude = layout.split(exclude, placement, placement.bank, fill=-1)
     return drive.largest_similarities(
         bank,
         gallery,
         exclude,
-        placement=placement,
-        num_rows=num_bank,
-        num_gallery=num_gallery,
+        split=split,
         k=k,
-        similarity_fn=similarity_fn,
-        chunk_size=chunk_size,
     )
 
 
@@ -241,21 +228,16 @@ def top_k(
       [[1]]
     """
     placement = layout.layout(mesh, bank_axis, gallery_axis)
-    (queries, num_queries), (gallery, num_gallery) = _rows(
-        placement, similarity_fn, queries=queries, gallery=gallery
+    split, queries, gallery = _split(
+        placement, similarity_fn, chunk_size, queries=queries, gallery=gallery
     )
-    k = checks.integer("k", k, low=1, high=num_gallery, of=" (gallery items)")
-    chunk_size = checks.integer("chunk_size", chunk_size, low=1)
+    k = checks.integer("k", k, low=1, high=split.num_gallery, of=" (gallery items)")
     return drive.top_k(
         queries,
         gallery,
-        _split_correction(correction, placement, num_gallery),
-        placement=placement,
-        num_rows=num_queries,
-        num_gallery=num_gallery,
+        _split_correction(correction, placement, split.num_gallery),
+        split=split._replace(chunk_size=placement.queries_at_once(split.chunk_size)),
         k=k,
-        similarity_fn=similarity_fn,
-        chunk_size=placement.queries_at_once(chunk_size),
     )
 
 
@@ -290,7 +272,7 @@ def ranks(
       chunk_size: queries held at once on a device (static).
 
     Returns:
-      [num_queries] float, 1 = best; NaN for queries without a right item. Split over `bank_axis`
+      [num_queries] float, 1 = best; +inf for queries without a right item. Split over `bank_axis`
       where its size divides num_queries, else a copy on every device.
 
     Raises:
@@ -307,29 +289,24 @@ def ranks(
       [2.]
     """
     placement = layout.layout(mesh, bank_axis, gallery_axis)
-    (queries, num_queries), (gallery, num_gallery) = _rows(
-        placement, similarity_fn, queries=queries, gallery=gallery
+    split, queries, gallery = _split(
+        placement, similarity_fn, chunk_size, queries=queries, gallery=gallery
     )
-    chunk_size = checks.integer("chunk_size", chunk_size, low=1)
-    right = relevance.as_rows(relevant, (num_queries, num_gallery))
+    right = relevance.as_rows(relevant, (split.num_rows, split.num_gallery))
     return drive.ranks(
         queries,
         gallery,
         layout.split(right, placement, placement.bank, fill=-1),
-        _split_correction(correction, placement, num_gallery),
-        placement=placement,
-        num_rows=num_queries,
-        num_gallery=num_gallery,
-        share=counts.share_of_ties(ties),
-        similarity_fn=similarity_fn,
-        chunk_size=chunk_size,
+        _split_correction(correction, placement, split.num_gallery),
+        split=split,
+        ties=counts.check_ties(ties),
     )
 
 
-def _rows(
-    placement: Layout, similarity_fn: SimilarityFn, **embeddings: Any
-) -> list[tuple[jax.Array, int]]:
-    """Bank rows or queries, and the gallery: checked and split; and how many there are."""
+def _split(
+    placement: Layout, similarity_fn: SimilarityFn, chunk_size: int, **embeddings: Any
+) -> tuple[Split, jax.Array, jax.Array]:
+    """Bank rows or queries, and the gallery: checked and split; and how they are."""
     arrays = {name: checks.numeric(name, value) for name, value in embeddings.items()}
     for name, array in arrays.items():
         checks.check_embeddings(name, array)
@@ -345,7 +322,9 @@ def _rows(
     for name, array in split.items():
         checks.check_finite(name, array)
     check_rows(similarity_fn, **split)
-    return [(split[name], len(array)) for name, array in arrays.items()]
+    chunk_size = checks.integer("chunk_size", chunk_size, low=1)
+    how = Split(placement, len(rows), len(items), similarity_fn, chunk_size)
+    return how, split[first], split[second]
 
 
 def _split_correction(

@@ -6,18 +6,27 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from dbnorm_jax._src.core import checks
+from dbnorm_jax._src.core import checks, numerics
 from dbnorm_jax._src.core.similarity import SimilarityFn
 from dbnorm_jax._src.core.types import BankStatistics, LargestSimilarities
+from dbnorm_jax._src.passes import banks, nearest, sweep
+from dbnorm_jax._src.passes.columns import largest_pass
+from dbnorm_jax._src.passes.selection import start_nearest
 from dbnorm_jax._src.passes.streaming import DEFAULT_CHUNK_SIZE
 from dbnorm_jax._src.places.disk import checkpoint as checkpoints
-from dbnorm_jax._src.places.disk.block_banks import BankPass, PerRow
-from dbnorm_jax._src.places.disk.block_largest import LargestPass
 from dbnorm_jax._src.places.disk.checkpoint import Checkpoint, Fitted
+from dbnorm_jax._src.places.disk.drive import BlockSweep, Made, Partial, Task, tiling
 from dbnorm_jax._src.places.disk.fingerprints import Array, Fingerprint
-from dbnorm_jax._src.places.disk.rows import DEFAULT_BLOCK_SIZE, Rows
+from dbnorm_jax._src.places.disk.rows import (
+    DEFAULT_BLOCK_SIZE,
+    RowBlock,
+    Rows,
+    check_same_dimension,
+    on_device,
+)
 
 # (rows done, rows of the other side that the next block of them has passed).
 Progress = Callable[[int, int], None]
@@ -43,7 +52,9 @@ def row_pair(
     similarity_fn, chunk_size, block_size = settings
     checks.integer("chunk_size", chunk_size, low=1)
     checks.integer("block_size", block_size, low=1)
-    return Rows(*first, block_size, similarity_fn), Rows(*second, block_size, similarity_fn)
+    pair = Rows(*first, block_size, similarity_fn), Rows(*second, block_size, similarity_fn)
+    check_same_dimension(*pair)
+    return pair
 
 
 def fit_bank(
@@ -74,17 +85,53 @@ def fit_bank(
         "weights": _digest(weights),
         "exclude": _digest(exclude),
     }
-    make = partial(
-        BankPass,
-        bank,
-        gallery,
-        beta=beta,
-        k=k,
-        per_row=PerRow(weights, exclude),
-        similarity_fn=settings.similarity_fn,
-        chunk_size=settings.chunk_size,
+    bank.per_row = {"weights": weights, "exclude": exclude}
+
+    def narrowed(dtype: jnp.dtype) -> jax.Array:
+        return checks.narrowed("beta", beta, dtype).reshape(beta.shape and -1)
+
+    def begin(block: RowBlock, other: np.dtype[Any]) -> tuple[Made, sweep.Rows]:
+        check_same_dimension(bank, gallery)
+        dtype = numerics.accumulation_dtype(block.rows.dtype, other)
+        entering, own = block.valid.astype(dtype), None
+        if weights is not None:
+            entering = block.filled(np.asarray(checks.narrowed("weights", weights, dtype)))
+        if exclude is not None:
+            own = block.filled(exclude)
+        tiles, flat = tiling(settings.similarity_fn, dtype, settings.chunk_size), narrowed(dtype)
+        start_items = partial(banks.start_sums, beta=flat)
+        made = Made(banks.bank_pass, (k,), tiles, (flat,), start_items)
+        return made, sweep.Rows(on_device(block, settings.similarity_fn), own, entering)
+
+    def start_total(num_gallery: int) -> jax.Array | None:
+        checks.integer("k", k, low=0, high=num_gallery, of=" (gallery items)")
+        return jnp.zeros(num_gallery, jnp.int32) if k else None
+
+    def statistics(found: Partial) -> BankStatistics:
+        sums: banks.RunningSums = jax.tree.map(jnp.asarray, found.items)
+        dtype, shape = sums.mass.dtype, (*beta.shape, len(sums.mass))
+        counts = None if found.total is None else jnp.broadcast_to(jnp.asarray(found.total), shape)
+        return BankStatistics(
+            _log_normalizer(sums.log_sum, narrowed(dtype)).reshape(shape),
+            jnp.broadcast_to(sums.mass, shape),
+            checks.narrowed("beta", beta, dtype),
+            counts,
+            k,
+        )
+
+    few = narrowed(jnp.dtype(jnp.float32))
+    like = Partial(
+        banks.start_sums(1, few), start_nearest((1, 1, k), few.dtype), start_total(k), None, 0, 0
     )
-    return checkpoints.run(make, _of(checkpoint, work, settings), _reporting(progress))
+    task = Task(bank, gallery, begin, start_total=start_total)
+    kept = _of(checkpoint, work, settings)
+    state, *fingerprints = checkpoints.run(
+        partial(BlockSweep, task), like, kept, _reporting(progress)
+    )
+    return Fitted(statistics(state), *fingerprints)
+
+
+_log_normalizer = jax.jit(numerics.finish_log_sum)
 
 
 def fit_largest(
@@ -102,16 +149,24 @@ def fit_largest(
     k = checks.integer("k", k, low=1)
     exclude = _exclusions(exclude, bank, gallery)
     work = {"largest_similarities": k, "exclude": _digest(exclude)}
-    make = partial(
-        LargestPass,
-        bank,
-        gallery,
-        k=k,
-        exclude=exclude,
-        similarity_fn=settings.similarity_fn,
-        chunk_size=settings.chunk_size,
+    bank.per_row = {"exclude": exclude}
+
+    def begin(block: RowBlock, other: np.dtype[Any]) -> tuple[Made, sweep.Rows]:
+        check_same_dimension(bank, gallery)
+        dtype = numerics.accumulation_dtype(block.rows.dtype, other)
+        sizes = settings.chunk_size, nearest.columns_for(k)
+        tiles = tiling(settings.similarity_fn, dtype, *sizes, transposed=True)
+        start = jnp.asarray(block.start, jnp.int32)
+        asking = sweep.Rows(on_device(block, settings.similarity_fn), start=start)
+        return Made(largest_pass, (k, dtype), tiles), asking
+
+    like = Partial(None, None, None, np.zeros((1, k), np.float32), 0, 0)
+    task = Task(gallery, bank, begin, own=(None, exclude))
+    kept = _of(checkpoint, work, settings)
+    state, of_gallery, of_bank = checkpoints.run(
+        partial(BlockSweep, task), like, kept, _reporting(progress)
     )
-    return checkpoints.run(make, _of(checkpoint, work, settings), _reporting(progress))
+    return Fitted(LargestSimilarities(jnp.asarray(state.outputs.T)), of_bank, of_gallery)
 
 
 def _of(
@@ -123,7 +178,7 @@ def _of(
     return dataclasses.replace(checkpoint, work={**work, **settings.describe()})
 
 
-def _reporting(progress: Progress | None) -> Callable[[checkpoints.Running], None] | None:
+def _reporting(progress: Progress | None) -> Callable[[BlockSweep], None] | None:
     return None if progress is None else lambda running: progress(*running.done)
 
 

@@ -1,0 +1,171 @@
+"""The double loop of every streamed computation: rows against items, a tile of similarities each.
+
+    for each chunk of rows              state = start(rows)
+        for each tile of items              state, state of the items = add(both, tile)
+                                        total, outputs = finish(total, state, rows)
+
+A `Pass` says what is kept of a tile. It is written once, and runs inside jit, on the devices of a
+mesh and over blocks of files.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dbnorm_jax._src.core import numerics
+from dbnorm_jax._src.core.similarity import SimilarityFn, tile
+from dbnorm_jax._src.passes.streaming import COLUMNS, DEFAULT_CHUNK_SIZE, Block, both, scan_chunks
+
+
+class Rows(NamedTuple):
+    """Bank rows or queries, whole or a block of them."""
+
+    vectors: jax.Array  # [num_rows, dim]
+    own: Any = None  # pytree of [num_rows, ...], what goes with each
+    weights: jax.Array | None = None  # [num_rows], 0 on rows that do not enter; None = ones
+    start: jax.Array | int = 0  # number of the first
+    state: Any = None  # pytree of [num_rows, ...], what items before have left; None = no items
+
+
+class Items(NamedTuple):
+    """Gallery items, whole or a block of them."""
+
+    vectors: jax.Array  # [num_items, dim]
+    own: Any = None  # pytree of [num_items, ...], what goes with each
+    valid: jax.Array | None = None  # [num_items] bool, False on padding
+    start: jax.Array | int = 0  # gallery index of the first
+
+
+class Chunk(NamedTuple):
+    """Rows that are held at once."""
+
+    vectors: jax.Array  # [size, dim]
+    own: Any  # pytree of [size, ...]
+    entering: jax.Array  # [size] weights; 0 on rows that do not enter, or entered before
+    fresh: jax.Array | None  # [size] bool, False on rows that were here before; None = all fresh
+    start: jax.Array  # number of the first
+
+    @property
+    def size(self) -> int:
+        """How many they are."""
+        return len(self.vectors)
+
+    @property
+    def places(self) -> jax.Array:
+        """[size] their numbers."""
+        return self.start + lax.iota(jnp.int32, self.size)
+
+
+class Tile(NamedTuple):
+    """A chunk of rows against some items."""
+
+    similarities: jax.Array  # [size, num_items]
+    rows: Chunk
+    items: jax.Array  # [num_items, dim]
+    own: Any  # of the items, pytree of [num_items, ...]
+    valid: jax.Array | None  # [num_items] bool, False on padding and on items that were here before
+    start: jax.Array  # gallery index of the first item
+
+    @property
+    def places(self) -> jax.Array:
+        """[num_items] gallery indices."""
+        return self.start + lax.iota(jnp.int32, self.similarities.shape[1])
+
+
+class Pass(NamedTuple):
+    """What is kept of the tiles: of their rows, of their items, and in all.
+
+    Attributes:
+      add: (state of the rows, state of the items, tile) -> both states; the state of the items is a
+        pytree of [num_items, ...] that waits for the next rows.
+      start: chunk -> state of the rows before their first tile, a pytree of [size, ...].
+      finish: (total, state of the rows, chunk) -> (total, outputs), when the rows have met all
+        items; outputs is a pytree of [size, ...] or None.
+    """
+
+    add: Callable[[Any, Any, Tile], tuple[Any, Any]]
+    start: Callable[[Chunk], Any] = lambda _: None
+    finish: Callable[[Any, Any, Chunk], tuple[Any, Any]] = lambda total, state, _: (total, state)
+
+
+def unfinished(kept: Pass) -> Pass:
+    """The pass over a part of the items: its outputs are the state of the rows."""
+    return kept._replace(finish=Pass._field_defaults["finish"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Transposed:
+    """A similarity of items and rows as one of rows and items."""
+
+    similarity_fn: SimilarityFn
+
+    def __call__(self, rows: jax.Array, items: jax.Array) -> jax.Array:
+        return self.similarity_fn(items, rows).T
+
+
+class Tiling(NamedTuple):
+    """How similarities are computed, and how many at once."""
+
+    similarity_fn: SimilarityFn
+    dtype: jnp.dtype  # of the similarities
+    chunk_size: int = DEFAULT_CHUNK_SIZE  # rows
+    columns: int = COLUMNS  # items of a tile
+
+
+class Swept(NamedTuple):
+    """What a sweep has left."""
+
+    items: Any  # state of the items, pytree of [num_items, ...]
+    total: Any
+    outputs: Any  # pytree of [num_rows, ...]
+
+
+def sweep(
+    kept: Pass, rows: Rows, items: Items, tiling: Tiling, *, state: Any = None, total: Any = None
+) -> Swept:
+    """Runs a pass over all tiles; `state` is that of the items, pytree of [num_items, ...]."""
+
+    def add_rows(carry: tuple[Any, Any], block: Block) -> tuple[tuple[Any, Any], Any]:
+        state, total = carry
+        vectors, own, weights, so_far = block.rows
+        held = Rows(vectors, own, weights, rows.start + block.start)
+        chunk = chunk_of(held, block.fresh, tiling.dtype)
+        so_far = kept.start(chunk) if so_far is None else so_far
+        so_far, state = meet(kept, so_far, chunk, items, state, tiling)
+        total, outputs = kept.finish(total, so_far, chunk)
+        return (state, total), outputs
+
+    arrays = (rows.vectors, rows.own, rows.weights, rows.state)
+    carry = numerics.varying_like((state, total), arrays, items[:-1])
+    (state, total), outputs = scan_chunks(add_rows, carry, arrays, tiling.chunk_size)
+    return Swept(state, total, outputs)
+
+
+def chunk_of(rows: Rows, fresh: jax.Array | None, dtype: jnp.dtype) -> Chunk:
+    """All of these rows as one chunk, with weights of a dtype where they have none."""
+    vectors, own, weights, start, _ = rows
+    entering = jnp.ones(len(vectors), dtype) if weights is None else weights
+    if fresh is not None:
+        entering = jnp.where(fresh, entering, 0)
+    return Chunk(vectors, own, entering, fresh, jnp.asarray(start))
+
+
+def meet(
+    kept: Pass, so_far: Any, rows: Chunk, items: Items, state: Any, tiling: Tiling
+) -> tuple[Any, Any]:
+    """Adds all items to the state of one chunk of rows; returns it, and the state of the items."""
+
+    def add_items(so_far: Any, block: Block) -> tuple[Any, Any]:
+        vectors, own, valid, state = block.rows
+        similarities = tile(tiling.similarity_fn, rows.vectors, vectors).astype(tiling.dtype)
+        valid = both(block.fresh, valid)
+        start = items.start + block.start
+        return kept.add(so_far, state, Tile(similarities, rows, vectors, own, valid, start))
+
+    arrays = (items.vectors, items.own, items.valid, state)
+    so_far = numerics.varying_like(so_far, rows, arrays)
+    return scan_chunks(add_items, so_far, arrays, tiling.columns)
