@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -225,3 +226,15 @@ def test_no_message_names_its_argument_in_text_alone(path):
         if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
             words = ast.unparse(node.exc)
             assert not re.match(r"(Value|Type)Error\(f?['\"]`", words), words
+
+
+# Blocks of rows may come from anywhere; a state, or what has its fields, merges over devices.
+UNTYPED = ("out_of_core", "all_merge")
+
+
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if not name.startswith(UNTYPED)])
+def test_arrays_are_typed(name):
+    """What is given is `ArrayLike`, what comes back `jax.Array`."""
+    for parameter in inspect.signature(FUNCTIONS[name]).parameters.values():
+        assert parameter.annotation is not Any, parameter
+    assert inspect.signature(FUNCTIONS[name]).return_annotation is not Any

@@ -5,11 +5,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks
 
+# Rows of right items, a bool matrix, or CSR as (indptr, indices).
+Relevant = ArrayLike | tuple[ArrayLike, ArrayLike]
 
-def as_matrix(relevant: Any, shape: tuple[int, int]) -> jax.Array:
+
+def as_matrix(relevant: Any, shape: tuple[int, ...]) -> jax.Array:
     """The right items as a bool matrix [num_queries, num_gallery]."""
     num_queries, num_gallery = shape
     if isinstance(relevant, tuple):
@@ -27,7 +31,7 @@ def as_matrix(relevant: Any, shape: tuple[int, int]) -> jax.Array:
     return jnp.zeros(shape, bool).at[queries, places].set(True, mode="drop")
 
 
-def as_rows(relevant: Any, shape: tuple[int, int]) -> jax.Array:
+def as_rows(relevant: Any, shape: tuple[int, ...]) -> jax.Array:
     """The right items as int32 [num_queries, most], padded with -1."""
     num_queries, num_gallery = shape
     remedy = "inside jit, pass an int array [num_queries, most] padded with -1"
@@ -51,7 +55,7 @@ def as_rows(relevant: Any, shape: tuple[int, int]) -> jax.Array:
     return jnp.asarray(padded)
 
 
-def check_matrix(array: Any, shape: tuple[int, int]) -> None:
+def check_matrix(array: Any, shape: tuple[int, ...]) -> None:
     """Raises unless what is bool has the shape of the scores, and what has that shape is bool.
 
     Numbers of that shape may be 0 and 1, which would name the first two gallery rows.
@@ -80,7 +84,7 @@ def _index_rows(array: Any, num_queries: int, num_gallery: int) -> jax.Array:
     return array[:, None] if array.ndim == 1 else array
 
 
-def _csr(relevant: tuple[Any, ...], shape: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
+def _csr(relevant: tuple[Any, ...], shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     num_queries, num_gallery = shape
     if len(relevant) != 2:
         raise checks.BadValueError(

@@ -26,6 +26,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, numerics
 from dbnorm_jax._src.core.types import BankStatistics, Correction
@@ -88,7 +89,10 @@ def dynamic_inverted_softmax(query_statistics: BankStatistics) -> Correction:
 
 
 def dual_inverted_softmax(
-    query_statistics: BankStatistics, gallery_statistics: BankStatistics, *, weights: Any = None
+    query_statistics: BankStatistics,
+    gallery_statistics: BankStatistics,
+    *,
+    weights: ArrayLike | None = None,
 ) -> Correction:
     """DualIS: `exp(b1 s) / Z_Q(g; b1) * exp(b2 s) / Z_G(g; b2)`, as `s - w1 bias_Q - w2 bias_G`.
 
@@ -125,7 +129,10 @@ def dual_inverted_softmax(
 
 
 def dual_dynamic_inverted_softmax(
-    query_statistics: BankStatistics, gallery_statistics: BankStatistics, *, weights: Any = None
+    query_statistics: BankStatistics,
+    gallery_statistics: BankStatistics,
+    *,
+    weights: ArrayLike | None = None,
 ) -> Correction:
     """DualDIS: each of DualIS's two terms acts where the raw top-1 is in its bank's activation set.
 

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, numerics
 from dbnorm_jax._src.core.types import Correction, LargestSimilarities
@@ -45,7 +46,7 @@ def csls(largest: LargestSimilarities) -> Correction:
 
 
 def nearest_neighbor_normalization(
-    largest: LargestSimilarities, *, weight: Any = 0.75
+    largest: LargestSimilarities, *, weight: ArrayLike = 0.75
 ) -> Correction:
     """NNN: `s(q, g) - weight x mean of the k largest s(b, g)`.
 
@@ -74,7 +75,7 @@ def nearest_neighbor_normalization(
 
 
 def distribution_normalization(
-    query_bank_mean: Any, gallery: Any, *, weight: Any = 0.5
+    query_bank_mean: ArrayLike, gallery: ArrayLike, *, weight: ArrayLike = 0.5
 ) -> Correction:
     """DN: `(q - weight mu_Q) . (g - weight mu_G)`, as `s(q, g) - weight mu_Q . g`.
 

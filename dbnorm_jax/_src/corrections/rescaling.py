@@ -18,12 +18,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, elementary, numerics
 from dbnorm_jax._src.passes import selection
 
 
-def globally_corrected(similarities: Any, bank_similarities: Any) -> jax.Array:
+def globally_corrected(similarities: ArrayLike, bank_similarities: ArrayLike) -> jax.Array:
     """GC: rank the query among the bank from the item's side, `-rank + s(q, g)`.
 
     `rank = 1 + #{b: s(b, g) > s(q, g)}`; the similarity breaks ties, so it should span less than 1.
@@ -65,7 +66,7 @@ def _globally_corrected(similarities: jax.Array, bank: jax.Array) -> jax.Array:
     return similarities - (1 + above).astype(similarities.dtype)
 
 
-def dual_softmax(similarities: Any, *, temperature: Any) -> jax.Array:
+def dual_softmax(similarities: ArrayLike, *, temperature: ArrayLike) -> jax.Array:
     """DSL: `s(q, g) x softmax over the test queries of s / temperature x num_queries`.
 
     Transductive: every score depends on the other test queries, which a served query does not have.
@@ -107,7 +108,11 @@ def _dual_softmax(similarities: jax.Array, temperature: jax.Array) -> jax.Array:
 
 
 def mutual_proximity(
-    distances: Any, query_distances: Any, gallery_distances: Any, *, method: str = "gaussian"
+    distances: ArrayLike,
+    query_distances: ArrayLike,
+    gallery_distances: ArrayLike,
+    *,
+    method: str = "gaussian",
 ) -> jax.Array:
     """MP: one less the chance that a random object is farther from both ends of the pair.
 
@@ -185,7 +190,7 @@ def _empiric(
 
 
 def local_scaling(
-    distances: Any, query_distances: Any, gallery_distances: Any, *, k: int = 10
+    distances: ArrayLike, query_distances: ArrayLike, gallery_distances: ArrayLike, *, k: int = 10
 ) -> jax.Array:
     """LS: `1 - exp(-d^2 / (r_q r_g))`, `r` the distance to the k-th neighbor.
 
@@ -230,7 +235,7 @@ def _local_scaling(
 
 
 def nicdm(
-    distances: Any, query_distances: Any, gallery_distances: Any, *, k: int = 10
+    distances: ArrayLike, query_distances: ArrayLike, gallery_distances: ArrayLike, *, k: int = 10
 ) -> jax.Array:
     """NICDM: `d / sqrt(m_q m_g)`, `m` the mean distance to the k nearest.
 

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, elementary, numerics
 from dbnorm_jax._src.core.similarity import SimilarityFn, check_rows, dot_product
@@ -30,7 +31,7 @@ LogSums = Callable[[jax.Array], jax.Array]
 
 
 def sinkhorn_normalization(
-    similarities: Any, *, temperature: Any, num_iterations: int
+    similarities: ArrayLike, *, temperature: ArrayLike, num_iterations: int
 ) -> Correction:
     """SN: Sinkhorn potentials of the gallery against the query bank.
 
@@ -63,7 +64,11 @@ def sinkhorn_normalization(
 
 
 def dual_bank_sinkhorn_normalization(
-    similarities: Any, bank_similarities: Any, *, temperature: Any, num_iterations: int
+    similarities: ArrayLike,
+    bank_similarities: ArrayLike,
+    *,
+    temperature: ArrayLike,
+    num_iterations: int,
 ) -> Correction:
     """DBSN: SN of the gallery and the gallery bank together, of which the gallery is kept.
 
@@ -109,11 +114,11 @@ def dual_bank_sinkhorn_normalization(
 
 
 def stream_sinkhorn_normalization(
-    query_bank: Any,
-    gallery: Any,
+    query_bank: ArrayLike,
+    gallery: ArrayLike,
     *,
-    gallery_bank: Any = None,
-    temperature: Any,
+    gallery_bank: ArrayLike | None = None,
+    temperature: ArrayLike,
     num_iterations: int,
     similarity_fn: SimilarityFn = dot_product,
     chunk_size: int = streaming.DEFAULT_CHUNK_SIZE,
@@ -171,7 +176,9 @@ def stream_sinkhorn_normalization(
     return Correction(fitted.bias[:, : gallery.shape[0]], None)
 
 
-def sinkhorn_residual(similarities: Any, correction: Correction, *, temperature: Any) -> jax.Array:
+def sinkhorn_residual(
+    similarities: ArrayLike, correction: Correction, *, temperature: ArrayLike
+) -> jax.Array:
     """How far SN is from its fixed point: the largest relative error of a marginal.
 
     With the bank's potentials set to the gallery's, the bank's marginals are exact, and the
@@ -211,7 +218,7 @@ def sinkhorn_residual(similarities: Any, correction: Correction, *, temperature:
 
 
 def hubless_nearest_neighbor(
-    similarities: Any, *, temperature: Any, num_iterations: int = 100
+    similarities: ArrayLike, *, temperature: ArrayLike, num_iterations: int = 100
 ) -> Correction:
     """HNN: the dual of the entropic assignment of bank queries to gallery items, minimized.
 

@@ -5,8 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, numerics, relevance
+from dbnorm_jax._src.core.relevance import Relevant
 from dbnorm_jax._src.core.similarity import SimilarityFn, check_rows, dot_product, tile
 from dbnorm_jax._src.core.types import BankStatistics
 from dbnorm_jax._src.passes import counts, selection, streaming
@@ -20,16 +22,16 @@ _LEFT_OUT = 8
 
 def influence(
     *,
-    queries: Any,
-    gallery: Any,
-    relevant: Any,
-    bank: Any,
+    queries: ArrayLike,
+    gallery: ArrayLike,
+    relevant: Relevant,
+    bank: ArrayLike,
     statistics: BankStatistics,
-    items: Any = None,
+    items: ArrayLike | None = None,
     gated: bool = False,
-    weight: Any = 1.0,
-    offsets: Any = None,
-    weights: Any = None,
+    weight: ArrayLike = 1.0,
+    offsets: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
     similarity_fn: SimilarityFn = dot_product,
     chunk_size: int = streaming.DEFAULT_CHUNK_SIZE,
 ) -> jax.Array:

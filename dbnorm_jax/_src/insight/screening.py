@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks
 from dbnorm_jax._src.core.naming import publish
@@ -38,13 +39,13 @@ publish("dbnorm_jax.attribution", HubScreening)
 
 def hub_screening(
     *,
-    gallery: Any,
-    query_bank: Any,
-    gallery_bank: Any = None,
+    gallery: ArrayLike,
+    query_bank: ArrayLike,
+    gallery_bank: ArrayLike | None = None,
     k: int = 10,
     false_alarm_rate: float = 0.002,
-    bias: Any = None,
-    gallery_bank_bias: Any = None,
+    bias: ArrayLike | None = None,
+    gallery_bank_bias: ArrayLike | None = None,
     similarity_fn: SimilarityFn = dot_product,
     chunk_size: int = streaming.DEFAULT_CHUNK_SIZE,
 ) -> HubScreening:

@@ -26,6 +26,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, numerics
 from dbnorm_jax._src.core.similarity import (
@@ -44,15 +45,15 @@ _ROUNDINGS = 8
 
 
 def inner_product_vectors(
-    queries: Any,
-    gallery: Any,
+    queries: ArrayLike,
+    gallery: ArrayLike,
     correction: Correction,
     *,
-    gates: Any,
+    gates: ArrayLike,
     similarity_fn: SimilarityFn = dot_product,
     center: bool = True,
     metric: str = "inner_product",
-    length: Any = None,
+    length: ArrayLike | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Both sides of `[q, gate(q)] . [g, -bias(g)]`, the corrected score up to a constant per query.
 
@@ -106,13 +107,13 @@ def inner_product_vectors(
 
 
 def inner_product_gallery(
-    gallery: Any,
+    gallery: ArrayLike,
     correction: Correction,
     *,
     similarity_fn: SimilarityFn = dot_product,
     center: bool = True,
     metric: str = "inner_product",
-    length: Any = None,
+    length: ArrayLike | None = None,
 ) -> jax.Array:
     """Vectors to index, `[g, -bias_1(g), ..., -bias_t(g)]`: made once, when the index is built.
 
@@ -176,8 +177,8 @@ def inner_product_gallery(
 
 
 def inner_product_queries(
-    queries: Any,
-    gates: Any,
+    queries: ArrayLike,
+    gates: ArrayLike,
     *,
     similarity_fn: SimilarityFn = dot_product,
     metric: str = "inner_product",
@@ -212,7 +213,7 @@ def inner_product_queries(
     return _query_rows(queries, gates, similarity_fn=similarity_fn, cosine=metric == "cosine")
 
 
-def gates_from_top_1(indices: Any, correction: Correction) -> jax.Array:
+def gates_from_top_1(indices: ArrayLike, correction: Correction) -> jax.Array:
     """Which terms act on which query, given the nearest raw item of each from any index.
 
         a_t(q) = active_t(nearest(q))

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, elementary, numerics
 from dbnorm_jax._src.core.similarity import SimilarityFn, check_rows, dot_product
@@ -32,7 +33,12 @@ _BETA_UNIT = " (inverse temperature, in 1/[unit of similarity])"
 
 
 def bank_statistics(
-    similarities: Any, *, beta: Any, k: int = 1, where: Any = None, weights: Any = None
+    similarities: ArrayLike,
+    *,
+    beta: ArrayLike,
+    k: int = 1,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
 ) -> BankStatistics:
     """Bank statistics of a similarity matrix.
 
@@ -156,13 +162,13 @@ def _log_sum(
 
 
 def stream_bank_statistics(
-    bank: Any,
-    gallery: Any,
+    bank: ArrayLike,
+    gallery: ArrayLike,
     *,
-    beta: Any,
+    beta: ArrayLike,
     k: int = 1,
-    weights: Any = None,
-    exclude: Any = None,
+    weights: ArrayLike | None = None,
+    exclude: ArrayLike | None = None,
     similarity_fn: SimilarityFn = dot_product,
     chunk_size: int = streaming.DEFAULT_CHUNK_SIZE,
 ) -> BankStatistics:
@@ -437,7 +443,11 @@ def _check_left(left: BankStatistics, share: Any, smallest: float) -> None:
 
 
 def responsibilities(
-    similarities: Any, statistics: BankStatistics, *, weights: Any = None, where: Any = None
+    similarities: ArrayLike,
+    statistics: BankStatistics,
+    *,
+    weights: ArrayLike | None = None,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     """Which bank item made which gallery item a hub: `w_b exp(beta s(b, g)) / Z(g)`.
 

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, elementary, numerics
 from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
@@ -16,7 +17,7 @@ from dbnorm_jax._src.statistics.bank import stream_bank_statistics
 _REMEDY = "make them with bank_statistics"
 
 
-def decay(statistics: BankStatistics, factor: Any) -> BankStatistics:
+def decay(statistics: BankStatistics, factor: ArrayLike) -> BankStatistics:
     """Statistics of the same bank with all weights multiplied by `factor`.
 
     `log Z + log factor` and `factor x mass`: nothing changes for the bias until other rows are
@@ -60,10 +61,10 @@ def _decay(statistics: BankStatistics, factor: jax.Array) -> BankStatistics:
 def add_gallery_items(
     statistics: BankStatistics,
     neighbors: SearchResult | None,
-    bank: Any,
-    items: Any,
+    bank: ArrayLike,
+    items: ArrayLike,
     *,
-    weights: Any = None,
+    weights: ArrayLike | None = None,
     similarity_fn: SimilarityFn = dot_product,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
 ) -> tuple[BankStatistics, SearchResult | None]:
@@ -117,11 +118,11 @@ def add_gallery_items(
 def remove_gallery_items(
     statistics: BankStatistics,
     neighbors: SearchResult | None,
-    bank: Any,
-    gallery: Any,
-    removed: Any,
+    bank: ArrayLike,
+    gallery: ArrayLike,
+    removed: ArrayLike,
     *,
-    weights: Any = None,
+    weights: ArrayLike | None = None,
     similarity_fn: SimilarityFn = dot_product,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
 ) -> tuple[BankStatistics, SearchResult | None]:

@@ -5,8 +5,10 @@ from typing import Any, Literal, NamedTuple, overload
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
+from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, numerics
+from dbnorm_jax._src.core.relevance import Relevant
 from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
 from dbnorm_jax._src.core.types import Correction
 from dbnorm_jax._src.corrections.streamed import Streamed
@@ -36,10 +38,10 @@ Integers = npt.NDArray[np.integer[Any]]
 
 def tune(
     *,
-    query_bank: Any,
-    gallery_bank: Any = None,
-    gallery: Any = None,
-    pairs: Any = None,
+    query_bank: ArrayLike,
+    gallery_bank: ArrayLike | None = None,
+    gallery: ArrayLike | None = None,
+    pairs: Relevant | None = None,
     criterion: str = "log_rank",
     similarity_fn: SimilarityFn = dot_product,
     seed: int = 0,
@@ -168,10 +170,10 @@ def tune(
 def fit(
     choice: Choice,
     *,
-    gallery: Any,
-    query_bank: Any,
-    gallery_bank: Any = None,
-    pairs: Any = None,
+    gallery: ArrayLike,
+    query_bank: ArrayLike,
+    gallery_bank: ArrayLike | None = None,
+    pairs: Relevant | None = None,
     similarity_fn: SimilarityFn = dot_product,
 ) -> Correction:
     """Fits what `tune` chose to a gallery.
@@ -230,10 +232,10 @@ def fit(
 @overload
 def auto(
     *,
-    gallery: Any,
-    query_bank: Any,
-    gallery_bank: Any = None,
-    pairs: Any = None,
+    gallery: ArrayLike,
+    query_bank: ArrayLike,
+    gallery_bank: ArrayLike | None = None,
+    pairs: Relevant | None = None,
     similarity_fn: SimilarityFn = dot_product,
     seed: int = 0,
     return_choice: Literal[False] = False,
@@ -243,10 +245,10 @@ def auto(
 @overload
 def auto(
     *,
-    gallery: Any,
-    query_bank: Any,
-    gallery_bank: Any = None,
-    pairs: Any = None,
+    gallery: ArrayLike,
+    query_bank: ArrayLike,
+    gallery_bank: ArrayLike | None = None,
+    pairs: Relevant | None = None,
     similarity_fn: SimilarityFn = dot_product,
     seed: int = 0,
     return_choice: Literal[True],
@@ -255,10 +257,10 @@ def auto(
 
 def auto(
     *,
-    gallery: Any,
-    query_bank: Any,
-    gallery_bank: Any = None,
-    pairs: Any = None,
+    gallery: ArrayLike,
+    query_bank: ArrayLike,
+    gallery_bank: ArrayLike | None = None,
+    pairs: Relevant | None = None,
     similarity_fn: SimilarityFn = dot_product,
     seed: int = 0,
     return_choice: bool = False,
