@@ -219,8 +219,9 @@ def test_refused_by_name(name, argument):
         changed = arrays[argument].copy()
         changed[(-1,) * changed.ndim] = value
         words = "not hold NaN" if name in MAY_BE_INFINITE else "be finite"
-        with pytest.raises(ValueError, match=f"`{argument}` must {words}"):
+        with pytest.raises(ValueError, match=f"`{argument}` must {words}") as raised:
             call(**arrays | {argument: changed})
+        assert raised.value.argument == argument
 
 
 CORRECTED = {

@@ -1,11 +1,15 @@
 """The law of public names: how arguments are given, what errors say, where things live."""
 
+import ast
 import inspect
+import pathlib
 import pickle
 import pkgutil
+import re
 import subprocess
 import sys
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +17,7 @@ import numpy as np
 import pytest
 
 import dbnorm_jax as dbn
+from dbnorm_jax._src.core import checks
 
 NAMESPACES = ("attribution", "baselines", "growing", "hubness", "metrics", "out_of_core", "tuning")
 EMBEDDINGS = {"queries", "gallery", "bank", "query_bank", "gallery_bank"}
@@ -174,3 +179,62 @@ def test_a_correction_always_acts_by_default_and_has_terms():
     assert found.shape == (3,)
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(CORRECTION)]
     assert paths == [".bias", ".active"]
+
+
+NAN = np.full((4, 4), np.nan, np.float32)
+WRONG = {
+    "queries": lambda: dbn.stream_top_k(NAN, ROWS, 1),
+    "gallery": lambda: dbn.stream_top_k(ROWS, ROWS[:, :0], 1),
+    "k": lambda: dbn.stream_top_k(ROWS, ROWS, 9),
+    "correction": lambda: dbn.top_k(ROWS, 1, 3),
+    "others[1]": lambda: dbn.merge(STATISTICS, STATISTICS, 3),
+    "pairs": lambda: dbn.auto(**BANKS, pairs=[9, 9, 9, 9]),
+    "choice": lambda: dbn.tuning.fit("is", **BANKS),
+    "bias": lambda: dbn.Correction(jnp.zeros(4)),
+    "counts": lambda: dbn.hubness.gini(-ROWS[0]),
+    "relevant": lambda: dbn.metrics.ranks(ROWS, [0.5] * 4),
+    "ties": lambda: dbn.metrics.ranks(ROWS, RELEVANT, ties="best"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_errors_carry_the_name_of_the_argument(name):
+    with pytest.raises((ValueError, TypeError), match=f"`{re.escape(name)}`") as raised:
+        WRONG[name]()
+    assert raised.value.argument == name
+
+
+def test_errors_name_what_a_caller_knows():
+    with pytest.raises(ValueError, match="`queries` and `gallery` must have the same") as raised:
+        dbn.stream_top_k(ROWS, np.ones((4, 3), np.float32), 1)
+    message = raised.value.message({"queries": "--queries 'a.npy'", "gallery": "--gallery `b`"})
+    assert message.startswith("--queries 'a.npy' and --gallery `b` must have the same number of")
+    again = pickle.loads(pickle.dumps(raised.value))
+    assert (str(again), again.argument) == (str(raised.value), "queries")
+    assert isinstance(raised.value, checks.ArgumentError)
+
+
+SOURCES = {
+    path.relative_to(pathlib.Path(dbn.__file__).parent).as_posix(): path.read_text("utf-8")
+    for path in pathlib.Path(dbn.__file__).parent.rglob("*.py")
+}
+
+
+@pytest.mark.parametrize("path", SOURCES)
+def test_no_message_names_its_argument_in_text_alone(path):
+    for node in ast.walk(ast.parse(SOURCES[path])):
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+            words = ast.unparse(node.exc)
+            assert not re.match(r"(Value|Type)Error\(f?['\"]`", words), words
+
+
+# Blocks of rows may come from anywhere; a state, or what has its fields, merges over devices.
+UNTYPED = ("out_of_core", "all_merge")
+
+
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if not name.startswith(UNTYPED)])
+def test_arrays_are_typed(name):
+    """What is given is `ArrayLike`, what comes back `jax.Array`."""
+    for parameter in inspect.signature(FUNCTIONS[name]).parameters.values():
+        assert parameter.annotation is not Any, parameter
+    assert inspect.signature(FUNCTIONS[name]).return_annotation is not Any

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dbnorm_jax._src.core import checks
 from dbnorm_jax._src.core.naming import publish
 
 
@@ -136,9 +137,10 @@ class Correction:
     def __post_init__(self) -> None:
         # What stands for arrays, such as the axes of a `vmap`, has no rank.
         if getattr(self.bias, "ndim", 2) < 2:
-            raise ValueError(
-                f"`bias` must be [..., num_terms, num_gallery], got shape {self.bias.shape}; "
-                f"one term alone is bias[None]"
+            raise checks.BadValueError(
+                "bias",
+                f" must be [..., num_terms, num_gallery], got shape {self.bias.shape}; "
+                f"one term alone is bias[None]",
             )
 
     @property

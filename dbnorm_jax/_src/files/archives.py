@@ -23,6 +23,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.lib import format as npy_format
 
+from dbnorm_jax._src.core import checks
 from dbnorm_jax._src.core.version import __version__
 from dbnorm_jax._src.files import binary
 
@@ -76,16 +77,16 @@ def checked_provenance(provenance: Mapping[str, Any] | None) -> dict[str, Any] |
     if provenance is None:
         return None
     if not isinstance(provenance, Mapping):
-        raise TypeError(f"`provenance` must be a dict, got {type(provenance).__name__}")
+        raise checks.BadTypeError("provenance", f" must be a dict, got {type(provenance).__name__}")
     try:
         text = json.dumps(dict(provenance), allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"`provenance` must hold text, numbers, lists and dicts only: {error}"
+        raise checks.BadTypeError(
+            "provenance", f" must hold text, numbers, lists and dicts only: {error}"
         ) from None
     if len(text) > _LARGEST_HEADER // 8:
-        raise ValueError(
-            f"`provenance` must have at most {_LARGEST_HEADER // 8} characters, got {len(text)}"
+        raise checks.BadValueError(
+            "provenance", f" must have at most {_LARGEST_HEADER // 8} characters, got {len(text)}"
         )
     return dict(json.loads(text))
 

@@ -78,13 +78,16 @@ def save(
     """
     checks.instance("state", state, tuple(_KINDS.values()), "save takes fitted state")
     if not checks.is_concrete(state):
-        raise TypeError("`state` must be concrete to be saved, got values traced by jit or vmap")
+        raise checks.BadTypeError(
+            "state", " must be concrete to be saved, got values traced by jit or vmap"
+        )
     arrays, static = _parts(state)
     for name, array in arrays.items():
         if array.dtype.kind not in "fib":
-            raise TypeError(
-                f"`state.{name}` must have a dtype that .npy can name, got {array.dtype}; convert "
-                f"it with .astype('float32')"
+            raise checks.BadTypeError(
+                f"state.{name}",
+                f" must have a dtype that .npy can name, got {array.dtype}; convert "
+                f"it with .astype('float32')",
             )
     _check_state("state", type(state), arrays, static)
     kind = type(state).__name__

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, numerics
 from dbnorm_jax._src.core.naming import publish
@@ -65,14 +66,14 @@ publish("dbnorm_jax.attribution", Contributors, Top1Changes)
 
 
 def bias_contributors(
-    bank: Any,
-    gallery: Any,
+    bank: ArrayLike,
+    gallery: ArrayLike,
     statistics: BankStatistics,
-    items: Any,
+    items: ArrayLike,
     *,
     k: int = 10,
-    weights: Any = None,
-    exclude: Any = None,
+    weights: ArrayLike | None = None,
+    exclude: ArrayLike | None = None,
     similarity_fn: SimilarityFn = dot_product,
     chunk_size: int = streaming.DEFAULT_CHUNK_SIZE,
 ) -> Contributors:
@@ -197,8 +198,8 @@ def _bias_contributors(
 
 
 def top_1_changes(
-    queries: Any,
-    gallery: Any,
+    queries: ArrayLike,
+    gallery: ArrayLike,
     correction: Correction,
     *,
     similarity_fn: SimilarityFn = dot_product,

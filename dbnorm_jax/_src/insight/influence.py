@@ -5,8 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, numerics, relevance
+from dbnorm_jax._src.core.relevance import Relevant
 from dbnorm_jax._src.core.similarity import SimilarityFn, check_rows, dot_product, tile
 from dbnorm_jax._src.core.types import BankStatistics
 from dbnorm_jax._src.passes import counts, selection, streaming
@@ -20,16 +22,16 @@ _LEFT_OUT = 8
 
 def influence(
     *,
-    queries: Any,
-    gallery: Any,
-    relevant: Any,
-    bank: Any,
+    queries: ArrayLike,
+    gallery: ArrayLike,
+    relevant: Relevant,
+    bank: ArrayLike,
     statistics: BankStatistics,
-    items: Any = None,
+    items: ArrayLike | None = None,
     gated: bool = False,
-    weight: Any = 1.0,
-    offsets: Any = None,
-    weights: Any = None,
+    weight: ArrayLike = 1.0,
+    offsets: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
     similarity_fn: SimilarityFn = dot_product,
     chunk_size: int = streaming.DEFAULT_CHUNK_SIZE,
 ) -> jax.Array:
@@ -85,8 +87,9 @@ def influence(
     check_statistics(statistics, gallery)
     gated = checks.flag("gated", gated)
     if gated and statistics.k_occurrence is None:
-        raise ValueError(
-            "`statistics` must have an activation set when `gated`, got k=0; make them with k >= 1"
+        raise checks.BadValueError(
+            "statistics",
+            " must have an activation set when `gated`, got k=0; make them with k >= 1",
         )
     dtype = statistics.log_normalizer.dtype
     right = relevance.as_rows(relevant, (queries.shape[0], num_gallery))
@@ -237,9 +240,10 @@ def check_statistics(statistics: Any, gallery: jax.Array) -> None:
     )
     checks.matching_gallery("statistics", statistics.num_gallery, "gallery", gallery.shape[:1])
     if statistics.log_normalizer.ndim != 1:
-        raise ValueError(
-            f"`statistics` must have fields [num_gallery] here, got shape "
-            f"{statistics.log_normalizer.shape}; use jax.vmap over its leading axes"
+        raise checks.BadValueError(
+            "statistics",
+            f" must have fields [num_gallery] here, got shape "
+            f"{statistics.log_normalizer.shape}; use jax.vmap over its leading axes",
         )
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, elementary, numerics
 from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
@@ -16,7 +17,7 @@ from dbnorm_jax._src.statistics.bank import stream_bank_statistics
 _REMEDY = "make them with bank_statistics"
 
 
-def decay(statistics: BankStatistics, factor: Any) -> BankStatistics:
+def decay(statistics: BankStatistics, factor: ArrayLike) -> BankStatistics:
     """Statistics of the same bank with all weights multiplied by `factor`.
 
     `log Z + log factor` and `factor x mass`: nothing changes for the bias until other rows are
@@ -60,10 +61,10 @@ def _decay(statistics: BankStatistics, factor: jax.Array) -> BankStatistics:
 def add_gallery_items(
     statistics: BankStatistics,
     neighbors: SearchResult | None,
-    bank: Any,
-    items: Any,
+    bank: ArrayLike,
+    items: ArrayLike,
     *,
-    weights: Any = None,
+    weights: ArrayLike | None = None,
     similarity_fn: SimilarityFn = dot_product,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
 ) -> tuple[BankStatistics, SearchResult | None]:
@@ -117,11 +118,11 @@ def add_gallery_items(
 def remove_gallery_items(
     statistics: BankStatistics,
     neighbors: SearchResult | None,
-    bank: Any,
-    gallery: Any,
-    removed: Any,
+    bank: ArrayLike,
+    gallery: ArrayLike,
+    removed: ArrayLike,
     *,
-    weights: Any = None,
+    weights: ArrayLike | None = None,
     similarity_fn: SimilarityFn = dot_product,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
 ) -> tuple[BankStatistics, SearchResult | None]:
@@ -162,15 +163,15 @@ def remove_gallery_items(
     num_gallery, k = statistics.num_gallery, statistics.k
     gallery = np.asarray(checks.embeddings("gallery", gallery))
     if len(gallery) != num_gallery:
-        raise ValueError(
-            f"`gallery` must be the {num_gallery} items behind the statistics, got {len(gallery)}"
+        raise checks.BadValueError(
+            "gallery", f" must be the {num_gallery} items behind the statistics, got {len(gallery)}"
         )
     gone = np.zeros(num_gallery, bool)
     gone[np.asarray(checks.indices("removed", removed, low=0, high=num_gallery, ndim=1))] = True
     if num_gallery - gone.sum() < max(k, 1):
-        raise ValueError(
-            f"`removed` must leave at least {max(k, 1)} gallery items, got {gone.sum()} of "
-            f"{num_gallery}"
+        raise checks.BadValueError(
+            "removed",
+            f" must leave at least {max(k, 1)} gallery items, got {gone.sum()} of {num_gallery}",
         )
     stays = np.flatnonzero(~gone)
     log_normalizer, mass = (
@@ -202,31 +203,35 @@ def _check_known(
     """[num_bank] bool, which bank rows count; raises where what was kept does not fit."""
     checks.instance("statistics", statistics, BankStatistics, _REMEDY)
     if not checks.is_concrete(statistics, neighbors, bank):
-        raise TypeError("`statistics`, `neighbors` and `bank` must be concrete, got traced values")
+        raise checks.BadTypeError(
+            "statistics", ", `neighbors` and `bank` must be concrete, got traced values"
+        )
     num_bank = len(checks.embeddings("bank", bank))
     counted = np.ones(num_bank, bool)
     if weights is not None:
         counted = np.asarray(checks.bank_weights("weights", weights, (num_bank,))) > 0
     if (neighbors is None) != (statistics.k == 0):
         actual = "none" if neighbors is None else "neighbors"
-        raise ValueError(
-            f"`neighbors` must be stream_top_k(bank, gallery, {statistics.k}), or None for k=0, "
-            f"got {actual}"
+        raise checks.BadValueError(
+            "neighbors",
+            f" must be stream_top_k(bank, gallery, {statistics.k}), or None for k=0, got {actual}",
         )
     if neighbors is None:
         return counted
     if neighbors.indices.shape != (num_bank, statistics.k):
-        raise ValueError(
-            f"`neighbors` must have shape {(num_bank, statistics.k)} (bank rows, k), got "
-            f"{neighbors.indices.shape}"
+        raise checks.BadValueError(
+            "neighbors",
+            f" must have shape {(num_bank, statistics.k)} (bank rows, k), got "
+            f"{neighbors.indices.shape}",
         )
     checks.indices("neighbors.indices", neighbors.indices, low=0, high=statistics.num_gallery)
     known = statistics.k_occurrence
     assert known is not None
     if not np.array_equal(known, _counts(neighbors, counted, known.shape)):
-        raise ValueError(
-            "`neighbors` must be those of the bank behind the statistics: their k-occurrences "
-            "differ; make both from the same bank and gallery"
+        raise checks.BadValueError(
+            "neighbors",
+            " must be those of the bank behind the statistics: their k-occurrences "
+            "differ; make both from the same bank and gallery",
         )
     return counted
 

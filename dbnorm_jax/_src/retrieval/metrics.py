@@ -7,8 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, numerics, relevance
+from dbnorm_jax._src.core.relevance import Relevant
 from dbnorm_jax._src.core.similarity import SimilarityFn, check_rows, dot_product
 from dbnorm_jax._src.core.types import Correction
 from dbnorm_jax._src.passes import counts, streaming
@@ -16,7 +18,12 @@ from dbnorm_jax._src.passes.gating import check_streamed, over_gates, raw_first
 
 
 def ranks(
-    scores: Any, relevant: Any, *, ties: str = "average", exclude: Any = None, where: Any = None
+    scores: ArrayLike,
+    relevant: Relevant,
+    *,
+    ties: str = "average",
+    exclude: ArrayLike | None = None,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     """Rank of each query's best right item.
 
@@ -65,15 +72,15 @@ def _ranks(scores: jax.Array, right: jax.Array, seen: jax.Array | None, *, ties:
 
 
 def stream_ranks(
-    queries: Any,
-    gallery: Any,
-    relevant: Any,
+    queries: ArrayLike,
+    gallery: ArrayLike,
+    relevant: Relevant,
     correction: Correction | None = None,
     *,
     ties: str = "average",
-    exclude: Any = None,
-    where: Any = None,
-    gates: Any = None,
+    exclude: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    gates: ArrayLike | None = None,
     similarity_fn: SimilarityFn = dot_product,
     chunk_size: int = streaming.DEFAULT_CHUNK_SIZE,
 ) -> jax.Array:
@@ -170,7 +177,7 @@ def _stream_ranks(
     return counts.rank(ahead, (right >= 0).any(axis=1), dtype, ties)
 
 
-def recall_at(ranks: Any, k: float) -> jax.Array:
+def recall_at(ranks: ArrayLike, k: float) -> jax.Array:
     """R@k, the share of queries with rank <= k, in [0, 1].
 
     Args:
@@ -199,7 +206,7 @@ def _recall_at(ranks: jax.Array, k: jax.Array) -> jax.Array:
     return _mean((ranks <= k).astype(ranks.dtype), ranks < jnp.inf)
 
 
-def median_rank(ranks: Any) -> jax.Array:
+def median_rank(ranks: ArrayLike) -> jax.Array:
     """MdR, the median rank, at least 1.
 
     Args:
@@ -226,7 +233,7 @@ def _median(ranks: jax.Array) -> jax.Array:
     return jnp.where(count > 0, middle, jnp.nan)
 
 
-def mean_rank(ranks: Any) -> jax.Array:
+def mean_rank(ranks: ArrayLike) -> jax.Array:
     """MnR, the mean rank, at least 1.
 
     Args:
@@ -245,7 +252,7 @@ def mean_rank(ranks: Any) -> jax.Array:
     return _mean(ranks, ranks < jnp.inf)
 
 
-def mean_reciprocal_rank(ranks: Any) -> jax.Array:
+def mean_reciprocal_rank(ranks: ArrayLike) -> jax.Array:
     """MRR, the mean of 1 / rank, in (0, 1].
 
     Args:
@@ -264,7 +271,7 @@ def mean_reciprocal_rank(ranks: Any) -> jax.Array:
     return _mean(1 / ranks, ranks < jnp.inf)
 
 
-def geometric_mean_recall(ranks: Any, ks: Sequence[int] = (1, 5, 10)) -> jax.Array:
+def geometric_mean_recall(ranks: ArrayLike, ks: Sequence[int] = (1, 5, 10)) -> jax.Array:
     """Geometric mean of R@k over several cut-offs, in [0, 1].
 
     Args:
@@ -288,7 +295,11 @@ def geometric_mean_recall(ranks: Any, ks: Sequence[int] = (1, 5, 10)) -> jax.Arr
 
 
 def mean_average_precision(
-    scores: Any, relevant: Any, *, exclude: Any = None, where: Any = None
+    scores: ArrayLike,
+    relevant: Relevant,
+    *,
+    exclude: ArrayLike | None = None,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     """mAP: the mean over queries of the mean over right items of precision at their rank.
 
@@ -354,10 +365,12 @@ def _mean_average_precision(
 def _check_scores(scores: Any) -> jax.Array:
     scores = checks.floating("scores", scores, ndim=2, finite=False)
     if scores.shape[1] == 0:
-        raise ValueError(f"`scores` must have at least one gallery item, got shape {scores.shape}")
+        raise checks.BadValueError(
+            "scores", f" must have at least one gallery item, got shape {scores.shape}"
+        )
     if checks.found(_holds_nan, scores):
         place = np.argwhere(np.isnan(np.asarray(scores, np.float64)))[0].tolist()
-        raise ValueError(f"`scores` must not hold NaN, found one at index {place}")
+        raise checks.BadValueError("scores", f" must not hold NaN, found one at index {place}")
     return checks.read_alike(scores)
 
 
@@ -376,7 +389,9 @@ def _mean(values: jax.Array, counted: jax.Array) -> jax.Array:
 def _check_ranks(ranks: Any) -> jax.Array:
     ranks = checks.floating("ranks", ranks, finite=False)
     if checks.found(_holds_nan, ranks):
-        raise ValueError("`ranks` must not hold NaN: queries without a right item have rank +inf")
+        raise checks.BadValueError(
+            "ranks", " must not hold NaN: queries without a right item have rank +inf"
+        )
     return ranks.astype(numerics.accumulation_dtype(ranks.dtype))
 
 
@@ -387,7 +402,7 @@ def _below_first(k: Any) -> Any:
 def _cut_off(k: Any, dtype: jnp.dtype) -> jax.Array:
     array = checks.real("k", k, dtype)
     if array.ndim:
-        raise TypeError(f"`k` must be one number, got {k!r}")
+        raise checks.BadTypeError("k", f" must be one number, got {k!r}")
     if checks.found(_below_first, array):
-        raise ValueError(f"`k` must be at least 1, the best rank, got {k}")
+        raise checks.BadValueError("k", f" must be at least 1, the best rank, got {k}")
     return array

@@ -1,10 +1,9 @@
 """The scores of the paper's released code, for conformance and for the paper's row in tables."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, elementary, numerics
 from dbnorm_jax._src.core.types import BankStatistics, Correction
@@ -16,7 +15,7 @@ _LARGEST_EXPONENT = 85.0
 
 
 def published_scores(
-    similarities: Any,
+    similarities: ArrayLike,
     query_statistics: BankStatistics,
     gallery_statistics: BankStatistics | None = None,
 ) -> jax.Array:

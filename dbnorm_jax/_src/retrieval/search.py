@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, elementary, numerics
 from dbnorm_jax._src.core.similarity import (
@@ -37,7 +38,11 @@ from dbnorm_jax._src.passes.gating import check_streamed, over_gates, raw_first
 
 
 def gates(
-    similarities: Any, correction: Correction, *, exclude: Any = None, where: Any = None
+    similarities: ArrayLike,
+    correction: Correction,
+    *,
+    exclude: ArrayLike | None = None,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     """Which terms act on which query: `a_t(q) = active_t(argmax_g s(q, g))`.
 
@@ -90,7 +95,9 @@ def _gates(similarities: jax.Array, correction: Correction, seen: jax.Array | No
     return act(numbers, correction.active[..., None, :, :]).astype(dtype)
 
 
-def apply_correction(similarities: Any, correction: Correction, *, gates: Any = None) -> jax.Array:
+def apply_correction(
+    similarities: ArrayLike, correction: Correction, *, gates: ArrayLike | None = None
+) -> jax.Array:
     """Corrected scores `s(q, g) - sum_t a_t(q) bias_t(g)`.
 
     Args:
@@ -141,13 +148,13 @@ def _apply_correction(
 
 
 def top_k(
-    similarities: Any,
+    similarities: ArrayLike,
     k: int,
     correction: Correction | None = None,
     *,
-    exclude: Any = None,
-    where: Any = None,
-    gates: Any = None,
+    exclude: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    gates: ArrayLike | None = None,
 ) -> SearchResult:
     """The k best gallery items of each query from a similarity matrix.
 
@@ -215,14 +222,14 @@ def _top_k(
 
 
 def stream_top_k(
-    queries: Any,
-    gallery: Any,
+    queries: ArrayLike,
+    gallery: ArrayLike,
     k: int,
     correction: Correction | None = None,
     *,
-    exclude: Any = None,
-    where: Any = None,
-    gates: Any = None,
+    exclude: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    gates: ArrayLike | None = None,
     similarity_fn: SimilarityFn = dot_product,
     chunk_size: int = streaming.DEFAULT_CHUNK_SIZE,
 ) -> SearchResult:
@@ -271,9 +278,9 @@ def stream_top_k(
     where = checks.kept(where, gallery.shape[0])
     unseen = checks.unseen(exclude, num_queries, gallery.shape[0])
     gates = checks.gates(gates, correction, num_queries)
-    queries, unseen, gates = _filled_up(queries, unseen, gates)
+    asked, unseen, gates = _filled_up(queries, unseen, gates)
     result = _stream_top_k(
-        queries,
+        asked,
         gallery,
         correction,
         (unseen, where),
@@ -287,8 +294,8 @@ def stream_top_k(
 
 
 def semantic_search(
-    queries: Any,
-    gallery: Any,
+    queries: ArrayLike,
+    gallery: ArrayLike,
     correction: Correction | None = None,
     *,
     k: int = 10,

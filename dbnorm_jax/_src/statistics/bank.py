@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, elementary, numerics
 from dbnorm_jax._src.core.similarity import SimilarityFn, check_rows, dot_product
@@ -32,7 +33,12 @@ _BETA_UNIT = " (inverse temperature, in 1/[unit of similarity])"
 
 
 def bank_statistics(
-    similarities: Any, *, beta: Any, k: int = 1, where: Any = None, weights: Any = None
+    similarities: ArrayLike,
+    *,
+    beta: ArrayLike,
+    k: int = 1,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
 ) -> BankStatistics:
     """Bank statistics of a similarity matrix.
 
@@ -156,13 +162,13 @@ def _log_sum(
 
 
 def stream_bank_statistics(
-    bank: Any,
-    gallery: Any,
+    bank: ArrayLike,
+    gallery: ArrayLike,
     *,
-    beta: Any,
+    beta: ArrayLike,
     k: int = 1,
-    weights: Any = None,
-    exclude: Any = None,
+    weights: ArrayLike | None = None,
+    exclude: ArrayLike | None = None,
     similarity_fn: SimilarityFn = dot_product,
     chunk_size: int = streaming.DEFAULT_CHUNK_SIZE,
 ) -> BankStatistics:
@@ -295,21 +301,28 @@ def merge(first: State, *others: State) -> State:
 
 def _check_mergeable(first: Any, name: str, other: Any) -> None:
     if first.num_gallery != other.num_gallery:
-        raise ValueError(
-            f"`first` has {first.num_gallery} gallery items but `{name}` has "
-            f"{other.num_gallery}; only statistics of the same gallery merge"
+        raise checks.BadValueError(
+            "first",
+            f" has {first.num_gallery} gallery items but ",
+            name,
+            f" has {other.num_gallery}; only statistics of the same gallery merge",
         )
     if first.k != other.k:
-        raise ValueError(
-            f"`first` has k={first.k} but `{name}` has k={other.k}; different neighborhoods do "
-            f"not merge"
+        raise checks.BadValueError(
+            "first",
+            f" has k={first.k} but ",
+            name,
+            f" has k={other.k}; different neighborhoods do not merge",
         )
     if isinstance(first, LargestSimilarities):
         return
     if checks.is_concrete(first.beta, other.beta) and not np.array_equal(first.beta, other.beta):
-        raise ValueError(
-            f"`first` has beta={first.beta} but `{name}` has beta={other.beta}; log-normalizers "
-            f"of different inverse temperatures do not merge"
+        raise checks.BadValueError(
+            "first",
+            f" has beta={first.beta} but ",
+            name,
+            f" has beta={other.beta}; log-normalizers "
+            f"of different inverse temperatures do not merge",
         )
 
 
@@ -372,13 +385,16 @@ def subtract(
     for name, value in (("whole", whole), ("part", part)):
         checks.instance(name, value, BankStatistics, "make them with bank_statistics")
     if (whole.num_gallery, whole.k) != (part.num_gallery, part.k):
-        raise ValueError(
-            f"`part` must have the gallery and k of `whole`, {whole.num_gallery} items and "
-            f"k={whole.k}, got {part.num_gallery} and k={part.k}"
+        raise checks.BadValueError(
+            "part",
+            f" must have the gallery and k of `whole`, {whole.num_gallery} items and "
+            f"k={whole.k}, got {part.num_gallery} and k={part.k}",
         )
     concrete = checks.is_concrete(whole, part)
     if concrete and not np.array_equal(whole.beta, part.beta):
-        raise ValueError(f"`part` must have beta={whole.beta} as `whole`, got {part.beta}")
+        raise checks.BadValueError(
+            "part", f" must have beta={whole.beta} as `whole`, got {part.beta}"
+        )
     left, share = _subtract(whole, part)
     if concrete:
         _check_left(left, np.asarray(share), smallest_share)
@@ -411,21 +427,27 @@ def _subtract(whole: BankStatistics, part: BankStatistics) -> tuple[BankStatisti
 def _check_left(left: BankStatistics, share: Any, smallest: float) -> None:
     if left.k_occurrence is not None and (np.asarray(left.k_occurrence) < 0).any():
         place = np.argwhere(np.asarray(left.k_occurrence) < 0)[0].tolist()
-        raise ValueError(
-            f"`part` must be of bank items that are in `whole`, but at {place} it has a larger "
-            f"k-occurrence"
+        raise checks.BadValueError(
+            "part",
+            f" must be of bank items that are in `whole`, but at {place} it has a larger "
+            f"k-occurrence",
         )
     if not (share >= smallest).all():
         place = np.argwhere(~(share >= smallest))[0].tolist()
-        raise ValueError(
-            f"`part` must leave a share of at least {smallest:g} of each column's sum, or take "
+        raise checks.BadValueError(
+            "part",
+            f" must leave a share of at least {smallest:g} of each column's sum, or take "
             f"all its mass, but at {place} it leaves {share[tuple(place)]:.3g}; merge the "
-            f"statistics of the parts that stay instead"
+            f"statistics of the parts that stay instead",
         )
 
 
 def responsibilities(
-    similarities: Any, statistics: BankStatistics, *, weights: Any = None, where: Any = None
+    similarities: ArrayLike,
+    statistics: BankStatistics,
+    *,
+    weights: ArrayLike | None = None,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     """Which bank item made which gallery item a hub: `w_b exp(beta s(b, g)) / Z(g)`.
 

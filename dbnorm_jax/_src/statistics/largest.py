@@ -12,10 +12,10 @@ They merge over parts of a bank, like bank statistics.
 """
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, numerics
 from dbnorm_jax._src.core.similarity import SimilarityFn, check_rows, dot_product
@@ -24,7 +24,9 @@ from dbnorm_jax._src.passes import selection, streaming
 from dbnorm_jax._src.passes.columns import nearest_bank_items
 
 
-def largest_similarities(similarities: Any, *, k: int, where: Any = None) -> LargestSimilarities:
+def largest_similarities(
+    similarities: ArrayLike, *, k: int, where: ArrayLike | None = None
+) -> LargestSimilarities:
     """The k largest entries of each column of a similarity matrix.
 
     Args:
@@ -66,11 +68,11 @@ def _largest_similarities(
 
 
 def stream_largest_similarities(
-    bank: Any,
-    gallery: Any,
+    bank: ArrayLike,
+    gallery: ArrayLike,
     *,
     k: int,
-    exclude: Any = None,
+    exclude: ArrayLike | None = None,
     similarity_fn: SimilarityFn = dot_product,
     chunk_size: int = streaming.DEFAULT_CHUNK_SIZE,
 ) -> LargestSimilarities:

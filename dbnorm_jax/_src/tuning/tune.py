@@ -5,8 +5,10 @@ from typing import Any, Literal, NamedTuple, overload
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
+from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, numerics
+from dbnorm_jax._src.core.relevance import Relevant
 from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
 from dbnorm_jax._src.core.types import Correction
 from dbnorm_jax._src.corrections.streamed import Streamed
@@ -36,10 +38,10 @@ Integers = npt.NDArray[np.integer[Any]]
 
 def tune(
     *,
-    query_bank: Any,
-    gallery_bank: Any = None,
-    gallery: Any = None,
-    pairs: Any = None,
+    query_bank: ArrayLike,
+    gallery_bank: ArrayLike | None = None,
+    gallery: ArrayLike | None = None,
+    pairs: Relevant | None = None,
     criterion: str = "log_rank",
     similarity_fn: SimilarityFn = dot_product,
     seed: int = 0,
@@ -93,10 +95,12 @@ def tune(
     """
     banks = folds.checked(query_bank, gallery_bank, gallery, similarity_fn)
     if criterion not in CRITERIA:
-        raise ValueError(f"`criterion` must be one of {', '.join(CRITERIA)}, got {criterion!r}")
+        raise checks.BadValueError(
+            "criterion", f" must be one of {', '.join(CRITERIA)}, got {criterion!r}"
+        )
     num_folds = checks.integer("num_folds", num_folds, low=2)
     if not 0 < level < 1:
-        raise ValueError(f"`level` must be between 0 and 1, got {level!r}")
+        raise checks.BadValueError("level", f" must be between 0 and 1, got {level!r}")
     rng = np.random.default_rng(seed)
     # Where there is nothing else to compare with, the gallery bank is like itself.
     items = None if banks.is_own else banks.items
@@ -166,10 +170,10 @@ def tune(
 def fit(
     choice: Choice,
     *,
-    gallery: Any,
-    query_bank: Any,
-    gallery_bank: Any = None,
-    pairs: Any = None,
+    gallery: ArrayLike,
+    query_bank: ArrayLike,
+    gallery_bank: ArrayLike | None = None,
+    pairs: Relevant | None = None,
     similarity_fn: SimilarityFn = dot_product,
 ) -> Correction:
     """Fits what `tune` chose to a gallery.
@@ -204,9 +208,10 @@ def fit(
     """
     checks.instance("choice", choice, Choice, "make it with tuning.tune")
     if gallery_bank is None and choice.num_gallery_bank:
-        raise ValueError(
-            f"`gallery_bank` must be given, got None: the choice was made with a gallery bank of "
-            f"{choice.num_gallery_bank} rows"
+        raise checks.BadValueError(
+            "gallery_bank",
+            f" must be given, got None: the choice was made with a gallery bank of "
+            f"{choice.num_gallery_bank} rows",
         )
     banks = folds.checked(query_bank, gallery_bank, gallery, similarity_fn)
     assert banks.items is not None
@@ -227,10 +232,10 @@ def fit(
 @overload
 def auto(
     *,
-    gallery: Any,
-    query_bank: Any,
-    gallery_bank: Any = None,
-    pairs: Any = None,
+    gallery: ArrayLike,
+    query_bank: ArrayLike,
+    gallery_bank: ArrayLike | None = None,
+    pairs: Relevant | None = None,
     similarity_fn: SimilarityFn = dot_product,
     seed: int = 0,
     return_choice: Literal[False] = False,
@@ -240,10 +245,10 @@ def auto(
 @overload
 def auto(
     *,
-    gallery: Any,
-    query_bank: Any,
-    gallery_bank: Any = None,
-    pairs: Any = None,
+    gallery: ArrayLike,
+    query_bank: ArrayLike,
+    gallery_bank: ArrayLike | None = None,
+    pairs: Relevant | None = None,
     similarity_fn: SimilarityFn = dot_product,
     seed: int = 0,
     return_choice: Literal[True],
@@ -252,10 +257,10 @@ def auto(
 
 def auto(
     *,
-    gallery: Any,
-    query_bank: Any,
-    gallery_bank: Any = None,
-    pairs: Any = None,
+    gallery: ArrayLike,
+    query_bank: ArrayLike,
+    gallery_bank: ArrayLike | None = None,
+    pairs: Relevant | None = None,
     similarity_fn: SimilarityFn = dot_product,
     seed: int = 0,
     return_choice: bool = False,

@@ -327,9 +327,9 @@ def ranks(
         found.append(np.asarray(counts.rank(ahead, jnp.asarray(answered), dtype, ties)))
     total = np.concatenate(found)
     if len(total) != len(right):
-        raise ValueError(
-            f"`relevant` must have one entry (or row) per query, expected {len(total)}, got "
-            f"{len(right)}"
+        raise checks.BadValueError(
+            "relevant",
+            f" must have one entry (or row) per query, expected {len(total)}, got {len(right)}",
         )
     return total
 

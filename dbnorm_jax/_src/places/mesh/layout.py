@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from dbnorm_jax._src.core import checks
 from dbnorm_jax._src.places.mesh.exchange import Axis, Shard
 
 
@@ -44,22 +45,25 @@ def _names(axis: Axis) -> tuple[str, ...]:
 def layout(mesh: Any, bank_axis: Axis, gallery_axis: Axis) -> Layout:
     """The arguments `mesh`, `bank_axis` and `gallery_axis`, checked."""
     if not isinstance(mesh, Mesh):
-        raise TypeError(
-            f"`mesh` must be a jax.sharding.Mesh, got {type(mesh).__name__}; make one with "
-            f'jax.make_mesh((2, 4), ("bank", "gallery"))'
+        raise checks.BadTypeError(
+            "mesh",
+            f" must be a jax.sharding.Mesh, got {type(mesh).__name__}; make one with "
+            f'jax.make_mesh((2, 4), ("bank", "gallery"))',
         )
     for argument, axis in (("bank_axis", bank_axis), ("gallery_axis", gallery_axis)):
         for name in _names(axis):
             if name not in mesh.axis_names:
-                raise ValueError(
-                    f"`{argument}` must name an axis of the mesh, got {name!r} but it has "
-                    f"{mesh.axis_names}; None leaves these rows whole on every device"
+                raise checks.BadValueError(
+                    argument,
+                    f" must name an axis of the mesh, got {name!r} but it has "
+                    f"{mesh.axis_names}; None leaves these rows whole on every device",
                 )
     names = (*_names(bank_axis), *_names(gallery_axis))
     if len(set(names)) < len(names):
-        raise ValueError(
-            f"`bank_axis` and `gallery_axis` must name different axes of the mesh, got "
-            f"{bank_axis!r} and {gallery_axis!r}"
+        raise checks.BadValueError(
+            "bank_axis",
+            f" and `gallery_axis` must name different axes of the mesh, got "
+            f"{bank_axis!r} and {gallery_axis!r}",
         )
     return Layout(mesh, bank_axis, gallery_axis)
 
