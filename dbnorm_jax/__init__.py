@@ -8,9 +8,16 @@ Names resolve on first use, so that importing the package imports neither JAX no
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0.dev0"
+from dbnorm_jax._src.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from dbnorm_jax import attribution as attribution
+    from dbnorm_jax import baselines as baselines
+    from dbnorm_jax import growing as growing
+    from dbnorm_jax import hubness as hubness
+    from dbnorm_jax import metrics as metrics
+    from dbnorm_jax import out_of_core as out_of_core
+    from dbnorm_jax import tuning as tuning
     from dbnorm_jax._src.core.similarity import cosine_similarity as cosine_similarity
     from dbnorm_jax._src.core.similarity import dot_product as dot_product
     from dbnorm_jax._src.core.similarity import (
@@ -20,7 +27,6 @@ if TYPE_CHECKING:
     from dbnorm_jax._src.core.types import Correction as Correction
     from dbnorm_jax._src.core.types import LargestSimilarities as LargestSimilarities
     from dbnorm_jax._src.core.types import SearchResult as SearchResult
-    from dbnorm_jax._src.corrections import baselines as baselines
     from dbnorm_jax._src.corrections.balance import (
         dual_dynamic_inverted_softmax as dual_dynamic_inverted_softmax,
     )
@@ -32,11 +38,7 @@ if TYPE_CHECKING:
     from dbnorm_jax._src.files.state import load as load
     from dbnorm_jax._src.files.state import read_provenance as read_provenance
     from dbnorm_jax._src.files.state import save as save
-    from dbnorm_jax._src.insight import attribution as attribution
-    from dbnorm_jax._src.places.disk import out_of_core as out_of_core
     from dbnorm_jax._src.places.mesh.exchange import all_merge as all_merge
-    from dbnorm_jax._src.retrieval import hubness as hubness
-    from dbnorm_jax._src.retrieval import metrics as metrics
     from dbnorm_jax._src.retrieval.index_vectors import gates_from_top_1 as gates_from_top_1
     from dbnorm_jax._src.retrieval.index_vectors import (
         inner_product_gallery as inner_product_gallery,
@@ -57,29 +59,18 @@ if TYPE_CHECKING:
     from dbnorm_jax._src.retrieval.soft import soft_gates as soft_gates
     from dbnorm_jax._src.retrieval.soft import stream_soft_activation as stream_soft_activation
     from dbnorm_jax._src.retrieval.soft import stream_soft_gates as stream_soft_gates
-    from dbnorm_jax._src.statistics import growing as growing
     from dbnorm_jax._src.statistics.bank import bank_statistics as bank_statistics
     from dbnorm_jax._src.statistics.bank import merge as merge
     from dbnorm_jax._src.statistics.bank import responsibilities as responsibilities
     from dbnorm_jax._src.statistics.bank import stream_bank_statistics as stream_bank_statistics
+    from dbnorm_jax._src.statistics.bank import subtract as subtract
     from dbnorm_jax._src.statistics.largest import largest_similarities as largest_similarities
     from dbnorm_jax._src.statistics.largest import (
         stream_largest_similarities as stream_largest_similarities,
     )
-    from dbnorm_jax._src.tuning import tune as _tune
     from dbnorm_jax._src.tuning.tune import auto as auto
-
-    tuning = _tune
-# Where public modules and names live.
-_MODULES = {
-    "attribution": "insight.attribution",
-    "baselines": "corrections.baselines",
-    "growing": "statistics.growing",
-    "hubness": "retrieval.hubness",
-    "metrics": "retrieval.metrics",
-    "out_of_core": "places.disk.out_of_core",
-    "tuning": "tuning.tune",
-}
+# Modules beside this one, and where the names of this one live.
+_MODULES = ("attribution", "baselines", "growing", "hubness", "metrics", "out_of_core", "tuning")
 _HOME = {
     "BankStatistics": "core.types",
     "Correction": "core.types",
@@ -116,6 +107,7 @@ _HOME = {
     "stream_soft_activation": "retrieval.soft",
     "stream_soft_gates": "retrieval.soft",
     "stream_top_k": "retrieval.search",
+    "subtract": "statistics.bank",
     "top_k": "retrieval.search",
 }
 
@@ -125,9 +117,10 @@ __all__ = ["__version__", *_HOME, *_MODULES]  # noqa: PLE0604
 def __getattr__(name: str) -> Any:
     """Resolves a public name on first use (PEP 562)."""
     if name in _MODULES:
-        value = importlib.import_module(f"dbnorm_jax._src.{_MODULES[name]}")
+        value = importlib.import_module(f"dbnorm_jax.{name}")
     elif name in _HOME:
         value = getattr(importlib.import_module(f"dbnorm_jax._src.{_HOME[name]}"), name)
+        value.__module__ = __name__
     else:
         raise AttributeError(f"module 'dbnorm_jax' has no attribute {name!r}")
     globals()[name] = value

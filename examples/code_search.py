@@ -160,10 +160,14 @@ def main() -> None:
     )
     chosen = []
     for label, (queries, gallery) in sides(found, fitted).items():
-        banks = (queries[banked], gallery[banked])
-        pairs = np.arange(len(banked))
-        choice = dbn.tuning.tune(*banks, pairs, gallery=gallery[tested])
-        correction = dbn.tuning.fit(choice, gallery[tested], *banks, pairs=pairs)
+        known = {
+            "gallery": gallery[tested],
+            "query_bank": queries[banked],
+            "gallery_bank": gallery[banked],
+            "pairs": np.arange(len(banked)),
+        }
+        choice = dbn.tuning.tune(**known)
+        correction = dbn.tuning.fit(choice, **known)
         said = choice.summary().splitlines()
         chosen.append(f"{label}: {said[0]}\n    {said[-1]}")
         places, counts = [], []

@@ -137,10 +137,16 @@ def main() -> None:
     output = arguments("glyphs").output
     test, pictures = load()
     names, size = test.query_labels, len(test.gallery)
-    banks = (test.query_bank, test.gallery_bank)
-    choice = dbn.tuning.tune(*banks, test.bank_pairs, gallery=test.gallery)
-    correction = dbn.tuning.fit(choice, test.gallery, *banks, pairs=test.bank_pairs)
-    print(f"{size:,} names ask for {size:,} pictures. auto, from {len(banks[0]):,} other pairs:")
+    known = {
+        "gallery": test.gallery,
+        "query_bank": test.query_bank,
+        "gallery_bank": test.gallery_bank,
+        "pairs": test.bank_pairs,
+    }
+    choice = dbn.tuning.tune(**known)
+    correction = dbn.tuning.fit(choice, **known)
+    num_pairs = len(test.query_bank)
+    print(f"{size:,} names ask for {size:,} pictures. auto, from {num_pairs:,} other pairs:")
     print(choice.summary().splitlines()[0])
     print("\n             R@1   R@10   skewness of N_10   most   never retrieved")
     found, counts, places = [], [], []

@@ -37,8 +37,12 @@ RAW, CORRECTED = "#D55E00", "#0072B2"
 
 def measured(test: EvaluationSet) -> dict[str, tuple[float, float]]:
     """Pairs: raw and corrected R@1 and skewness; gain and half its interval; won and lost."""
-    banks = (test.query_bank, test.gallery_bank)
-    correction = dbn.auto(test.gallery, *banks, jnp.asarray(test.bank_pairs, jnp.int32))
+    correction = dbn.auto(
+        gallery=test.gallery,
+        query_bank=test.query_bank,
+        gallery_bank=test.gallery_bank,
+        pairs=jnp.asarray(test.bank_pairs, jnp.int32),
+    )
     before, after = hits(test), hits(test, correction)
     return {
         "R@1": (100 * before.mean(), 100 * after.mean()),

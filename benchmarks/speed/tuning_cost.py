@@ -29,9 +29,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pairs = np.arange(options.size)
     contenders = {
         "bare": lambda: bare_scan(query_bank, items),
-        "tune": lambda: dbn.tuning.tune(query_bank, items, pairs),
-        "tune, gallery": lambda: dbn.tuning.tune(query_bank, items, pairs, gallery=other),
-        "tune, refined": lambda: dbn.tuning.tune(query_bank, items, pairs, refine=True),
+        "tune": lambda: dbn.tuning.tune(query_bank=query_bank, gallery_bank=items, pairs=pairs),
+        "tune, gallery": lambda: dbn.tuning.tune(
+            query_bank=query_bank, gallery_bank=items, pairs=pairs, gallery=other
+        ),
+        "tune, refined": lambda: dbn.tuning.tune(
+            query_bank=query_bank, gallery_bank=items, pairs=pairs, refine=True
+        ),
     }
     print(f"banks {options.size} x {options.size} x dim {options.dim}")
     timings = interleaved(contenders, options.repetitions)

@@ -72,10 +72,10 @@ def outcome(world: str, num_pairs: int, seed: int) -> tuple[bool, int, int]:
     """(whether raw was left, test queries won, test queries lost)."""
     data = simulated(world, num_pairs, seed)
     correction, choice = dbn.auto(
-        data["gallery"],
-        data["query_bank"],
-        data["gallery_bank"],
-        data["pairs"],
+        gallery=data["gallery"],
+        query_bank=data["query_bank"],
+        gallery_bank=data["gallery_bank"],
+        pairs=data["pairs"],
         seed=seed,
         return_choice=True,
     )

@@ -66,7 +66,9 @@ def logged(test: EvaluationSet, size: int | None, seed: int) -> EvaluationSet:
 def run_draw(test: EvaluationSet, seed: int) -> Draw:
     """Every method on one log."""
     gallery, log = test.gallery, test.query_bank
-    chosen, choice = dbn.auto(gallery, log, pairs=test.bank_pairs, seed=seed, return_choice=True)
+    chosen, choice = dbn.auto(
+        gallery=gallery, query_bank=log, pairs=test.bank_pairs, seed=seed, return_choice=True
+    )
     largest = {k: dbn.stream_largest_similarities(log, gallery, k=k) for k in (10, 128)}
     statistics = dbn.stream_bank_statistics(log, gallery, beta=20.0)
     own = dbn.stream_bank_statistics(gallery, gallery, beta=1.0, exclude=np.arange(len(gallery)))

@@ -190,7 +190,11 @@ def chosen(draw: Draw) -> dict[str, int]:
 
 def _tuned(test: EvaluationSet, pairs: np.ndarray, seed: int) -> int:
     choice = dbn.tuning.tune(
-        test.query_bank, test.gallery_bank, pairs, gallery=test.gallery, seed=seed
+        query_bank=test.query_bank,
+        gallery_bank=test.gallery_bank,
+        pairs=pairs,
+        gallery=test.gallery,
+        seed=seed,
     )
     return int(choice.chosen)
 

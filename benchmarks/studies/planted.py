@@ -212,9 +212,16 @@ class Case:
             known, self.gallery, self.banks, starts, limit, fit=FITS[fit], steps=self.steps
         )
 
+    def screen(self, items, **options):
+        """The screening of items by the banks."""
+        query_bank, gallery_bank = self.banks
+        return dbn.attribution.hub_screening(
+            gallery=items, query_bank=query_bank, gallery_bank=gallery_bank, k=K, **options
+        )
+
     def screened(self, items, fit: str):
         """What the screening says of items: ([num_items] by raw scores alone, [num_items])."""
-        screen = partial(dbn.attribution.hub_screening, items, *self.banks, k=K)
+        screen = partial(self.screen, items)
         alone = np.asarray(screen(false_alarm_rate=ALARMS).flagged)
         if fit not in SCREENED:
             return alone, alone
@@ -263,7 +270,7 @@ class Case:
             )
             planted = self.attack(near, ())
             outcomes[f"topic of {100 * share:g} %"] = self.outcome(planted, asked)
-        screening = dbn.attribution.hub_screening(self.gallery, *self.banks, k=K)
+        screening = self.screen(self.gallery)
         lowest = dbn.stream_top_k(*self.banks, K).scores[:, -1]
         share = CAUTION * screening.threshold / len(self.banks[0])
         start = self.attack(self.known, ())
@@ -303,7 +310,7 @@ def run(
         at_1, at_10, *_ = np.mean(outcomes, axis=0)
         found = sum(outcome.found for outcome in outcomes)
         print(f"{name + ', raw scores':24}{at_1:10.1f}{at_10:7.1f}{found:32d}/{seeds}")
-    screening = dbn.attribution.hub_screening(test.gallery, *cases[0].banks, k=K)
+    screening = cases[0].screen(test.gallery)
     threshold = int(screening.threshold)
     share = 100 * threshold / len(test.query_bank)
     print(

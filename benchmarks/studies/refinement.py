@@ -43,9 +43,9 @@ class Draw(NamedTuple):
 def run_draw(test: EvaluationSet, seed: int) -> Draw:
     """Chooses, refines, fits and ranks."""
     choice = dbn.tuning.tune(
-        test.query_bank,
-        test.gallery_bank,
-        test.bank_pairs,
+        query_bank=test.query_bank,
+        gallery_bank=test.gallery_bank,
+        pairs=test.bank_pairs,
         gallery=test.gallery,
         seed=seed,
         refine=True,
@@ -70,7 +70,11 @@ def run_draw(test: EvaluationSet, seed: int) -> Draw:
 
 def _grid_point(test: EvaluationSet, seed: int) -> int:
     choice = dbn.tuning.tune(
-        test.query_bank, test.gallery_bank, test.bank_pairs, gallery=test.gallery, seed=seed
+        query_bank=test.query_bank,
+        gallery_bank=test.gallery_bank,
+        pairs=test.bank_pairs,
+        gallery=test.gallery,
+        seed=seed,
     )
     return int(choice.chosen)
 
@@ -78,7 +82,11 @@ def _grid_point(test: EvaluationSet, seed: int) -> int:
 def _gain(test: EvaluationSet, choice: dbn.tuning.Choice, row: int) -> float:
     chosen = dataclasses.replace(choice, chosen=jnp.int32(row))
     fitted = dbn.tuning.fit(
-        chosen, test.gallery, test.query_bank, test.gallery_bank, pairs=test.bank_pairs
+        chosen,
+        gallery=test.gallery,
+        query_bank=test.query_bank,
+        gallery_bank=test.gallery_bank,
+        pairs=test.bank_pairs,
     )
     hits = [
         dbn.metrics.recall_at(

@@ -119,10 +119,10 @@ def run_draw(test: EvaluationSet, seed: int) -> Draw:
     """Chooses, fits and ranks; and ranks under every candidate."""
     assert test.gallery_bank is not None
     correction, choice = dbn.auto(
-        test.gallery,
-        test.query_bank,
-        test.gallery_bank,
-        test.bank_pairs,
+        gallery=test.gallery,
+        query_bank=test.query_bank,
+        gallery_bank=test.gallery_bank,
+        pairs=test.bank_pairs,
         seed=seed,
         return_choice=True,
     )

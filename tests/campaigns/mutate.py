@@ -43,6 +43,7 @@ TESTS = {
         "places/mesh/distributed::test_bad_input_of_one_process_raises_on_all"
     ),
     "core/elementary": "core/elementary",
+    "core/naming": "laws/public",
     "core/numerics": "statistics/bank core/similarity corrections/balance corrections/baselines",
     "core/relevance": (
         "retrieval/metrics laws/bad_numbers::test_a_matrix_of_numbers_is_not_read_as_rows"
@@ -90,7 +91,7 @@ TESTS = {
     "retrieval/search": "retrieval/search laws/bad_input",
     "retrieval/soft": "retrieval/soft laws/bad_input",
     "statistics/bank": "statistics/bank laws/bad_input",
-    "statistics/growing": "statistics/growing",
+    "retrieval/growing": "retrieval/growing",
     "statistics/largest": "corrections/baselines laws/bad_input passes/sorting",
     "tuning/bank_checks": "tuning/tune tuning/refine",
     "tuning/choice": "tuning/tune files/state tuning/refine",

@@ -217,10 +217,10 @@ def test_fit_auto(call, unit):
     banks = ("--gallery-bank", "gallery_bank.npy", "--bank-pairs", "rows")
     content = json.loads(call(*FIT, *banks, "--method", "auto", "--output", "c.npz", "--json"))
     correction, choice = dbn.auto(
-        unit["gallery"],
-        unit["query_bank"],
-        unit["gallery_bank"],
-        np.arange(SIZE),
+        gallery=unit["gallery"],
+        query_bank=unit["query_bank"],
+        gallery_bank=unit["gallery_bank"],
+        pairs=np.arange(SIZE),
         return_choice=True,
     )
     assert content["choice"]["method"] == choice.name != "raw"
@@ -244,11 +244,13 @@ def test_fit_auto_leaves_an_item_s_own_queries_out(call, arrays, unit, num_known
         banks += ["--gallery-bank", "mixed.npy"]
     log = ("fit", "gallery.npy", "--query-bank", "queries.npy", "--block-size", BLOCK)
     call(*log, *banks, "--method", "auto", "--output", "c.npz")
-    arrays = (unit["gallery"], unit["queries"], None if num_known == SIZE else mixed)
-    correction, choice = dbn.auto(*arrays, pairs, return_choice=True)
+    arrays = {"gallery": unit["gallery"], "query_bank": unit["queries"]}
+    if num_known < SIZE:
+        arrays["gallery_bank"] = mixed
+    correction, choice = dbn.auto(**arrays, pairs=pairs, return_choice=True)
     assert choice.name != "raw"
     assert_same(dbn.load("c.npz"), correction)
-    left_in = dbn.tuning.fit(choice, *arrays, pairs=0 * pairs - 1)
+    left_in = dbn.tuning.fit(choice, **arrays, pairs=0 * pairs - 1)
     apart = np.abs(left_in.bias - correction.bias).max(axis=0)
     assert (apart[:num_known] > 1e-3).mean() > 0.9
     assert (apart[num_known:] < 1e-5).all()

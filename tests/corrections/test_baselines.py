@@ -70,7 +70,7 @@ def test_golden_sinkhorn(golden, dtype, parts, method, streamed, num_iterations)
     second = gallery_bank if method == "dbsn" else None
     if streamed:
         fitted = baselines.stream_sinkhorn_normalization(
-            query_bank, gallery, second, chunk_size=32, **options
+            query_bank, gallery, gallery_bank=second, chunk_size=32, **options
         )
     elif second is None:
         fitted = baselines.sinkhorn_normalization(dbn.dot_product(query_bank, gallery), **options)
@@ -89,7 +89,12 @@ def test_golden_sinkhorn(golden, dtype, parts, method, streamed, num_iterations)
 def test_golden_inverse_graph_convolution(golden, dtype, parts, key, pool_rate):
     queries, gallery, query_bank, gallery_bank = parts
     moved = baselines.inverse_graph_convolution(
-        gallery, query_bank, gallery_bank, query_rate=0.3, gallery_rate=0.1, pool_rate=pool_rate
+        gallery=gallery,
+        query_bank=query_bank,
+        gallery_bank=gallery_bank,
+        query_rate=0.3,
+        gallery_rate=0.1,
+        pool_rate=pool_rate,
     )
     scores = dbn.dot_product(queries, moved)
     np.testing.assert_allclose(scores, golden[key], atol=5e-7)  # stored in float32
@@ -313,7 +318,7 @@ def test_streamed_sinkhorn_equals_matrix(similarity_fn):
     streamed = baselines.stream_sinkhorn_normalization(
         test.query_bank,
         test.gallery,
-        test.gallery_bank,
+        gallery_bank=test.gallery_bank,
         similarity_fn=similarity_fn,
         chunk_size=4,
         **options,
@@ -355,7 +360,7 @@ def test_gradients_are_finite():
             baselines.dis_sim_local(gallery, bank, k=3),
         ]
         moved = baselines.inverse_graph_convolution(
-            gallery, bank, bank, query_rate=0.1, gallery_rate=0.1
+            gallery=gallery, query_bank=bank, gallery_bank=bank, query_rate=0.1, gallery_rate=0.1
         )
         return sum((correction.bias**2).sum() for correction in fitted) + moved[:, 0].sum()
 
@@ -399,7 +404,7 @@ CASES = {
     "merge of two kinds": (
         lambda: dbn.merge(LARGEST, dbn.bank_statistics(BANK, beta=1.0)),
         TypeError,
-        "`second` must be a LargestSimilarities",
+        r"`others\[0\]` must be a LargestSimilarities",
     ),
     "temperature": (
         lambda: baselines.sinkhorn_normalization(BANK, temperature=0, num_iterations=1),
@@ -435,9 +440,9 @@ CASES = {
     ),
     "pool": (
         lambda: baselines.inverse_graph_convolution(
-            problem(0).gallery,
-            problem(0).query_bank,
-            problem(0).gallery_bank,
+            gallery=problem(0).gallery,
+            query_bank=problem(0).query_bank,
+            gallery_bank=problem(0).gallery_bank,
             query_rate=0.1,
             gallery_rate=0.1,
             pool_rate=0.01,

@@ -133,10 +133,10 @@ def check_influence(beta, k, weighted):
     )
     items = np.array([19, 0, 3, 4, 5, 6, 7, 8, 9, 10, 11], np.int32)
     found = attribution.influence(
-        test.queries,
-        test.gallery,
-        relevant,
-        test.query_bank,
+        queries=test.queries,
+        gallery=test.gallery,
+        relevant=relevant,
+        bank=test.query_bank,
         statistics=statistics,
         items=items,
         gated=k > 0,
@@ -160,7 +160,9 @@ def test_influence_of_the_only_item():
     gallery = jnp.array([[1.0, 0.0], [0.0, 1.0]])
     bank, query = jnp.array([[1.0, 0.0]]), jnp.array([[0.8, 0.7]])
     statistics = dbn.stream_bank_statistics(bank, gallery, beta=1e3)
-    found = attribution.influence(query, gallery, [1], bank, statistics=statistics)
+    found = attribution.influence(
+        queries=query, gallery=gallery, relevant=[1], bank=bank, statistics=statistics
+    )
     np.testing.assert_array_equal(found, [1.0])
 
 
@@ -171,7 +173,14 @@ def test_memory_is_one_tile():
     options = {"chunk_size": 64}
 
     def influence(rows):
-        return attribution.influence(rows, rows, relevant, rows, statistics=statistics, **options)
+        return attribution.influence(
+            queries=rows,
+            gallery=rows,
+            relevant=relevant,
+            bank=rows,
+            statistics=statistics,
+            **options,
+        )
 
     def contributors(rows):
         return attribution.bias_contributors(rows, rows, statistics, relevant, **options)
@@ -198,8 +207,20 @@ def test_errors():
         with pytest.raises(ValueError, match="`weights`"):
             explain(rows, rows, statistics, [0], k=1, weights=weights)
     with pytest.raises(ValueError, match="activation set when `gated`"):
-        attribution.influence(rows, rows, [0, 1, 2], rows, statistics=statistics, gated=True)
+        attribution.influence(
+            queries=rows,
+            gallery=rows,
+            relevant=[0, 1, 2],
+            bank=rows,
+            statistics=statistics,
+            gated=True,
+        )
     with pytest.raises(ValueError, match="`offsets` has 2 gallery items"):
         attribution.influence(
-            rows, rows, [0, 1, 2], rows, statistics=statistics, offsets=np.zeros(2)
+            queries=rows,
+            gallery=rows,
+            relevant=[0, 1, 2],
+            bank=rows,
+            statistics=statistics,
+            offsets=np.zeros(2),
         )

@@ -15,8 +15,13 @@ from dbnorm_jax._cli.measuring.hubs import inspect, num_steps, rank_correlations
 from dbnorm_jax._cli.measuring.methods import make_method
 from dbnorm_jax._cli.reading.sets import EvaluationSet, rows_relevant
 
-screen = attribution.hub_screening
 DIM, SIZE = 8, 60
+
+
+def screen(gallery, query_bank, gallery_bank=None, **options):
+    return attribution.hub_screening(
+        gallery=gallery, query_bank=query_bank, gallery_bank=gallery_bank, **options
+    )
 
 
 def unit(rows):

@@ -71,7 +71,9 @@ def banks():
 def test_auto_tries_it(toy, banks, tmp_path):
     query_bank, gallery_bank, _, gallery = banks
     known = {"gallery": gallery, "similarity_fn": dbn.dot_product}
-    choice = dbn.tuning.tune(query_bank, gallery_bank, np.arange(SIZE), **known)
+    choice = dbn.tuning.tune(
+        query_bank=query_bank, gallery_bank=gallery_bank, pairs=np.arange(SIZE), **known
+    )
     rows = np.flatnonzero(np.asarray(choice.method) == methods().index(toy))
     assert len(rows) == 4
     assert np.abs(choice.gain[rows]).min() > 0
@@ -84,7 +86,12 @@ def test_auto_tries_it(toy, banks, tmp_path):
     chosen = dataclasses.replace(choice, chosen=jnp.int32(rows[-1]))
     assert (chosen.name, chosen.parameters) == (toy, {"k": 4, "weight_query": 1.0})
     dbn.save(tmp_path / "choice.npz", chosen)
-    fitted = dbn.tuning.fit(dbn.load(tmp_path / "choice.npz"), gallery, query_bank, gallery_bank)
+    fitted = dbn.tuning.fit(
+        dbn.load(tmp_path / "choice.npz"),
+        gallery=gallery,
+        query_bank=query_bank,
+        gallery_bank=gallery_bank,
+    )
     np.testing.assert_allclose(fitted.bias[0], bias(query_bank, gallery, 4, 1.0), rtol=1e-5)
 
 
@@ -95,7 +102,9 @@ def test_auto_may_refine_it(toy, banks, monkeypatch):
     monkeypatch.setattr("dbnorm_jax._src.tuning.grid.standard", lambda *_: 1)
     query_bank, gallery_bank, _, gallery = banks
     known = {"gallery": gallery, "refine": True}
-    choice = dbn.tuning.tune(query_bank, gallery_bank, np.arange(SIZE), **known)
+    choice = dbn.tuning.tune(
+        query_bank=query_bank, gallery_bank=gallery_bank, pairs=np.arange(SIZE), **known
+    )
     assert choice.name == toy
     assert len(choice.method) == 6
     assert 0 < choice.weight_query[-1] <= 1.5
@@ -105,7 +114,9 @@ def test_a_grid_of_unknown_parameters_is_refused(toy, banks, monkeypatch):
     monkeypatch.setitem(TABLE, toy, dataclasses.replace(ROW, grid={"temperature": (0.1,)}))
     query_bank, gallery_bank, _, gallery = banks
     with pytest.raises(ValueError, match=r"grid of 'toy' must be of .*'k'.*, got \['temperature'"):
-        dbn.tuning.tune(query_bank, gallery_bank, np.arange(SIZE), gallery=gallery)
+        dbn.tuning.tune(
+            query_bank=query_bank, gallery_bank=gallery_bank, pairs=np.arange(SIZE), gallery=gallery
+        )
 
 
 def test_the_command_knows_it(toy, call, tmp_path):

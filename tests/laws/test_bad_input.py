@@ -141,14 +141,19 @@ CASES = {
         TypeError,
         "`weight` real number",
     ),
-    "merge: gallery": (lambda: dbn.merge(QUERY, NARROW), ValueError, "`first` 7 `second` 5"),
-    "merge: k": (lambda: dbn.merge(QUERY, PLAIN), ValueError, "`first` k=1 `second` k=0"),
+    "merge: gallery": (lambda: dbn.merge(QUERY, NARROW), ValueError, "`first` 7 `others[0]` 5"),
+    "merge: k": (lambda: dbn.merge(QUERY, PLAIN), ValueError, "`first` k=1 `others[0]` k=0"),
     "merge: beta": (
         lambda: dbn.merge(QUERY, GALLERY_STATISTICS),
         ValueError,
-        "`first` beta=20.0 `second` beta=2.0",
+        "`first` beta=20.0 `others[0]` beta=2.0",
     ),
-    "merge: type": (lambda: dbn.merge(QUERY, CORRECTION), TypeError, "`second` BankStatistics"),
+    "merge: the third": (
+        lambda: dbn.merge(QUERY, QUERY, PLAIN),
+        ValueError,
+        "`first` k=1 `others[1]` k=0",
+    ),
+    "merge: type": (lambda: dbn.merge(QUERY, CORRECTION), TypeError, "`others[0]` BankStatistics"),
     "responsibilities": (
         lambda: dbn.responsibilities(BANK, NARROW),
         ValueError,

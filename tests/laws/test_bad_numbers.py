@@ -54,6 +54,11 @@ def of(function, arrays, *static, **options):
     return (lambda **given: function(*given.values(), *static, **options)), arrays
 
 
+def named(function, arrays, **options):
+    """An entry whose arrays are keyword-only."""
+    return (lambda **given: function(**given, **options)), arrays
+
+
 ENTRIES = {
     "dot_product": of(dbn.dot_product, {"rows": QUERIES, "columns": GALLERY}),
     "cosine_similarity": of(dbn.cosine_similarity, {"rows": QUERIES, "columns": GALLERY}),
@@ -78,7 +83,7 @@ ENTRIES = {
     "inner_product_gallery": of(dbn.inner_product_gallery, {"gallery": GALLERY}, CORRECTION),
     "inner_product_queries": of(dbn.inner_product_queries, {"queries": QUERIES}, np.ones(2)),
     "inner_product_vectors": of(dbn.inner_product_vectors, PAIR, CORRECTION, gates=np.ones(2)),
-    "auto": of(dbn.auto, {"gallery": GALLERY, "query_bank": BANK, "gallery_bank": GALLERY_BANK}),
+    "auto": named(dbn.auto, {"gallery": GALLERY, "query_bank": BANK, "gallery_bank": GALLERY_BANK}),
     "metrics.ranks": of(metrics.ranks, {"scores": SIMILARITIES}, RELEVANT),
     "metrics.mean_average_precision": of(
         metrics.mean_average_precision, {"scores": SIMILARITIES}, RELEVANT
@@ -95,20 +100,23 @@ ENTRIES = {
     "mesh: stream_largest_similarities": of(dbn.stream_largest_similarities, BOTH, k=2, mesh=MESH),
     "mesh: stream_top_k": of(dbn.stream_top_k, PAIR, 2, CORRECTION, mesh=MESH),
     "mesh: stream_ranks": of(metrics.stream_ranks, PAIR, RELEVANT, CORRECTION, mesh=MESH),
-    "tuning.tune": of(
-        tuning.tune, {"query_bank": BANK, "gallery_bank": BANK[::-1].copy()}, np.arange(6)
+    "tuning.tune": named(
+        tuning.tune,
+        {"query_bank": BANK, "gallery_bank": BANK[::-1].copy()},
+        pairs=np.arange(6),
     ),
     "attribution.bias_contributors": of(
         attribution.bias_contributors, BOTH, QUERY, np.array([0]), k=2
     ),
     "attribution.top_1_changes": of(attribution.top_1_changes, PAIR, CORRECTION),
-    "attribution.influence": of(
-        lambda queries, gallery, bank: attribution.influence(
-            queries, gallery, RELEVANT, bank, statistics=QUERY, gated=True
-        ),
+    "attribution.influence": named(
+        attribution.influence,
         {"queries": QUERIES, "gallery": GALLERY, "bank": BANK},
+        relevant=RELEVANT,
+        statistics=QUERY,
+        gated=True,
     ),
-    "attribution.hub_screening": of(
+    "attribution.hub_screening": named(
         attribution.hub_screening, {"gallery": GALLERY, "query_bank": BANK}, k=2
     ),
     "baselines.distribution_normalization": of(
@@ -120,7 +128,7 @@ ENTRIES = {
     "baselines.sinkhorn_residual": of(
         baselines.sinkhorn_residual, BANK_MATRIX, CORRECTION, **TEMPERATURE
     ),
-    "baselines.stream_sinkhorn_normalization": of(
+    "baselines.stream_sinkhorn_normalization": named(
         baselines.stream_sinkhorn_normalization,
         {"query_bank": BANK, "gallery": GALLERY, "gallery_bank": GALLERY_BANK},
         num_iterations=2,
@@ -143,7 +151,7 @@ ENTRIES = {
         {"similarities": SIMILARITIES, "bank_similarities": BANK_SIMILARITIES},
     ),
     "baselines.dual_softmax": of(baselines.dual_softmax, MATRIX, **TEMPERATURE),
-    "baselines.inverse_graph_convolution": of(
+    "baselines.inverse_graph_convolution": named(
         baselines.inverse_graph_convolution,
         {"gallery": GALLERY, "query_bank": BANK, "gallery_bank": GALLERY_BANK},
         query_rate=0.3,
@@ -175,7 +183,7 @@ OTHERS = {
     *("metrics.mean_reciprocal_rank", "metrics.geometric_mean_recall"),
     *("attribution.Contributors", "attribution.HubScreening", "attribution.Top1Changes"),
     *("growing.add_gallery_items", "growing.decay"),
-    *("growing.remove_gallery_items", "growing.subtract"),
+    *("growing.remove_gallery_items", "subtract"),
     *("out_of_core.fingerprint", "tuning.Choice", "tuning.fit"),
 }
 MODULES = (attribution, baselines, growing, metrics, out_of_core, tuning)
@@ -211,8 +219,9 @@ def test_refused_by_name(name, argument):
         changed = arrays[argument].copy()
         changed[(-1,) * changed.ndim] = value
         words = "not hold NaN" if name in MAY_BE_INFINITE else "be finite"
-        with pytest.raises(ValueError, match=f"`{argument}` must {words}"):
+        with pytest.raises(ValueError, match=f"`{argument}` must {words}") as raised:
             call(**arrays | {argument: changed})
+        assert raised.value.argument == argument
 
 
 CORRECTED = {
@@ -502,7 +511,7 @@ WEIGHTED = {
         BANK, GALLERY, QUERY, RELEVANT, k=2, weights=w
     ),
     "attribution.influence": lambda w: attribution.influence(
-        QUERIES, GALLERY, RELEVANT, BANK, statistics=QUERY, weights=w
+        queries=QUERIES, gallery=GALLERY, relevant=RELEVANT, bank=BANK, statistics=QUERY, weights=w
     ),
     "growing.add_gallery_items": grown(growing.add_gallery_items, GALLERY[:2]),
     "growing.remove_gallery_items": grown(growing.remove_gallery_items, GALLERY, [1]),
@@ -538,23 +547,44 @@ ROWS = {
         RELEVANT,
     ),
     "attribution.influence": (
-        lambda rows: attribution.influence(QUERIES, GALLERY, rows, BANK, statistics=QUERY),
+        lambda rows: attribution.influence(
+            queries=QUERIES, gallery=GALLERY, relevant=rows, bank=BANK, statistics=QUERY
+        ),
         "relevant",
         RELEVANT,
     ),
-    "tuning.tune": (lambda rows: tuning.tune(BANK, GALLERY, rows), "pairs", EXCLUDED),
-    "tuning.fit": (
-        lambda rows: tuning.fit(tuning.tune(BANK, GALLERY), GALLERY, BANK, GALLERY, pairs=rows),
+    "tuning.tune": (
+        lambda rows: tuning.tune(query_bank=BANK, gallery_bank=GALLERY, pairs=rows),
         "pairs",
         EXCLUDED,
     ),
-    "auto": (lambda rows: dbn.auto(GALLERY, BANK, GALLERY, rows), "pairs", EXCLUDED),
+    "tuning.fit": (
+        lambda rows: tuning.fit(
+            tuning.tune(query_bank=BANK, gallery_bank=GALLERY),
+            gallery=GALLERY,
+            query_bank=BANK,
+            gallery_bank=GALLERY,
+            pairs=rows,
+        ),
+        "pairs",
+        EXCLUDED,
+    ),
+    "auto": (
+        lambda rows: dbn.auto(gallery=GALLERY, query_bank=BANK, gallery_bank=GALLERY, pairs=rows),
+        "pairs",
+        EXCLUDED,
+    ),
 }
 MATRICES = dict(ROWS)  # where a matrix of the scores' shape may be meant
 ROWS |= {
     "attribution.influence: items": (
         lambda rows: attribution.influence(
-            QUERIES, GALLERY, RELEVANT, BANK, statistics=QUERY, items=rows
+            queries=QUERIES,
+            gallery=GALLERY,
+            relevant=RELEVANT,
+            bank=BANK,
+            statistics=QUERY,
+            items=rows,
         ),
         "items",
         EXCLUDED,

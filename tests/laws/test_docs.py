@@ -19,6 +19,7 @@ MODULES = [
     for found in pkgutil.walk_packages(_src.__path__, PREFIX)
     if not found.ispkg
 ]
+NAMESPACES = [found.name for found in pkgutil.iter_modules(dbn.__path__) if found.name[0] != "_"]
 FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 
 
@@ -27,6 +28,20 @@ def test_docstring_examples(name):
     module = importlib.import_module(PREFIX + name)
     failures, _ = doctest.testmod(module, optionflags=FLAGS)
     assert not failures
+
+
+@pytest.mark.parametrize("name", ["", *NAMESPACES])
+def test_examples_of_namespaces_and_of_their_classes(name):
+    """Doctest looks for classes in their public modules."""
+    module = getattr(dbn, name) if name else dbn
+    finder, runner = doctest.DocTestFinder(), doctest.DocTestRunner(optionflags=FLAGS)
+    classes = [getattr(module, one) for one in module.__all__ if one[0].isupper()]
+    tests = [doctest.DocTestParser().get_doctest(module.__doc__, {}, module.__name__, None, 0)]
+    for one in classes:
+        tests += finder.find(one, module=False, globs={})
+    assert tests
+    for test in tests:
+        assert not runner.run(test).failed
 
 
 def public_functions():

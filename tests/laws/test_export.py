@@ -105,7 +105,7 @@ FUNCTIONS = {
         lambda query, gallery, banks: (
             [case.fit(query, gallery) for case in NORMALIZERS],
             dbn.growing.decay(dbn.merge(query, query), 0.5),
-            dbn.growing.subtract(dbn.merge(query, query), query),
+            dbn.subtract(dbn.merge(query, query), query),
             dbn.responsibilities(banks, query),
             query.bias,
         ),
@@ -258,9 +258,16 @@ FUNCTIONS = {
             attribution.bias_contributors(bank, gallery, statistics, np.array([2, 0]), k=3),
             attribution.top_1_changes(queries, gallery, correction, chunk_size=4),
             attribution.influence(
-                queries, gallery, relevant, bank, statistics=statistics, gated=True
+                queries=queries,
+                gallery=gallery,
+                relevant=relevant,
+                bank=bank,
+                statistics=statistics,
+                gated=True,
             ),
-            attribution.hub_screening(gallery, bank, queries, k=2, chunk_size=4),
+            attribution.hub_screening(
+                gallery=gallery, query_bank=bank, gallery_bank=queries, k=2, chunk_size=4
+            ),
         ),
         (*EMBEDDINGS[:3], STATISTICS[0], CORRECTION, RELEVANT),
     ),
@@ -309,7 +316,7 @@ def test_every_public_function_is_exported():
         "LargestSimilarities",
         "SearchResult",
     }
-    names -= {"Contributors", "Top1Changes"}
+    names -= {"Contributors", "HubScreening", "Top1Changes"}
     names -= {row.function for row in TABLE.values()} | {"stream_sinkhorn_normalization"}
     names -= {"semantic_search"}  # returns Python lists
     assert not {name for name in names if name not in code}

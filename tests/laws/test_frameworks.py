@@ -83,23 +83,21 @@ def test_rows_of_objects_name_the_remedy():
 
 
 def test_semantic_search():
-    hits = dbn.semantic_search(TEST.queries, TEST.gallery, CORRECTION, top_k=3)
+    hits = dbn.semantic_search(TEST.queries, TEST.gallery, CORRECTION, k=3)
     scores, indices = dbn.stream_top_k(
         TEST.queries, TEST.gallery, 3, CORRECTION, similarity_fn=dbn.cosine_similarity
     )
     assert [[hit["corpus_id"] for hit in query] for query in hits] == indices.tolist()
     assert [[hit["score"] for hit in query] for query in hits] == scores.tolist()
     # As there, no more than there are.
-    assert {len(query) for query in dbn.semantic_search(TEST.queries, TEST.gallery, top_k=99)} == {
-        7
-    }
+    assert {len(query) for query in dbn.semantic_search(TEST.queries, TEST.gallery, k=99)} == {7}
 
 
 def test_semantic_search_of_sentence_transformers(torch):
     util = pytest.importorskip("sentence_transformers.util")
     queries, gallery = (torch.from_numpy(rows.copy()) for rows in (TEST.queries, TEST.gallery))
     theirs = util.semantic_search(queries, gallery, top_k=4)
-    ours = dbn.semantic_search(queries, gallery, top_k=4)
+    ours = dbn.semantic_search(queries, gallery, k=4)
     for their, our in zip(theirs, ours, strict=True):
         assert [hit["corpus_id"] for hit in our] == [hit["corpus_id"] for hit in their]
         np.testing.assert_allclose(

@@ -43,6 +43,7 @@ def inputs():
     a.ranks = metrics.stream_ranks(a.queries, a.gallery, np.arange(8))
     a.counts = hubness.k_occurrence(a.indices, 24)
     a.relevant = jnp.asarray(random.integers(0, 24, (8, 2)))
+    a.hidden = (a.relevant[:, ::-1] + 1) % 24
     a.exclude = jnp.asarray(random.integers(0, 24, (16, 2)))
     a.weights = jnp.asarray(random.random(16), jnp.float32)
     a.where = jnp.asarray(random.random(24) < 0.8)
@@ -51,7 +52,11 @@ def inputs():
 
 
 def seen(a):
-    return {"exclude": a.relevant[:, :1], "where": a.where, "gates": a.gates}
+    return {"exclude": a.hidden, "where": a.where, "gates": a.gates}
+
+
+def banks(a):
+    return {"gallery": a.gallery, "query_bank": a.bank, "gallery_bank": a.gallery_bank}
 
 
 def saved(a, path=None):
@@ -131,7 +136,7 @@ TRACED = {
         a.bank_matrix, a.correction, **SOFT
     ),
     "baselines.stream_sinkhorn_normalization": lambda a: baselines.stream_sinkhorn_normalization(
-        a.bank, a.gallery, a.gallery_bank, **FEW
+        a.bank, a.gallery, gallery_bank=a.gallery_bank, **FEW
     ),
     "baselines.dual_bank_sinkhorn_normalization": lambda a: (
         baselines.dual_bank_sinkhorn_normalization(a.bank_matrix, a.banks_matrix, **FEW)
@@ -143,7 +148,7 @@ TRACED = {
     "baselines.globally_corrected": lambda a: baselines.globally_corrected(a.matrix, a.bank_matrix),
     "baselines.dual_softmax": lambda a: baselines.dual_softmax(a.matrix, **SOFT),
     "baselines.inverse_graph_convolution": lambda a: baselines.inverse_graph_convolution(
-        a.gallery, a.bank, a.gallery_bank, query_rate=0.3, gallery_rate=0.1
+        **banks(a), query_rate=0.3, gallery_rate=0.1
     ),
     **{
         f"baselines.{name}": lambda a, name=name, options=options: getattr(baselines, name)(
@@ -152,17 +157,19 @@ TRACED = {
         for name, options in DISTANCES.items()
     },
     "growing.decay": lambda a: growing.decay(a.statistics, 0.5),
-    "growing.subtract": lambda a: growing.subtract(
-        dbn.merge(a.statistics, a.statistics), a.statistics
-    ),
+    "subtract": lambda a: dbn.subtract(dbn.merge(a.statistics, a.statistics), a.statistics),
     "attribution.bias_contributors": lambda a: attribution.bias_contributors(
-        a.bank, a.gallery, a.statistics, a.relevant[:, 0], k=2
+        a.bank, a.gallery, a.statistics, a.first, k=2
     ),
     "attribution.top_1_changes": lambda a: attribution.top_1_changes(
         a.queries, a.gallery, a.correction
     ),
     "attribution.influence": lambda a: attribution.influence(
-        a.queries, a.gallery, a.relevant[:, 0], a.bank, statistics=a.statistics
+        queries=a.queries,
+        gallery=a.gallery,
+        relevant=a.relevant,
+        bank=a.bank,
+        statistics=a.statistics,
     ),
     "metrics.ranks": lambda a: metrics.ranks(a.matrix, a.relevant),
     "metrics.stream_ranks": lambda a: metrics.stream_ranks(
@@ -192,10 +199,10 @@ EAGER = {
     "semantic_search": lambda a: np.array(
         [
             [found["corpus_id"] for found in row]
-            for row in dbn.semantic_search(a.queries, a.gallery, a.correction, top_k=3)
+            for row in dbn.semantic_search(a.queries, a.gallery, a.correction, k=3)
         ]
     ),
-    "auto": lambda a: dbn.auto(a.gallery, a.bank, a.gallery_bank),
+    "auto": lambda a: dbn.auto(**banks(a)),
     "save": saved,
     "growing.add_gallery_items": lambda a: growing.add_gallery_items(
         a.statistics, a.neighbors, a.bank, a.gallery_bank
@@ -221,11 +228,13 @@ EAGER = {
     "out_of_core.fingerprint": lambda a: np.array(
         [*str(out_of_core.fingerprint(a.gallery)).encode()]
     ),
-    "tuning.tune": lambda a: tuning.tune(a.bank, a.gallery_bank).parameters,
+    "tuning.tune": lambda a: tuning.tune(query_bank=a.bank, gallery_bank=a.gallery_bank).parameters,
     "tuning.fit": lambda a: tuning.fit(
-        tuning.tune(a.bank, a.gallery_bank), a.gallery, a.bank, a.gallery_bank
+        tuning.tune(query_bank=a.bank, gallery_bank=a.gallery_bank), **banks(a)
     ),
-    "attribution.hub_screening": lambda a: attribution.hub_screening(a.gallery, a.bank, k=2),
+    "attribution.hub_screening": lambda a: attribution.hub_screening(
+        gallery=a.gallery, query_bank=a.bank, k=2
+    ),
 }
 FUNCTIONS = TRACED | EAGER
 # What takes no arrays, or runs inside `jax.shard_map` alone.
@@ -235,15 +244,9 @@ WITHOUT = {"all_merge", "load", "read_provenance"}
 def test_every_function_has_its_line():
     named = {name for name in dbn.__all__ if inspect.isfunction(getattr(dbn, name))}
     for module in (attribution, baselines, growing, hubness, metrics, out_of_core, tuning):
-        prefix = next(name for name in dbn.__all__ if getattr(dbn, name) is module)
-        names = getattr(module, "__all__", [name for name in vars(module) if is_own(module, name)])
+        prefix, names = module.__name__.split(".")[1], module.__all__
         named |= {f"{prefix}.{name}" for name in names if inspect.isfunction(vars(module)[name])}
     assert FUNCTIONS.keys() | WITHOUT == named
-
-
-def is_own(module, name):
-    code = getattr(vars(module)[name], "__code__", None)
-    return code and code.co_filename == module.__file__ and not name.startswith("_")
 
 
 def placed(a, mesh, spec, every=1):

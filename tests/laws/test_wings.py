@@ -11,7 +11,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 PACKAGE = ROOT / "dbnorm_jax"
-FACE = "dbnorm_jax/__init__.py"
+FACES = {path.relative_to(ROOT).as_posix() for path in PACKAGE.glob("*.py")}
 
 # House -> wing -> wings, or single files of them, that its files import beside their own wing.
 # Houses import those above them, never those below. The wing "" is the house's own folder.
@@ -43,10 +43,6 @@ HOUSES = {
         "studies": "support",
         "": "support speed",
     },
-}
-# What breaks the law today. A pair that is mended has to go.
-EXCEPTIONS = {
-    ("statistics/growing", "retrieval/search"),
 }
 # Folders of tests beside those of wings.
 TESTS = {"cli", "benchmarks", "examples", "laws", "support", "campaigns"}
@@ -96,7 +92,7 @@ def place_of(path):
 
 def breaches(path, source):
     """What a file imports against the law, in words; or that it stands in no wing."""
-    house, wing, place = place_of(path)
+    house, wing, _ = place_of(path)
     if wing is None:
         yield f"{path} stands in no wing"
         return
@@ -106,11 +102,11 @@ def breaches(path, source):
         its_house, its_wing, its_place = place_of(imported or "")
         if imported is None:
             continue
-        if imported == FACE:
-            fine = house != order[0] or name == "dbnorm_jax.__version__"
+        if imported in FACES:
+            fine = house != order[0]
         elif its_house == house:
             may = {wing, *HOUSES[house][wing].split()}
-            fine = its_wing in may or its_place in may or (place, its_place) in EXCEPTIONS
+            fine = its_wing in may or its_place in may
         else:
             fine = its_wing is not None and order.index(its_house) < order.index(house)
         if not fine:
@@ -129,13 +125,6 @@ def test_no_imports_go_round():
         for path, source in MEMBERS.items()
     }
     graphlib.TopologicalSorter(graph).prepare()
-
-
-def test_exceptions_are_needed():
-    house = next(iter(HOUSES))
-    for place, imported in EXCEPTIONS:
-        found = set(map(file_of, imports(MEMBERS[f"{house}/{place}.py"])))
-        assert f"{house}/{imported}.py" in found, f"mended: take ({place}, {imported}) off"
 
 
 @pytest.mark.parametrize(

@@ -297,7 +297,6 @@ BAD = [
     (TypeError, "query_statistics", MATRIX, ("BankStatistics", "ndarray", "bank_statistics")),
     (TypeError, "query_statistics", None, ("BankStatistics", "NoneType")),
     (TypeError, "gallery_statistics", MATRIX, ("BankStatistics", "ndarray")),
-    (ValueError, "ungated", "exponential", ("'similarity'", "'exponential'")),
 ]
 
 

@@ -90,7 +90,7 @@ SEARCHES = {
     "stream_top_k, soft": lambda q, g, k: dbn.stream_top_k(q, g, k, _half_open(g, float)).indices,
     "semantic_search": lambda q, g, k: [
         [found["corpus_id"] for found in row]
-        for row in dbn.semantic_search(q, g, top_k=k, similarity_fn=dbn.dot_product)
+        for row in dbn.semantic_search(q, g, k=k, similarity_fn=dbn.dot_product)
     ],
     "mesh": lambda q, g, k: dbn.stream_top_k(q, g, k, mesh=_mesh()).indices,
     "out_of_core": lambda q, g, k: dbn.out_of_core.top_k(q, g, k, block_size=16).indices,

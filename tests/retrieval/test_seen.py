@@ -134,6 +134,12 @@ def test_many_excluded_items_over_several_tiles(num_queries, k):
     np.testing.assert_array_equal(found.indices, whole[:, 12:])
 
 
+def test_semantic_search_leaves_out_what_is_not_seen():
+    rows = np.eye(3, dtype=np.float32)
+    found = dbn.semantic_search(rows, rows, exclude=np.array([[0, 1], [1, -1], [-1, -1]]))
+    assert [[one["corpus_id"] for one in each] for each in found] == [[2], [0, 2], [2, 0, 1]]
+
+
 def test_a_query_that_sees_nothing():
     correction = dbn.Correction(jnp.ones((2, 3)), jnp.ones((2, 3), bool))
     similarities, nothing = np.ones((2, 3), np.float32), np.zeros((2, 3), bool)

@@ -144,6 +144,8 @@ def test_split_and_merge(seed, first_cut, second_cut):
     assert_statistics(dbn.merge(dbn.merge(a, b), c), whole)
     assert_statistics(dbn.merge(a, dbn.merge(b, c)), whole)
     chex.assert_trees_all_close(dbn.merge(a, b), dbn.merge(b, a), atol=1e-6)
+    chex.assert_trees_all_equal(dbn.merge(a, b, c), dbn.merge(dbn.merge(a, b), c))
+    assert dbn.merge(a) is a
 
 
 def test_an_empty_part_is_the_identity_of_merge():

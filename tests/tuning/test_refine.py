@@ -96,11 +96,11 @@ def poor(table):
 @pytest.mark.slow
 def test_kept_where_it_leads(monkeypatch, tmp_path):
     query_bank, gallery_bank, _, gallery = hubby(5)
-    arrays, known = (query_bank, gallery_bank, EVERY), {"gallery": gallery}
-    plain = dbn.tuning.tune(*arrays, **known)
+    arrays = {"gallery": gallery, "query_bank": query_bank, "gallery_bank": gallery_bank}
+    plain = dbn.tuning.tune(**arrays, pairs=EVERY)
     point = poor(plain)
     monkeypatch.setattr(proof, "choose", lambda *_, **__: point)
-    choice = dbn.tuning.tune(*arrays, **known, refine=True)
+    choice = dbn.tuning.tune(**arrays, pairs=EVERY, refine=True)
     count = len(plain.gain)
     assert len(choice.gain) == count + 1
     assert int(choice.chosen) == count
@@ -112,17 +112,15 @@ def test_kept_where_it_leads(monkeypatch, tmp_path):
     assert 0.5 - 1e-5 <= beta <= 2 + 1e-5
     dbn.save(tmp_path / "choice.npz", choice)
     assert dbn.load(tmp_path / "choice.npz").parameters == choice.parameters
-    fitted = dbn.tuning.fit(choice, known["gallery"], *arrays[:2])
-    same = dbn.stream_bank_statistics(
-        arrays[0], known["gallery"], beta=float(choice.beta_query[count])
-    )
+    fitted = dbn.tuning.fit(choice, **arrays)
+    same = dbn.stream_bank_statistics(query_bank, gallery, beta=float(choice.beta_query[count]))
     np.testing.assert_allclose(
         fitted.bias[0], float(choice.weight_query[count]) * same.bias, rtol=1e-4
     )
 
     # Not kept where it does not lead; the rest as before.
     monkeypatch.setattr(proof, "leads", lambda _: False)
-    again = dbn.tuning.tune(*arrays, **known, refine=True)
+    again = dbn.tuning.tune(**arrays, pairs=EVERY, refine=True)
     np.testing.assert_array_equal(choice.gain, again.gain)
     assert int(again.chosen) == point
     assert again.reason_code == CHOSEN
@@ -130,7 +128,7 @@ def test_kept_where_it_leads(monkeypatch, tmp_path):
 
 def test_never_where_raw_is_kept():
     rows = np.random.default_rng(0).normal(size=(SIZE, 12)).astype(np.float32)
-    choice = dbn.tuning.tune(rows, rows, EVERY, refine=True)
+    choice = dbn.tuning.tune(query_bank=rows, gallery_bank=rows, pairs=EVERY, refine=True)
     assert choice.name == "raw"
     assert len(choice.gain) == len(grid.grid(1.0, 1.0).method)
 

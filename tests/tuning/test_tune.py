@@ -29,7 +29,9 @@ from dbnorm_jax._src.tuning.choice import (
 def tuned():
     """A strong case: 300 pairs."""
     query_bank, gallery_bank, queries, gallery = hubby(0, 300, 200)
-    choice = dbn.tuning.tune(query_bank, gallery_bank, np.arange(300), gallery=gallery)
+    choice = dbn.tuning.tune(
+        query_bank=query_bank, gallery_bank=gallery_bank, pairs=np.arange(300), gallery=gallery
+    )
     return choice, (gallery, query_bank, gallery_bank, queries)
 
 
@@ -99,7 +101,7 @@ def test_what_is_judged_is_what_is_served():
     assert (split.fold_gallery[:num_known] == 4).all()
     ranks, _, _ = folds.ranks(banks, split, TABLE, dbn.dot_product)
     columns = np.asarray(split.columns)
-    declined = dbn.tuning.tune(log, gallery_bank)
+    declined = dbn.tuning.tune(query_bank=log, gallery_bank=gallery_bank)
     kept, asking = split.fold_query != 0, split.fold_query == 0
     kept_items = split.fold_gallery != 0
     pairs = (np.cumsum(kept_items) - 1)[asked[kept]]
@@ -111,7 +113,13 @@ def test_what_is_judged_is_what_is_served():
             spreads=jnp.ones(2),
             **{name: jnp.asarray(values) for name, values in table._asdict().items()},
         )
-        fitted = dbn.tuning.fit(choice, columns, log[kept], gallery_bank[kept_items], pairs=pairs)
+        fitted = dbn.tuning.fit(
+            choice,
+            gallery=columns,
+            query_bank=log[kept],
+            gallery_bank=gallery_bank[kept_items],
+            pairs=pairs,
+        )
         expected = dbn.metrics.stream_ranks(log[asking], columns, split.right[asking], fitted)
         # A rounding may exchange two neighbors.
         assert (np.abs(ranks[asking, index] - expected) > 1e-6).mean() <= 0.02
@@ -121,14 +129,16 @@ def test_what_is_judged_is_what_is_served():
 def test_a_log_of_popular_items_costs_nothing(seed):
     """Partners left in the fit take from popular items what their own queries gave them."""
     gallery, (log, pairs), (queries, asked) = logged(seed)
-    correction, choice = dbn.auto(gallery, log, pairs=pairs, seed=seed, return_choice=True)
+    correction, choice = dbn.auto(
+        gallery=gallery, query_bank=log, pairs=pairs, seed=seed, return_choice=True
+    )
     assert choice.name != "raw"
     raw, corrected, with_partners = (
         dbn.metrics.recall_at(dbn.metrics.stream_ranks(queries, gallery, asked, fitted), 1)
         for fitted in (
             None,
             correction,
-            dbn.tuning.fit(choice, gallery, log, pairs=np.full(len(log), -1)),
+            dbn.tuning.fit(choice, gallery=gallery, query_bank=log, pairs=np.full(len(log), -1)),
         )
     )
     assert corrected > raw + 0.02
@@ -138,9 +148,15 @@ def test_a_log_of_popular_items_costs_nothing(seed):
 def test_a_gallery_bank_of_gallery_items_is_the_gallery():
     gallery, (log, pairs), _ = logged(3)
     gallery[7] = gallery[2]  # an item that stands there twice
-    alone, choice = dbn.auto(gallery, log, pairs=pairs, return_choice=True)
+    alone, choice = dbn.auto(gallery=gallery, query_bank=log, pairs=pairs, return_choice=True)
     order = np.random.default_rng(0).permutation(SIZE)
-    again = dbn.tuning.fit(choice, gallery, log, gallery[order], pairs=np.argsort(order)[pairs])
+    again = dbn.tuning.fit(
+        choice,
+        gallery=gallery,
+        query_bank=log,
+        gallery_bank=gallery[order],
+        pairs=np.argsort(order)[pairs],
+    )
     np.testing.assert_allclose(again.bias, alone.bias, atol=1e-5)
     for copy in (2, 7):
         assert alone.bias[0, copy] == pytest.approx(float(alone.bias[0, 9 - copy]), abs=1e-5)
@@ -148,16 +164,26 @@ def test_a_gallery_bank_of_gallery_items_is_the_gallery():
 
 def test_fit_refuses_a_choice_that_it_cannot_serve():
     gallery, (log, pairs), _ = logged(0)
-    choice = dbn.tuning.tune(log, None, pairs, gallery=gallery)
+    choice = dbn.tuning.tune(query_bank=log, pairs=pairs, gallery=gallery)
     for gallery_bank, count in ((None, SIZE), (gallery[:5], 5)):
         with pytest.raises(ValueError, match=f"`pairs` must be given, got None: {count} gallery"):
-            dbn.tuning.fit(choice, gallery, log, gallery_bank)
-    served = dbn.tuning.fit(choice, gallery, log, pairs=np.full(len(log), -1))
+            dbn.tuning.fit(choice, gallery=gallery, query_bank=log, gallery_bank=gallery_bank)
+    served = dbn.tuning.fit(choice, gallery=gallery, query_bank=log, pairs=np.full(len(log), -1))
     assert np.isfinite(served.bias).all()
     with pytest.raises(ValueError, match=r"`pairs` must hold gallery rows .* 59"):
-        dbn.tuning.fit(choice, gallery, log, pairs=pairs + SIZE)
+        dbn.tuning.fit(choice, gallery=gallery, query_bank=log, pairs=pairs + SIZE)
     with pytest.raises(ValueError, match="`gallery_bank` or `gallery` must be given"):
-        dbn.tuning.tune(log)
+        dbn.tuning.tune(query_bank=log)
+
+
+def test_fit_refuses_a_call_without_the_gallery_bank_of_the_choice(tuned):
+    choice, (gallery, query_bank, gallery_bank, _) = tuned
+    assert choice.num_gallery_bank == len(gallery_bank)
+    with pytest.raises(ValueError, match=r"`gallery_bank` must be given, got None: .* 300 rows"):
+        dbn.tuning.fit(choice, gallery=gallery, query_bank=query_bank, pairs=np.arange(300))
+    unknown = dataclasses.replace(choice, num_gallery_bank=0)  # of an older file
+    with pytest.raises(ValueError, match="`pairs` must be given"):
+        dbn.tuning.fit(unknown, gallery=gallery, query_bank=query_bank)
 
 
 @given(st.integers(0, 2**31), st.integers(1, 6), st.integers(1, 12))
@@ -177,7 +203,9 @@ def test_the_choice_gains_on_queries_it_has_not_seen(tuned):
     choice, (gallery, query_bank, gallery_bank, queries) = tuned
     assert choice.name != "raw"
     assert float(choice.p_value[int(choice.chosen)]) <= 0.05
-    correction = dbn.tuning.fit(choice, gallery, query_bank, gallery_bank)
+    correction = dbn.tuning.fit(
+        choice, gallery=gallery, query_bank=query_bank, gallery_bank=gallery_bank
+    )
     raw, corrected = (
         dbn.metrics.mean_reciprocal_rank(
             dbn.metrics.stream_ranks(queries, gallery, np.arange(len(queries)), fitted)
@@ -189,7 +217,9 @@ def test_the_choice_gains_on_queries_it_has_not_seen(tuned):
 
 def test_the_same_seed_gives_the_same_choice(tuned):
     choice, (gallery, query_bank, gallery_bank, _) = tuned
-    again = dbn.tuning.tune(query_bank, gallery_bank, np.arange(300), gallery=gallery)
+    again = dbn.tuning.tune(
+        query_bank=query_bank, gallery_bank=gallery_bank, pairs=np.arange(300), gallery=gallery
+    )
     for first, second in zip(jax.tree.leaves(choice), jax.tree.leaves(again), strict=True):
         np.testing.assert_array_equal(first, second)
 
@@ -199,7 +229,12 @@ def test_bank_order_changes_no_more_than_the_folds(tuned):
     rng = np.random.default_rng(3)
     queries, items = rng.permutation(300), rng.permutation(300)
     pairs = np.argsort(items)[queries]
-    turned = dbn.tuning.tune(query_bank[queries], gallery_bank[items], pairs, gallery=gallery)
+    turned = dbn.tuning.tune(
+        query_bank=query_bank[queries],
+        gallery_bank=gallery_bank[items],
+        pairs=pairs,
+        gallery=gallery,
+    )
     apart = np.abs(np.asarray(turned.gain - choice.gain))
     assert (apart <= 1e-6 + np.asarray(choice.standard_error)).mean() > 0.95
     assert turned.name != "raw"
@@ -207,7 +242,12 @@ def test_bank_order_changes_no_more_than_the_folds(tuned):
 
 def test_the_unit_of_similarity_does_not_matter(tuned):
     choice, (gallery, query_bank, gallery_bank, _) = tuned
-    scaled = dbn.tuning.tune(4 * query_bank, 4 * gallery_bank, np.arange(300), gallery=4 * gallery)
+    scaled = dbn.tuning.tune(
+        query_bank=4 * query_bank,
+        gallery_bank=4 * gallery_bank,
+        pairs=np.arange(300),
+        gallery=4 * gallery,
+    )
     assert int(scaled.chosen) == int(choice.chosen)
     np.testing.assert_allclose(scaled.beta_query, choice.beta_query / 16, rtol=1e-5)
     np.testing.assert_allclose(scaled.gain, choice.gain, atol=0.01)
@@ -221,7 +261,10 @@ def test_fit_gives_what_was_ranked(tuned):
     for method in range(len(methods())):
         row = int(np.flatnonzero(np.asarray(choice.method) == method)[-1])
         fitted = dbn.tuning.fit(
-            dataclasses.replace(choice, chosen=jnp.int32(row)), gallery, query_bank, gallery_bank
+            dataclasses.replace(choice, chosen=jnp.int32(row)),
+            gallery=gallery,
+            query_bank=query_bank,
+            gallery_bank=gallery_bank,
         )
         about = {name: np.asarray(getattr(choice, name))[row] for name in grid.Candidates._fields}
         assert (fitted.active is not None) == (methods()[method] in ("dis", "gated nnn", "dualdis"))
@@ -264,7 +307,11 @@ def test_files(tuned, tmp_path):
 def test_other_criteria(tuned, criterion):
     choice, (gallery, query_bank, gallery_bank, _) = tuned
     other = dbn.tuning.tune(
-        query_bank, gallery_bank, np.arange(300), gallery=gallery, criterion=criterion
+        query_bank=query_bank,
+        gallery_bank=gallery_bank,
+        pairs=np.arange(300),
+        gallery=gallery,
+        criterion=criterion,
     )
     expected = choice.recall_gain if criterion == "recall_at_1" else choice.reciprocal_rank_gain
     np.testing.assert_allclose(other.gain, expected, atol=1e-6)
@@ -273,17 +320,31 @@ def test_other_criteria(tuned, criterion):
 def test_auto_with_and_without_a_gallery_bank(tuned):
     choice, (gallery, query_bank, gallery_bank, _) = tuned
     pairs = np.arange(300)
-    correction, found = dbn.auto(gallery, query_bank, gallery_bank, pairs, return_choice=True)
+    correction, found = dbn.auto(
+        gallery=gallery,
+        query_bank=query_bank,
+        gallery_bank=gallery_bank,
+        pairs=pairs,
+        return_choice=True,
+    )
     np.testing.assert_array_equal(found.gain, choice.gain)
     np.testing.assert_array_equal(
-        correction.bias, dbn.tuning.fit(choice, gallery, query_bank, gallery_bank).bias
+        correction.bias,
+        dbn.tuning.fit(
+            choice, gallery=gallery, query_bank=query_bank, gallery_bank=gallery_bank
+        ).bias,
     )
     alone, found = dbn.auto(
-        gallery[:SIZE], query_bank, None, np.where(pairs < SIZE, pairs, -1), return_choice=True
+        gallery=gallery[:SIZE],
+        query_bank=query_bank,
+        pairs=np.where(pairs < SIZE, pairs, -1),
+        return_choice=True,
     )
     assert alone.bias.shape[-1] == SIZE
     assert found.num_columns == SIZE
-    assert not dbn.auto(gallery, query_bank, gallery_bank).bias.any()
+    assert not dbn.auto(
+        gallery=gallery, query_bank=query_bank, gallery_bank=gallery_bank
+    ).bias.any()
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.4])
@@ -358,7 +419,9 @@ def test_csr_pairs_equal_single_ones():
 def test_csr_pairs_are_taken(tuned):
     choice, (gallery, query_bank, gallery_bank, _) = tuned
     pairs = as_csr(np.arange(300))
-    csr = dbn.tuning.tune(query_bank, gallery_bank, pairs, gallery=gallery)
+    csr = dbn.tuning.tune(
+        query_bank=query_bank, gallery_bank=gallery_bank, pairs=pairs, gallery=gallery
+    )
     np.testing.assert_array_equal(csr.gain, choice.gain)
 
 
@@ -385,7 +448,9 @@ DECLINES = {
 @pytest.mark.parametrize("name", DECLINES)
 def test_declines_to_raw(name):
     arrays, reason = DECLINES[name]
-    choice = dbn.tuning.tune(*arrays)
+    query_bank, gallery_bank, pairs = arrays
+    known = {"query_bank": query_bank, "gallery_bank": gallery_bank}
+    choice = dbn.tuning.tune(**known, pairs=pairs)
     assert choice.reason_code == reason, choice.summary()
     assert choice.name == "raw"
     assert not choice.parameters
@@ -396,23 +461,29 @@ def test_declines_to_raw(name):
         assert f"gain {choice.gain[best]:+.3f}" in choice.summary()
     for leaf in jax.tree.leaves(choice):
         assert np.isfinite(np.asarray(leaf)).all()
-    assert not dbn.tuning.fit(choice, bank(), *arrays[:2]).bias.any()
+    assert not dbn.tuning.fit(choice, gallery=bank(), **known).bias.any()
 
 
 def test_a_foreign_gallery_bank_is_declined():
     query_bank, gallery_bank, _, gallery = hubby(7)
     foreign = gallery_bank + 10
-    choice = dbn.tuning.tune(query_bank, foreign, np.arange(SIZE), gallery=gallery)
+    choice = dbn.tuning.tune(
+        query_bank=query_bank, gallery_bank=foreign, pairs=np.arange(SIZE), gallery=gallery
+    )
     assert choice.reason_code == UNLIKE
     assert any("domain or modality" in warning for warning in choice.warnings)
-    swapped = dbn.tuning.tune(gallery_bank, query_bank + 5, np.arange(SIZE), gallery=gallery)
+    swapped = dbn.tuning.tune(
+        query_bank=gallery_bank, gallery_bank=query_bank + 5, pairs=np.arange(SIZE), gallery=gallery
+    )
     assert any("swapped" in warning for warning in swapped.warnings)
 
 
 def test_leaks_are_named():
     query_bank, gallery_bank, _, gallery = hubby(8)
     gallery_bank[:3] = gallery[:3]
-    choice = dbn.tuning.tune(query_bank, gallery_bank, None, gallery=gallery)
+    choice = dbn.tuning.tune(
+        query_bank=query_bank, gallery_bank=gallery_bank, pairs=None, gallery=gallery
+    )
     np.testing.assert_array_equal(choice.num_equal_rows, [0, 3, 0])
     assert any("transductive" in warning for warning in choice.warnings)
 
@@ -446,14 +517,14 @@ def test_bad_input(name):
     options, error, message = BAD[name]
     arrays = {"query_bank": bank(), "gallery_bank": bank(seed=1), "pairs": EVERY} | options
     with pytest.raises(error, match=message):
-        dbn.tuning.tune(arrays.pop("query_bank"), arrays.pop("gallery_bank"), **arrays)
+        dbn.tuning.tune(**arrays)
 
 
 def test_tuning_is_not_for_jit():
     with pytest.raises(TypeError, match="outside jit"):
-        jax.jit(lambda rows: dbn.tuning.tune(rows, rows).gain)(bank())
+        jax.jit(lambda rows: dbn.tuning.tune(query_bank=rows, gallery_bank=rows).gain)(bank())
     with pytest.raises(TypeError, match="`choice` must be a Choice"):
-        dbn.tuning.fit("is", bank(), bank())
+        dbn.tuning.fit("is", gallery=bank(), query_bank=bank())
 
 
 def brute_p_values(differences, groups, seed):

@@ -50,6 +50,7 @@ class Request:
     beta_query: float | None = None
     beta_gallery: float | None = None
     methods: str | None = None
+    methods_option: str = "--methods"
     published: bool = False
     reverse: bool = False
     similarities: str | None = None
@@ -165,7 +166,7 @@ def _check_combination(request: Request) -> None:
 def chosen_methods(request: Request) -> list[Method]:
     """The methods asked for with their parameters, checked."""
     text = ",".join(DEFAULT) if request.methods is None else request.methods
-    wishes = parse(text)
+    wishes = parse(text, request.methods_option)
     if request.published:
         wishes.append(Wish("published", {}, by_name=True))
     methods = {Method("raw"): None}
@@ -174,7 +175,11 @@ def chosen_methods(request: Request) -> list[Method]:
         if obstacle is None:
             methods[_method(request, wish)] = None
         elif wish.by_name and (request.methods is not None or wish.kind == "published"):
-            option = "--published" if wish.kind == "published" else f"--methods {wish.kind}"
+            option = (
+                "--published"
+                if wish.kind == "published"
+                else f"{request.methods_option} {wish.kind}"
+            )
             _fail(f"{option}: expected {obstacle[0]}", obstacle[1], obstacle[2])
     return list(methods)
 

@@ -384,9 +384,9 @@ class _Work:
         if request.similarity == "cosine":
             similarity_fn = dbn.dot_product  # of unit rows
         return dbn.tuning.tune(
-            prepared(query_bank),
-            None if bank is gallery else gallery_bank,
-            pairs,
+            query_bank=prepared(query_bank),
+            gallery_bank=None if bank is gallery else gallery_bank,
+            pairs=pairs,
             gallery=gallery_bank if bank is gallery else prepared(_sample(gallery, known, request)),
             similarity_fn=similarity_fn,
             seed=request.seed,

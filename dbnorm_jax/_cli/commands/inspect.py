@@ -144,14 +144,12 @@ def _as_evaluation(request: Request) -> evaluate.Request:
         beta_query=request.beta_query,
         beta_gallery=request.beta_gallery,
         methods=request.method,
+        methods_option="--method",
     )
 
 
 def _method(request: Request) -> Method:
-    try:
-        methods = evaluate.chosen_methods(_as_evaluation(request))
-    except ValueError as error:  # the option of `dbnorm evaluate` is called otherwise
-        raise ValueError(str(error).replace("--methods", "--method")) from None
+    methods = evaluate.chosen_methods(_as_evaluation(request))
     chosen = [one for one in methods if one.kind != "raw"]
     if len(chosen) != 1:
         what = ", ".join(method.name for method in chosen) or "raw"

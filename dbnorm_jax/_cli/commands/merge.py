@@ -109,7 +109,7 @@ def _check_repeats(parts: Sequence[_Part]) -> None:
 
 
 def _merged(first: _Part, second: _Part) -> _Part:
-    with large.errors_name({"first": str(first.path), "second": str(second.path)}):
+    with large.errors_name({"first": str(first.path), "others[0]": str(second.path)}):
         state: Any = dbn.merge(first.state, second.state)  # type: ignore[type-var]
     known = dict(first.provenance or second.provenance)
     both = [*first.provenance.get("parts", ()), *second.provenance.get("parts", ())]

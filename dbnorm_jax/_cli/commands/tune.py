@@ -61,9 +61,9 @@ def run(request: Request) -> None:
         pairs = read_pairs(request.bank_pairs, *sizes[:2])
     rows = [sets.prepared(name, array, request.similarity) for name, array in arrays.items()]
     choice = dbn.tuning.tune(
-        rows[0],
-        rows[1],
-        pairs,
+        query_bank=rows[0],
+        gallery_bank=rows[1],
+        pairs=pairs,
         gallery=rows[2] if len(rows) > 2 else None,
         similarity_fn=_FUNCTIONS[request.similarity],
         seed=request.seed,

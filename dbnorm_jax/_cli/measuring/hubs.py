@@ -235,9 +235,9 @@ def _screenings(
     screenings = {}
     for name, given in biases.items():
         found = dbn.attribution.hub_screening(
-            source.gallery,
-            source.query_bank,
-            source.gallery_bank,
+            gallery=source.gallery,
+            query_bank=source.query_bank,
+            gallery_bank=source.gallery_bank,
             k=NEIGHBORS,
             false_alarm_rate=rate / len(biases),
             similarity_fn=source.similarity_fn,

@@ -31,10 +31,10 @@ def _published(source: WholeSource, *, beta_query: float, beta_gallery: float) -
 
 def _auto(source: Any) -> tuple[dbn.Correction, dbn.tuning.Choice]:
     return dbn.auto(
-        source.gallery,
-        source.query_bank,
-        source.gallery_bank,
-        source.bank_pairs,
+        gallery=source.gallery,
+        query_bank=source.query_bank,
+        gallery_bank=source.gallery_bank,
+        pairs=source.bank_pairs,
         similarity_fn=source.similarity_fn,
         return_choice=True,
     )
@@ -164,8 +164,8 @@ class Wish(NamedTuple):
     by_name: bool
 
 
-def parse(text: str) -> list[Wish]:
-    """`is,nnn:k=64:weight=0.5,transport` -> methods with their parameters."""
+def parse(text: str, option: str) -> list[Wish]:
+    """`is,nnn:k=64:weight=0.5,transport`, given for an option -> methods with their parameters."""
     chosen: list[Wish] = []
     members_of = {"all": everything(), **groups()}
     for item in text.split(","):
@@ -174,27 +174,27 @@ def parse(text: str) -> list[Wish]:
         for kind in members:
             if kind not in KINDS:
                 raise ValueError(
-                    f"--methods: expected a list of {', '.join(('auto', *members_of['all']))}, or "
+                    f"{option}: expected a list of {', '.join(('auto', *members_of['all']))}, or "
                     f"groups {', '.join(members_of)}, got {name!r}; write for instance "
-                    f"--methods is,dualis"
+                    f"{option} is,dualis"
                 )
         if name in members_of and pairs:
             raise ValueError(
-                f"--methods: expected parameters after one method, got them after the group "
+                f"{option}: expected parameters after one method, got them after the group "
                 f"{name}; write them after its methods"
             )
-        parameters = dict(_parameter(members[0], pair) for pair in pairs)
+        parameters = dict(_parameter(option, members[0], pair) for pair in pairs)
         chosen += [Wish(kind, parameters, name not in members_of) for kind in members]
     return chosen
 
 
-def _parameter(kind: str, pair: str) -> tuple[str, float]:
+def _parameter(option: str, kind: str, pair: str) -> tuple[str, float]:
     name, equals, text = pair.partition("=")
     about = KINDS[kind]
     known = about.defaults
     if name not in known or not equals:
         offered = f"{kind}:name=value with {', '.join(known)}" if known else f"{kind} alone"
-        raise ValueError(f"--methods: expected {offered}, got {kind}:{pair}; correct it")
+        raise ValueError(f"{option}: expected {offered}, got {kind}:{pair}; correct it")
     try:
         value = float(text)
     except ValueError:
@@ -203,6 +203,6 @@ def _parameter(kind: str, pair: str) -> tuple[str, float]:
     if not math.isfinite(value) or value <= 0 or (whole and not value.is_integer()):
         what = "a whole number" if whole else "a number"
         raise ValueError(
-            f"--methods: expected {what} above 0 for {kind}:{name}, got {text!r}; correct it"
+            f"{option}: expected {what} above 0 for {kind}:{name}, got {text!r}; correct it"
         )
     return name, value

@@ -16,6 +16,7 @@ import numpy as np
 import dbnorm_jax as dbn
 from dbnorm_jax._cli.reading import arrays
 from dbnorm_jax._cli.reading.argument import Source
+from dbnorm_jax._src.core import checks
 from dbnorm_jax._src.core.similarity import SimilarityFn
 from dbnorm_jax._src.files import binary
 
@@ -112,11 +113,8 @@ def errors_name(labels: Mapping[str, str]) -> Iterator[None]:
     """Puts the labels of files where the library names its arguments."""
     try:
         yield
-    except (ValueError, TypeError) as error:
-        text = str(error)
-        for argument, label in labels.items():
-            text = text.replace(f"`{argument}`", label)
-        raise type(error)(text) from None
+    except checks.ArgumentError as error:
+        raise ValueError(error.message(labels)) from None
 
 
 def check_gallery(label: str, known: Mapping[str, Any] | None, rows: int, dim: int) -> None:

@@ -7,7 +7,8 @@ away, which is also the way to opt out of their cost, one pass over the input.
 
 import contextlib
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import jax
@@ -20,17 +21,43 @@ from jax.sharding import PartitionSpec as P
 from dbnorm_jax._src.core import elementary
 
 
+class ArgumentError(Exception):
+    """What is wrong with an argument: names and texts in turn, the argument's own name first."""
+
+    @property
+    def argument(self) -> str:
+        """The name of the argument that is wrong."""
+        return str(self.args[0])
+
+    def message(self, labels: Mapping[str, str] = MappingProxyType({})) -> str:
+        """The message, with labels for names where a caller knows the arguments by others."""
+        parts = list(self.args)
+        parts[::2] = [labels.get(name, f"`{name}`") for name in parts[::2]]
+        return "".join(parts)
+
+    def __str__(self) -> str:
+        return self.message()
+
+
+class BadValueError(ArgumentError, ValueError):
+    """An argument of a value that it must not have."""
+
+
+class BadTypeError(ArgumentError, TypeError):
+    """An argument of a type that it must not have."""
+
+
 def is_concrete(*arrays: Any) -> bool:
     """Whether values can be looked at."""
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arrays))
 
 
 def unsplit(tree: Any) -> Any:
-    """The same arrays, each whole: of those that lie on several devices, copies of the host.
+    """The arrays of a pytree, each whole: those that lie on several devices go through the host.
 
-    JAX may then place them beside any others. Programs of tiles would exchange every tile of what
-    is split; functions that take a `mesh` split rows themselves. Under a trace an Explicit sharding
-    is given up on all devices; what is Auto the compiler sees to.
+    No device is prescribed for the copy, so JAX puts it beside any other argument. A program of
+    tiles would exchange every tile of a split array. Under a trace an Explicit sharding is given up
+    and every device gets the whole; of an Auto sharding the compiler takes care.
     """
     return jax.tree.map(_unsplit, tree)
 
@@ -147,9 +174,10 @@ def _fail_range(name: str, array: Any, dtype: np.dtype[Any]) -> NoReturn:
     limits: Any = (np.iinfo if dtype.kind in "iu" else np.finfo)(dtype)
     with jax.ensure_compile_time_eval():
         smallest, largest = array.min(), array.max()
-    raise ValueError(
-        f"`{name}` must be in the range of {dtype}, at most {limits.max:.3g} in size, got values "
-        f"from {smallest} to {largest}; scale them, or enable jax_enable_x64"
+    raise BadValueError(
+        name,
+        f" must be in the range of {dtype}, at most {limits.max:.3g} in size, got values "
+        f"from {smallest} to {largest}; scale them, or enable jax_enable_x64",
     )
 
 
@@ -168,7 +196,7 @@ def real(name: str, value: Any, dtype: Any = None, unit: str = "") -> jax.Array:
     """
     array = numeric(name, value)
     if not is_real(array):
-        raise TypeError(f"`{name}` must be real numbers{unit}, got dtype {array.dtype}")
+        raise BadTypeError(name, f" must be real numbers{unit}, got dtype {array.dtype}")
     if dtype is None:
         dtype = np.float64 if array.dtype == np.float64 else np.float32
     return narrowed(name, array, jax.dtypes.canonicalize_dtype(dtype))
@@ -178,9 +206,10 @@ def check_none_vanishes(name: str, value: Any, dtype: Any) -> None:
     """Raises where the conversion to `dtype` makes 0 of a number that is none."""
     array = numeric(name, value)
     if _is_narrowing(array, dtype) and found(_vanishes_in_float32, array):
-        raise ValueError(
-            f"`{name}` must be 0 or at least {_SMALLEST:.3g}, the smallest of float32, got numbers "
-            f"nearer to 0; scale them, or enable jax_enable_x64"
+        raise BadValueError(
+            name,
+            f" must be 0 or at least {_SMALLEST:.3g}, the smallest of float32, got numbers "
+            f"nearer to 0; scale them, or enable jax_enable_x64",
         )
 
 
@@ -196,21 +225,22 @@ def numeric(name: str, value: Any) -> "jax.Array | np.ndarray[Any, np.dtype[Any]
     try:
         array = np.asarray(value)
     except ValueError as error:
-        raise ValueError(f"`{name}` must be an array, got ragged {kind}") from error
+        raise BadValueError(name, f" must be an array, got ragged {kind}") from error
     except (TypeError, RuntimeError) as error:  # a tensor that NumPy cannot read
         if "bfloat16" in str(getattr(value, "dtype", "")):
             with contextlib.suppress(BufferError, RuntimeError, TypeError):
                 return _copied_by_dlpack(value)
-        raise TypeError(
-            f"`{name}` must be an array in the host's memory, got a {kind} that cannot be read "
-            f"({error}); convert it, for instance with .detach().float().cpu()"
+        raise BadTypeError(
+            name,
+            f" must be an array in the host's memory, got a {kind} that cannot be read "
+            f"({error}); convert it, for instance with .detach().float().cpu()",
         ) from error
     if array.dtype == object or array.dtype.kind in "SUMm":
         remedy = "; make rows one array with numpy.stack" if array.dtype == object else ""
         if remedy and all(isinstance(one, int) for one in array.flat):
             remedy = "; give integers of more than 64 bits as floats"
-        raise TypeError(
-            f"`{name}` must be a numeric array, got {kind} of dtype {array.dtype}{remedy}"
+        raise BadTypeError(
+            name, f" must be a numeric array, got {kind} of dtype {array.dtype}{remedy}"
         )
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
@@ -233,14 +263,15 @@ def floating(
 
 def _check_floating(name: str, array: Any, ndim: int | None, min_ndim: int = 0) -> None:
     if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise TypeError(
-            f"`{name}` must be floating point, got dtype {array.dtype}; "
-            f"convert it first, for instance with .astype('float32')"
+        raise BadTypeError(
+            name,
+            f" must be floating point, got dtype {array.dtype}; "
+            f"convert it first, for instance with .astype('float32')",
         )
     if ndim is not None and array.ndim != ndim:
-        raise ValueError(f"`{name}` must have {ndim} axes, got shape {array.shape}")
+        raise BadValueError(name, f" must have {ndim} axes, got shape {array.shape}")
     if array.ndim < min_ndim:
-        raise ValueError(f"`{name}` must have at least {min_ndim} axes, got shape {array.shape}")
+        raise BadValueError(name, f" must have at least {min_ndim} axes, got shape {array.shape}")
 
 
 def _not_finite(array: Any) -> Any:
@@ -276,13 +307,13 @@ def check_finite(name: str, array: jax.Array, remedy: str = "remove or repair th
         if not array.is_fully_addressable:  # each process finds the same, and raises alike
             with jax.ensure_compile_time_eval():
                 first = int(_first_not_finite(array))
-            raise ValueError(
-                f"`{name}` must be finite, found a value that is not at index [{first}]; {remedy}"
+            raise BadValueError(
+                name, f" must be finite, found a value that is not at index [{first}]; {remedy}"
             )
         place = np.argwhere(~np.isfinite(np.asarray(array, dtype=np.float64)))[0].tolist()
-        raise ValueError(
-            f"`{name}` must be finite, found {np.asarray(array)[tuple(place)]} at index {place}; "
-            f"{remedy}"
+        raise BadValueError(
+            name,
+            f" must be finite, found {np.asarray(array)[tuple(place)]} at index {place}; {remedy}",
         )
 
 
@@ -298,8 +329,8 @@ def check_embeddings(name: str, array: Any) -> None:
     """Raises unless the array, of JAX or NumPy, has the type and shape of embeddings."""
     _check_floating(name, array, ndim=2)
     if 0 in array.shape:
-        raise ValueError(
-            f"`{name}` must have at least one row and one dimension, got shape {array.shape}"
+        raise BadValueError(
+            name, f" must have at least one row and one dimension, got shape {array.shape}"
         )
     check_indexable(name, array.shape[0], "rows")
 
@@ -307,9 +338,10 @@ def check_embeddings(name: str, array: Any) -> None:
 def check_indexable(name: str, count: int, of: str) -> None:
     """Raises where int32 could not number as many."""
     if count > MOST_ROWS:
-        raise ValueError(
-            f"`{name}` must have at most {MOST_ROWS} {of}, which int32 can number, got {count}; "
-            f"split it, and merge what is found"
+        raise BadValueError(
+            name,
+            f" must have at most {MOST_ROWS} {of}, which int32 can number, got {count}; "
+            f"split it, and merge what is found",
         )
 
 
@@ -321,9 +353,12 @@ def same_dimension(first_name: str, first: Any, second_name: str, second: Any) -
             if first.shape[1] == second.shape[0] or first.shape[0] == second.shape[1]
             else ""
         )
-        raise ValueError(
-            f"`{first_name}` and `{second_name}` must have the same number of columns "
-            f"(embedding dimensions), got shapes {first.shape} and {second.shape}{hint}"
+        raise BadValueError(
+            first_name,
+            " and ",
+            second_name,
+            f" must have the same number of columns "
+            f"(embedding dimensions), got shapes {first.shape} and {second.shape}{hint}",
         )
 
 
@@ -334,9 +369,10 @@ def similarities(name: str, value: Any, *, rows: str, alike: bool = True) -> jax
     """
     array = floating(name, value, min_ndim=2)
     if 0 in array.shape[-2:]:
-        raise ValueError(
-            f"`{name}` must have at least one row ({rows}) and one column (gallery), "
-            f"got shape {array.shape}"
+        raise BadValueError(
+            name,
+            f" must have at least one row ({rows}) and one column (gallery), "
+            f"got shape {array.shape}",
         )
     check_indexable(name, max(array.shape[-2:]), "rows or columns")
     return read_alike(array) if alike else array
@@ -352,23 +388,42 @@ def matching_gallery(
 ) -> None:
     """Raises unless the state `name` was fitted on as many gallery items as there are columns."""
     if num_gallery != shape[-1]:
-        raise ValueError(
-            f"`{name}` has {num_gallery} gallery items but `{similarities_name}` has {shape[-1]} "
-            f"columns (shape {shape}); columns are gallery items"
+        raise BadValueError(
+            name,
+            f" has {num_gallery} gallery items but ",
+            similarities_name,
+            f" has {shape[-1]} columns (shape {shape}); columns are gallery items",
         )
 
 
+def check_static(name: str, value: Any) -> None:
+    """Raises where a caller's transformation traces what a program is compiled for."""
+    if not is_concrete(value):
+        raise BadTypeError(
+            name,
+            f" must be static, got a traced value; mark it with "
+            f'jax.jit(..., static_argnames="{name}"), or bind it with functools.partial',
+        )
+
+
+def flag(name: str, value: Any) -> bool:
+    """`value` as a bool; static."""
+    check_static(name, value)
+    return bool(value)
+
+
 def integer(name: str, value: Any, *, low: int, high: int | None = None, of: str = "") -> int:
-    """`value` as an int in [low, high]."""
+    """`value` as an int in [low, high]; static."""
+    check_static(name, value)
     try:
         if isinstance(value, (bool, np.bool_)):
             raise TypeError
         number = operator.index(value)
     except TypeError:
-        raise TypeError(f"`{name}` must be an integer, got {value!r}") from None
+        raise BadTypeError(name, f" must be an integer, got {value!r}") from None
     if number < low or (high is not None and number > high):
         bound = f"at least {low}" if high is None else f"between {low} and {high}{of}"
-        raise ValueError(f"`{name}` must be {bound}, got {number}")
+        raise BadValueError(name, f" must be {bound}, got {number}")
     return number
 
 
@@ -376,7 +431,7 @@ def positive(name: str, value: Any, dtype: Any, unit: str = "") -> jax.Array:
     """A positive, finite scalar or array, as `dtype`."""
     array = real(name, value, dtype)
     if found(_not_positive, array):
-        raise ValueError(f"`{name}` must be positive and finite{unit}, got {value}")
+        raise BadValueError(name, f" must be positive and finite{unit}, got {value}")
     return array
 
 
@@ -389,14 +444,14 @@ def bank_weights(name: str, value: Any, shape: tuple[int, ...], dtype: Any = Non
     """Finite multiplicities >= 0, one per bank row; `dtype` as in `real`."""
     array = real(name, value, dtype, " (multiplicities)")
     if array.shape[-1:] != shape[-1:]:
-        raise ValueError(
-            f"`{name}` must have one entry per bank row, expected shape {shape}, got {array.shape}"
+        raise BadValueError(
+            name, f" must have one entry per bank row, expected shape {shape}, got {array.shape}"
         )
     check_none_vanishes(name, value, array.dtype)
     check_finite(name, array)
     if found(is_negative, array):
         with jax.ensure_compile_time_eval():
-            raise ValueError(f"`{name}` must not be negative, got a minimum of {array.min()}")
+            raise BadValueError(name, f" must not be negative, got a minimum of {array.min()}")
     return array
 
 
@@ -406,18 +461,19 @@ def indices(
     """An integer array with values in [low, high), as int32."""
     array = numeric(name, value)
     if not jnp.issubdtype(array.dtype, jnp.integer):
-        raise TypeError(f"`{name}` must hold integers ({of}), got dtype {array.dtype}")
+        raise BadTypeError(name, f" must hold integers ({of}), got dtype {array.dtype}")
     if ndim is not None and array.ndim != ndim:
-        raise ValueError(f"`{name}` must have {ndim} axes, got shape {array.shape}")
+        raise BadValueError(name, f" must have {ndim} axes, got shape {array.shape}")
     if array.size and is_concrete(array):
         # As Python integers, before the conversion: int64 may not fit, int8 and uint not compare.
         with jax.ensure_compile_time_eval():
             smallest, largest = int(array.min()), int(array.max())
         if smallest < low or largest >= high:
             none = f" ({low} marks none)" if low == -1 else ""
-            raise ValueError(
-                f"`{name}` must hold {of} between {low}{none} and {high - 1}, "
-                f"got values from {smallest} to {largest}"
+            raise BadValueError(
+                name,
+                f" must hold {of} between {low}{none} and {high - 1}, "
+                f"got values from {smallest} to {largest}",
             )
     return converted(array, jnp.int32)
 
@@ -429,7 +485,7 @@ def exclusions(
     array = indices("exclude", value, low=-1, high=num_gallery)
     if array.ndim not in (1, 2) or array.shape[0] != num_rows or 0 in array.shape:
         shapes = f"{(num_rows,)} or {(num_rows, 'most')}"
-        raise ValueError(f"`exclude` must have shape {shapes} ({rows}), got {array.shape}")
+        raise BadValueError("exclude", f" must have shape {shapes} ({rows}), got {array.shape}")
     return array.reshape(num_rows, -1)
 
 
@@ -446,9 +502,10 @@ def kept(where: Any, num_gallery: int) -> jax.Array | None:
         return None
     where = mask("where", where)
     if where.shape != (num_gallery,):
-        raise ValueError(
-            f"`where` must have one entry per gallery item here, expected shape {(num_gallery,)}, "
-            f"got {where.shape}; pairs are masked by `exclude`"
+        raise BadValueError(
+            "where",
+            f" must have one entry per gallery item here, expected shape {(num_gallery,)}, "
+            f"got {where.shape}; pairs are masked by `exclude`",
         )
     return where
 
@@ -459,8 +516,8 @@ def seen(where: Any, exclude: Any, shape: tuple[int, ...]) -> jax.Array | None:
     if where is not None:
         pairs = mask("where", where)
         if pairs.shape != shape and pairs.shape != shape[-2:]:
-            raise ValueError(
-                f"`where` must have the shape of the matrix {shape}, got {pairs.shape}"
+            raise BadValueError(
+                "where", f" must have the shape of the matrix {shape}, got {pairs.shape}"
             )
     if exclude is not None:
         num_queries, num_gallery = shape[-2:]
@@ -478,12 +535,12 @@ def gates(value: Any, correction: Any, num_queries: int) -> jax.Array | None:
     if value is None:
         return None
     if correction is None:
-        raise ValueError("`gates` must come with a correction, got `correction` None")
+        raise BadValueError("gates", " must come with a correction, got `correction` None")
     shape = (num_queries, correction.num_terms)
     gates = floating("gates", value, min_ndim=2)
     if gates.shape[-2:] != shape:
         expected = f"[num_queries, num_terms] = {shape}"
-        raise ValueError(f"`gates` must end in {expected}, got {gates.shape}")
+        raise BadValueError("gates", f" must end in {expected}, got {gates.shape}")
     return gates
 
 
@@ -491,14 +548,14 @@ def one_per_bank_row(name: str, vector: jax.Array, num_bank: int) -> None:
     """Raises unless the vector has one entry per bank row."""
     if vector.shape != (num_bank,):
         wanted = f"one entry per bank row, expected shape {(num_bank,)}"
-        raise ValueError(f"`{name}` must have {wanted}, got {vector.shape}")
+        raise BadValueError(name, f" must have {wanted}, got {vector.shape}")
 
 
 def mask(name: str, value: Any) -> jax.Array:
     """A bool array."""
     array = as_array(name, value)
     if array.dtype != bool:
-        raise TypeError(f"`{name}` must be a bool mask (True = valid), got dtype {array.dtype}")
+        raise BadTypeError(name, f" must be a bool mask (True = valid), got dtype {array.dtype}")
     return array
 
 
@@ -513,7 +570,9 @@ def pairs(where: Any, shape: tuple[int, ...]) -> jax.Array:
     except ValueError:
         fits = False
     if not fits:
-        raise ValueError(f"`where` must mask bank rows {shape[:-1]} or pairs {shape}, got {given}")
+        raise BadValueError(
+            "where", f" must mask bank rows {shape[:-1]} or pairs {shape}, got {given}"
+        )
     return jnp.broadcast_to(where, (*where.shape[:-2], *shape[-2:]))
 
 
@@ -534,4 +593,4 @@ def instance(name: str, value: Any, expected: type | tuple[type, ...], remedy: s
     if not isinstance(value, expected):
         kinds = expected if isinstance(expected, tuple) else (expected,)
         names = " or ".join(kind.__name__ for kind in kinds)
-        raise TypeError(f"`{name}` must be a {names}, got {type(value).__name__}; {remedy}")
+        raise BadTypeError(name, f" must be a {names}, got {type(value).__name__}; {remedy}")

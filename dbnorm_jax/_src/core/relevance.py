@@ -5,11 +5,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks
 
+# Rows of right items, a bool matrix, or CSR as (indptr, indices).
+Relevant = ArrayLike | tuple[ArrayLike, ArrayLike]
 
-def as_matrix(relevant: Any, shape: tuple[int, int]) -> jax.Array:
+
+def as_matrix(relevant: Any, shape: tuple[int, ...]) -> jax.Array:
     """The right items as a bool matrix [num_queries, num_gallery]."""
     num_queries, num_gallery = shape
     if isinstance(relevant, tuple):
@@ -27,13 +31,13 @@ def as_matrix(relevant: Any, shape: tuple[int, int]) -> jax.Array:
     return jnp.zeros(shape, bool).at[queries, places].set(True, mode="drop")
 
 
-def as_rows(relevant: Any, shape: tuple[int, int]) -> jax.Array:
+def as_rows(relevant: Any, shape: tuple[int, ...]) -> jax.Array:
     """The right items as int32 [num_queries, most], padded with -1."""
     num_queries, num_gallery = shape
     remedy = "inside jit, pass an int array [num_queries, most] padded with -1"
     if isinstance(relevant, tuple):
         if not checks.is_concrete(relevant):
-            raise TypeError(f"`relevant` as a CSR pair must be concrete; {remedy}")
+            raise checks.BadTypeError("relevant", f" as a CSR pair must be concrete; {remedy}")
         indptr, indices = (np.asarray(part) for part in _csr(relevant, shape))
     else:
         array = checks.numeric("relevant", relevant)
@@ -41,7 +45,7 @@ def as_rows(relevant: Any, shape: tuple[int, int]) -> jax.Array:
         if array.dtype != bool:
             return _index_rows(array, num_queries, num_gallery)
         if not checks.is_concrete(array):
-            raise TypeError(f"`relevant` as a bool matrix must be concrete; {remedy}")
+            raise checks.BadTypeError("relevant", f" as a bool matrix must be concrete; {remedy}")
         matrix = np.asarray(array)
         indptr = np.concatenate([[0], matrix.sum(axis=1).cumsum()])
         indices = np.nonzero(matrix)[1]
@@ -51,50 +55,58 @@ def as_rows(relevant: Any, shape: tuple[int, int]) -> jax.Array:
     return jnp.asarray(padded)
 
 
-def check_matrix(array: Any, shape: tuple[int, int]) -> None:
+def check_matrix(array: Any, shape: tuple[int, ...]) -> None:
     """Raises unless what is bool has the shape of the scores, and what has that shape is bool.
 
     Numbers of that shape may be 0 and 1, which would name the first two gallery rows.
     """
     if array.dtype == bool and array.shape != shape:
-        raise ValueError(f"`relevant` as a bool matrix must have shape {shape}, got {array.shape}")
+        raise checks.BadValueError(
+            "relevant", f" as a bool matrix must have shape {shape}, got {array.shape}"
+        )
     if array.dtype != bool and array.shape == shape:
-        raise TypeError(
-            f"`relevant` of the shape of the scores, {shape}, must be bool, got dtype "
+        raise checks.BadTypeError(
+            "relevant",
+            f" of the shape of the scores, {shape}, must be bool, got dtype "
             f"{array.dtype}; make 0 and 1 bool with .astype(bool); give lists of gallery rows one "
-            f"more column of -1"
+            f"more column of -1",
         )
 
 
 def _index_rows(array: Any, num_queries: int, num_gallery: int) -> jax.Array:
     array = checks.indices("relevant", array, low=-1, high=num_gallery)
     if array.ndim not in (1, 2) or array.shape[0] != num_queries:
-        raise ValueError(
-            f"`relevant` must have one entry (or row) per query, expected {num_queries}, "
-            f"got shape {array.shape}; several right items: a CSR pair or a bool matrix"
+        raise checks.BadValueError(
+            "relevant",
+            f" must have one entry (or row) per query, expected {num_queries}, "
+            f"got shape {array.shape}; several right items: a CSR pair or a bool matrix",
         )
     return array[:, None] if array.ndim == 1 else array
 
 
-def _csr(relevant: tuple[Any, ...], shape: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
+def _csr(relevant: tuple[Any, ...], shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     num_queries, num_gallery = shape
     if len(relevant) != 2:
-        raise ValueError(f"`relevant` as CSR must be (indptr, indices), got {len(relevant)} parts")
+        raise checks.BadValueError(
+            "relevant", f" as CSR must be (indptr, indices), got {len(relevant)} parts"
+        )
     indices = checks.indices("relevant[1] (indices)", relevant[1], low=0, high=num_gallery, ndim=1)
     length = indices.shape[0]
     indptr = checks.indices(
         "relevant[0] (indptr)", relevant[0], low=0, high=length + 1, ndim=1, of="offsets"
     )
     if indptr.shape[0] != num_queries + 1:
-        raise ValueError(
-            f"`relevant[0]` (indptr) must have num_queries + 1 = {num_queries + 1} entries, "
-            f"got {indptr.shape[0]}"
+        raise checks.BadValueError(
+            "relevant[0]",
+            f" (indptr) must have num_queries + 1 = {num_queries + 1} entries, "
+            f"got {indptr.shape[0]}",
         )
     if checks.is_concrete(indptr):
         host = np.asarray(indptr)
         if host[0] != 0 or host[-1] != length or (np.diff(host) < 0).any():
-            raise ValueError(
-                f"`relevant[0]` (indptr) must rise from 0 to the number of indices {length}, "
-                f"got {host[0]} to {host[-1]}"
+            raise checks.BadValueError(
+                "relevant[0]",
+                f" (indptr) must rise from 0 to the number of indices {length}, "
+                f"got {host[0]} to {host[-1]}",
             )
     return indptr, indices

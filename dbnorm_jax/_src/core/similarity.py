@@ -102,9 +102,10 @@ def check_rows(similarity_fn: SimilarityFn, **embeddings: jax.Array) -> None:
             with jax.ensure_compile_time_eval():  # numbers, which every process can read
                 zero = _is_zero(rows)
                 first = jnp.where(zero, jnp.arange(len(zero)), len(zero)).min()
-                raise ValueError(
-                    f"`{name}` must have no zero row under cosine similarity, found "
-                    f"{int(zero.sum())}, the first at row {int(first)}; remove them"
+                raise checks.BadValueError(
+                    name,
+                    f" must have no zero row under cosine similarity, found "
+                    f"{int(zero.sum())}, the first at row {int(first)}; remove them",
                 )
 
 
@@ -126,9 +127,9 @@ def tile(similarity_fn: SimilarityFn, rows: jax.Array, columns: jax.Array) -> ja
     similarities = similarity_fn(rows, columns)
     expected = (rows.shape[0], columns.shape[0])
     if similarities.shape != expected:
-        raise ValueError(
-            f"`similarity_fn` must map {rows.shape} and {columns.shape} to {expected}, "
-            f"got {similarities.shape}"
+        raise checks.BadValueError(
+            "similarity_fn",
+            f" must map {rows.shape} and {columns.shape} to {expected}, got {similarities.shape}",
         )
     similarities = similarities.astype(numerics.accumulation_dtype(similarities.dtype))
     if similarity_fn in _ALIKE and rows.shape[1] > 1:

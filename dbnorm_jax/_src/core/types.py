@@ -9,10 +9,14 @@ Axes: gallery is always last; leading axes (`...`) are batch, as `jax.vmap` make
 """
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from dbnorm_jax._src.core import checks
+from dbnorm_jax._src.core.naming import publish
 
 
 @jax.tree_util.register_dataclass
@@ -106,7 +110,6 @@ class LargestSimilarities:
         return jnp.where(count > 0, total / jnp.where(count > 0, count, 1), jnp.nan)
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Correction:
     """All that query time needs: `score(q, g) = s(q, g) - sum_t gate_t(q) bias_t(g)`.
@@ -117,16 +120,28 @@ class Correction:
       active: [..., num_terms, num_gallery] bool, or soft in [0, 1]: a term acts on query q iff the
         raw top-1 of q is active; None = every term always acts.
 
+    Raises:
+      ValueError: a bias of fewer than two axes.
+
     Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
-      >>> correction = dbn.Correction(bias=jnp.array([[0.3, 0.0]]), active=None)
+      >>> correction = dbn.Correction(bias=jnp.array([[0.3, 0.0]]))
       >>> print(dbn.apply_correction(jnp.array([[0.6, 0.5]]), correction).round(3))
       [[0.3 0.5]]
     """
 
     bias: jax.Array
-    active: jax.Array | None
+    active: jax.Array | None = None
+
+    def __post_init__(self) -> None:
+        # What stands for arrays, such as the axes of a `vmap`, has no rank.
+        if getattr(self.bias, "ndim", 2) < 2:
+            raise checks.BadValueError(
+                "bias",
+                f" must be [..., num_terms, num_gallery], got shape {self.bias.shape}; "
+                f"one term alone is bias[None]",
+            )
 
     @property
     def num_gallery(self) -> int:
@@ -139,6 +154,26 @@ class Correction:
         return self.bias.shape[-2]
 
 
+def _flat(correction: Correction) -> tuple[tuple[Any, ...], None]:
+    return (correction.bias, correction.active), None
+
+
+def _flat_with_keys(correction: Correction) -> tuple[tuple[Any, ...], None]:
+    keys = map(jax.tree_util.GetAttrKey, ("bias", "active"))
+    return tuple(zip(keys, _flat(correction)[0], strict=True)), None
+
+
+def _unflat(_: None, leaves: Iterable[Any]) -> Correction:
+    # Not by `__init__`: what a function of leaves returns, a sum for instance, may have any rank.
+    correction = object.__new__(Correction)
+    for name, leaf in zip(("bias", "active"), leaves, strict=True):
+        object.__setattr__(correction, name, leaf)
+    return correction
+
+
+jax.tree_util.register_pytree_with_keys(Correction, _flat_with_keys, _unflat, _flat)
+
+
 class SearchResult(NamedTuple):
     """The nearest gallery items of each query, best first.
 
@@ -149,3 +184,6 @@ class SearchResult(NamedTuple):
 
     scores: jax.Array
     indices: jax.Array
+
+
+publish("dbnorm_jax", BankStatistics, LargestSimilarities, Correction, SearchResult)

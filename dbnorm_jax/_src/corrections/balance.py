@@ -26,6 +26,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, numerics
 from dbnorm_jax._src.core.types import BankStatistics, Correction
@@ -88,7 +89,10 @@ def dynamic_inverted_softmax(query_statistics: BankStatistics) -> Correction:
 
 
 def dual_inverted_softmax(
-    query_statistics: BankStatistics, gallery_statistics: BankStatistics, *, weights: Any = None
+    query_statistics: BankStatistics,
+    gallery_statistics: BankStatistics,
+    *,
+    weights: ArrayLike | None = None,
 ) -> Correction:
     """DualIS: `exp(b1 s) / Z_Q(g; b1) * exp(b2 s) / Z_G(g; b2)`, as `s - w1 bias_Q - w2 bias_G`.
 
@@ -125,7 +129,10 @@ def dual_inverted_softmax(
 
 
 def dual_dynamic_inverted_softmax(
-    query_statistics: BankStatistics, gallery_statistics: BankStatistics, *, weights: Any = None
+    query_statistics: BankStatistics,
+    gallery_statistics: BankStatistics,
+    *,
+    weights: ArrayLike | None = None,
 ) -> Correction:
     """DualDIS: each of DualIS's two terms acts where the raw top-1 is in its bank's activation set.
 
@@ -177,9 +184,10 @@ def _check(name: str, statistics: Any) -> None:
 
 def _active(name: str, statistics: BankStatistics) -> jax.Array:
     if statistics.active is None:
-        raise ValueError(
-            f"`{name}` must carry an activation set, got statistics with k=0; "
-            f"make them with k=1 or more, or use the normalizer without a gate"
+        raise checks.BadValueError(
+            name,
+            " must carry an activation set, got statistics with k=0; "
+            "make them with k=1 or more, or use the normalizer without a gate",
         )
     return statistics.active
 
@@ -190,8 +198,8 @@ def _weights(weights: Any) -> tuple[jax.Array, jax.Array] | None:
     try:
         query_weight, gallery_weight = weights
     except (TypeError, ValueError):
-        raise ValueError(
-            f"`weights` must be a pair (w_query, w_gallery), got {weights!r}"
+        raise checks.BadValueError(
+            "weights", f" must be a pair (w_query, w_gallery), got {weights!r}"
         ) from None
     pair = []
     for index, weight in enumerate((query_weight, gallery_weight)):
@@ -215,10 +223,11 @@ def _dual(
     gallery_active: jax.Array | None,
 ) -> Correction:
     if query_statistics.num_gallery != gallery_statistics.num_gallery:
-        raise ValueError(
-            f"`query_statistics` has {query_statistics.num_gallery} gallery items but "
+        raise checks.BadValueError(
+            "query_statistics",
+            f" has {query_statistics.num_gallery} gallery items but "
             f"`gallery_statistics` has {gallery_statistics.num_gallery}; "
-            f"both banks must be compared with the same gallery"
+            f"both banks must be compared with the same gallery",
         )
     banks = checks.alike(query_statistics, gallery_statistics)
     return _dual_jit(*banks, weights, *checks.alike(query_active, gallery_active))

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, numerics
 from dbnorm_jax._src.core.types import Correction, LargestSimilarities
@@ -45,7 +46,7 @@ def csls(largest: LargestSimilarities) -> Correction:
 
 
 def nearest_neighbor_normalization(
-    largest: LargestSimilarities, *, weight: Any = 0.75
+    largest: LargestSimilarities, *, weight: ArrayLike = 0.75
 ) -> Correction:
     """NNN: `s(q, g) - weight x mean of the k largest s(b, g)`.
 
@@ -74,7 +75,7 @@ def nearest_neighbor_normalization(
 
 
 def distribution_normalization(
-    query_bank_mean: Any, gallery: Any, *, weight: Any = 0.5
+    query_bank_mean: ArrayLike, gallery: ArrayLike, *, weight: ArrayLike = 0.5
 ) -> Correction:
     """DN: `(q - weight mu_Q) . (g - weight mu_G)`, as `s(q, g) - weight mu_Q . g`.
 
@@ -106,9 +107,9 @@ def distribution_normalization(
     mean = checks.floating("query_bank_mean", query_bank_mean, ndim=1)
     gallery = checks.embeddings("gallery", gallery)
     if mean.shape[0] != gallery.shape[1]:
-        raise ValueError(
-            f"`query_bank_mean` must have the gallery's {gallery.shape[1]} dimensions, "
-            f"got {mean.shape[0]}"
+        raise checks.BadValueError(
+            "query_bank_mean",
+            f" must have the gallery's {gallery.shape[1]} dimensions, got {mean.shape[0]}",
         )
     dtype = numerics.accumulation_dtype(mean.dtype, gallery.dtype)
     return _distribution_normalization(mean, gallery, _weight(weight, dtype))
@@ -129,7 +130,7 @@ def _weighted_mean(largest: LargestSimilarities, weight: jax.Array) -> Correctio
 def _weight(weight: Any, dtype: jnp.dtype) -> jax.Array:
     array = checks.real("weight", weight, dtype)
     if array.ndim:
-        raise TypeError(f"`weight` must be a real number, got {weight!r}")
+        raise checks.BadTypeError("weight", f" must be a real number, got {weight!r}")
     checks.check_finite("weight", array)
     return array
 
@@ -141,8 +142,9 @@ def _lacks_bank_item(values: Any) -> Any:
 def _checked(largest: Any) -> LargestSimilarities:
     checks.instance("largest", largest, LargestSimilarities, "make it with largest_similarities")
     if checks.found(_lacks_bank_item, largest.values):
-        raise ValueError(
-            "`largest` must have a bank item for every gallery item, found a column without any; "
-            "widen `where` or the bank"
+        raise checks.BadValueError(
+            "largest",
+            " must have a bank item for every gallery item, found a column without any; "
+            "widen `where` or the bank",
         )
     return largest

@@ -18,12 +18,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, elementary, numerics
 from dbnorm_jax._src.passes import selection
 
 
-def globally_corrected(similarities: Any, bank_similarities: Any) -> jax.Array:
+def globally_corrected(similarities: ArrayLike, bank_similarities: ArrayLike) -> jax.Array:
     """GC: rank the query among the bank from the item's side, `-rank + s(q, g)`.
 
     `rank = 1 + #{b: s(b, g) > s(q, g)}`; the similarity breaks ties, so it should span less than 1.
@@ -65,7 +66,7 @@ def _globally_corrected(similarities: jax.Array, bank: jax.Array) -> jax.Array:
     return similarities - (1 + above).astype(similarities.dtype)
 
 
-def dual_softmax(similarities: Any, *, temperature: Any) -> jax.Array:
+def dual_softmax(similarities: ArrayLike, *, temperature: ArrayLike) -> jax.Array:
     """DSL: `s(q, g) x softmax over the test queries of s / temperature x num_queries`.
 
     Transductive: every score depends on the other test queries, which a served query does not have.
@@ -107,7 +108,11 @@ def _dual_softmax(similarities: jax.Array, temperature: jax.Array) -> jax.Array:
 
 
 def mutual_proximity(
-    distances: Any, query_distances: Any, gallery_distances: Any, *, method: str = "gaussian"
+    distances: ArrayLike,
+    query_distances: ArrayLike,
+    gallery_distances: ArrayLike,
+    *,
+    method: str = "gaussian",
 ) -> jax.Array:
     """MP: one less the chance that a random object is farther from both ends of the pair.
 
@@ -144,11 +149,12 @@ def mutual_proximity(
     if method == "gaussian":
         return _gaussian(*matrices)
     if method != "empiric":
-        raise ValueError(f"`method` must be 'gaussian' or 'empiric', got {method!r}")
+        raise checks.BadValueError("method", f" must be 'gaussian' or 'empiric', got {method!r}")
     if matrices[1].shape[1] != matrices[2].shape[0]:
-        raise ValueError(
-            f"`query_distances` and `gallery_distances` must be to the same objects, got "
-            f"{matrices[1].shape[1]} columns and {matrices[2].shape[0]} rows"
+        raise checks.BadValueError(
+            "query_distances",
+            f" and `gallery_distances` must be to the same objects, got "
+            f"{matrices[1].shape[1]} columns and {matrices[2].shape[0]} rows",
         )
     return _empiric(*matrices)
 
@@ -184,7 +190,7 @@ def _empiric(
 
 
 def local_scaling(
-    distances: Any, query_distances: Any, gallery_distances: Any, *, k: int = 10
+    distances: ArrayLike, query_distances: ArrayLike, gallery_distances: ArrayLike, *, k: int = 10
 ) -> jax.Array:
     """LS: `1 - exp(-d^2 / (r_q r_g))`, `r` the distance to the k-th neighbor.
 
@@ -229,7 +235,7 @@ def _local_scaling(
 
 
 def nicdm(
-    distances: Any, query_distances: Any, gallery_distances: Any, *, k: int = 10
+    distances: ArrayLike, query_distances: ArrayLike, gallery_distances: ArrayLike, *, k: int = 10
 ) -> jax.Array:
     """NICDM: `d / sqrt(m_q m_g)`, `m` the mean distance to the k nearest.
 
@@ -281,7 +287,7 @@ def _smallest(
 def _matrix(name: str, value: Any) -> jax.Array:
     array = checks.read_alike(checks.floating(name, value, ndim=2))
     if 0 in array.shape:
-        raise ValueError(f"`{name}` must have rows and columns, got shape {array.shape}")
+        raise checks.BadValueError(name, f" must have rows and columns, got shape {array.shape}")
     return checks.converted(array, numerics.accumulation_dtype(array.dtype))
 
 
@@ -295,7 +301,9 @@ def _distances(*values: Any, negative: bool = True) -> tuple[jax.Array, jax.Arra
     if not negative:
         for name, array in zip(names, (distances, of_query, of_gallery), strict=True):
             if checks.found(checks.is_negative, array):
-                raise ValueError(f"`{name}` must hold distances of at least 0, found negative ones")
+                raise checks.BadValueError(
+                    name, " must hold distances of at least 0, found negative ones"
+                )
     return distances, of_query, of_gallery
 
 
@@ -308,7 +316,8 @@ def _same(
     first_name: str, first: jax.Array, second_name: str, second: jax.Array, *, axis: int, what: str
 ) -> None:
     if first.shape[axis] != second.shape[axis]:
-        raise ValueError(
-            f"`{first_name}` and `{second_name}` must have the same {what} along axis {axis}, got "
-            f"shapes {first.shape} and {second.shape}"
+        raise checks.BadValueError(
+            first_name,
+            f" and `{second_name}` must have the same {what} along axis {axis}, got "
+            f"shapes {first.shape} and {second.shape}",
         )

@@ -189,13 +189,17 @@ def _distribution(source: WholeSource, *, weight: Any) -> Correction:
     return means.distribution_normalization(mean, source.rows("gallery"), weight=weight)
 
 
-def _sinkhorn(*parts: str) -> Callable[..., Correction]:
+def _sinkhorn(*, both_banks: bool) -> Callable[..., Correction]:
     def fit(source: WholeSource, *, temperature: Any, iterations: int) -> Correction:
         options = {"temperature": temperature, "num_iterations": iterations}
         if not source.embedded:
             return transport.sinkhorn_normalization(source.similarities("query bank"), **options)
         options["similarity_fn"] = source.similarity_fn
-        return transport.stream_sinkhorn_normalization(*map(source.rows, parts), **options)
+        if both_banks:
+            options["gallery_bank"] = source.rows("gallery bank")
+        return transport.stream_sinkhorn_normalization(
+            source.rows("query bank"), source.rows("gallery"), **options
+        )
 
     return fit
 
@@ -215,7 +219,9 @@ def _moved(
     source: WholeSource, *, query_rate: Any, gallery_rate: Any, pool: float | None = None
 ) -> jax.Array:
     return vectors.inverse_graph_convolution(
-        *map(source.rows, ("gallery", "query bank", "gallery bank")),
+        gallery=source.rows("gallery"),
+        query_bank=source.rows("query bank"),
+        gallery_bank=source.rows("gallery bank"),
         query_rate=query_rate,
         gallery_rate=gallery_rate,
         pool_rate=pool,
@@ -281,8 +287,8 @@ _NEAREST_GRID = {"k": (1, 3, 10, 30, 100), "weight": _WEIGHTS}
 _is, _dis = _single(balance.inverted_softmax, 0), _single(balance.dynamic_inverted_softmax, 1)
 _dualis = _dual(balance.dual_inverted_softmax, 0)
 _dualdis = _dual(balance.dual_dynamic_inverted_softmax, 1)
-_sn = _sinkhorn("query bank", "gallery")
-_dbsn = _sinkhorn("query bank", "gallery", "gallery bank")
+_sn = _sinkhorn(both_banks=False)
+_dbsn = _sinkhorn(both_banks=True)
 _mp, _mp_empiric = (
     _rescaled(rescaling.mutual_proximity, **fixed) for fixed in ({}, {"method": "empiric"})
 )

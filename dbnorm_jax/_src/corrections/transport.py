@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, elementary, numerics
 from dbnorm_jax._src.core.similarity import SimilarityFn, check_rows, dot_product
@@ -30,7 +31,7 @@ LogSums = Callable[[jax.Array], jax.Array]
 
 
 def sinkhorn_normalization(
-    similarities: Any, *, temperature: Any, num_iterations: int
+    similarities: ArrayLike, *, temperature: ArrayLike, num_iterations: int
 ) -> Correction:
     """SN: Sinkhorn potentials of the gallery against the query bank.
 
@@ -63,7 +64,11 @@ def sinkhorn_normalization(
 
 
 def dual_bank_sinkhorn_normalization(
-    similarities: Any, bank_similarities: Any, *, temperature: Any, num_iterations: int
+    similarities: ArrayLike,
+    bank_similarities: ArrayLike,
+    *,
+    temperature: ArrayLike,
+    num_iterations: int,
 ) -> Correction:
     """DBSN: SN of the gallery and the gallery bank together, of which the gallery is kept.
 
@@ -97,9 +102,10 @@ def dual_bank_sinkhorn_normalization(
         "bank_similarities", bank_similarities, rows="query bank items"
     )
     if bank_similarities.ndim != 2 or bank_similarities.shape[0] != similarities.shape[0]:
-        raise ValueError(
-            f"`bank_similarities` must have a row per query-bank item as `similarities` "
-            f"{similarities.shape}, got {bank_similarities.shape}"
+        raise checks.BadValueError(
+            "bank_similarities",
+            f" must have a row per query-bank item as `similarities` "
+            f"{similarities.shape}, got {bank_similarities.shape}",
         )
     dtype = numerics.accumulation_dtype(similarities.dtype, bank_similarities.dtype)
     stacked = jnp.concatenate([similarities.astype(dtype), bank_similarities.astype(dtype)], axis=1)
@@ -108,11 +114,11 @@ def dual_bank_sinkhorn_normalization(
 
 
 def stream_sinkhorn_normalization(
-    query_bank: Any,
-    gallery: Any,
-    gallery_bank: Any = None,
+    query_bank: ArrayLike,
+    gallery: ArrayLike,
     *,
-    temperature: Any,
+    gallery_bank: ArrayLike | None = None,
+    temperature: ArrayLike,
     num_iterations: int,
     similarity_fn: SimilarityFn = dot_product,
     chunk_size: int = streaming.DEFAULT_CHUNK_SIZE,
@@ -170,7 +176,9 @@ def stream_sinkhorn_normalization(
     return Correction(fitted.bias[:, : gallery.shape[0]], None)
 
 
-def sinkhorn_residual(similarities: Any, correction: Correction, *, temperature: Any) -> jax.Array:
+def sinkhorn_residual(
+    similarities: ArrayLike, correction: Correction, *, temperature: ArrayLike
+) -> jax.Array:
     """How far SN is from its fixed point: the largest relative error of a marginal.
 
     With the bank's potentials set to the gallery's, the bank's marginals are exact, and the
@@ -211,7 +219,7 @@ def sinkhorn_residual(similarities: Any, correction: Correction, *, temperature:
 
 
 def hubless_nearest_neighbor(
-    similarities: Any, *, temperature: Any, num_iterations: int = 100
+    similarities: ArrayLike, *, temperature: ArrayLike, num_iterations: int = 100
 ) -> Correction:
     """HNN: the dual of the entropic assignment of bank queries to gallery items, minimized.
 
@@ -253,9 +261,10 @@ def _checked(
 ) -> tuple[jax.Array, jax.Array, int]:
     array = checks.similarities("similarities", similarities, rows="query bank items")
     if array.ndim != 2:
-        raise ValueError(
-            f"`similarities` must be [num_query_bank, num_gallery], got {array.shape}; use "
-            f"jax.vmap over leading axes"
+        raise checks.BadValueError(
+            "similarities",
+            f" must be [num_query_bank, num_gallery], got {array.shape}; use "
+            f"jax.vmap over leading axes",
         )
     dtype = numerics.accumulation_dtype(array.dtype)
     temperature = checks.positive("temperature", temperature, dtype, _UNIT)

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, numerics
 from dbnorm_jax._src.core.similarity import dot_product, negative_squared_euclidean
@@ -19,12 +20,12 @@ from dbnorm_jax._src.passes.nearest import nearest_items
 
 
 def inverse_graph_convolution(
-    gallery: Any,
-    query_bank: Any,
-    gallery_bank: Any,
     *,
-    query_rate: Any,
-    gallery_rate: Any,
+    gallery: ArrayLike,
+    query_bank: ArrayLike,
+    gallery_bank: ArrayLike,
+    query_rate: ArrayLike,
+    gallery_rate: ArrayLike,
     pool_rate: float | None = None,
 ) -> jax.Array:
     """InvGC: gallery vectors moved away from what the banks have near them.
@@ -53,7 +54,7 @@ def inverse_graph_convolution(
       >>> import jax.numpy as jnp
       >>> gallery, bank = jnp.array([[0.0, 1.0], [1.0, 0.0]]), jnp.array([[1.0, 0.0]])
       >>> moved = dbn.baselines.inverse_graph_convolution(
-      ...     gallery, bank, bank, query_rate=0.5, gallery_rate=0.5)
+      ...     gallery=gallery, query_bank=bank, gallery_bank=bank, query_rate=0.5, gallery_rate=0.5)
       >>> print(jnp.array_str(moved, precision=3))    # the item along the bank stays, others turn
       [[0.243 0.97 ]
        [1.    0.   ]]
@@ -83,13 +84,15 @@ def inverse_graph_convolution(
 
 
 def _pool_size(pool_rate: Any, name: str, bank: jax.Array) -> int:
+    checks.check_static("pool_rate", pool_rate)
     if not 0 < pool_rate <= 1:
-        raise ValueError(f"`pool_rate` must be in (0, 1], got {pool_rate!r}")
+        raise checks.BadValueError("pool_rate", f" must be in (0, 1], got {pool_rate!r}")
     size = int(pool_rate * bank.shape[0])
     if size < 1:
-        raise ValueError(
-            f"`pool_rate` must leave a neighborhood: {pool_rate} of the {bank.shape[0]} rows of "
-            f"`{name}` is less than one"
+        raise checks.BadValueError(
+            "pool_rate",
+            f" must leave a neighborhood: {pool_rate} of the {bank.shape[0]} rows of "
+            f"`{name}` is less than one",
         )
     return size
 
@@ -149,7 +152,7 @@ def _nearest(rows: jax.Array, bank: jax.Array, k: int, similarity_fn: Any) -> se
     return selection.Nearest(nearest.values[:, 0], nearest.indices[:, 0])
 
 
-def dis_sim_local(gallery: Any, query_bank: Any, *, k: int = 10) -> Correction:
+def dis_sim_local(gallery: ArrayLike, query_bank: ArrayLike, *, k: int = 10) -> Correction:
     """DisSimLocal: `|q - g|^2 - |q - c_q|^2 - |g - c_g|^2`, c the centroid of the k nearest.
 
     With `s = -|q - g|^2` that ranks as `s(q, g) + |g - c_g|^2`: the bias is `-|g - c_g|^2`. The

@@ -5,7 +5,8 @@
     log_normalizer   the arrays, by name
     ...
 
-Version 2 has a provenance, what the arrays were made from; version 1, without one, is read too.
+Version 2 has a provenance, what the arrays were made from. Version 3 has static fields that older
+versions lack: they are read with their defaults.
 """
 
 import contextlib
@@ -16,15 +17,17 @@ import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy_format
 
-from dbnorm_jax import __version__
+from dbnorm_jax._src.core import checks
+from dbnorm_jax._src.core.version import __version__
 from dbnorm_jax._src.files import binary
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _HEADER = "header"
 _LARGEST_HEADER = 2**20
 _BROKEN = "the file is damaged: copy or write it again"
@@ -37,6 +40,7 @@ class Fields(NamedTuple):
 
     static: frozenset[str]
     arrays: frozenset[str]
+    later: Mapping[str, Any] = MappingProxyType({})  # static ones that version 2 lacks: defaults
 
 
 class Archive(NamedTuple):
@@ -73,16 +77,16 @@ def checked_provenance(provenance: Mapping[str, Any] | None) -> dict[str, Any] |
     if provenance is None:
         return None
     if not isinstance(provenance, Mapping):
-        raise TypeError(f"`provenance` must be a dict, got {type(provenance).__name__}")
+        raise checks.BadTypeError("provenance", f" must be a dict, got {type(provenance).__name__}")
     try:
         text = json.dumps(dict(provenance), allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"`provenance` must hold text, numbers, lists and dicts only: {error}"
+        raise checks.BadTypeError(
+            "provenance", f" must hold text, numbers, lists and dicts only: {error}"
         ) from None
     if len(text) > _LARGEST_HEADER // 8:
-        raise ValueError(
-            f"`provenance` must have at most {_LARGEST_HEADER // 8} characters, got {len(text)}"
+        raise checks.BadValueError(
+            "provenance", f" must have at most {_LARGEST_HEADER // 8} characters, got {len(text)}"
         )
     return dict(json.loads(text))
 
@@ -102,7 +106,8 @@ def read(path: Path, kinds: Mapping[str, Fields]) -> Archive:
         raise ValueError(
             f"{path}: expected SHA-256 {binary.printable(digest)}, got another; {_BROKEN}"
         )
-    return Archive(header["kind"], header["static"], arrays, header.get("provenance"))
+    static = {**kinds[header["kind"]].later, **header["static"]}
+    return Archive(header["kind"], static, arrays, header.get("provenance"))
 
 
 def read_header(path: Path, kinds: Mapping[str, Fields]) -> dict[str, Any]:
@@ -174,14 +179,14 @@ def _read_header(
     if kind not in kinds:
         shown = binary.printable(repr(kind))
         raise ValueError(f"{path}: expected one of {', '.join(kinds)}, got kind {shown}")
-    static, arrays = kinds[kind]
+    static, arrays, later = kinds[kind]
     required = {"kind", "format_version", "library", "static", "arrays", "sha256"}
     required |= {"provenance"} if version > 1 else set()
     if (
         header.keys() != required
         or not isinstance(header.get("provenance"), (dict, type(None)))
         or not all(isinstance(header[part], dict) for part in ("static", "arrays"))
-        or header["static"].keys() != static
+        or header["static"].keys() != static - (later.keys() if version < 3 else set())
         or not all(type(value) is int for value in header["static"].values())
         or not header["arrays"].keys() <= arrays
         or names != header["arrays"].keys() | {_HEADER}

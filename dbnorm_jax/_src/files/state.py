@@ -40,8 +40,10 @@ _KINDS: dict[str, type[Any]] = {
 
 def _fields(kind: type[Any]) -> Fields:
     fields = dataclasses.fields(kind)
-    static = frozenset(field.name for field in fields if field.metadata.get("static"))
-    return Fields(static, frozenset(field.name for field in fields) - static)
+    static = {field.name: field.default for field in fields if field.metadata.get("static")}
+    arrays = frozenset(field.name for field in fields) - static.keys()
+    later = {name: value for name, value in static.items() if value is not dataclasses.MISSING}
+    return Fields(frozenset(static), arrays, later)
 
 
 _FIELDS = {name: _fields(kind) for name, kind in _KINDS.items()}
@@ -76,13 +78,16 @@ def save(
     """
     checks.instance("state", state, tuple(_KINDS.values()), "save takes fitted state")
     if not checks.is_concrete(state):
-        raise TypeError("`state` must be concrete to be saved, got values traced by jit or vmap")
+        raise checks.BadTypeError(
+            "state", " must be concrete to be saved, got values traced by jit or vmap"
+        )
     arrays, static = _parts(state)
     for name, array in arrays.items():
         if array.dtype.kind not in "fib":
-            raise TypeError(
-                f"`state.{name}` must have a dtype that .npy can name, got {array.dtype}; convert "
-                f"it with .astype('float32')"
+            raise checks.BadTypeError(
+                f"state.{name}",
+                f" must have a dtype that .npy can name, got {array.dtype}; convert "
+                f"it with .astype('float32')",
             )
     _check_state("state", type(state), arrays, static)
     kind = type(state).__name__
@@ -240,3 +245,4 @@ def _check_choice(
     expect(known, "method", f"raw (0) first, then below {len(methods())}")
     expect(0 <= chosen < length[0], "chosen", f"between 0 and {length[0] - 1}")
     expect(0 <= static["reason_code"] < len(REASONS), "reason_code", f"below {len(REASONS)}")
+    expect(static["num_gallery_bank"] >= 0, "num_gallery_bank", "at least 0")

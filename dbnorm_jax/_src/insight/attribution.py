@@ -1,33 +1,14 @@
-"""Attribution: what made an item a hub, moved a query or looks planted; a bank item's worth.
-
-    bias_contributors   the bank items behind the bias of given gallery items
-    top_1_changes       the queries whose top-1 a correction changed, and which term changed it
-    influence           what each bank item is worth in R@1, by leaving it out
-    hub_screening       the gallery items retrieved as no clean item is: maybe planted
-
-All are streamed: none holds bank x gallery or queries x gallery.
-
-    >>> import dbnorm_jax as dbn
-    >>> import jax.numpy as jnp
-    >>> gallery = jnp.array([[1.0, 0.0], [0.0, 1.0]])
-    >>> bank = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.6, 0.8]])
-    >>> statistics = dbn.stream_bank_statistics(bank, gallery, beta=5.0)
-    >>> correction = dbn.inverted_softmax(statistics)
-    >>> changes = dbn.attribution.top_1_changes(jnp.array([[0.72, 0.7]]), gallery, correction)
-    >>> print(changes.changed, changes.old, changes.new)
-    [ True] [0] [1]
-    >>> behind = dbn.attribution.bias_contributors(bank, gallery, statistics, changes.old, k=2)
-    >>> print(behind.indices, behind.effective_number.round(1))
-    [[0 1]] [2.]
-"""
+"""Attribution: what made an item a hub, moved a query or looks planted; a bank item's worth."""
 
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, numerics
+from dbnorm_jax._src.core.naming import publish
 from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
 from dbnorm_jax._src.core.types import BankStatistics, Correction
 from dbnorm_jax._src.insight.influence import (
@@ -35,26 +16,13 @@ from dbnorm_jax._src.insight.influence import (
     banked,
     check_statistics,
     handicaps_of,
-    influence,
 )
-from dbnorm_jax._src.insight.screening import HubScreening, hub_screening
 from dbnorm_jax._src.passes import streaming
 from dbnorm_jax._src.passes.gating import check_streamed
 from dbnorm_jax._src.passes.selection import add_tile, start_nearest
 from dbnorm_jax._src.passes.streaming import is_apart
 from dbnorm_jax._src.passes.sweep import Chunk, Items, Pass, Rows, Tile, Tiling, Transposed, sweep
 from dbnorm_jax._src.retrieval.search import stream_top_k
-
-__all__ = [
-    "Contributors",
-    "HubScreening",
-    "Top1Changes",
-    "bias_contributors",
-    "hub_screening",
-    "influence",
-    "top_1_changes",
-]
-
 
 # Gallery items held at once.
 _ITEMS = 1024
@@ -94,15 +62,18 @@ class Top1Changes(NamedTuple):
     bias_removed: jax.Array
 
 
+publish("dbnorm_jax.attribution", Contributors, Top1Changes)
+
+
 def bias_contributors(
-    bank: Any,
-    gallery: Any,
+    bank: ArrayLike,
+    gallery: ArrayLike,
     statistics: BankStatistics,
-    items: Any,
+    items: ArrayLike,
     *,
     k: int = 10,
-    weights: Any = None,
-    exclude: Any = None,
+    weights: ArrayLike | None = None,
+    exclude: ArrayLike | None = None,
     similarity_fn: SimilarityFn = dot_product,
     chunk_size: int = streaming.DEFAULT_CHUNK_SIZE,
 ) -> Contributors:
@@ -227,8 +198,8 @@ def _bias_contributors(
 
 
 def top_1_changes(
-    queries: Any,
-    gallery: Any,
+    queries: ArrayLike,
+    gallery: ArrayLike,
     correction: Correction,
     *,
     similarity_fn: SimilarityFn = dot_product,

@@ -5,8 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, numerics, relevance
+from dbnorm_jax._src.core.relevance import Relevant
 from dbnorm_jax._src.core.similarity import SimilarityFn, check_rows, dot_product, tile
 from dbnorm_jax._src.core.types import BankStatistics
 from dbnorm_jax._src.passes import counts, selection, streaming
@@ -19,17 +21,17 @@ _LEFT_OUT = 8
 
 
 def influence(
-    queries: Any,
-    gallery: Any,
-    relevant: Any,
-    bank: Any,
     *,
+    queries: ArrayLike,
+    gallery: ArrayLike,
+    relevant: Relevant,
+    bank: ArrayLike,
     statistics: BankStatistics,
-    items: Any = None,
+    items: ArrayLike | None = None,
     gated: bool = False,
-    weight: Any = 1.0,
-    offsets: Any = None,
-    weights: Any = None,
+    weight: ArrayLike = 1.0,
+    offsets: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
     similarity_fn: SimilarityFn = dot_product,
     chunk_size: int = streaming.DEFAULT_CHUNK_SIZE,
 ) -> jax.Array:
@@ -70,7 +72,8 @@ def influence(
       >>> bank = jnp.array([[1.0, 0.0], [0.6, 0.8]])        # the first shows that item 0 is a hub
       >>> statistics = dbn.stream_bank_statistics(bank, gallery, beta=10.0)
       >>> query = jnp.array([[0.75, 0.7]])                  # of item 1
-      >>> print(dbn.attribution.influence(query, gallery, [1], bank, statistics=statistics))
+      >>> known = {"gallery": gallery, "bank": bank, "statistics": statistics}
+      >>> print(dbn.attribution.influence(queries=query, relevant=[1], **known))
       [1. 0.]
 
     References:
@@ -82,9 +85,11 @@ def influence(
     check_rows(similarity_fn, queries=queries)
     num_bank, num_gallery = bank.shape[0], gallery.shape[0]
     statistics = check_statistics(statistics, gallery)
+    gated = checks.flag("gated", gated)
     if gated and statistics.k_occurrence is None:
-        raise ValueError(
-            "`statistics` must have an activation set when `gated`, got k=0; make them with k >= 1"
+        raise checks.BadValueError(
+            "statistics",
+            " must have an activation set when `gated`, got k=0; make them with k >= 1",
         )
     dtype = statistics.log_normalizer.dtype
     right = relevance.as_rows(relevant, (queries.shape[0], num_gallery))
@@ -102,7 +107,7 @@ def influence(
         statistics,
         items,
         (weight, offsets, bank_vector(weights, num_bank, statistics)),
-        gated=bool(gated),
+        gated=gated,
         similarity_fn=similarity_fn,
         chunk_size=checks.integer("chunk_size", chunk_size, low=1),
     )
@@ -235,9 +240,10 @@ def check_statistics(statistics: Any, gallery: jax.Array) -> BankStatistics:
     )
     checks.matching_gallery("statistics", statistics.num_gallery, "gallery", gallery.shape[:1])
     if statistics.log_normalizer.ndim != 1:
-        raise ValueError(
-            f"`statistics` must have fields [num_gallery] here, got shape "
-            f"{statistics.log_normalizer.shape}; use jax.vmap over its leading axes"
+        raise checks.BadValueError(
+            "statistics",
+            f" must have fields [num_gallery] here, got shape "
+            f"{statistics.log_normalizer.shape}; use jax.vmap over its leading axes",
         )
     return checks.unsplit(statistics)
 

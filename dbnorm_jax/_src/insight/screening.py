@@ -5,8 +5,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks
+from dbnorm_jax._src.core.naming import publish
 from dbnorm_jax._src.core.similarity import SimilarityFn, check_rows, dot_product
 from dbnorm_jax._src.core.types import Correction
 from dbnorm_jax._src.passes import streaming
@@ -32,15 +34,18 @@ class HubScreening(NamedTuple):
     threshold: jax.Array
 
 
+publish("dbnorm_jax.attribution", HubScreening)
+
+
 def hub_screening(
-    gallery: Any,
-    query_bank: Any,
-    gallery_bank: Any = None,
     *,
+    gallery: ArrayLike,
+    query_bank: ArrayLike,
+    gallery_bank: ArrayLike | None = None,
     k: int = 10,
     false_alarm_rate: float = 0.002,
-    bias: Any = None,
-    gallery_bank_bias: Any = None,
+    bias: ArrayLike | None = None,
+    gallery_bank_bias: ArrayLike | None = None,
     similarity_fn: SimilarityFn = dot_product,
     chunk_size: int = streaming.DEFAULT_CHUNK_SIZE,
 ) -> HubScreening:
@@ -91,7 +96,8 @@ def hub_screening(
       >>> clean = jnp.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
       >>> queries = clean[:2] + 0.9
       >>> planted = jnp.array([[0.0, 1.0], [1.0, 1.0]])
-      >>> found = dbn.attribution.hub_screening(planted, queries, clean, k=1)
+      >>> found = dbn.attribution.hub_screening(
+      ...     gallery=planted, query_bank=queries, gallery_bank=clean, k=1)
       >>> print(found.k_occurrence, found.p_value, found.flagged)
       [0 2] [1.   0.25] [False  True]
 
@@ -110,29 +116,33 @@ def hub_screening(
         check_rows(similarity_fn, gallery_bank=clean)
     num_clean = clean.shape[0]
     if num_clean < 2:
-        raise ValueError(
-            f"`{'gallery' if own else 'gallery_bank'}` must have at least 2 items to compare with, "
-            f"got {num_clean}"
+        raise checks.BadValueError(
+            "gallery" if own else "gallery_bank",
+            f" must have at least 2 items to compare with, got {num_clean}",
         )
     k = checks.integer("k", k, low=1, high=num_clean - 1, of=" (fewer than the items to compare)")
     chunk_size = checks.integer("chunk_size", chunk_size, low=1)
+    checks.check_static("false_alarm_rate", false_alarm_rate)
     if not 0 < false_alarm_rate < 1:
-        raise ValueError(f"`false_alarm_rate` must be between 0 and 1, got {false_alarm_rate}")
+        raise checks.BadValueError(
+            "false_alarm_rate", f" must be between 0 and 1, got {false_alarm_rate}"
+        )
 
     bias = _bias("bias", bias, "gallery", gallery)
     if own:
         if gallery_bank_bias is not None:
-            raise ValueError(
-                "`gallery_bank_bias` needs a `gallery_bank`, got None; give `bias` alone"
+            raise checks.BadValueError(
+                "gallery_bank_bias", " needs a `gallery_bank`, got None; give `bias` alone"
             )
         clean_bias = bias
     else:
         clean_bias = _bias("gallery_bank_bias", gallery_bank_bias, "gallery_bank", clean)
         if (bias is None) != (clean_bias is None):
             given = "gallery_bank_bias" if bias is None else "bias"
-            raise ValueError(
-                f"`bias` and `gallery_bank_bias` must be given together, got only `{given}`; fit "
-                f"the same correction to both"
+            raise checks.BadValueError(
+                "bias",
+                f" and `gallery_bank_bias` must be given together, got only `{given}`; fit "
+                f"the same correction to both",
             )
 
     correction = None if clean_bias is None else Correction(clean_bias[None], None)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dbnorm_jax._src.core import numerics, similarity
+from dbnorm_jax._src.core import checks, numerics, similarity
 from dbnorm_jax._src.core.similarity import SimilarityFn
 from dbnorm_jax._src.passes.nearest import (
     PAIRS,
@@ -379,5 +379,5 @@ def rank(ahead: Ahead, answered: jax.Array, dtype: jnp.dtype, ties: str) -> jax.
 def check_ties(ties: str) -> str:
     """What `ties` says, checked."""
     if ties not in TIES:
-        raise ValueError(f"`ties` must be one of {sorted(TIES)}, got {ties!r}")
+        raise checks.BadValueError("ties", f" must be one of {sorted(TIES)}, got {ties!r}")
     return ties

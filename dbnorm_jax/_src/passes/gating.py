@@ -20,9 +20,10 @@ def check_streamed(correction: Correction, num_gallery: int) -> None:
     checks.correction(correction, Correction)
     checks.matching_gallery("correction", correction.num_gallery, "gallery", (num_gallery,))
     if correction.bias.ndim != 2:
-        raise ValueError(
-            f"`correction` must have fields [num_terms, num_gallery] here, got a bias of shape "
-            f"{correction.bias.shape}; use jax.vmap over its leading axes"
+        raise checks.BadValueError(
+            "correction",
+            f" must have fields [num_terms, num_gallery] here, got a bias of shape "
+            f"{correction.bias.shape}; use jax.vmap over its leading axes",
         )
 
 

@@ -1,16 +1,4 @@
-"""Hubness measures of a k-occurrence: how unevenly the gallery is retrieved.
-
-`N_k(g)` is the number of queries with gallery item g among their k nearest; zeros are kept, and its
-mean is `k num_queries / num_gallery`, which need not be k. A hub has `N_k >= 2` times that mean, an
-anti-hub has `N_k = 0`. All measures take counts [..., num_gallery] and return [...]. Counts may be
-integers of any size, or numbers that float32 holds.
-
-    >>> from dbnorm_jax import hubness
-    >>> import jax.numpy as jnp
-    >>> counts = hubness.k_occurrence(jnp.array([[0, 1], [0, 2], [0, 1]]), 5)
-    >>> print(counts, hubness.hub_share(counts), hubness.anti_hub_share(counts))
-    [3 2 1 0 0] 0.2 0.4
-"""
+"""Hubness measures of a k-occurrence: how unevenly the gallery is retrieved."""
 
 from functools import partial
 from typing import Any
@@ -18,8 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, numerics
+from dbnorm_jax._src.core.types import SearchResult
 
 # How far a mean may be rounded, in units of the dtype's resolution.
 _ROUNDINGS = 4.0
@@ -28,11 +18,14 @@ _ROUNDINGS = 4.0
 _LARGE = 2.0**64
 
 
-def k_occurrence(indices: Any, num_gallery: int, *, where: Any = None) -> jax.Array:
+def k_occurrence(
+    indices: ArrayLike | SearchResult, num_gallery: int, *, where: ArrayLike | None = None
+) -> jax.Array:
     """`N_k(g)`, the number of queries with g among their k nearest.
 
     Args:
-      indices: int [..., num_queries, k] gallery rows of the k nearest, -1 for an empty place.
+      indices: int [..., num_queries, k] gallery rows of the k nearest, -1 for an empty place; or
+        the SearchResult that holds them.
       num_gallery: size of the gallery (static).
       where: optional bool [..., num_queries] or [..., num_queries, k], the places to count.
 
@@ -53,11 +46,13 @@ def k_occurrence(indices: Any, num_gallery: int, *, where: Any = None) -> jax.Ar
       Radovanovic et al., JMLR 2010.
     """
     num_gallery = checks.integer("num_gallery", num_gallery, low=1, high=checks.MOST_ROWS)
+    if isinstance(indices, SearchResult):
+        indices = indices.indices
     indices = checks.indices("indices", indices, low=-1, high=num_gallery)
     if indices.ndim < 2:
-        raise ValueError(
-            f"`indices` must be [num_queries, k], got shape {indices.shape}; for k = 1 use "
-            f"indices[:, None]"
+        raise checks.BadValueError(
+            "indices",
+            f" must be [num_queries, k], got shape {indices.shape}; for k = 1 use indices[:, None]",
         )
     if where is None:
         where = jnp.ones(indices.shape, bool)
@@ -66,9 +61,9 @@ def k_occurrence(indices: Any, num_gallery: int, *, where: Any = None) -> jax.Ar
         if where.shape == indices.shape[:-1]:
             where = where[..., None]
         if where.shape[:-1] != indices.shape[:-1] or where.shape[-1] not in (1, indices.shape[-1]):
-            raise ValueError(
-                f"`where` must have shape {indices.shape[:-1]} or {indices.shape}, "
-                f"got {where.shape}"
+            raise checks.BadValueError(
+                "where",
+                f" must have shape {indices.shape[:-1]} or {indices.shape}, got {where.shape}",
             )
         where = jnp.broadcast_to(where, indices.shape)
     return _k_occurrence(indices, where, num_gallery=num_gallery)
@@ -83,7 +78,7 @@ def _k_occurrence(indices: jax.Array, where: jax.Array, *, num_gallery: int) -> 
     return numerics.vectorize(one, signature="(q,k),(q,k)->(g)")(indices, where)
 
 
-def skewness(counts: Any) -> jax.Array:
+def skewness(counts: ArrayLike) -> jax.Array:
     """Population skewness of the counts, `mean((N - mean)^3) / std^3`; 0 for constant counts.
 
     Args:
@@ -123,7 +118,7 @@ def _skewness(counts: jax.Array) -> jax.Array:
     return jnp.where(spread, third / jnp.where(spread, variance, 1) ** 1.5, 0)
 
 
-def hub_share(counts: Any, *, factor: float = 2.0) -> jax.Array:
+def hub_share(counts: ArrayLike, *, factor: float = 2.0) -> jax.Array:
     """Share of gallery items that are hubs, `N_k >= factor * mean(N_k)`.
 
     A count within 5e-7 of the threshold, relatively, counts as a hub: the mean is rounded.
@@ -144,7 +139,7 @@ def hub_share(counts: Any, *, factor: float = 2.0) -> jax.Array:
     return _hubs(_counts(counts), factor).mean(axis=-1)
 
 
-def hub_occurrence(counts: Any, *, factor: float = 2.0) -> jax.Array:
+def hub_occurrence(counts: ArrayLike, *, factor: float = 2.0) -> jax.Array:
     """Share of all places in the top-k lists that hubs take.
 
     Args:
@@ -164,7 +159,7 @@ def hub_occurrence(counts: Any, *, factor: float = 2.0) -> jax.Array:
     return _ratio((counts * _hubs(counts, factor)).sum(axis=-1), counts.sum(axis=-1))
 
 
-def anti_hub_share(counts: Any) -> jax.Array:
+def anti_hub_share(counts: ArrayLike) -> jax.Array:
     """Share of gallery items that are anti-hubs, `N_k = 0`: never retrieved.
 
     Args:
@@ -183,7 +178,7 @@ def anti_hub_share(counts: Any) -> jax.Array:
     return (counts == 0).astype(counts.dtype).mean(axis=-1)
 
 
-def gini(counts: Any) -> jax.Array:
+def gini(counts: ArrayLike) -> jax.Array:
     """Gini coefficient, `sum_ij |N_i - N_j| / (2 n sum N)`: 0 even, towards 1 all on one item.
 
     Args:
@@ -207,7 +202,7 @@ def gini(counts: Any) -> jax.Array:
     return _ratio(weighted, num_gallery * counts.sum(axis=-1))
 
 
-def robin_hood(counts: Any) -> jax.Array:
+def robin_hood(counts: ArrayLike) -> jax.Array:
     """Robin Hood (Hoover) index: share of occurrences to be moved for an even spread.
 
     `sum |N - mean| / (2 sum N)`.
@@ -229,7 +224,7 @@ def robin_hood(counts: Any) -> jax.Array:
     return _ratio(deviation / 2, counts.sum(axis=-1))
 
 
-def atkinson(counts: Any, *, epsilon: float = 0.5) -> jax.Array:
+def atkinson(counts: ArrayLike, *, epsilon: float = 0.5) -> jax.Array:
     """Atkinson index, `1 - mean(N^(1 - epsilon))^(1 / (1 - epsilon)) / mean(N)`.
 
     Args:
@@ -249,8 +244,9 @@ def atkinson(counts: Any, *, epsilon: float = 0.5) -> jax.Array:
       >>> print(hubness.atkinson(jnp.array([0, 0, 0, 4])))    # 1 - (2 / 4)^2 / 1
       0.75
     """
+    checks.check_static("epsilon", epsilon)
     if not epsilon > 0:
-        raise ValueError(f"`epsilon` must be positive, got {epsilon}")
+        raise checks.BadValueError("epsilon", f" must be positive, got {epsilon}")
     return _atkinson(_counts(counts), epsilon=float(epsilon))
 
 
@@ -285,13 +281,16 @@ def _checked(counts: Any) -> Any:
     """An array of NumPy or JAX, in its own dtype."""
     array = checks.numeric("counts", counts)
     if not checks.is_real(array):
-        raise TypeError(f"`counts` must be numbers, got dtype {array.dtype}")
+        raise checks.BadTypeError("counts", f" must be numbers, got dtype {array.dtype}")
     if array.ndim < 1 or array.shape[-1] == 0:
-        raise ValueError(f"`counts` must be [..., num_gallery], got shape {array.shape}")
+        raise checks.BadValueError(
+            "counts", f" must be [..., num_gallery], got shape {array.shape}"
+        )
     if checks.found(_no_count, array):
-        raise ValueError(
-            f"`counts` must be finite, neither negative nor NaN, got values from "
-            f"{np.asarray(array).min()} to {np.asarray(array).max()}"
+        raise checks.BadValueError(
+            "counts",
+            f" must be finite, neither negative nor NaN, got values from "
+            f"{np.asarray(array).min()} to {np.asarray(array).max()}",
         )
     checks.check_none_vanishes("counts", array, jax.dtypes.canonicalize_dtype(array.dtype))
     narrow = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < 4

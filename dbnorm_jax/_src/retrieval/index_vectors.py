@@ -26,6 +26,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, numerics
 from dbnorm_jax._src.core.similarity import (
@@ -44,15 +45,15 @@ _ROUNDINGS = 8
 
 
 def inner_product_vectors(
-    queries: Any,
-    gallery: Any,
+    queries: ArrayLike,
+    gallery: ArrayLike,
     correction: Correction,
     *,
-    gates: Any,
+    gates: ArrayLike,
     similarity_fn: SimilarityFn = dot_product,
     center: bool = True,
     metric: str = "inner_product",
-    length: Any = None,
+    length: ArrayLike | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Both sides of `[q, gate(q)] . [g, -bias(g)]`, the corrected score up to a constant per query.
 
@@ -96,22 +97,23 @@ def inner_product_vectors(
     )
     gates = _checked_gates(gates, queries.shape[0])
     if gates.shape[-1] != correction.num_terms:
-        raise ValueError(
-            f"`gates` must have one column per term of `correction`, expected "
-            f"{correction.num_terms}, got shape {gates.shape}"
+        raise checks.BadValueError(
+            "gates",
+            f" must have one column per term of `correction`, expected "
+            f"{correction.num_terms}, got shape {gates.shape}",
         )
     asked = inner_product_queries(queries, gates, similarity_fn=similarity_fn, metric=metric)
     return asked, indexed
 
 
 def inner_product_gallery(
-    gallery: Any,
+    gallery: ArrayLike,
     correction: Correction,
     *,
     similarity_fn: SimilarityFn = dot_product,
     center: bool = True,
     metric: str = "inner_product",
-    length: Any = None,
+    length: ArrayLike | None = None,
 ) -> jax.Array:
     """Vectors to index, `[g, -bias_1(g), ..., -bias_t(g)]`: made once, when the index is built.
 
@@ -157,23 +159,27 @@ def inner_product_gallery(
     check_rows(similarity_fn, gallery=gallery)
     check_streamed(correction, gallery.shape[0])
     correction = checks.unsplit(correction)
-    rows = _gallery_rows(gallery, correction.bias, similarity_fn=similarity_fn, center=bool(center))
+    rows = _gallery_rows(
+        gallery, correction.bias, similarity_fn=similarity_fn, center=checks.flag("center", center)
+    )
     if metric == "inner_product":
         if length is not None:
-            raise ValueError('`length` must be None unless `metric` is "cosine"; leave it out')
+            raise checks.BadValueError(
+                "length", ' must be None unless `metric` is "cosine"; leave it out'
+            )
         return rows
     if length is not None:
         length = checks.positive("length", length, rows.dtype)
         if length.ndim:
-            raise ValueError(f"`length` must be one number, got shape {length.shape}")
+            raise checks.BadValueError("length", f" must be one number, got shape {length.shape}")
         if checks.is_concrete(rows, length):
             _check_length(rows, length)
     return _of_one_length(rows, length)
 
 
 def inner_product_queries(
-    queries: Any,
-    gates: Any,
+    queries: ArrayLike,
+    gates: ArrayLike,
     *,
     similarity_fn: SimilarityFn = dot_product,
     metric: str = "inner_product",
@@ -208,7 +214,7 @@ def inner_product_queries(
     return _query_rows(queries, gates, similarity_fn=similarity_fn, cosine=metric == "cosine")
 
 
-def gates_from_top_1(indices: Any, correction: Correction) -> jax.Array:
+def gates_from_top_1(indices: ArrayLike, correction: Correction) -> jax.Array:
     """Which terms act on which query, given the nearest raw item of each from any index.
 
         a_t(q) = active_t(nearest(q))
@@ -237,14 +243,16 @@ def gates_from_top_1(indices: Any, correction: Correction) -> jax.Array:
     checks.correction(correction, Correction)
     correction = checks.unsplit(correction)
     if correction.bias.ndim != 2:
-        raise ValueError(
-            f"`correction` must have fields [num_terms, num_gallery] here, got a bias of shape "
-            f"{correction.bias.shape}; use jax.vmap over its leading axes"
+        raise checks.BadValueError(
+            "correction",
+            f" must have fields [num_terms, num_gallery] here, got a bias of shape "
+            f"{correction.bias.shape}; use jax.vmap over its leading axes",
         )
     if np.ndim(indices) != 1:
-        raise ValueError(
-            f"`indices` must have 1 axis, the nearest item of each query, got shape "
-            f"{np.shape(indices)}; take column 0 of a search result"
+        raise checks.BadValueError(
+            "indices",
+            f" must have 1 axis, the nearest item of each query, got shape "
+            f"{np.shape(indices)}; take column 0 of a search result",
         )
     rows = checks.indices("indices", indices, low=0, high=correction.num_gallery)
     return _gates_from_top_1(rows, correction)
@@ -260,13 +268,16 @@ def _gates_from_top_1(indices: jax.Array, correction: Correction) -> jax.Array:
 
 def _check_options(similarity_fn: SimilarityFn, metric: str) -> None:
     if metric not in _METRICS:
-        raise ValueError(f"`metric` must be one of {', '.join(_METRICS)}, got {metric!r}")
+        raise checks.BadValueError(
+            "metric", f" must be one of {', '.join(_METRICS)}, got {metric!r}"
+        )
     if similarity_fn not in (dot_product, cosine_similarity, negative_squared_euclidean):
         name = getattr(similarity_fn, "__name__", repr(similarity_fn))
-        raise ValueError(
-            f"`similarity_fn` must be dot_product, cosine_similarity or "
+        raise checks.BadValueError(
+            "similarity_fn",
+            f" must be dot_product, cosine_similarity or "
             f"negative_squared_euclidean, which have inner-product forms, got {name}; search with "
-            f"stream_top_k instead"
+            f"stream_top_k instead",
         )
 
 
@@ -276,9 +287,10 @@ def _checked_gates(gates: Any, num_queries: int) -> jax.Array:
     if array.ndim == 1 and array.shape[0]:
         return jnp.broadcast_to(array[None], (num_queries, array.shape[0]))
     if array.ndim != 2 or array.shape[0] != num_queries or not array.shape[1]:
-        raise ValueError(
-            f"`gates` must have shape [num_queries, num_terms] with {num_queries} queries, or "
-            f"[num_terms] for all alike, got {array.shape}"
+        raise checks.BadValueError(
+            "gates",
+            f" must have shape [num_queries, num_terms] with {num_queries} queries, or "
+            f"[num_terms] for all alike, got {array.shape}",
         )
     return array
 
@@ -287,9 +299,10 @@ def _check_length(rows: jax.Array, length: jax.Array) -> None:
     """Raises where a row is longer than all are to be."""
     norms = np.linalg.norm(np.asarray(rows, np.float64), axis=1)
     if norms.max() > float(length) * (1 + _ROUNDINGS * float(jnp.finfo(rows.dtype).eps)):  # type: ignore[no-untyped-call]
-        raise ValueError(
-            f"`length` must be at least the length of every vector, got {float(length):g} but "
-            f"{norms.max():g} at row {int(norms.argmax())}; build the index anew with a larger one"
+        raise checks.BadValueError(
+            "length",
+            f" must be at least the length of every vector, got {float(length):g} but "
+            f"{norms.max():g} at row {int(norms.argmax())}; build the index anew with a larger one",
         )
 
 

@@ -1,30 +1,4 @@
-"""Retrieval metrics: the rank of each query's best right item, and numbers made from ranks.
-
-    rank(q) = 1 + wrong items above the best right one + wrong items level with it / (r + 1)
-
-where r right items have that score, the best one included. Ranks come from counting, not sorting.
-This is the expectation over all orders of tied items: a constant matrix has the mean rank, and the
-mean average precision, of chance.
-Which items are right is given as
-
-    an int array [num_queries]          one right item per query, -1 for none
-    an int array [num_queries, most]    several, padded with -1
-    a bool matrix [num_queries, num_gallery]
-    a CSR pair (indptr [num_queries + 1], indices)
-
-Dtype and shape tell them apart: what has the shape of the scores must be bool. Integers of that
-shape are refused, because 0 and 1 there would name gallery rows: `.astype(bool)` makes them a bool
-matrix, one more column of -1 makes them lists of rows.
-
-Queries without a right item have rank +inf and are left out of the numbers. Recall is a fraction.
-
-    >>> from dbnorm_jax import metrics
-    >>> import jax.numpy as jnp
-    >>> scores = jnp.array([[0.9, 0.8, 0.1], [0.5, 0.5, 0.5]])
-    >>> ranks = metrics.ranks(scores, jnp.array([1, 0]))
-    >>> print(ranks, metrics.recall_at(ranks, 1), metrics.mean_reciprocal_rank(ranks))
-    [2. 2.] 0.0 0.5
-"""
+"""Retrieval metrics: the rank of each query's best right item, and numbers made from ranks."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -34,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, numerics, relevance
+from dbnorm_jax._src.core.relevance import Relevant
 from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
 from dbnorm_jax._src.core.types import Correction
 from dbnorm_jax._src.passes import counts, streaming
@@ -45,7 +21,12 @@ from dbnorm_jax._src.places.mesh.exchange import Axis
 
 
 def ranks(
-    scores: Any, relevant: Any, *, ties: str = "average", exclude: Any = None, where: Any = None
+    scores: ArrayLike,
+    relevant: Relevant,
+    *,
+    ties: str = "average",
+    exclude: ArrayLike | None = None,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     """Rank of each query's best right item.
 
@@ -94,15 +75,15 @@ def _ranks(scores: jax.Array, right: jax.Array, seen: jax.Array | None, *, ties:
 
 
 def stream_ranks(
-    queries: Any,
-    gallery: Any,
-    relevant: Any,
+    queries: ArrayLike,
+    gallery: ArrayLike,
+    relevant: Relevant,
     correction: Correction | None = None,
     *,
     ties: str = "average",
-    exclude: Any = None,
-    where: Any = None,
-    gates: Any = None,
+    exclude: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    gates: ArrayLike | None = None,
     similarity_fn: SimilarityFn = dot_product,
     chunk_size: int = streaming.DEFAULT_CHUNK_SIZE,
     mesh: Mesh | None = None,
@@ -156,7 +137,7 @@ def stream_ranks(
       [2.]
     """
     placement = layout.layout(mesh, bank_axis, gallery_axis)
-    split, queries, gallery = drive.compared(
+    split, queries, gallery = drive.checked(
         placement, similarity_fn, chunk_size, queries=queries, gallery=gallery
     )
     num_queries, num_gallery = split.num_rows, split.num_gallery
@@ -179,7 +160,7 @@ def stream_ranks(
     )
 
 
-def recall_at(ranks: Any, k: float) -> jax.Array:
+def recall_at(ranks: ArrayLike, k: float) -> jax.Array:
     """R@k, the share of queries with rank <= k, in [0, 1].
 
     Args:
@@ -208,7 +189,7 @@ def _recall_at(ranks: jax.Array, k: jax.Array) -> jax.Array:
     return _mean((ranks <= k).astype(ranks.dtype), ranks < jnp.inf)
 
 
-def median_rank(ranks: Any) -> jax.Array:
+def median_rank(ranks: ArrayLike) -> jax.Array:
     """MdR, the median rank, at least 1.
 
     Args:
@@ -235,7 +216,7 @@ def _median(ranks: jax.Array) -> jax.Array:
     return jnp.where(count > 0, middle, jnp.nan)
 
 
-def mean_rank(ranks: Any) -> jax.Array:
+def mean_rank(ranks: ArrayLike) -> jax.Array:
     """MnR, the mean rank, at least 1.
 
     Args:
@@ -254,7 +235,7 @@ def mean_rank(ranks: Any) -> jax.Array:
     return _mean(ranks, ranks < jnp.inf)
 
 
-def mean_reciprocal_rank(ranks: Any) -> jax.Array:
+def mean_reciprocal_rank(ranks: ArrayLike) -> jax.Array:
     """MRR, the mean of 1 / rank, in (0, 1].
 
     Args:
@@ -273,7 +254,7 @@ def mean_reciprocal_rank(ranks: Any) -> jax.Array:
     return _mean(1 / ranks, ranks < jnp.inf)
 
 
-def geometric_mean_recall(ranks: Any, ks: Sequence[int] = (1, 5, 10)) -> jax.Array:
+def geometric_mean_recall(ranks: ArrayLike, ks: Sequence[int] = (1, 5, 10)) -> jax.Array:
     """Geometric mean of R@k over several cut-offs, in [0, 1].
 
     Args:
@@ -297,7 +278,11 @@ def geometric_mean_recall(ranks: Any, ks: Sequence[int] = (1, 5, 10)) -> jax.Arr
 
 
 def mean_average_precision(
-    scores: Any, relevant: Any, *, exclude: Any = None, where: Any = None
+    scores: ArrayLike,
+    relevant: Relevant,
+    *,
+    exclude: ArrayLike | None = None,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     """mAP: the mean over queries of the mean over right items of precision at their rank.
 
@@ -363,10 +348,12 @@ def _mean_average_precision(
 def _check_scores(scores: Any) -> jax.Array:
     scores = checks.floating("scores", scores, ndim=2, finite=False)
     if scores.shape[1] == 0:
-        raise ValueError(f"`scores` must have at least one gallery item, got shape {scores.shape}")
+        raise checks.BadValueError(
+            "scores", f" must have at least one gallery item, got shape {scores.shape}"
+        )
     if checks.found(_holds_nan, scores):
         place = np.argwhere(np.isnan(np.asarray(scores, np.float64)))[0].tolist()
-        raise ValueError(f"`scores` must not hold NaN, found one at index {place}")
+        raise checks.BadValueError("scores", f" must not hold NaN, found one at index {place}")
     return checks.read_alike(scores)
 
 
@@ -385,7 +372,9 @@ def _mean(values: jax.Array, counted: jax.Array) -> jax.Array:
 def _check_ranks(ranks: Any) -> jax.Array:
     ranks = checks.floating("ranks", ranks, finite=False)
     if checks.found(_holds_nan, ranks):
-        raise ValueError("`ranks` must not hold NaN: queries without a right item have rank +inf")
+        raise checks.BadValueError(
+            "ranks", " must not hold NaN: queries without a right item have rank +inf"
+        )
     return ranks.astype(numerics.accumulation_dtype(ranks.dtype))
 
 
@@ -396,7 +385,7 @@ def _below_first(k: Any) -> Any:
 def _cut_off(k: Any, dtype: jnp.dtype) -> jax.Array:
     array = checks.real("k", k, dtype)
     if array.ndim:
-        raise TypeError(f"`k` must be one number, got {k!r}")
+        raise checks.BadTypeError("k", f" must be one number, got {k!r}")
     if checks.found(_below_first, array):
-        raise ValueError(f"`k` must be at least 1, the best rank, got {k}")
+        raise checks.BadValueError("k", f" must be at least 1, the best rank, got {k}")
     return array

@@ -1,10 +1,9 @@
 """The scores of the paper's released code, for conformance and for the paper's row in tables."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, elementary, numerics
 from dbnorm_jax._src.core.types import BankStatistics, Correction
@@ -16,11 +15,9 @@ _LARGEST_EXPONENT = 85.0
 
 
 def published_scores(
-    similarities: Any,
+    similarities: ArrayLike,
     query_statistics: BankStatistics,
     gallery_statistics: BankStatistics | None = None,
-    *,
-    ungated: str = "similarity",
 ) -> jax.Array:
     """IS, DIS, DualIS and DualDIS as the released code scores them, without its overflow.
 
@@ -37,7 +34,6 @@ def published_scores(
       similarities: [..., num_queries, num_gallery], raw.
       query_statistics: of the query bank.
       gallery_statistics: of the gallery bank; None for IS and DIS.
-      ungated: what stands for a closed factor; "similarity" is the only value.
 
     Returns:
       [..., num_queries, num_gallery]; equal to the released scores up to a positive factor per row,
@@ -45,8 +41,7 @@ def published_scores(
       the range of the dtype are 0 (float32: about 1e72).
 
     Raises:
-      ValueError: a non-finite matrix, statistics of another number of gallery items, an unknown
-        `ungated`.
+      ValueError: a non-finite matrix, statistics of another number of gallery items.
       TypeError: a matrix that is not floating point, no BankStatistics.
 
     Examples:
@@ -69,8 +64,6 @@ def published_scores(
     for name, statistics in banks.items():
         checks.instance(name, statistics, BankStatistics, "make it with bank_statistics")
         checks.matching_gallery(name, statistics.num_gallery, "similarities", similarities.shape)
-    if ungated != "similarity":
-        raise ValueError(f"`ungated` must be 'similarity', got {ungated!r}")
     return _published_scores(similarities, checks.unsplit(tuple(banks.values())))
 
 

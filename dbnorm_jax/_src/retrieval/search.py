@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import Mesh
+from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, elementary, numerics
 from dbnorm_jax._src.core.similarity import SimilarityFn, cosine_similarity, dot_product
@@ -34,7 +35,11 @@ from dbnorm_jax._src.places.mesh.exchange import Axis
 
 
 def gates(
-    similarities: Any, correction: Correction, *, exclude: Any = None, where: Any = None
+    similarities: ArrayLike,
+    correction: Correction,
+    *,
+    exclude: ArrayLike | None = None,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     """Which terms act on which query: `a_t(q) = active_t(argmax_g s(q, g))`.
 
@@ -87,7 +92,9 @@ def _gates(similarities: jax.Array, correction: Correction, seen: jax.Array | No
     return act(numbers, correction.active[..., None, :, :]).astype(dtype)
 
 
-def apply_correction(similarities: Any, correction: Correction, *, gates: Any = None) -> jax.Array:
+def apply_correction(
+    similarities: ArrayLike, correction: Correction, *, gates: ArrayLike | None = None
+) -> jax.Array:
     """Corrected scores `s(q, g) - sum_t a_t(q) bias_t(g)`.
 
     Args:
@@ -138,13 +145,13 @@ def _apply_correction(
 
 
 def top_k(
-    similarities: Any,
+    similarities: ArrayLike,
     k: int,
     correction: Correction | None = None,
     *,
-    exclude: Any = None,
-    where: Any = None,
-    gates: Any = None,
+    exclude: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    gates: ArrayLike | None = None,
 ) -> SearchResult:
     """The k best gallery items of each query from a similarity matrix.
 
@@ -212,14 +219,14 @@ def _top_k(
 
 
 def stream_top_k(
-    queries: Any,
-    gallery: Any,
+    queries: ArrayLike,
+    gallery: ArrayLike,
     k: int,
     correction: Correction | None = None,
     *,
-    exclude: Any = None,
-    where: Any = None,
-    gates: Any = None,
+    exclude: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    gates: ArrayLike | None = None,
     similarity_fn: SimilarityFn = dot_product,
     chunk_size: int = streaming.DEFAULT_CHUNK_SIZE,
     mesh: Mesh | None = None,
@@ -270,7 +277,7 @@ def stream_top_k(
       [[1]]
     """
     placement = layout.layout(mesh, bank_axis, gallery_axis)
-    split, queries, gallery = drive.compared(
+    split, queries, gallery = drive.checked(
         placement, similarity_fn, chunk_size, queries=queries, gallery=gallery
     )
     num_queries, num_gallery = split.num_rows, split.num_gallery
@@ -279,23 +286,26 @@ def stream_top_k(
         check_streamed(correction, num_gallery)
     where = checks.kept(where, num_gallery)
     unseen = checks.unseen(exclude, num_queries, num_gallery)
-    gates = checks.gates(gates, correction, num_queries)
+    gates, asked = checks.gates(gates, correction, num_queries), queries
     if mesh is None:
-        queries, unseen, gates = _filled_up(queries, unseen, gates)
-        split = split._replace(num_rows=queries.shape[0])
+        asked, unseen, gates = _filled_up(queries, unseen, gates)
+        split = split._replace(num_rows=asked.shape[0])
     unseen, gates = split.along_rows(unseen, -1), split.along_rows(gates, 0)
     seen = drive.Seen(unseen, split.along_items(where, False), gates)
     correction = split.along_items(correction, 0, dim=1)
-    result = drive.top_k(queries, gallery, correction, seen, split=split, k=k)
+    result = drive.top_k(asked, gallery, correction, seen, split=split, k=k)
     return SearchResult(*(_cut(part, num_queries) for part in result))
 
 
 def semantic_search(
-    queries: Any,
-    gallery: Any,
+    queries: ArrayLike,
+    gallery: ArrayLike,
     correction: Correction | None = None,
     *,
-    top_k: int = 10,
+    k: int = 10,
+    exclude: Any = None,
+    where: Any = None,
+    gates: Any = None,
     similarity_fn: SimilarityFn = cosine_similarity,
     chunk_size: int = streaming.DEFAULT_CHUNK_SIZE,
 ) -> list[list[dict[str, int | float]]]:
@@ -305,7 +315,10 @@ def semantic_search(
       queries: [num_queries, dim] embeddings, also torch tensors on the CPU.
       gallery: [num_gallery, dim] embeddings, there called the corpus.
       correction: optional, fields [num_terms, num_gallery].
-      top_k: neighbours per query; all items where there are fewer.
+      k: neighbors per query, there called top_k; all items where there are fewer.
+      exclude: as in `stream_top_k`.
+      where: as in `stream_top_k`.
+      gates: as in `stream_top_k`.
       similarity_fn: as in `stream_top_k`, by default that of sentence-transformers.
       chunk_size: queries held at once.
 
@@ -319,25 +332,32 @@ def semantic_search(
     Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
-      >>> dbn.semantic_search(jnp.array([[0.0, 1.0]]), jnp.array([[2.0, 0.0], [0.0, 2.0]]), top_k=1)
+      >>> dbn.semantic_search(jnp.array([[0.0, 1.0]]), jnp.array([[2.0, 0.0], [0.0, 2.0]]), k=1)
       [[{'corpus_id': 1, 'score': 1.0}]]
     """
     gallery = checks.embeddings("gallery", gallery)
     found = stream_top_k(
         queries,
         gallery,
-        min(checks.integer("top_k", top_k, low=1), gallery.shape[0]),
+        min(checks.integer("k", k, low=1), gallery.shape[0]),
         correction,
+        exclude=exclude,
+        where=where,
+        gates=gates,
         similarity_fn=similarity_fn,
         chunk_size=chunk_size,
     )
     return [
-        [{"corpus_id": row, "score": score} for row, score in zip(rows, scores, strict=True)]
+        [
+            {"corpus_id": row, "score": score}
+            for row, score in zip(rows, scores, strict=True)
+            if row >= 0
+        ]
         for rows, scores in zip(found.indices.tolist(), found.scores.tolist(), strict=True)
     ]
 
 
-def _filled_up(*arrays: jax.Array | None) -> list[jax.Array | None]:
+def _filled_up(*arrays: jax.Array | None) -> list[Any]:
     """At most an eighth more queries: a service that is asked in any number compiles for few.
 
     Args:

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, numerics
 from dbnorm_jax._src.core.similarity import SimilarityFn, check_rows, dot_product
@@ -38,7 +39,9 @@ from dbnorm_jax._src.passes.sweep import Chunk, Items, Pass, Rows, Tile, Tiling,
 _UNIT = " (in the unit of similarity)"
 
 
-def soft_activation(similarities: Any, *, temperature: Any, weights: Any = None) -> jax.Array:
+def soft_activation(
+    similarities: ArrayLike, *, temperature: ArrayLike, weights: ArrayLike | None = None
+) -> jax.Array:
     """Soft activity of gallery items: `a(g) = 1 - prod_b (1 - softmax_g(s(b, g) / t))^w_b`.
 
     Goes where `Correction.active` goes. The smooth stand-in of `BankStatistics.active` for k = 1.
@@ -91,11 +94,11 @@ def _soft_activation(
 
 
 def stream_soft_activation(
-    bank: Any,
-    gallery: Any,
+    bank: ArrayLike,
+    gallery: ArrayLike,
     *,
-    temperature: Any,
-    weights: Any = None,
+    temperature: ArrayLike,
+    weights: ArrayLike | None = None,
     similarity_fn: SimilarityFn = dot_product,
     chunk_size: int = streaming.DEFAULT_CHUNK_SIZE,
 ) -> jax.Array:
@@ -174,10 +177,10 @@ def _stream_soft_activation(
 
 
 def soft_gates(
-    similarities: Any,
+    similarities: ArrayLike,
     correction: Correction,
     *,
-    temperature: Any,
+    temperature: ArrayLike,
     straight_through: bool = False,
 ) -> jax.Array:
     """Soft gates `a_t(q) = sum_g softmax_g(s(q, g) / temperature) active_t(g)`, differentiable.
@@ -221,7 +224,10 @@ def soft_gates(
     dtype = numerics.accumulation_dtype(similarities.dtype, correction.bias.dtype)
     temperature = checks.positive("temperature", temperature, dtype, _UNIT)
     return _soft_gates(
-        similarities.astype(dtype), correction, temperature, straight_through=bool(straight_through)
+        similarities.astype(dtype),
+        correction,
+        temperature,
+        straight_through=checks.flag("straight_through", straight_through),
     )
 
 
@@ -252,11 +258,11 @@ def _soft_gates(
 
 
 def stream_soft_gates(
-    queries: Any,
-    gallery: Any,
+    queries: ArrayLike,
+    gallery: ArrayLike,
     correction: Correction,
     *,
-    temperature: Any,
+    temperature: ArrayLike,
     straight_through: bool = False,
     similarity_fn: SimilarityFn = dot_product,
     chunk_size: int = streaming.DEFAULT_CHUNK_SIZE,
@@ -307,7 +313,7 @@ def stream_soft_gates(
         gallery,
         correction,
         _scalar_temperature(temperature, dtype),
-        straight_through=bool(straight_through),
+        straight_through=checks.flag("straight_through", straight_through),
         similarity_fn=similarity_fn,
         chunk_size=chunk_size,
     )
@@ -417,7 +423,7 @@ def _gates_of(powers: _Powers, *, straight_through: bool) -> jax.Array:
 def _scalar_temperature(temperature: Any, dtype: jnp.dtype) -> jax.Array:
     temperature = checks.positive("temperature", temperature, dtype, _UNIT)
     if temperature.ndim:
-        raise ValueError(
-            f"`temperature` must be a scalar here, got shape {temperature.shape}; use jax.vmap"
+        raise checks.BadValueError(
+            "temperature", f" must be a scalar here, got shape {temperature.shape}; use jax.vmap"
         )
     return temperature

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import Mesh
+from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, elementary, numerics
 from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
@@ -35,7 +36,12 @@ _BETA_UNIT = " (inverse temperature, in 1/[unit of similarity])"
 
 
 def bank_statistics(
-    similarities: Any, *, beta: Any, k: int = 1, where: Any = None, weights: Any = None
+    similarities: ArrayLike,
+    *,
+    beta: ArrayLike,
+    k: int = 1,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
 ) -> BankStatistics:
     """Bank statistics of a similarity matrix.
 
@@ -159,13 +165,13 @@ def _log_sum(
 
 
 def stream_bank_statistics(
-    bank: Any,
-    gallery: Any,
+    bank: ArrayLike,
+    gallery: ArrayLike,
     *,
-    beta: Any,
+    beta: ArrayLike,
     k: int = 1,
-    weights: Any = None,
-    exclude: Any = None,
+    weights: ArrayLike | None = None,
+    exclude: ArrayLike | None = None,
     similarity_fn: SimilarityFn = dot_product,
     chunk_size: int = streaming.DEFAULT_CHUNK_SIZE,
     mesh: Mesh | None = None,
@@ -219,7 +225,7 @@ def stream_bank_statistics(
       As `bank_statistics`.
     """
     placement = layout.layout(mesh, bank_axis, gallery_axis)
-    split, bank, gallery = drive.compared(
+    split, bank, gallery = drive.checked(
         placement, similarity_fn, chunk_size, bank=bank, gallery=gallery
     )
     k = checks.integer("k", k, low=0, high=split.num_gallery, of=" (gallery items)")
@@ -237,19 +243,19 @@ def stream_bank_statistics(
 State = TypeVar("State", BankStatistics, LargestSimilarities)
 
 
-def merge(first: State, second: State) -> State:
-    """Statistics of two parts of a bank -> those of the whole.
+def merge(first: State, *others: State) -> State:
+    """Statistics of parts of a bank -> those of the whole.
 
-    `log Z = logaddexp(log Z_1, log Z_2)`, masses and k-occurrences add; of the largest similarities
-    of both parts the k largest stay. Associative, commutative, and what a part without items gives
-    is the identity.
+    `log Z = log sum_p Z_p`, masses and k-occurrences add; of the largest similarities of all parts
+    the k largest stay. Associative, commutative, and what a part without items gives is the
+    identity. `subtract` is the inverse.
 
     Args:
       first: BankStatistics or LargestSimilarities of one part.
-      second: of another, on the same gallery with the same k (and beta).
+      *others: of other parts, on the same gallery with the same k (and beta); none gives `first`.
 
     Returns:
-      That of both parts together.
+      That of all parts together.
 
     Raises:
       ValueError: galleries of different size, different k, or different (concrete) betas.
@@ -258,32 +264,47 @@ def merge(first: State, second: State) -> State:
     Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
-      >>> parts = [dbn.bank_statistics(jnp.array([[x]]), beta=1.0) for x in (0.0, 0.0)]
-      >>> print(dbn.merge(*parts).mass, dbn.merge(*parts).log_normalizer.round(4))   # log 2
-      [2.] [0.6931]
+      >>> parts = [dbn.bank_statistics(jnp.array([[0.0]]), beta=1.0) for _ in range(3)]
+      >>> print(dbn.merge(*parts).mass, dbn.merge(*parts).log_normalizer.round(4))   # log 3
+      [3.] [1.0986]
     """
     remedy = "merge joins the statistics of parts of one bank"
     checks.instance("first", first, (BankStatistics, LargestSimilarities), remedy)
-    checks.instance("second", second, type(first), remedy)
-    if first.num_gallery != second.num_gallery:
-        raise ValueError(
-            f"`first` has {first.num_gallery} gallery items but `second` has "
-            f"{second.num_gallery}; only statistics of the same gallery merge"
+    merged = first
+    for place, other in enumerate(others):
+        name = f"others[{place}]"
+        checks.instance(name, other, type(first), remedy)
+        _check_mergeable(first, name, other)
+        join: Any = _merge_largest if isinstance(first, LargestSimilarities) else _merge
+        merged = join(*checks.alike(merged, other))
+    return merged
+
+
+def _check_mergeable(first: Any, name: str, other: Any) -> None:
+    if first.num_gallery != other.num_gallery:
+        raise checks.BadValueError(
+            "first",
+            f" has {first.num_gallery} gallery items but ",
+            name,
+            f" has {other.num_gallery}; only statistics of the same gallery merge",
         )
-    if first.k != second.k:
-        raise ValueError(
-            f"`first` has k={first.k} but `second` has k={second.k}; different neighborhoods do "
-            f"not merge"
+    if first.k != other.k:
+        raise checks.BadValueError(
+            "first",
+            f" has k={first.k} but ",
+            name,
+            f" has k={other.k}; different neighborhoods do not merge",
         )
-    first, second = checks.alike(first, second)
     if isinstance(first, LargestSimilarities):
-        return _merge_largest(first, second)
-    if checks.is_concrete(first.beta, second.beta) and not np.array_equal(first.beta, second.beta):
-        raise ValueError(
-            f"`first` has beta={first.beta} but `second` has beta={second.beta}; log-normalizers "
-            f"of different inverse temperatures do not merge"
+        return
+    if checks.is_concrete(first.beta, other.beta) and not np.array_equal(first.beta, other.beta):
+        raise checks.BadValueError(
+            "first",
+            f" has beta={first.beta} but ",
+            name,
+            f" has beta={other.beta}; log-normalizers "
+            f"of different inverse temperatures do not merge",
         )
-    return _merge(first, second)
 
 
 @jax.jit
@@ -308,8 +329,107 @@ def _merge_largest(first: LargestSimilarities, second: LargestSimilarities) -> L
     return LargestSimilarities(selection.largest_of_columns(both, first.k))
 
 
+def subtract(
+    whole: BankStatistics, part: BankStatistics, *, smallest_share: float = 1e-3
+) -> BankStatistics:
+    """Statistics of a bank without a part of it: the inverse of `merge`.
+
+    `log Z = log Z_whole + log(1 - Z_part / Z_whole)`; masses and k-occurrences subtract exactly.
+
+    A difference of sums loses what the sums share: if a share c of `Z_whole` is left, the error of
+    log Z is 1/c times that of the two. Below `smallest_share` this refuses; keep the statistics of
+    each part and merge those that stay, which loses nothing. A column of which no mass is left is
+    empty, exactly.
+
+    Args:
+      whole: BankStatistics, fields [..., num_gallery].
+      part: of some of its bank items, with the same beta and k.
+      smallest_share: of `Z_whole` that must be left in each column that is not emptied.
+
+    Returns:
+      Those of the other bank items. Inside a caller's jit, where values cannot be checked, a share
+      below the rounding of `Z_whole` is taken for that: never NaN.
+
+    Raises:
+      ValueError: different galleries, k or (concrete) betas; too small a share left; a part that is
+        none.
+      TypeError: other types.
+
+    Examples:
+      >>> import dbnorm_jax as dbn
+      >>> import jax.numpy as jnp
+      >>> old, new = (dbn.bank_statistics(jnp.array([[x]]), beta=1.0) for x in (0.5, 0.25))
+      >>> left = dbn.subtract(dbn.merge(old, new), old)
+      >>> print(left.log_normalizer.round(4), left.mass)
+      [0.25] [1.]
+    """
+    for name, value in (("whole", whole), ("part", part)):
+        checks.instance(name, value, BankStatistics, "make them with bank_statistics")
+    whole, part = checks.alike(whole, part)
+    if (whole.num_gallery, whole.k) != (part.num_gallery, part.k):
+        raise checks.BadValueError(
+            "part",
+            f" must have the gallery and k of `whole`, {whole.num_gallery} items and "
+            f"k={whole.k}, got {part.num_gallery} and k={part.k}",
+        )
+    concrete = checks.is_concrete(whole, part)
+    if concrete and not np.array_equal(whole.beta, part.beta):
+        raise checks.BadValueError(
+            "part", f" must have beta={whole.beta} as `whole`, got {part.beta}"
+        )
+    left, share = _subtract(whole, part)
+    if concrete:
+        _check_left(left, np.asarray(share), smallest_share)
+    return left
+
+
+@jax.jit
+def _subtract(whole: BankStatistics, part: BankStatistics) -> tuple[BankStatistics, jax.Array]:
+    eps = float(jnp.finfo(whole.mass.dtype).eps)  # type: ignore[no-untyped-call]
+    mass = whole.mass - part.mass
+    emptied = mass <= eps * whole.mass
+    there = (part.log_normalizer > -jnp.inf) & (whole.log_normalizer > -jnp.inf)
+    # Double where: the untaken branch must be finite too, or its NaN enters the gradient.
+    excess = jnp.where(there, part.log_normalizer - whole.log_normalizer, -jnp.inf)
+    share = 1 - jnp.where(there, jnp.exp(jnp.where(there, excess, 0)), 0)
+    change = jnp.where(there, jnp.log(jnp.maximum(share, eps)), 0)
+    counts = None
+    if whole.k_occurrence is not None and part.k_occurrence is not None:
+        counts = whole.k_occurrence - part.k_occurrence
+    left = BankStatistics(
+        jnp.where(emptied, -jnp.inf, whole.log_normalizer + change),
+        jnp.where(emptied, 0, mass),
+        whole.beta,
+        counts,
+        whole.k,
+    )
+    return left, jnp.where(emptied & (mass >= -eps * whole.mass), 1, share)
+
+
+def _check_left(left: BankStatistics, share: Any, smallest: float) -> None:
+    if left.k_occurrence is not None and (np.asarray(left.k_occurrence) < 0).any():
+        place = np.argwhere(np.asarray(left.k_occurrence) < 0)[0].tolist()
+        raise checks.BadValueError(
+            "part",
+            f" must be of bank items that are in `whole`, but at {place} it has a larger "
+            f"k-occurrence",
+        )
+    if not (share >= smallest).all():
+        place = np.argwhere(~(share >= smallest))[0].tolist()
+        raise checks.BadValueError(
+            "part",
+            f" must leave a share of at least {smallest:g} of each column's sum, or take "
+            f"all its mass, but at {place} it leaves {share[tuple(place)]:.3g}; merge the "
+            f"statistics of the parts that stay instead",
+        )
+
+
 def responsibilities(
-    similarities: Any, statistics: BankStatistics, *, weights: Any = None, where: Any = None
+    similarities: ArrayLike,
+    statistics: BankStatistics,
+    *,
+    weights: ArrayLike | None = None,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     """Which bank item made which gallery item a hub: `w_b exp(beta s(b, g)) / Z(g)`.
 

@@ -12,11 +12,11 @@ They merge over parts of a bank, like bank statistics.
 """
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, numerics
 from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
@@ -26,7 +26,9 @@ from dbnorm_jax._src.places.mesh import drive, layout
 from dbnorm_jax._src.places.mesh.exchange import Axis
 
 
-def largest_similarities(similarities: Any, *, k: int, where: Any = None) -> LargestSimilarities:
+def largest_similarities(
+    similarities: ArrayLike, *, k: int, where: ArrayLike | None = None
+) -> LargestSimilarities:
     """The k largest entries of each column of a similarity matrix.
 
     Args:
@@ -68,11 +70,11 @@ def _largest_similarities(
 
 
 def stream_largest_similarities(
-    bank: Any,
-    gallery: Any,
+    bank: ArrayLike,
+    gallery: ArrayLike,
     *,
     k: int,
-    exclude: Any = None,
+    exclude: ArrayLike | None = None,
     similarity_fn: SimilarityFn = dot_product,
     chunk_size: int = streaming.DEFAULT_CHUNK_SIZE,
     mesh: Mesh | None = None,
@@ -117,7 +119,7 @@ def stream_largest_similarities(
       [[1. 1.]]
     """
     placement = layout.layout(mesh, bank_axis, gallery_axis)
-    split, bank, gallery = drive.compared(
+    split, bank, gallery = drive.checked(
         placement, similarity_fn, chunk_size, bank=bank, gallery=gallery
     )
     k = checks.integer("k", k, low=1)

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from dbnorm_jax._src.core.naming import publish
 from dbnorm_jax._src.corrections.table import TABLE
 
 # Why the choice is what it is; `Choice.reason_code` is the place here.
@@ -76,12 +77,14 @@ class Choice:
       num_columns: items they were ranked among (static).
       num_folds: folds of the pairs (static).
       reason_code: place in `REASONS` (static).
+      num_gallery_bank: rows of the gallery bank; 0 where the gallery stood in for one, and in
+        choices of files that do not say (static).
 
     Examples:
       >>> import dbnorm_jax as dbn
       >>> import numpy as np
       >>> rows = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
-      >>> choice = dbn.tuning.tune(rows, rows + 1, np.arange(20))
+      >>> choice = dbn.tuning.tune(query_bank=rows, gallery_bank=rows + 1, pairs=np.arange(20))
       >>> print(choice.name, choice.parameters, choice.reason)
       raw {} raw: too few pairs of distinct items to hold any out
     """
@@ -107,6 +110,7 @@ class Choice:
     num_columns: int = dataclasses.field(metadata={"static": True})
     num_folds: int = dataclasses.field(metadata={"static": True})
     reason_code: int = dataclasses.field(metadata={"static": True})
+    num_gallery_bank: int = dataclasses.field(metadata={"static": True}, default=0)
 
     @property
     def name(self) -> str:
@@ -176,3 +180,6 @@ class Choice:
                 f"points"
             )
         return "\n".join([*lines, *self.warnings])
+
+
+publish("dbnorm_jax.tuning", Choice)

@@ -47,7 +47,7 @@ class Banks(NamedTuple):
 def checked(query: Any, gallery: Any, items: Any, similarity_fn: SimilarityFn) -> Banks:
     """Raises unless the arrays fit; without a gallery bank, the gallery stands in for it."""
     if gallery is None and items is None:
-        raise ValueError("`gallery_bank` or `gallery` must be given, got neither")
+        raise checks.BadValueError("gallery_bank", " or `gallery` must be given, got neither")
     arrays = {"query_bank": query, "gallery_bank": gallery, "gallery": items}
     given = {
         name: checks.embeddings(name, rows) for name, rows in arrays.items() if rows is not None
@@ -66,9 +66,9 @@ def right_rows(name: str, pairs: Any, num_query_bank: int, num_gallery_bank: int
     """The right gallery-bank rows of each query-bank row, [num_query_bank, most], -1 for none."""
     try:
         return np.asarray(as_rows(pairs, (num_query_bank, num_gallery_bank)))
-    except (TypeError, ValueError) as error:
-        message = str(error).replace("`relevant", f"`{name}").replace("per query", "per bank query")
-        raise type(error)(message) from None
+    except checks.ArgumentError as error:
+        own = error.argument.replace("relevant", name, 1)
+        raise type(error)(own, *error.args[1:]) from None
 
 
 class Partners(NamedTuple):
@@ -96,10 +96,11 @@ def partners(
     if not found:
         return None
     if right is None:
-        raise ValueError(
-            f"`pairs` must be given, got None: {found} gallery-bank rows are gallery items, and "
+        raise checks.BadValueError(
+            "pairs",
+            f" must be given, got None: {found} gallery-bank rows are gallery items, and "
             f"the choice was made with their own queries left out of their statistics; pairs of "
-            f"-1 leave none out"
+            f"-1 leave none out",
         )
     of_query = np.where(right[:, :, None] >= 0, own[right], np.int32(-1))
     return Partners(of_query.reshape(len(right), -1), own)

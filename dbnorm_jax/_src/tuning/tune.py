@@ -1,33 +1,14 @@
-"""Choose the correction from the banks alone: never worse than raw.
-
-    choice = tuning.tune(query_bank, gallery_bank, pairs, gallery=gallery)
-    correction = tuning.fit(choice, gallery, query_bank, gallery_bank, pairs=pairs)
-
-or both in one call, `dbnorm_jax.auto`. The bank's pairs are dealt into folds; the queries of each
-fold are ranked under some 200 corrections fitted on the other folds. Raw is kept unless a candidate
-gains significantly, all of them accounted for.
-
-    >>> import dbnorm_jax as dbn
-    >>> import numpy as np
-    >>> rng = np.random.default_rng(0)
-    >>> items = rng.normal(size=(600, 16)).astype(np.float32)
-    >>> queries = items + rng.normal(size=items.shape).astype(np.float32)
-    >>> queries += 2 * items.mean(axis=0) + 0.5            # all alike: some items are hubs
-    >>> choice = dbn.tuning.tune(queries[300:], items[300:], np.arange(300), gallery=items[:300])
-    >>> correction = dbn.tuning.fit(choice, items[:300], queries[300:], items[300:])
-    >>> ranks = [dbn.metrics.stream_ranks(queries[:300], items[:300], np.arange(300), fitted)
-    ...          for fitted in (None, correction)]
-    >>> bool(dbn.metrics.recall_at(ranks[1], 1) > dbn.metrics.recall_at(ranks[0], 1))
-    True
-"""
+"""Choose the correction from the banks alone: never worse than raw."""
 
 from typing import Any, Literal, NamedTuple, overload
 
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
+from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, numerics
+from dbnorm_jax._src.core.relevance import Relevant
 from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
 from dbnorm_jax._src.core.types import Correction
 from dbnorm_jax._src.corrections.streamed import Streamed
@@ -47,8 +28,6 @@ from dbnorm_jax._src.tuning.choice import (
 )
 from dbnorm_jax._src.tuning.fit import fit_chosen
 
-__all__ = ["Choice", "fit", "tune"]
-
 # Fewer pairs of distinct queries and items than this hold nothing out that could prove anything.
 FEWEST_PAIRS = 30
 CRITERIA = ("log_rank", "reciprocal_rank", "recall_at_1")
@@ -58,11 +37,11 @@ Integers = npt.NDArray[np.integer[Any]]
 
 
 def tune(
-    query_bank: Any,
-    gallery_bank: Any = None,
-    pairs: Any = None,
     *,
-    gallery: Any = None,
+    query_bank: ArrayLike,
+    gallery_bank: ArrayLike | None = None,
+    gallery: ArrayLike | None = None,
+    pairs: Relevant | None = None,
     criterion: str = "log_rank",
     similarity_fn: SimilarityFn = dot_product,
     seed: int = 0,
@@ -76,14 +55,14 @@ def tune(
       query_bank: [num_query_bank, dim] embeddings of other items like the queries.
       gallery_bank: [num_gallery_bank, dim] embeddings of other items like the gallery; None: the
         gallery itself, each item left out of its own sum.
+      gallery: [num_gallery, dim], the items that will be searched. Held-out queries are ranked
+        among them, as in use; without it, among the gallery bank.
       pairs: int [num_query_bank], the gallery-bank row (without a gallery bank, the gallery row)
         that is right for each query-bank row, -1 for none; several right rows as CSR (indptr,
         indices). None declines: without pairs nothing can be held out. A query never enters the
         statistics of its own right item. An item that the gallery holds may be asked for again:
         other queries for it are in the bank when one is held out. Queries for another item are
         held out together.
-      gallery: [num_gallery, dim], the items that will be searched. Held-out queries are ranked
-        among them, as in use; without it, among the gallery bank.
       criterion: "log_rank" (the least noisy), "reciprocal_rank" or "recall_at_1".
       similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static).
       seed: of folds, samples and sign flips.
@@ -106,7 +85,8 @@ def tune(
       >>> import dbnorm_jax as dbn
       >>> import numpy as np
       >>> bank = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
-      >>> print(dbn.tuning.tune(bank, bank, np.arange(40)).reason)    # nothing to gain: all right
+      >>> choice = dbn.tuning.tune(query_bank=bank, gallery_bank=bank, pairs=np.arange(40))
+      >>> print(choice.reason)    # nothing to gain: all right
       raw: no candidate gains significantly over raw on held-out pairs
 
     References:
@@ -115,10 +95,12 @@ def tune(
     """
     banks = folds.checked(query_bank, gallery_bank, gallery, similarity_fn)
     if criterion not in CRITERIA:
-        raise ValueError(f"`criterion` must be one of {', '.join(CRITERIA)}, got {criterion!r}")
+        raise checks.BadValueError(
+            "criterion", f" must be one of {', '.join(CRITERIA)}, got {criterion!r}"
+        )
     num_folds = checks.integer("num_folds", num_folds, low=2)
     if not 0 < level < 1:
-        raise ValueError(f"`level` must be between 0 and 1, got {level!r}")
+        raise checks.BadValueError("level", f" must be between 0 and 1, got {level!r}")
     rng = np.random.default_rng(seed)
     # Where there is nothing else to compare with, the gallery bank is like itself.
     items = None if banks.is_own else banks.items
@@ -128,7 +110,8 @@ def tune(
         ),
         0.5 if items is None else bank_checks.own_share(banks.gallery, items, rng, similarity_fn),
     )
-    seen = _Seen(_equal_rows(banks.query, banks.gallery, items), own_share)
+    num_gallery_bank = 0 if gallery_bank is None else len(banks.gallery)
+    seen = _Seen(_equal_rows(banks.query, banks.gallery, items), own_share, num_gallery_bank)
     if pairs is None:
         return _declined(NO_PAIRS, seen)
     right = folds.right_rows("pairs", pairs, len(banks.query), len(banks.gallery))
@@ -186,11 +169,11 @@ def tune(
 
 def fit(
     choice: Choice,
-    gallery: Any,
-    query_bank: Any,
-    gallery_bank: Any = None,
     *,
-    pairs: Any = None,
+    gallery: ArrayLike,
+    query_bank: ArrayLike,
+    gallery_bank: ArrayLike | None = None,
+    pairs: Relevant | None = None,
     similarity_fn: SimilarityFn = dot_product,
 ) -> Correction:
     """Fits what `tune` chose to a gallery.
@@ -199,8 +182,8 @@ def fit(
       choice: concrete.
       gallery: [num_gallery, dim] embeddings of the items to be searched.
       query_bank: [num_query_bank, dim].
-      gallery_bank: [num_gallery_bank, dim]; None: the gallery itself, each item left out of its
-        own sum.
+      gallery_bank: [num_gallery_bank, dim], if `tune` was given one; None: the gallery itself, each
+        item left out of its own sum.
       pairs: those that `tune` was given. Where gallery-bank rows are gallery items, they are left
         out of their own sums, and so are the queries that they are right for: the choice was judged
         so, and an item that is often asked for would pay for its own queries.
@@ -210,18 +193,26 @@ def fit(
       Correction; a zero bias where raw is the choice.
 
     Raises:
-      ValueError: empty, non-finite or mismatched embeddings, pairs out of range; no pairs though
-        gallery-bank rows are gallery items (pairs of -1 leave none out).
+      ValueError: empty, non-finite or mismatched embeddings, pairs out of range; no gallery bank
+        though the choice was made with one; no pairs though gallery-bank rows are gallery items
+        (pairs of -1 leave none out).
       TypeError: no Choice, pairs that are not integers.
 
     Examples:
       >>> import dbnorm_jax as dbn
       >>> import numpy as np
       >>> rows = np.eye(3, dtype=np.float32)
-      >>> print(dbn.tuning.fit(dbn.tuning.tune(rows, rows), rows, rows).bias)
+      >>> choice = dbn.tuning.tune(gallery=rows, query_bank=rows)
+      >>> print(dbn.tuning.fit(choice, gallery=rows, query_bank=rows).bias)
       [[0. 0. 0.]]
     """
     checks.instance("choice", choice, Choice, "make it with tuning.tune")
+    if gallery_bank is None and choice.num_gallery_bank:
+        raise checks.BadValueError(
+            "gallery_bank",
+            f" must be given, got None: the choice was made with a gallery bank of "
+            f"{choice.num_gallery_bank} rows",
+        )
     banks = folds.checked(query_bank, gallery_bank, gallery, similarity_fn)
     assert banks.items is not None
     right = None
@@ -240,11 +231,11 @@ def fit(
 
 @overload
 def auto(
-    gallery: Any,
-    query_bank: Any,
-    gallery_bank: Any = None,
-    pairs: Any = None,
     *,
+    gallery: ArrayLike,
+    query_bank: ArrayLike,
+    gallery_bank: ArrayLike | None = None,
+    pairs: Relevant | None = None,
     similarity_fn: SimilarityFn = dot_product,
     seed: int = 0,
     return_choice: Literal[False] = False,
@@ -253,11 +244,11 @@ def auto(
 
 @overload
 def auto(
-    gallery: Any,
-    query_bank: Any,
-    gallery_bank: Any = None,
-    pairs: Any = None,
     *,
+    gallery: ArrayLike,
+    query_bank: ArrayLike,
+    gallery_bank: ArrayLike | None = None,
+    pairs: Relevant | None = None,
     similarity_fn: SimilarityFn = dot_product,
     seed: int = 0,
     return_choice: Literal[True],
@@ -265,11 +256,11 @@ def auto(
 
 
 def auto(
-    gallery: Any,
-    query_bank: Any,
-    gallery_bank: Any = None,
-    pairs: Any = None,
     *,
+    gallery: ArrayLike,
+    query_bank: ArrayLike,
+    gallery_bank: ArrayLike | None = None,
+    pairs: Relevant | None = None,
     similarity_fn: SimilarityFn = dot_product,
     seed: int = 0,
     return_choice: bool = False,
@@ -298,22 +289,27 @@ def auto(
       >>> import dbnorm_jax as dbn
       >>> import numpy as np
       >>> rows = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
-      >>> correction, choice = dbn.auto(rows, rows + 1, rows + 2, return_choice=True)
+      >>> correction, choice = dbn.auto(
+      ...     gallery=rows, query_bank=rows + 1, gallery_bank=rows + 2, return_choice=True)
       >>> print(choice.reason, float(abs(correction.bias).max()))
       raw: without `pairs` nothing can be held out, and no correction is proven better 0.0
     """
-    choice = tune(
-        query_bank, gallery_bank, pairs, gallery=gallery, similarity_fn=similarity_fn, seed=seed
-    )
-    correction = fit(
-        choice, gallery, query_bank, gallery_bank, pairs=pairs, similarity_fn=similarity_fn
-    )
+    known: Any = {
+        "gallery": gallery,
+        "query_bank": query_bank,
+        "gallery_bank": gallery_bank,
+        "pairs": pairs,
+        "similarity_fn": similarity_fn,
+    }
+    choice = tune(**known, seed=seed)
+    correction = fit(choice, **known)
     return (correction, choice) if return_choice else correction
 
 
 class _Seen(NamedTuple):
     equal_rows: tuple[int, int, int]
     own_share: tuple[float, ...]
+    num_gallery_bank: int
 
 
 def _equal_rows(query: Floats, gallery: Floats, items: Floats | None) -> tuple[int, int, int]:
@@ -400,4 +396,5 @@ def _choice(
         num_columns=counts[1],
         num_folds=counts[2],
         reason_code=reason,
+        num_gallery_bank=seen.num_gallery_bank,
     )

@@ -1,27 +1,4 @@
-"""The streamed functions for embeddings that do not fit memory: read in blocks of rows.
-
-Each takes an array, one memory-mapped by `numpy.load(path, mmap_mode="r")` (of any float dtype,
-byte order and axis order), or an iterable of blocks of rows, and gives what its namesake gives for
-the whole. A thread reads, converts and checks one block ahead of the computation. What is held is a
-few blocks and vectors of gallery length, whatever the length of the files.
-
-    bank_statistics  largest_similarities      as the streamed functions
-    top_k  top_k_blocks  ranks                 likewise; results of a block of queries at a time
-    fingerprint                                what a matrix is known by
-
-An iterable that is passed over more than once must begin anew each time: a list does, a generator
-does not. Everything here runs on the host: not inside jit, vmap or grad.
-
-    >>> import numpy as np
-    >>> import dbnorm_jax as dbn
-    >>> random = np.random.default_rng(0)
-    >>> gallery, bank = random.normal(size=(2, 100, 8)).astype("float32")
-    >>> whole = dbn.stream_bank_statistics(bank, gallery, beta=2.0)
-    >>> parts = dbn.out_of_core.bank_statistics(
-    ...     np.split(bank, 4), gallery, beta=2.0, block_size=32)
-    >>> print(f"{abs(whole.bias - parts.bias).max() < 1e-5}")
-    True
-"""
+"""The streamed functions for embeddings that do not fit memory: read in blocks of rows."""
 
 import os
 from collections.abc import Iterator
@@ -43,15 +20,6 @@ from dbnorm_jax._src.places.disk.fingerprints import Array
 from dbnorm_jax._src.places.disk.fits import Progress, Settings, row_pair
 from dbnorm_jax._src.places.disk.rows import DEFAULT_BLOCK_SIZE, Rows
 from dbnorm_jax._src.places.disk.search import Passes
-
-__all__ = [
-    "bank_statistics",
-    "fingerprint",
-    "largest_similarities",
-    "ranks",
-    "top_k",
-    "top_k_blocks",
-]
 
 
 def bank_statistics(
@@ -359,9 +327,9 @@ def ranks(
         found.append(np.asarray(counts.rank(ahead, jnp.asarray(answered), dtype, ties)))
     total = np.concatenate(found)
     if len(total) != len(right):
-        raise ValueError(
-            f"`relevant` must have one entry (or row) per query, expected {len(total)}, got "
-            f"{len(right)}"
+        raise checks.BadValueError(
+            "relevant",
+            f" must have one entry (or row) per query, expected {len(total)}, got {len(right)}",
         )
     return total
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dbnorm_jax._src.core import numerics
+from dbnorm_jax._src.core import checks, numerics
 from dbnorm_jax._src.core.similarity import SimilarityFn, cosine_similarity, dot_product
 from dbnorm_jax._src.places.disk.fingerprints import Array, Fingerprint
 
@@ -86,7 +86,9 @@ class Rows:
         self.skipped: dict[str, Any] | None = None
         self._passes = 0
         if isinstance(source, jax.core.Tracer):
-            raise TypeError(f"`{name}` must be concrete here, got values traced by jit or vmap")
+            raise checks.BadTypeError(
+                name, " must be concrete here, got values traced by jit or vmap"
+            )
         lazy = isinstance(getattr(source, "dtype", None), np.dtype)  # slices of it are arrays
         if isinstance(source, jax.Array) or (hasattr(source, "__array__") and not lazy):
             self._source = source = np.asarray(source)
@@ -94,16 +96,17 @@ class Rows:
         if self._is_array:
             self._check_shape(source)
             if 0 in source.shape:
-                raise ValueError(
-                    f"`{name}` must have at least one row and one dimension, got shape "
-                    f"{tuple(source.shape)}"
+                raise checks.BadValueError(
+                    name,
+                    f" must have at least one row and one dimension, got shape "
+                    f"{tuple(source.shape)}",
                 )
             self.num_rows = source.shape[0]
             self.block_size = _even_size(source.shape[0], block_size)
         elif not isinstance(source, Iterable) or isinstance(source, (str, bytes, dict)):
-            raise TypeError(
-                f"`{name}` must be an array or an iterable of blocks of rows, got "
-                f"{type(source).__name__}"
+            raise checks.BadTypeError(
+                name,
+                f" must be an array or an iterable of blocks of rows, got {type(source).__name__}",
             )
         self._is_iterator = not self._is_array and iter(source) is source
 
@@ -115,10 +118,11 @@ class Rows:
     def check_repeatable(self, why: str) -> None:
         """Raises for an iterator, which can be passed over only once."""
         if self._is_iterator:
-            raise ValueError(
-                f"`{self.name}` must be an array or an iterable that begins anew each time, got "
+            raise checks.BadValueError(
+                self.name,
+                f" must be an array or an iterable that begins anew each time, got "
                 f"an iterator ({type(self._source).__name__}); {why}: pass a list, or an object "
-                f"whose __iter__ opens the source"
+                f"whose __iter__ opens the source",
             )
 
     def read(self, *, hashed: bool = False, skip: int = 0) -> Iterator[RowBlock]:
@@ -139,7 +143,9 @@ class Rows:
                 described = fingerprint.update(rows)
             start, num_rows = num_rows, num_rows + len(rows)
             if num_rows > _MOST_ROWS:
-                raise ValueError(f"`{self.name}` must have at most {_MOST_ROWS} rows; split it")
+                raise checks.BadValueError(
+                    self.name, f" must have at most {_MOST_ROWS} rows; split it"
+                )
             self._check_per_row(num_rows, whole=False)
             if num_rows <= skip:
                 self.skipped = described
@@ -150,7 +156,7 @@ class Rows:
                 self.block_size = len(rows)  # the only block, if short, needs no filling up
             yield RowBlock(self._filled_up(rows), start, len(rows), described)
         if not num_rows:
-            raise ValueError(f"`{self.name}` must have at least one row, got none")
+            raise checks.BadValueError(self.name, " must have at least one row, got none")
         if num_rows != (num_rows if known is None else known) or num_rows < skip:
             self._fail_changed(skip if known is None else known, num_rows)
         self._check_per_row(num_rows, whole=True)
@@ -162,15 +168,17 @@ class Rows:
             if values is not None and (
                 len(values) != num_rows if whole else len(values) < num_rows
             ):
-                raise ValueError(
-                    f"`{name}` must have one entry per {self.name} row, expected "
-                    f"{'' if whole else 'at least '}{num_rows}, got {len(values)}"
+                raise checks.BadValueError(
+                    name,
+                    f" must have one entry per {self.name} row, expected "
+                    f"{'' if whole else 'at least '}{num_rows}, got {len(values)}",
                 )
 
     def _fail_changed(self, before: int, now: int) -> None:
-        raise ValueError(
-            f"`{self.name}` must have the same rows each time, got {before} and then {now}; has "
-            f"it changed, or does it not begin anew?"
+        raise checks.BadValueError(
+            self.name,
+            f" must have the same rows each time, got {before} and then {now}; has "
+            f"it changed, or does it not begin anew?",
         )
 
     def _of_one_size(self) -> Iterator[Array]:
@@ -202,22 +210,24 @@ class Rows:
 
     def _check_shape(self, array: Any) -> None:
         if not jnp.issubdtype(array.dtype, jnp.floating):
-            raise TypeError(
-                f"`{self.name}` must be floating point, got dtype {array.dtype}; convert it first, "
-                f"for instance with .astype('float32')"
+            raise checks.BadTypeError(
+                self.name,
+                f" must be floating point, got dtype {array.dtype}; convert it first, "
+                f"for instance with .astype('float32')",
             )
         if len(array.shape) != 2:
             remedy = "" if self._is_array else "; an iterable gives blocks of rows [rows, dim]"
-            raise ValueError(
-                f"`{self.name}` must have 2 axes, got shape {tuple(array.shape)}{remedy}"
+            raise checks.BadValueError(
+                self.name, f" must have 2 axes, got shape {tuple(array.shape)}{remedy}"
             )
         dtype = np.dtype(array.dtype).newbyteorder("=")
         if dtype.itemsize > 4 and not self._wide:
             dtype = np.dtype(np.float32)
         if (self.dim or array.shape[1], self.dtype or dtype) != (array.shape[1], dtype):
-            raise ValueError(
-                f"`{self.name}` must have blocks of one kind, got {self.dim} columns of "
-                f"{self.dtype} and then {array.shape[1]} of {dtype}"
+            raise checks.BadValueError(
+                self.name,
+                f" must have blocks of one kind, got {self.dim} columns of "
+                f"{self.dtype} and then {array.shape[1]} of {dtype}",
             )
         self.dim, self.dtype = array.shape[1], dtype
 
@@ -225,7 +235,9 @@ class Rows:
         array = np.asarray(block)
         self._check_shape(array)
         if not array.shape[1]:
-            raise ValueError(f"`{self.name}` must have at least one dimension, got {array.shape}")
+            raise checks.BadValueError(
+                self.name, f" must have at least one dimension, got {array.shape}"
+            )
         return array
 
     def _converted(self, raw: Array, start: int) -> Array:
@@ -240,18 +252,20 @@ class Rows:
             suspect = not np.isfinite(rows.sum(dtype=np.promote_types(rows.dtype, np.float32)))
         if suspect and not (finite := np.isfinite(rows)).all():
             row, column = np.argwhere(~finite)[0].tolist()
-            raise ValueError(
-                f"`{self.name}` must be finite, found {rows[row, column]} at index "
-                f"[{start + row}, {column}]; remove or repair that row"
+            raise checks.BadValueError(
+                self.name,
+                f" must be finite, found {rows[row, column]} at index "
+                f"[{start + row}, {column}]; remove or repair that row",
             )
         if self._nonzero:
             # To the device the smallest numbers may be zero.
             tiny = np.finfo(np.float64 if self.dtype == np.float64 else np.float32).tiny
             zero = np.abs(rows).max(axis=1) < tiny
             if zero.any():
-                raise ValueError(
-                    f"`{self.name}` must have no zero row under cosine similarity, found the first "
-                    f"at row {start + int(zero.argmax())}; remove it"
+                raise checks.BadValueError(
+                    self.name,
+                    f" must have no zero row under cosine similarity, found the first "
+                    f"at row {start + int(zero.argmax())}; remove it",
                 )
         return rows
 
@@ -277,9 +291,12 @@ def prefetched(items: Iterable[T]) -> Iterator[T]:
 def check_same_dimension(first: Rows, second: Rows) -> None:
     """Raises where both are known to have different numbers of columns."""
     if None not in (first.dim, second.dim) and first.dim != second.dim:
-        raise ValueError(
-            f"`{first.name}` and `{second.name}` must have the same number of columns (embedding "
-            f"dimensions), got {first.dim} and {second.dim}"
+        raise checks.BadValueError(
+            first.name,
+            " and ",
+            second.name,
+            f" must have the same number of columns (embedding "
+            f"dimensions), got {first.dim} and {second.dim}",
         )
 
 
@@ -289,9 +306,10 @@ def check_same_rows(rows: Rows, expected: Any, *found: Any) -> None:
         if not expected or not description or expected["rows"] != description["rows"]:
             continue
         if expected != description:
-            raise ValueError(
-                f"`{rows.name}` must have the rows that the checkpoint was made from, but its "
-                f"first {description['rows']} rows have changed; begin anew without the checkpoint"
+            raise checks.BadValueError(
+                rows.name,
+                f" must have the rows that the checkpoint was made from, but its "
+                f"first {description['rows']} rows have changed; begin anew without the checkpoint",
             )
 
 
@@ -299,9 +317,10 @@ def check_all_rows(rows: Rows, expected: Any, found: Any) -> None:
     """Raises where all rows, or their number, are not those that had been read before."""
     if found != expected:
         check_same_rows(rows, expected, found)
-        raise ValueError(
-            f"`{rows.name}` must have the {expected['rows']} rows that the checkpoint was made "
-            f"from, got {rows.num_rows}"
+        raise checks.BadValueError(
+            rows.name,
+            f" must have the {expected['rows']} rows that the checkpoint was made "
+            f"from, got {rows.num_rows}",
         )
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dbnorm_jax._src.core import numerics
+from dbnorm_jax._src.core import checks, numerics
 from dbnorm_jax._src.core.similarity import SimilarityFn
 from dbnorm_jax._src.core.types import Correction, SearchResult
 from dbnorm_jax._src.passes import nearest as search
@@ -134,7 +134,9 @@ def top_k_blocks(
         hashed = False
         num_gallery = passes.gallery.num_rows
         if num_gallery is not None and k > num_gallery:
-            raise ValueError(f"`k` must be between 1 and {num_gallery} (gallery items), got {k}")
+            raise checks.BadValueError(
+                "k", f" must be between 1 and {num_gallery} (gallery items), got {k}"
+            )
         yield block, SearchResult(*(part[: block.num_rows] for part in found))
 
 
@@ -148,9 +150,10 @@ def rank_blocks(passes: Passes, right: Array) -> Iterator[tuple[Ahead, Array, np
     passes.gallery.check_repeatable("the right items are read first, then the others counted")
     for block, asking in passes.blocks():
         if block.stop > len(right):
-            raise ValueError(
-                f"`relevant` must have one entry (or row) per query, expected at least "
-                f"{block.stop}, got {len(right)}"
+            raise checks.BadValueError(
+                "relevant",
+                f" must have one entry (or row) per query, expected at least "
+                f"{block.stop}, got {len(right)}",
             )
         own = _distinct(seen(block.filled(right), asking.unseen, passes.where))
         vectors = _vectors(passes, np.asarray(own))
@@ -180,9 +183,10 @@ def _vectors(passes: Passes, right: Array) -> Array:
     assert passes.gallery.num_rows is not None
     last = int(right.max(initial=-1))
     if last >= passes.gallery.num_rows:
-        raise ValueError(
-            f"`relevant` must hold gallery rows between -1 (-1 marks none) and "
-            f"{passes.gallery.num_rows - 1}, got {last}"
+        raise checks.BadValueError(
+            "relevant",
+            f" must hold gallery rows between -1 (-1 marks none) and "
+            f"{passes.gallery.num_rows - 1}, got {last}",
         )
     return vectors
 

@@ -69,7 +69,7 @@ class Split(NamedTuple):
         return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=out)(*arrays)
 
 
-def compared(
+def checked(
     placement: Layout, similarity_fn: SimilarityFn, chunk_size: int, **embeddings: Any
 ) -> tuple[Split, jax.Array, jax.Array]:
     """Bank rows or queries, and the gallery: checked and split; and how they are."""

@@ -49,22 +49,25 @@ def layout(mesh: Any, bank_axis: Axis, gallery_axis: Axis) -> Layout:
     if mesh is None:
         return Layout(None, None, None)
     if not isinstance(mesh, Mesh):
-        raise TypeError(
-            f"`mesh` must be a jax.sharding.Mesh or None, got {type(mesh).__name__}; make one "
-            f'with jax.make_mesh((2, 4), ("bank", "gallery"))'
+        raise checks.BadTypeError(
+            "mesh",
+            f" must be a jax.sharding.Mesh or None, got {type(mesh).__name__}; make one with "
+            f'jax.make_mesh((2, 4), ("bank", "gallery"))',
         )
     for argument, axis in (("bank_axis", bank_axis), ("gallery_axis", gallery_axis)):
         for name in _names(axis):
             if name not in mesh.axis_names:
-                raise ValueError(
-                    f"`{argument}` must name an axis of the mesh, got {name!r} but it has "
-                    f"{mesh.axis_names}; None leaves these rows whole on every device"
+                raise checks.BadValueError(
+                    argument,
+                    f" must name an axis of the mesh, got {name!r} but it has "
+                    f"{mesh.axis_names}; None leaves these rows whole on every device",
                 )
     names = (*_names(bank_axis), *_names(gallery_axis))
     if len(set(names)) < len(names):
-        raise ValueError(
-            f"`bank_axis` and `gallery_axis` must name different axes of the mesh, got "
-            f"{bank_axis!r} and {gallery_axis!r}"
+        raise checks.BadValueError(
+            "bank_axis",
+            f" and `gallery_axis` must name different axes of the mesh, got "
+            f"{bank_axis!r} and {gallery_axis!r}",
         )
     return Layout(mesh, bank_axis, gallery_axis)
 

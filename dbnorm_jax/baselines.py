@@ -8,6 +8,7 @@ scores          globally_corrected  dual_softmax (transductive)
 distances       mutual_proximity  local_scaling  nicdm
 """
 
+from dbnorm_jax._src.core.naming import publish
 from dbnorm_jax._src.corrections.means import (
     csls,
     distribution_normalization,
@@ -46,3 +47,5 @@ __all__ = [
     "sinkhorn_residual",
     "stream_sinkhorn_normalization",
 ]
+
+publish(__name__, *(globals()[name] for name in __all__))

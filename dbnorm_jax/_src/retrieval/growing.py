@@ -1,30 +1,11 @@
-"""State that grows and shrinks: bank items and gallery items that come and go, without a new fit.
-
-    bank items       come: merge            go: subtract, or decay with time
-    gallery items    come: add_gallery_items        go: remove_gallery_items
-
-A gallery item has its own column: it comes with one pass of the bank over the new items, and goes
-with its column. Only the activation set ties columns together, since an item may enter or leave the
-k nearest of any bank row. To keep it exact, keep the bank rows' neighbors, `stream_top_k(bank,
-gallery, k)`: 8 k bytes for each bank row.
-
-    >>> import numpy as np
-    >>> import dbnorm_jax as dbn
-    >>> random = np.random.default_rng(0)
-    >>> bank, gallery, new = (random.normal(size=(n, 8)).astype("float32") for n in (50, 30, 5))
-    >>> statistics = dbn.stream_bank_statistics(bank, gallery, beta=2.0)
-    >>> neighbors = dbn.stream_top_k(bank, gallery, statistics.k)
-    >>> grown, _ = dbn.growing.add_gallery_items(statistics, neighbors, bank, new)
-    >>> anew = dbn.stream_bank_statistics(bank, np.concatenate([gallery, new]), beta=2.0)
-    >>> print((grown.k_occurrence == anew.k_occurrence).all())
-    True
-"""
+"""Bank items and gallery items that come and go, without a new fit."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, elementary, numerics
 from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
@@ -33,102 +14,10 @@ from dbnorm_jax._src.passes.streaming import DEFAULT_CHUNK_SIZE
 from dbnorm_jax._src.retrieval.search import stream_top_k
 from dbnorm_jax._src.statistics.bank import stream_bank_statistics
 
-__all__ = ["add_gallery_items", "decay", "remove_gallery_items", "subtract"]
-
 _REMEDY = "make them with bank_statistics"
 
 
-def subtract(
-    whole: BankStatistics, part: BankStatistics, *, smallest_share: float = 1e-3
-) -> BankStatistics:
-    """Statistics of a bank without a part of it: the inverse of `merge`.
-
-    `log Z = log Z_whole + log(1 - Z_part / Z_whole)`; masses and k-occurrences subtract exactly.
-
-    A difference of sums loses what the sums share: if a share c of `Z_whole` is left, the error of
-    log Z is 1/c times that of the two. Below `smallest_share` this refuses; keep the statistics of
-    each part and merge those that stay, which loses nothing. A column of which no mass is left is
-    empty, exactly.
-
-    Args:
-      whole: BankStatistics, fields [..., num_gallery].
-      part: of some of its bank items, with the same beta and k.
-      smallest_share: of `Z_whole` that must be left in each column that is not emptied.
-
-    Returns:
-      Those of the other bank items. Inside a caller's jit, where values cannot be checked, a share
-      below the rounding of `Z_whole` is taken for that: never NaN.
-
-    Raises:
-      ValueError: different galleries, k or (concrete) betas; too small a share left; a part that is
-        none.
-      TypeError: other types.
-
-    Examples:
-      >>> import dbnorm_jax as dbn
-      >>> import jax.numpy as jnp
-      >>> old, new = (dbn.bank_statistics(jnp.array([[x]]), beta=1.0) for x in (0.5, 0.25))
-      >>> left = dbn.growing.subtract(dbn.merge(old, new), old)
-      >>> print(left.log_normalizer.round(4), left.mass)
-      [0.25] [1.]
-    """
-    for name, value in (("whole", whole), ("part", part)):
-        checks.instance(name, value, BankStatistics, _REMEDY)
-    whole, part = checks.alike(whole, part)
-    if (whole.num_gallery, whole.k) != (part.num_gallery, part.k):
-        raise ValueError(
-            f"`part` must have the gallery and k of `whole`, {whole.num_gallery} items and "
-            f"k={whole.k}, got {part.num_gallery} and k={part.k}"
-        )
-    concrete = checks.is_concrete(whole, part)
-    if concrete and not np.array_equal(whole.beta, part.beta):
-        raise ValueError(f"`part` must have beta={whole.beta} as `whole`, got {part.beta}")
-    left, share = _subtract(whole, part)
-    if concrete:
-        _check_left(left, np.asarray(share), smallest_share)
-    return left
-
-
-@jax.jit
-def _subtract(whole: BankStatistics, part: BankStatistics) -> tuple[BankStatistics, jax.Array]:
-    eps = float(jnp.finfo(whole.mass.dtype).eps)  # type: ignore[no-untyped-call]
-    mass = whole.mass - part.mass
-    emptied = mass <= eps * whole.mass
-    there = (part.log_normalizer > -jnp.inf) & (whole.log_normalizer > -jnp.inf)
-    # Double where: the untaken branch must be finite too, or its NaN enters the gradient.
-    excess = jnp.where(there, part.log_normalizer - whole.log_normalizer, -jnp.inf)
-    share = 1 - jnp.where(there, jnp.exp(jnp.where(there, excess, 0)), 0)
-    change = jnp.where(there, jnp.log(jnp.maximum(share, eps)), 0)
-    counts = None
-    if whole.k_occurrence is not None and part.k_occurrence is not None:
-        counts = whole.k_occurrence - part.k_occurrence
-    left = BankStatistics(
-        jnp.where(emptied, -jnp.inf, whole.log_normalizer + change),
-        jnp.where(emptied, 0, mass),
-        whole.beta,
-        counts,
-        whole.k,
-    )
-    return left, jnp.where(emptied & (mass >= -eps * whole.mass), 1, share)
-
-
-def _check_left(left: BankStatistics, share: Any, smallest: float) -> None:
-    if left.k_occurrence is not None and (np.asarray(left.k_occurrence) < 0).any():
-        place = np.argwhere(np.asarray(left.k_occurrence) < 0)[0].tolist()
-        raise ValueError(
-            f"`part` must be of bank items that are in `whole`, but at {place} it has a larger "
-            f"k-occurrence"
-        )
-    if not (share >= smallest).all():
-        place = np.argwhere(~(share >= smallest))[0].tolist()
-        raise ValueError(
-            f"`part` must leave a share of at least {smallest:g} of each column's sum, or take "
-            f"all its mass, but at {place} it leaves {share[tuple(place)]:.3g}; merge the "
-            f"statistics of the parts that stay instead"
-        )
-
-
-def decay(statistics: BankStatistics, factor: Any) -> BankStatistics:
+def decay(statistics: BankStatistics, factor: ArrayLike) -> BankStatistics:
     """Statistics of the same bank with all weights multiplied by `factor`.
 
     `log Z + log factor` and `factor x mass`: nothing changes for the bias until other rows are
@@ -172,10 +61,10 @@ def _decay(statistics: BankStatistics, factor: jax.Array) -> BankStatistics:
 def add_gallery_items(
     statistics: BankStatistics,
     neighbors: SearchResult | None,
-    bank: Any,
-    items: Any,
+    bank: ArrayLike,
+    items: ArrayLike,
     *,
-    weights: Any = None,
+    weights: ArrayLike | None = None,
     similarity_fn: SimilarityFn = dot_product,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
 ) -> tuple[BankStatistics, SearchResult | None]:
@@ -230,11 +119,11 @@ def add_gallery_items(
 def remove_gallery_items(
     statistics: BankStatistics,
     neighbors: SearchResult | None,
-    bank: Any,
-    gallery: Any,
-    removed: Any,
+    bank: ArrayLike,
+    gallery: ArrayLike,
+    removed: ArrayLike,
     *,
-    weights: Any = None,
+    weights: ArrayLike | None = None,
     similarity_fn: SimilarityFn = dot_product,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
 ) -> tuple[BankStatistics, SearchResult | None]:
@@ -276,15 +165,15 @@ def remove_gallery_items(
     num_gallery, k = statistics.num_gallery, statistics.k
     gallery = np.asarray(checks.embeddings("gallery", gallery))
     if len(gallery) != num_gallery:
-        raise ValueError(
-            f"`gallery` must be the {num_gallery} items behind the statistics, got {len(gallery)}"
+        raise checks.BadValueError(
+            "gallery", f" must be the {num_gallery} items behind the statistics, got {len(gallery)}"
         )
     gone = np.zeros(num_gallery, bool)
     gone[np.asarray(checks.indices("removed", removed, low=0, high=num_gallery, ndim=1))] = True
     if num_gallery - gone.sum() < max(k, 1):
-        raise ValueError(
-            f"`removed` must leave at least {max(k, 1)} gallery items, got {gone.sum()} of "
-            f"{num_gallery}"
+        raise checks.BadValueError(
+            "removed",
+            f" must leave at least {max(k, 1)} gallery items, got {gone.sum()} of {num_gallery}",
         )
     stays = np.flatnonzero(~gone)
     log_normalizer, mass = (
@@ -316,31 +205,35 @@ def _check_known(
     """[num_bank] bool, which bank rows count; raises where what was kept does not fit."""
     checks.instance("statistics", statistics, BankStatistics, _REMEDY)
     if not checks.is_concrete(statistics, neighbors, bank):
-        raise TypeError("`statistics`, `neighbors` and `bank` must be concrete, got traced values")
+        raise checks.BadTypeError(
+            "statistics", ", `neighbors` and `bank` must be concrete, got traced values"
+        )
     num_bank = len(checks.embeddings("bank", bank))
     counted = np.ones(num_bank, bool)
     if weights is not None:
         counted = np.asarray(checks.bank_weights("weights", weights, (num_bank,))) > 0
     if (neighbors is None) != (statistics.k == 0):
         actual = "none" if neighbors is None else "neighbors"
-        raise ValueError(
-            f"`neighbors` must be stream_top_k(bank, gallery, {statistics.k}), or None for k=0, "
-            f"got {actual}"
+        raise checks.BadValueError(
+            "neighbors",
+            f" must be stream_top_k(bank, gallery, {statistics.k}), or None for k=0, got {actual}",
         )
     if neighbors is None:
         return counted
     if neighbors.indices.shape != (num_bank, statistics.k):
-        raise ValueError(
-            f"`neighbors` must have shape {(num_bank, statistics.k)} (bank rows, k), got "
-            f"{neighbors.indices.shape}"
+        raise checks.BadValueError(
+            "neighbors",
+            f" must have shape {(num_bank, statistics.k)} (bank rows, k), got "
+            f"{neighbors.indices.shape}",
         )
     checks.indices("neighbors.indices", neighbors.indices, low=0, high=statistics.num_gallery)
     known = statistics.k_occurrence
     assert known is not None
     if not np.array_equal(known, _counts(neighbors, counted, known.shape)):
-        raise ValueError(
-            "`neighbors` must be those of the bank behind the statistics: their k-occurrences "
-            "differ; make both from the same bank and gallery"
+        raise checks.BadValueError(
+            "neighbors",
+            " must be those of the bank behind the statistics: their k-occurrences "
+            "differ; make both from the same bank and gallery",
         )
     return counted
 

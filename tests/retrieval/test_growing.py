@@ -47,7 +47,7 @@ def assert_same(found, expected, tolerance=4e-6):
 def test_subtract_is_the_inverse_of_merge(seed):
     bank, gallery = integers(seed, NUM_BANK), integers(seed + 1, NUM_GALLERY)
     old, new = fit(bank[:12], gallery), fit(bank[12:], gallery)
-    left = growing.subtract(dbn.merge(old, new), old, smallest_share=0)
+    left = dbn.subtract(dbn.merge(old, new), old, smallest_share=0)
     # The limit that is stated: a share c of the sum left, an error 1 / c times as large.
     share = np.exp(np.asarray(new.log_normalizer - dbn.merge(old, new).log_normalizer))
     scale = np.maximum(1, np.abs(np.asarray(new.log_normalizer)))
@@ -61,24 +61,24 @@ def test_subtract_is_the_inverse_of_merge(seed):
 
 def test_subtracting_all_leaves_the_empty_part():
     whole = fit(integers(0, NUM_BANK), integers(1, NUM_GALLERY))
-    left = growing.subtract(whole, whole)
+    left = dbn.subtract(whole, whole)
     assert (np.asarray(left.log_normalizer) == -np.inf).all()
     assert not np.asarray(left.mass).any()
     assert not np.asarray(left.k_occurrence).any()
     assert not np.asarray(left.bias).any()
     assert_same(dbn.merge(left, whole), whole)
-    assert_same(growing.subtract(whole, left), whole)
+    assert_same(dbn.subtract(whole, left), whole)
 
 
 def test_too_large_a_cancellation_is_refused():
     large, small = (dbn.bank_statistics(jnp.array([[x, 0.0]]), beta=1.0) for x in (20.0, 0.0))
     whole = dbn.merge(large, small)
     with pytest.raises(ValueError, match=r"share of at least 0.001.*at \[0\].*merge"):
-        growing.subtract(whole, large)
+        dbn.subtract(whole, large)
     # What cannot be checked under jit is no NaN.
-    left = jax.jit(growing.subtract)(whole, large)
+    left = jax.jit(dbn.subtract)(whole, large)
     assert np.isfinite(left.log_normalizer).all()
-    slope = jax.grad(lambda whole: growing.subtract(whole, large).bias.sum(), allow_int=True)(whole)
+    slope = jax.grad(lambda whole: dbn.subtract(whole, large).bias.sum(), allow_int=True)(whole)
     assert np.isfinite(slope.log_normalizer).all()
 
 
@@ -96,9 +96,9 @@ def test_what_is_no_part_is_refused():
         (dataclasses.replace(first, k=1), "gallery and k"),
     ):
         with pytest.raises(ValueError, match=words):
-            growing.subtract(other, part)
+            dbn.subtract(other, part)
     with pytest.raises(TypeError, match="`part` must be a BankStatistics"):
-        growing.subtract(other, 3)
+        dbn.subtract(other, 3)
 
 
 def test_decay_multiplies_the_weights():
@@ -156,7 +156,7 @@ def test_only_rows_that_lose_a_neighbor_are_searched_again(monkeypatch):
     statistics, neighbors = fit(bank, gallery), dbn.stream_top_k(bank, gallery, 2)
     counts = np.asarray(statistics.k_occurrence)
     searched = []
-    from dbnorm_jax._src.statistics import growing as module
+    from dbnorm_jax._src.retrieval import growing as module
 
     search = module.stream_top_k
     monkeypatch.setattr(

@@ -1,0 +1,240 @@
+"""The law of public names: how arguments are given, what errors say, where things live."""
+
+import ast
+import inspect
+import pathlib
+import pickle
+import pkgutil
+import re
+import subprocess
+import sys
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import dbnorm_jax as dbn
+from dbnorm_jax._src.core import checks
+
+NAMESPACES = ("attribution", "baselines", "growing", "hubness", "metrics", "out_of_core", "tuning")
+EMBEDDINGS = {"queries", "gallery", "bank", "query_bank", "gallery_bank"}
+
+
+def public():
+    """Every public function and class, by its public name."""
+    for name in dbn.__all__:
+        if callable(getattr(dbn, name)):
+            yield name, getattr(dbn, name)
+    for namespace in NAMESPACES:
+        module = getattr(dbn, namespace)
+        for name in module.__all__:
+            yield f"{namespace}.{name}", getattr(module, name)
+
+
+PUBLIC = dict(public())
+FUNCTIONS = {name: value for name, value in PUBLIC.items() if inspect.isfunction(value)}
+
+
+def test_namespaces_are_modules():
+    """`from dbnorm_jax.metrics import recall_at`, without an attribute of the package first."""
+    found = {module.name for module in pkgutil.iter_modules(dbn.__path__)}
+    assert {name for name in found if not name.startswith("_")} == set(NAMESPACES)
+    for name in NAMESPACES:
+        code = f"import sys; from dbnorm_jax.{name} import __all__; import dbnorm_jax as dbn"
+        code += f"; assert dbn.{name} is sys.modules['dbnorm_jax.{name}']"
+        subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_package_imports_nothing():
+    code = "import sys; before = set(sys.modules); import dbnorm_jax; "
+    code += "print(sorted({name.partition('.')[0] for name in set(sys.modules) - before}))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "jax" not in found.stdout.replace("dbnorm_jax", "")
+    assert "numpy" not in found.stdout
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_names_are_the_public_ones(name):
+    """For pickles, `help` and documentation: they last when the house is built anew."""
+    value = PUBLIC[name]
+    assert f"{value.__module__}.{value.__qualname__}" == f"dbnorm_jax.{name}"
+    assert pickle.loads(pickle.dumps(value)) is value
+
+
+def test_states_pickle_by_public_names():
+    """Also those of a process that has never asked for their classes."""
+    code = "import dbnorm_jax as dbn, numpy as np, pickle, sys; rows = np.eye(2, dtype='f4'); "
+    code += "states = dbn.stream_bank_statistics(rows, rows, beta=1.0), dbn.tuning.tune("
+    code += "query_bank=rows, gallery=rows); sys.stdout.buffer.write(pickle.dumps(states))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert b"dbnorm_jax._src" not in found.stdout
+    statistics, choice = pickle.loads(found.stdout)
+    assert isinstance(statistics, dbn.BankStatistics)
+    assert isinstance(choice, dbn.tuning.Choice)
+    assert jnp.array_equal(statistics.mass, jnp.full(2, 2.0))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_three_embeddings_are_given_by_name(name):
+    """Two of them exchanged would be accepted and silently wrong."""
+    parameters = inspect.signature(FUNCTIONS[name]).parameters
+    met = EMBEDDINGS & parameters.keys()
+    by_place = {one for one in met if parameters[one].kind is not inspect.Parameter.KEYWORD_ONLY}
+    # Rows and columns of one similarity, in that order.
+    assert len(met) <= 2 or not by_place or by_place == {"query_bank", "gallery"}
+    if name in ("auto", "tuning.tune", "tuning.fit", "attribution.influence"):
+        assert not by_place
+
+
+ROWS = np.eye(4, dtype=np.float32)
+RELEVANT = np.arange(4)
+CORRECTION = dbn.Correction(jnp.zeros((1, 4)), jnp.ones((1, 4), bool))
+BANKS = {"gallery": ROWS, "query_bank": ROWS, "gallery_bank": ROWS}
+STATISTICS = dbn.stream_bank_statistics(ROWS, ROWS, beta=1.0)
+# The function, what it is given, and the argument among that which is static.
+STATIC = [
+    (dbn.top_k, (ROWS, 2), {}, "k"),
+    (dbn.stream_top_k, (ROWS, ROWS, 3), {}, "k"),
+    (dbn.stream_top_k, (ROWS, ROWS), {"k": 3}, "k"),
+    (partial(dbn.stream_top_k, k=3), (ROWS, ROWS), {"chunk_size": 2}, "chunk_size"),
+    (partial(dbn.bank_statistics, beta=1.0), (ROWS,), {"k": 1}, "k"),
+    (partial(dbn.stream_bank_statistics, beta=1.0), (ROWS, ROWS), {"k": 1}, "k"),
+    (dbn.largest_similarities, (ROWS,), {"k": 1}, "k"),
+    (dbn.stream_largest_similarities, (ROWS, ROWS), {"k": 1}, "k"),
+    (dbn.hubness.k_occurrence, (RELEVANT[:, None], 4), {}, "num_gallery"),
+    (dbn.hubness.atkinson, (ROWS[0],), {"epsilon": 0.5}, "epsilon"),
+    (
+        partial(dbn.stream_soft_activation, temperature=0.5),
+        (ROWS, ROWS),
+        {"chunk_size": 2},
+        "chunk_size",
+    ),
+    (
+        partial(dbn.soft_gates, temperature=0.5),
+        (ROWS, CORRECTION),
+        {"straight_through": True},
+        "straight_through",
+    ),
+    (dbn.inner_product_gallery, (ROWS, CORRECTION), {"center": True}, "center"),
+    (
+        partial(dbn.baselines.sinkhorn_normalization, temperature=0.5),
+        (ROWS,),
+        {"num_iterations": 2},
+        "num_iterations",
+    ),
+    (
+        partial(dbn.baselines.inverse_graph_convolution, query_rate=0.1, gallery_rate=0.1),
+        (),
+        {**BANKS, "pool_rate": 0.5},
+        "pool_rate",
+    ),
+    (
+        partial(dbn.attribution.hub_screening, **BANKS, k=1),
+        (),
+        {"false_alarm_rate": 0.5},
+        "false_alarm_rate",
+    ),
+    (
+        partial(dbn.attribution.influence, relevant=RELEVANT, statistics=STATISTICS),
+        (),
+        {"queries": ROWS, "gallery": ROWS, "bank": ROWS, "gated": True},
+        "gated",
+    ),
+    (dbn.attribution.bias_contributors, (ROWS, ROWS, STATISTICS, RELEVANT), {"k": 1}, "k"),
+]
+
+
+@pytest.mark.parametrize("place", range(len(STATIC)))
+def test_a_traced_static_argument_is_named_with_the_remedy(place):
+    function, arguments, options, name = STATIC[place]
+    with pytest.raises(TypeError, match=rf'`{name}` must be static.*static_argnames="{name}"'):
+        jax.jit(function)(*arguments, **options)
+    jax.jit(function, static_argnames=name)(*arguments, **options)
+
+
+def test_k_occurrence_counts_what_a_search_found():
+    found = dbn.stream_top_k(ROWS, ROWS, 2)
+    expected = dbn.hubness.k_occurrence(found.indices, 4)
+    np.testing.assert_array_equal(dbn.hubness.k_occurrence(found, 4), expected)
+    batched = jax.vmap(lambda one: dbn.hubness.k_occurrence(one, 4))(
+        jax.tree.map(lambda leaf: leaf[None], found)
+    )
+    np.testing.assert_array_equal(batched[0], expected)
+
+
+def test_a_correction_always_acts_by_default_and_has_terms():
+    assert dbn.Correction(jnp.zeros((1, 4))).active is None
+    with pytest.raises(ValueError, match=r"`bias` must be .*num_terms.*shape \(4,\).*bias\[None\]"):
+        dbn.Correction(jnp.zeros(4))
+    with pytest.raises(ValueError, match=r"`bias` must be"):
+        jax.jit(dbn.Correction)(jnp.zeros(4))
+    # What is made of its leaves, or stands for them, may have any rank.
+    assert jax.tree.map(jnp.sum, CORRECTION).active == 4
+    axes = dbn.Correction(bias=0, active=None)
+    biases = dbn.Correction(jnp.zeros((3, 1, 4)))
+    found = jax.vmap(lambda one: one.num_gallery * one.bias[0, 0], in_axes=(axes,))(biases)
+    assert found.shape == (3,)
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(CORRECTION)]
+    assert paths == [".bias", ".active"]
+
+
+NAN = np.full((4, 4), np.nan, np.float32)
+WRONG = {
+    "queries": lambda: dbn.stream_top_k(NAN, ROWS, 1),
+    "gallery": lambda: dbn.stream_top_k(ROWS, ROWS[:, :0], 1),
+    "k": lambda: dbn.stream_top_k(ROWS, ROWS, 9),
+    "correction": lambda: dbn.top_k(ROWS, 1, 3),
+    "others[1]": lambda: dbn.merge(STATISTICS, STATISTICS, 3),
+    "pairs": lambda: dbn.auto(**BANKS, pairs=[9, 9, 9, 9]),
+    "choice": lambda: dbn.tuning.fit("is", **BANKS),
+    "bias": lambda: dbn.Correction(jnp.zeros(4)),
+    "counts": lambda: dbn.hubness.gini(-ROWS[0]),
+    "relevant": lambda: dbn.metrics.ranks(ROWS, [0.5] * 4),
+    "ties": lambda: dbn.metrics.ranks(ROWS, RELEVANT, ties="best"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_errors_carry_the_name_of_the_argument(name):
+    with pytest.raises((ValueError, TypeError), match=f"`{re.escape(name)}`") as raised:
+        WRONG[name]()
+    assert raised.value.argument == name
+
+
+def test_errors_name_what_a_caller_knows():
+    with pytest.raises(ValueError, match="`queries` and `gallery` must have the same") as raised:
+        dbn.stream_top_k(ROWS, np.ones((4, 3), np.float32), 1)
+    message = raised.value.message({"queries": "--queries 'a.npy'", "gallery": "--gallery `b`"})
+    assert message.startswith("--queries 'a.npy' and --gallery `b` must have the same number of")
+    again = pickle.loads(pickle.dumps(raised.value))
+    assert (str(again), again.argument) == (str(raised.value), "queries")
+    assert isinstance(raised.value, checks.ArgumentError)
+
+
+SOURCES = {
+    path.relative_to(pathlib.Path(dbn.__file__).parent).as_posix(): path.read_text("utf-8")
+    for path in pathlib.Path(dbn.__file__).parent.rglob("*.py")
+}
+
+
+@pytest.mark.parametrize("path", SOURCES)
+def test_no_message_names_its_argument_in_text_alone(path):
+    for node in ast.walk(ast.parse(SOURCES[path])):
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+            words = ast.unparse(node.exc)
+            assert not re.match(r"(Value|Type)Error\(f?['\"]`", words), words
+
+
+# Blocks of rows may come from anywhere; a state, or what has its fields, merges over devices.
+UNTYPED = ("out_of_core", "all_merge")
+
+
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if not name.startswith(UNTYPED)])
+def test_arrays_are_typed(name):
+    """What is given is `ArrayLike`, what comes back `jax.Array`."""
+    for parameter in inspect.signature(FUNCTIONS[name]).parameters.values():
+        assert parameter.annotation is not Any, parameter
+    assert inspect.signature(FUNCTIONS[name]).return_annotation is not Any
