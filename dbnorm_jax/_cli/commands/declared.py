@@ -174,7 +174,7 @@ def inspect(**values: Any) -> None:
 @click.option("--gallery", default=20480, type=click.IntRange(min=1), help="Rows searched.")
 @click.option("--bank", default=2048, type=click.IntRange(min=1), help="Rows of either bank.")
 @click.option("--dim", default=512, type=click.IntRange(min=1), help="Embedding dimensions.")
-@click.option("-k", default=10, type=click.IntRange(min=1), help="Nearest items per query.")
+@options.neighbors("Nearest items per query.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32")
 @click.option("--repetitions", default=5, type=click.IntRange(min=1), help="Median of so many.")
 @options.as_json("Print JSON instead of the table.")

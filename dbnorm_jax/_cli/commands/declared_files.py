@@ -116,7 +116,7 @@ def merge(**values: Any) -> None:
     metavar="FILE.npz",
     help="What dbnorm fit wrote. Left out: raw similarities.",
 )
-@click.option("-k", default=10, type=click.IntRange(min=1), help="Items per query.")
+@options.neighbors("Items per query.")
 @options.similarity("[default: that of the correction, or cosine]", default=None)
 @options.file("--query-ids", "A name per query: lines of text, or .npy.")
 @options.file("--gallery-ids", "A name per gallery item, likewise.")

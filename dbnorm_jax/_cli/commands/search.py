@@ -16,7 +16,7 @@ import numpy as np
 from numpy.lib import format as npy_format
 
 from dbnorm_jax._cli.reading import large, sets
-from dbnorm_jax._cli.reading.argument import Source
+from dbnorm_jax._cli.reading.argument import Source, neighbors
 from dbnorm_jax._cli.reading.arrays import read_items
 from dbnorm_jax._cli.reading.corrections import read_correction
 from dbnorm_jax._cli.showing import output as results
@@ -40,7 +40,7 @@ class Request:
     queries: str
     gallery: str
     correction: Path | None = None
-    k: int = 10
+    k: int | None = None
     similarity: str | None = None
     query_ids: str | None = None
     gallery_ids: str | None = None
@@ -80,11 +80,7 @@ def run(request: Request) -> None:
         results.check_apart("--output", request.output, inputs)
     by_label = {rows.label: rows.rows for rows in (queries, gallery)}
     sets.check_same_columns(by_label, "embedding dimensions")
-    if request.k > gallery.num_rows:
-        raise ValueError(
-            f"-k: expected between 1 and {gallery.num_rows} (gallery items), got {request.k}; "
-            f"lower it"
-        )
+    k = neighbors(request.k, gallery.num_rows)
     fitted = None
     if request.correction is not None:
         fitted = read_correction(request.correction, gallery, request.similarity)
@@ -105,8 +101,8 @@ def run(request: Request) -> None:
         stack.enter_context(large.errors_name({"queries": queries.label, "gallery": gallery.label}))
         progress = stack.enter_context(RowProgress())
         report = progress.of("queries", queries.rows.shape[0], None, request.block_size)
-        sink = stack.enter_context(_sink(request, names))
-        for block, found in block_search.top_k_blocks(passes, request.k, hashed=hashed):
+        sink = stack.enter_context(_sink(request, k, names))
+        for block, found in block_search.top_k_blocks(passes, k, hashed=hashed):
             if hashed:
                 large.check_fingerprint(
                     f"--correction '{request.correction}'", known, pair[1].fingerprint
@@ -117,15 +113,15 @@ def run(request: Request) -> None:
             if report is not None:
                 report(count, 0)
     if request.output is not None:
-        _report(request, count, len(gallery.rows), similarity)
+        _report(request, k, count, len(gallery.rows), similarity)
 
 
-def _report(request: Request, num_queries: int, num_gallery: int, similarity: str) -> None:
+def _report(request: Request, k: int, num_queries: int, num_gallery: int, similarity: str) -> None:
     content = {
         "output": str(request.output),
         "num_queries": num_queries,
         "num_gallery": num_gallery,
-        "k": request.k,
+        "k": k,
         "similarity": similarity,
         "correction": None if request.correction is None else str(request.correction),
     }
@@ -134,8 +130,7 @@ def _report(request: Request, num_queries: int, num_gallery: int, similarity: st
         return
     how = "raw" if request.correction is None else f"under {request.correction}"
     print(
-        f"wrote {request.output}: {request.k} of {num_gallery:,} items for {num_queries:,} queries "
-        f"({how})"
+        f"wrote {request.output}: {k} of {num_gallery:,} items for {num_queries:,} queries ({how})"
     )
 
 
@@ -147,7 +142,7 @@ def _names(option: str, text: str | None, count: int) -> Array | None:
 
 
 @contextmanager
-def _sink(request: Request, names: _Names) -> Iterator[Sink]:
+def _sink(request: Request, k: int, names: _Names) -> Iterator[Sink]:
     output = request.output
     if output is None:
         yield _JsonLines(sys.stdout, names)
@@ -160,7 +155,7 @@ def _sink(request: Request, names: _Names) -> Iterator[Sink]:
         return
     beside = output.absolute().parent  # the folder for temporary files may be small
     with TemporaryFile(dir=beside) as scores, TemporaryFile(dir=beside) as indices:
-        arrays = _Arrays(scores, indices, request.k)
+        arrays = _Arrays(scores, indices, k)
         yield arrays
         with binary.replacing(output) as file:
             arrays.write(file, output.suffix, names)

@@ -47,6 +47,19 @@ class Source:
         return ValueError("{}: expected {}, got {}; {}".format(self, *parts))
 
 
+def neighbors(k: int | None, num_gallery: int) -> int:
+    """What -k asks for; left out, 10 or all items where there are fewer.
+
+    Raises:
+      ValueError: more were asked for than there are.
+    """
+    if k is not None and k > num_gallery:
+        raise ValueError(
+            f"-k: expected between 1 and {num_gallery} (gallery items), got {k}; lower it"
+        )
+    return min(10, num_gallery) if k is None else k
+
+
 @contextlib.contextmanager
 def opened(source: Source) -> Iterator[IO[bytes]]:
     """The file for reading; one line of what is wrong where it is none."""
