@@ -144,16 +144,16 @@ def check_same_columns(arrays: dict[str, Array], meaning: str) -> None:
 
 
 def relevant_from_indices(argument: str, indices: Array, num_queries: int, num_gallery: int) -> Csr:
-    """One right gallery row per query (-1: none) as CSR, checked."""
-    if indices.shape != (num_queries,):
+    """One right gallery row per query, or several filled up with -1 (none), as CSR, checked."""
+    if indices.shape[:1] != (num_queries,) or indices.ndim not in (1, 2):
         raise ValueError(
             f"{argument}: expected one gallery row per query, shape ({num_queries},), got shape "
             f"{indices.shape}; for several right items use an npz with gt_indptr and gt_indices"
         )
     _check_range(argument, indices, -1, num_gallery, "gallery rows", " (-1: none)")
-    answered = np.asarray(indices >= 0)
-    indptr = np.concatenate([[0], np.cumsum(answered)])
-    return indptr.astype(np.int64), indices[answered].astype(np.int64)
+    answered = np.asarray(indices.reshape(num_queries, -1) >= 0)
+    indptr = np.concatenate([[0], np.cumsum(answered.sum(axis=1))])
+    return indptr.astype(np.int64), indices.reshape(num_queries, -1)[answered].astype(np.int64)
 
 
 def relevant_from_csr(
