@@ -3,7 +3,9 @@
 import io
 import itertools
 import json
+import os
 import pathlib
+import subprocess
 import sys
 
 import numpy as np
@@ -19,6 +21,7 @@ from dbnorm_jax._cli.reading.arrays import read_floats, read_items
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 
+ROOT = pathlib.Path(__file__).parents[2]
 ROWS, DIM = 12, 4
 MATRICES = {
     name: np.random.default_rng(seed).normal(size=(ROWS, DIM)).astype(np.float32)
@@ -185,6 +188,19 @@ def test_one_argument_takes_the_pipe(folder, call, monkeypatch):
     code, _, err = call("search", "-", "-")
     assert code == 2
     assert "GALLERY: expected a file, got standard input, which QUERIES takes; name a file" in err
+
+
+def test_what_is_kept_of_a_pipe_goes_at_the_end(folder):
+    kept = folder / "kept"
+    kept.mkdir()
+    environment = {**os.environ, "TMPDIR": str(kept), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "dbnorm_jax", "search", "-", "gallery.npy"]
+    for data, code in ((npy(MATRICES["queries"]), 0), (b"text", 2)):
+        done = subprocess.run(
+            command, input=data, env=environment, capture_output=True, check=False
+        )
+        assert done.returncode == code, done.stderr
+        assert not list(kept.iterdir())
 
 
 def test_a_set_and_state_come_through_a_pipe(folder, call, monkeypatch):

@@ -22,7 +22,6 @@ class Request:
     bank: int = 2048
     dim: int = 512
     k: int | None = None
-    dtype: str = "float32"
     repetitions: int = 5
     as_json: bool = False
 
@@ -83,7 +82,7 @@ def measure(request: Request) -> list[Line]:
     def rows(seed: int, count: int) -> jax.Array:
         vectors = np.random.default_rng(seed).standard_normal((count, request.dim), np.float32)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        return jnp.asarray(vectors, request.dtype)
+        return jnp.asarray(vectors)
 
     counts = (request.queries, request.gallery, request.bank, request.bank)
     queries, gallery, query_bank, gallery_bank = (rows(*given) for given in enumerate(counts))
@@ -139,7 +138,7 @@ def _show(request: Request, lines: list[Line]) -> None:
     console = Console(file=sys.stdout, highlight=False)
     console.print(
         f"{request.queries:,} queries, bank of {request.bank:,}, {request.gallery:,} gallery "
-        f"items, {request.dim} dimensions, {request.dtype}; {where['device']} "
+        f"items, {request.dim} dimensions; {where['device']} "
         f"({where['platform']}), jax {where['jax']}",
         soft_wrap=True,
     )

@@ -190,7 +190,6 @@ def inspect(**values: Any) -> None:
 @click.option("--bank", default=2048, type=click.IntRange(min=1), help="Rows of either bank.")
 @click.option("--dim", default=512, type=click.IntRange(min=1), help="Embedding dimensions.")
 @options.neighbors("Nearest items per query.")
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32")
 @click.option("--repetitions", default=5, type=click.IntRange(min=1), help="Median of so many.")
 @options.as_json("Print JSON instead of the table.")
 def benchmark(**values: Any) -> None:
@@ -215,9 +214,6 @@ def benchmark(**values: Any) -> None:
     "Instead of --query-bank: its statistics, for instance merged ones.",
     metavar="FILE.npz",
 )
-@options.file(
-    "--gallery-statistics", "Instead of --gallery-bank: its statistics.", metavar="FILE.npz"
-)
 @click.option(
     "--method",
     type=_Methods(()),
@@ -231,7 +227,6 @@ def benchmark(**values: Any) -> None:
     metavar="K",
     help="Neighborhoods behind the gate (1), or similarities averaged (csls: 10, nnn: 128).",
 )
-@click.option("--weight", type=float, metavar="W", help="Of nnn.  [default: 0.75]")
 @options.bank_pairs("What --method auto chooses by.")
 @options.similarity()
 @options.seed("Of auto.")

@@ -1,7 +1,6 @@
 """`dbnorm evaluate`: the same comparison on the user's files. All checks come before any work."""
 
 import dataclasses
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -12,6 +11,7 @@ from dbnorm_jax._cli.measuring.methods import (
     KINDS,
     Method,
     Wish,
+    checked_beta,
     make_method,
     parse,
 )
@@ -226,23 +226,8 @@ def _method(request: Request, wish: Wish) -> Method:
 
 def _beta(request: Request, name: str) -> float:
     given = request.beta_query if name == "beta_query" else request.beta_gallery
-    option = f"--{name.replace('_', '-')}"
-    if given is None:
-        if request.similarities is None and request.measure == "cosine":
-            return DEFAULT_BETAS[name]
-        kind = "similarity matrices" if request.similarities else f"{request.measure} similarity"
-        _fail(
-            f"{option}: expected a number with {kind}",
-            "none",
-            "beta has the unit 1/similarity, so only cosines have a default",
-        )
-    if not (math.isfinite(given) and given > 0):
-        _fail(
-            f"{option}: expected a positive number",
-            f"{given:g}",
-            "for cosines, 20 and 1 are a start",
-        )
-    return given
+    measure = request.measure if request.similarities is None else "given"
+    return checked_beta(name, given, measure)
 
 
 def read(request: Request) -> EvaluationSet | SimilaritySet:
@@ -298,13 +283,8 @@ def _report(
 ) -> Report:
     if isinstance(test, EvaluationSet):
         similarity, own_gallery_bank = request.measure, test.gallery_bank is None
-        num_queries, num_gallery = len(test.queries), len(test.gallery)
     else:
         similarity, own_gallery_bank = "as given in matrices", False
-        num_queries, num_gallery = test.similarities.shape
-    sizes = {"queries": num_queries, "gallery": num_gallery, "query_bank": len(test.query_bank)}
-    if test.gallery_bank is not None:
-        sizes["gallery_bank"] = len(test.gallery_bank)
     notes = [row.remark for row in rows if row.remark]
     if test.relevant is None:
         notes.append(
@@ -313,12 +293,12 @@ def _report(
     return Report(
         name=test.name,
         similarity=similarity,
-        sizes=sizes,
+        sizes=test.sizes,
         beta_query=_common(method.beta_query for method in methods),
         beta_gallery=_common(method.beta_gallery for method in methods),
         own_gallery_bank=own_gallery_bank,
         num_equal_rows=num_transductive(test),
-        k=min(NEIGHBORS, num_gallery),
+        k=min(NEIGHBORS, test.sizes["gallery"]),
         rows=rows,
         notes=tuple(notes),
     )

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 import dbnorm_jax as dbn
-from dbnorm_jax._cli.measuring.methods import DEFAULT_BETAS, file_methods
+from dbnorm_jax._cli.measuring.methods import DEFAULT_BETAS, checked_beta, file_methods
 from dbnorm_jax._cli.reading import large, sets
 from dbnorm_jax._cli.reading.argument import Source
 from dbnorm_jax._cli.reading.arrays import read_pairs
@@ -40,12 +39,10 @@ class Request:
     query_bank: str | None = None
     gallery_bank: str | None = None
     query_statistics: str | None = None
-    gallery_statistics: str | None = None
     method: str = "dualdis"
     beta_query: float | None = None
     beta_gallery: float | None = None
     k: int | None = None
-    weight: float | None = None
     bank_pairs: str | None = None
     similarity: str = "cosine"
     seed: int = 0
@@ -61,14 +58,14 @@ class Request:
         known: dict[str, Any] = (
             {BETA_QUERY.name: BETA_QUERY.default} if row is None else row.defaults
         )
-        made = {"beta_query": self.query_statistics, "beta_gallery": self.gallery_statistics}
         found: dict[str, Any] = {}
-        for name, statistics in made.items():
+        for name in DEFAULT_BETAS:
             beta = getattr(self, name)
-            if self.method == "auto" or name not in known or statistics is not None:
+            made = name == BETA_QUERY.name and self.query_statistics is not None
+            if self.method == "auto" or name not in known or made:
                 _refuse(self, name, beta)
             else:
-                found[name] = self._beta(name, beta)
+                found[name] = checked_beta(name, beta, self.similarity)
         if self.method == "auto":
             _refuse(self, "k", self.k)
             found["seed"] = self.seed
@@ -80,31 +77,13 @@ class Request:
             if default and not found["k"]:
                 raise ValueError(f"-k: expected 1 or more with {self.method}, got 0; leave it out")
         if "weight" in known:
-            found["weight"] = known["weight"] if self.weight is None else self.weight
-        else:
-            _refuse(self, "weight", self.weight)
+            found["weight"] = known["weight"]
         return found
 
     @property
     def row(self) -> Row | None:
         """Of the table; None for what stands beside it."""
         return TABLE.get(self.method)
-
-    def _beta(self, name: str, given: float | None) -> float:
-        option = f"--{name.replace('_', '-')}"
-        if given is None:
-            if self.similarity == "cosine":
-                return DEFAULT_BETAS[name]
-            raise ValueError(
-                f"{option}: expected a number with {self.similarity} similarity, got none; beta has"
-                f" the unit 1/similarity, so only cosines have a default"
-            )
-        if not (math.isfinite(given) and given > 0):
-            raise ValueError(
-                f"{option}: expected a positive number, got {given:g}; for cosines, 20 and 1 are a "
-                f"start"
-            )
-        return given
 
 
 def _refuse(request: Request, name: str, value: Any) -> None:
@@ -161,11 +140,6 @@ def _check_combination(request: Request) -> None:
     dual = [name for name in file_methods() if name == "auto" or GALLERY_BANK in _needs(name)]
     merged = request.query_statistics is not None
     by_rows = row is None or BETA_QUERY.name not in row.defaults
-    gallery_bank = [
-        name
-        for name in ("gallery_bank", "gallery_statistics")
-        if getattr(request, name) is not None
-    ]
     pairs = request.bank_pairs is not None
     problems = [
         (
@@ -179,15 +153,9 @@ def _check_combination(request: Request) -> None:
             "--query-statistics",
         ),
         (
-            bool(gallery_bank) and request.method not in dual,
+            request.gallery_bank is not None and request.method not in dual,
             f"--gallery-bank: expected a method with one ({', '.join(dual)})",
             request.method,
-        ),
-        (len(gallery_bank) > 1, "--gallery-bank: expected one", "--gallery-statistics too"),
-        (
-            request.method == "auto" and request.gallery_statistics is not None,
-            "--method auto: expected --gallery-bank or none",
-            "--gallery-statistics",
         ),
         (pairs and request.method != "auto", "--bank-pairs: expected --method auto", "another"),
     ]
@@ -225,14 +193,12 @@ class _Work:
         self.stamps = {name: rows.stamp for name, rows in self.files.items()}
         self.found: dict[str, Any] = {}  # fingerprints, as they become known
         self.exclude: dict[str, Any] = {}  # per bank, what its rows do not enter
-        self.states = {
-            bank: _statistics_file(f"--{bank}-statistics", text, self.files["gallery"], request)
-            for bank, text in (
-                ("query", request.query_statistics),
-                ("gallery", request.gallery_statistics),
-            )
-            if text is not None
-        }
+        text = request.query_statistics
+        self.states = (
+            {}
+            if text is None
+            else {"query": _statistics_file(text, self.files["gallery"], request)}
+        )
 
     def forget(self) -> None:
         """Removes what is kept for resuming."""
@@ -402,9 +368,9 @@ def _sample(gallery: Rows, known: npt.NDArray[Any], request: Request) -> Rows:
     return gallery._replace(rows=np.asarray(gallery.rows[np.union1d(chosen, known)]))
 
 
-def _statistics_file(option: str, text: str, gallery: Rows, request: Request) -> tuple[str, State]:
+def _statistics_file(text: str, gallery: Rows, request: Request) -> tuple[str, State]:
     """What names the file in errors, and what it holds."""
-    source = Source.parse(option, text)
+    source = Source.parse("--query-statistics", text)
     remedy = "make them with dbnorm fit --method statistics"
     made = read_state(source, (dbn.BankStatistics,), "BankStatistics", remedy)
     known = made.provenance.get("gallery")

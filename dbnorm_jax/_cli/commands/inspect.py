@@ -1,13 +1,12 @@
 """`dbnorm inspect`: the hubs of a collection explained. All checks come before any work."""
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import NoReturn
 
 from dbnorm_jax._cli.commands import evaluate
 from dbnorm_jax._cli.measuring.hubs import Inspection, inspect, num_steps
-from dbnorm_jax._cli.measuring.methods import DEFAULT_BETAS, Method
+from dbnorm_jax._cli.measuring.methods import Method, checked_beta
 from dbnorm_jax._cli.measuring.table_rows import NEIGHBORS, num_transductive
 from dbnorm_jax._cli.reading.arrays import (
     labels_given,
@@ -166,16 +165,8 @@ def _method(request: Request) -> Method:
 
 def _beta(request: Request) -> float:
     """Of the bias that is explained, where the method has none of its own."""
-    if request.beta_query is None and request.measure != "cosine":
-        _fail(
-            f"--beta-query: expected a number with {request.measure} similarity",
-            "none",
-            "the hubs' contributors are those of a bias, whose beta has the unit 1/similarity",
-        )
-    beta = DEFAULT_BETAS["beta_query"] if request.beta_query is None else request.beta_query
-    if not (math.isfinite(beta) and beta > 0):
-        _fail("--beta-query: expected a positive number", f"{beta:g}", "for cosines, 20 is a start")
-    return beta
+    why = "only cosines have a default; the hubs' contributors are those of a bias"
+    return checked_beta("beta_query", request.beta_query, request.measure, why)
 
 
 def read(request: Request) -> EvaluationSet:
@@ -203,13 +194,6 @@ def read(request: Request) -> EvaluationSet:
 
 def _report(request: Request, found: Inspection, method: Method) -> Report:
     test = found.test
-    sizes = {
-        "queries": len(test.queries),
-        "gallery": len(test.gallery),
-        "query_bank": len(test.query_bank),
-    }
-    if test.gallery_bank is not None:
-        sizes["gallery_bank"] = len(test.gallery_bank)
     notes = [row.remark for row in found.rows if row.remark]
     if request.own_queries:
         notes.append(
@@ -219,7 +203,7 @@ def _report(request: Request, found: Inspection, method: Method) -> Report:
     return Report(
         name=test.name,
         similarity=test.similarity,
-        sizes=sizes,
+        sizes=test.sizes,
         beta_query=method.beta_query,
         beta_gallery=method.beta_gallery,
         own_gallery_bank=test.gallery_bank is None,

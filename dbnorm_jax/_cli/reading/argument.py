@@ -1,6 +1,5 @@
 """A file or a pipe that an argument names, and how errors name it."""
 
-import atexit
 import contextlib
 import dataclasses
 import io
@@ -79,16 +78,18 @@ class Source:
                 f"name a file"
             )
         _taken[stream] = argument
-        return dataclasses.replace(cls.kept(argument, stream), member=member)
+        source = cls.kept(argument, stream)
+        weakref.finalize(stream, _remove, str(source.path))  # at the end at the latest
+        return dataclasses.replace(source, member=member)
 
     @classmethod
     def kept(cls, argument: str, stream: IO[bytes]) -> "Source":
         """A pipe, kept in a temporary file: what is checked of files is checked of it.
 
-        Of an .npy one byte more is taken than it declares, of noise the beginning.
+        Of an .npy one byte more is taken than it declares, of noise the beginning. The
+        caller removes the file.
         """
         handle, name = tempfile.mkstemp(prefix="dbnorm-")
-        atexit.register(_remove, name)
         with os.fdopen(handle, "wb") as file:
             start = stream.read(_START)
             file.write(start)

@@ -5,7 +5,7 @@ Errors name the argument, the file, what was expected, what was found and the re
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 
@@ -204,49 +204,30 @@ def read_lines(source: Source) -> Array:
     return np.array(lines, dtype=object)
 
 
-class Labelled(Protocol):
-    """The options of a command that takes labels."""
-
-    @property
-    def labels(self) -> str | None:
-        """Of the gallery."""
-
-    @property
-    def bank_labels(self) -> str | None:
-        """Of the query bank."""
-
-    @property
-    def query_labels(self) -> str | None:
-        """Of the queries."""
+# Field of the set, field of the request, the rows they are of, what one is called.
+_LABELS = (
+    ("gallery_labels", "labels", "gallery", "gallery item"),
+    ("query_bank_labels", "bank_labels", "query_bank", "query-bank item"),
+    ("query_labels", "query_labels", "queries", "query"),
+)
 
 
-def labels_given(request: Labelled) -> list[str]:
-    """The options of labels that are given."""
-    texts = {
-        "--labels": request.labels,
-        "--bank-labels": request.bank_labels,
-        "--query-labels": request.query_labels,
-    }
-    return [option for option, text in texts.items() if text is not None]
+def labels_given(request: Any) -> dict[str, str]:
+    """The options of labels that are given, and what they say."""
+    texts = {f"--{name.replace('_', '-')}": getattr(request, name) for _, name, _, _ in _LABELS}
+    return {option: text for option, text in texts.items() if text is not None}
 
 
-def with_labels(test: EvaluationSet, request: Labelled) -> EvaluationSet:
+def with_labels(test: EvaluationSet, request: Any) -> EvaluationSet:
     """The set with the labels that are given."""
-    labels = {}
-    for field, option, text, rows, of in (
-        ("gallery_labels", "--labels", request.labels, test.gallery, "gallery item"),
-        (
-            "query_bank_labels",
-            "--bank-labels",
-            request.bank_labels,
-            test.query_bank,
-            "query-bank item",
-        ),
-        ("query_labels", "--query-labels", request.query_labels, test.queries, "query"),
-    ):
-        if text is not None:
-            labels[field] = read_labels(Source.parse(option, text), len(rows), of)
-    return dataclasses.replace(test, **labels)  # type: ignore[arg-type]
+    given = labels_given(request)
+    labels: dict[str, Any] = {}
+    for field, name, part, of in _LABELS:
+        option = f"--{name.replace('_', '-')}"
+        if option in given:
+            source = Source.parse(option, given[option])
+            labels[field] = read_labels(source, len(getattr(test, part)), of)
+    return dataclasses.replace(test, **labels)
 
 
 def read_labels(source: Source, count: int, of: str) -> tuple[str, ...]:

@@ -56,6 +56,11 @@ class EvaluationSet:
     query_bank_labels: tuple[str, ...] | None = None
     gallery_bank_labels: tuple[str, ...] | None = None
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """How many rows of each kind there are."""
+        return _sizes(self.queries, self.gallery, self.query_bank, self.gallery_bank)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SimilaritySet:
@@ -74,6 +79,16 @@ class SimilaritySet:
     query_bank: Floats
     gallery_bank: Floats | None = None
     relevant: Csr | None = None
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """How many rows of each kind there are."""
+        return _sizes(self.similarities, self.similarities.T, self.query_bank, self.gallery_bank)
+
+
+def _sizes(queries: Array, gallery: Array, query_bank: Array, bank: Array | None) -> dict[str, int]:
+    sizes = {"queries": len(queries), "gallery": len(gallery), "query_bank": len(query_bank)}
+    return sizes if bank is None else {**sizes, "gallery_bank": len(bank)}
 
 
 Test = EvaluationSet | SimilaritySet
