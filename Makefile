@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 .PHONY: demo test test-floor test-newest test-optimized test-slow lint types docs dist bench bench-gpu bench-tpu benchmark clean
 
 demo: $(VENV)/.installed-cli
-	$(BIN)/dbnorm demo
+	$(BIN)/dbnorm demo --force
 
 QUICK := -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow"
 

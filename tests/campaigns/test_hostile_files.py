@@ -17,7 +17,7 @@ pytest.importorskip("safetensors")
 
 import fuzz_readers
 
-from dbnorm_jax._cli.reading import large
+from dbnorm_jax._cli.reading.argument import Source
 from dbnorm_jax._cli.reading.arrays import read_floats, read_labels, read_names, read_set
 from dbnorm_jax._src.files import archives
 from dbnorm_jax._src.places.disk import checkpoint
@@ -189,16 +189,17 @@ def test_an_archive_of_many_disks_is_refused(tmp_path):
         "{'descr': '<f4', 'fortran_order': False, 'shape': (3, -2)}": "shape",
         "{'descr': '|O', 'fortran_order': False, 'shape': (3, 2)}": "pickled Python objects",
         "{" + "(" * 90: "a damaged one",
-        "{'descr': '<f4', 'fortran_order': True, 'shape': (3, 2)}": "Fortran order",
     }.items(),
 )
 def test_a_pipe_that_lies_is_refused(header, words):
     """What a header declares is not made room for before it has come."""
     before = resource.getrlimit(resource.RLIMIT_AS)
+    source = Source.kept("QUERIES", io.BytesIO(with_npy_header(header)))
     with fuzz_readers.guarded(), pytest.raises(ValueError, match=words) as raised:
-        list(large.Pipe("QUERIES", io.BytesIO(with_npy_header(header))))
+        read_floats(source)
+    source.path.unlink()
     assert resource.getrlimit(resource.RLIMIT_AS) == before
-    assert str(raised.value).startswith("QUERIES: expected")
+    assert str(raised.value).startswith("QUERIES (standard input): expected")
     assert str(raised.value).isprintable()
 
 

@@ -39,7 +39,7 @@ def test_table_has_every_line(call):
     [
         (("--gallery", 1500), ["--gallery", "1500", "2048"]),
         (("--bank", 1025), ["--bank", "1025"]),
-        (("--gallery", 8, "-k", 9), ["-k", "(8)", "9"]),
+        (("--gallery", 8, "-k", 9), ["-k", "8 (gallery items)", "9"]),
         (("--dim", 0), ["--dim"]),
     ],
 )

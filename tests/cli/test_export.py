@@ -227,7 +227,7 @@ def test_a_broken_export_is_seen_to_be_none(call, export, folder, monkeypatch):
     def stopped(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(export_module.results, "write", stopped)
+    monkeypatch.setattr(export_module.Sink, "write", stopped)
     assert call(*arguments, "--force")[0] == 130
     assert names_in(index) == {"README.md", "vectors.npy"}
 
@@ -245,7 +245,7 @@ def test_refusals(call, folder, tmp_path, monkeypatch):
     refused("--correction", gallery)
     refused("always.npz 20 (2, 60) fit", folder / "queries.npy", "--correction", always)
     refused("gallery.npy dbnorm_jax.save", gallery, "--correction", gallery)
-    refused("no.npz No such file", gallery, "--correction", folder / "no.npz")
+    refused("no.npz no such file", gallery, "--correction", folder / "no.npz")
     refused("GALLERY no.npy readable", folder / "no.npy", "--correction", always)
     statistics = tmp_path / "statistics.npz"
     dbn.save(statistics, dbn.bank_statistics(np.zeros((2, NUM_GALLERY), np.float32), beta=1.0))

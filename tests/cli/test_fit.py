@@ -267,7 +267,6 @@ BAD_FITS = {
     "no gallery": (("fit", "no.npy", *FIT[2:], "--output", "c.npz"), "no.npy"),
     "no output": (FIT, "--output"),
     "a folder that is none": ((*FIT, "--output", "no/c.npz"), "existing folder"),
-    "a pipe": ((*FIT[:3], "-", "--output", "c.npz"), "(standard input): expected a file"),
     "another suffix": ((*FIT, "--output", "c.pkl"), ".npz"),
     "beta of 0": ((*FIT, "--beta", 0, "--output", "c.npz"), "--beta-query: expected a positive"),
     "no beta": ((*FIT, "--similarity", "dot", "--output", "c.npz"), "--beta-query: expected a num"),

@@ -367,6 +367,20 @@ def test_a_second_fit_of_the_same_output_is_refused(holder, call, folder):
     assert not list(folder.glob(".*"))
 
 
+@pytest.mark.parametrize("command", ["fit", "search", "tune", "merge", "export", "evaluate"])
+def test_a_second_writer_of_the_same_output_is_refused(command, holder, call, jobs, folder):
+    job, output = jobs[command]
+    place = folder / output
+    if command in MEMBERS:
+        place.mkdir()
+        place /= {"export": "export.json"}.get(command, MEMBERS[command][0])
+    holder(f"binary_files.alone(pathlib.Path({str(place)!r}))")
+    code, out, err = call(*job, "--output", output)
+    assert (code, out) == (2, "")
+    assert f"--output '{output}': expected no other process" in err
+    assert not [one for one in folder.glob(f"{output}*") if one.is_file()]
+
+
 # --- full disks, closed folders ------------------------------------------------------------------
 
 
@@ -461,6 +475,7 @@ def jobs(folder):
         "export": (["export", "small.npy", "--correction", "correction.npz"], "index"),
         "evaluate": (["evaluate", "few.npy", "small.npy", *bank, "--methods", "is"], "results"),
         "inspect": (["inspect", "small.npy", *bank], "hubs"),
+        "demo": (["demo"], "shown"),
     }
 
 
@@ -469,6 +484,7 @@ MEMBERS = {
     "export": ["vectors.npy", "activation.npy", "README.md", "export.json", "vectors.parquet"],
     "evaluate": ["report.html", "results.csv", "results.json", "k_occurrence.png", "methods.png"],
     "inspect": ["inspection.json", "items.csv", "k_occurrence.png", "banks.png"],
+    "demo": ["report.html", "results.csv", "results.json", "k_occurrence.png", "methods.png"],
 }
 
 
@@ -532,12 +548,12 @@ def test_force_replaces_links_and_not_what_they_lead_to(command, call, jobs, pla
     assert all(place.read_bytes() != b"mine" for place in kept)
 
 
-@pytest.mark.parametrize("command", [*MEMBERS, "demo"])
+@pytest.mark.parametrize("command", MEMBERS)
 @pytest.mark.parametrize("place", ["out", "out/below"])
 def test_folders_that_are_links_to_nothing_are_refused(command, place, call, jobs):
     pathlib.Path("out").symlink_to("victim")
-    job, _ = jobs.get(command, (["demo"], None))
-    for more in ([], ["--force"] * (command != "demo")):
+    job, _ = jobs[command]
+    for more in ([], ["--force"]):
         code, out, err = call(*job, "--output", place, *more)
         assert (code, out) == (2, "")
         assert "got a symbolic link" in err

@@ -19,7 +19,7 @@ pytest.importorskip("emoji")
 import click
 
 import dbnorm_jax as dbn
-from dbnorm_jax._cli.commands import declared, declared_files  # noqa: F401 - they add themselves
+from dbnorm_jax._cli.commands import declared  # noqa: F401 - they add themselves
 from dbnorm_jax._cli.commands.group import cli
 from dbnorm_jax._cli.measuring.methods import KINDS
 from dbnorm_jax._src.corrections.table import TABLE

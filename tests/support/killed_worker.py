@@ -11,7 +11,7 @@ import sys
 import numpy as np
 
 import dbnorm_jax as dbn
-from dbnorm_jax._cli.commands import declared, declared_files  # noqa: F401 - imported before the fork
+from dbnorm_jax._cli.commands import declared  # noqa: F401 - imported before the fork
 from dbnorm_jax._cli.commands.main import main
 
 

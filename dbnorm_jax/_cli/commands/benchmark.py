@@ -5,6 +5,7 @@ import json
 import sys
 from typing import Any
 
+from dbnorm_jax._cli.reading.argument import neighbors
 from dbnorm_jax._cli.showing.progress import Progress
 from dbnorm_jax._cli.showing.report import require
 
@@ -20,8 +21,7 @@ class Request:
     gallery: int = 20480
     bank: int = 2048
     dim: int = 512
-    k: int = 10
-    dtype: str = "float32"
+    k: int | None = None
     repetitions: int = 5
     as_json: bool = False
 
@@ -48,7 +48,7 @@ class Line:
 def run(request: Request) -> None:
     """Checks, measures and prints."""
     require(*["rich"] * (not request.as_json))
-    _check(request)
+    request = _checked(request)
     lines = measure(request)
     if request.as_json:
         print(_to_json(request, lines), end="")
@@ -56,7 +56,8 @@ def run(request: Request) -> None:
         _show(request, lines)
 
 
-def _check(request: Request) -> None:
+def _checked(request: Request) -> Request:
+    """With the k that is meant."""
     from dbnorm_jax._cli.measuring.timing import TILE
 
     for option in ("queries", "gallery", "bank"):
@@ -66,11 +67,7 @@ def _check(request: Request) -> None:
                 f"--{option}: expected at most {TILE} rows or a multiple, which the comparison is "
                 f"tiled by, got {rows}; take {-(-rows // TILE) * TILE}"
             )
-    if request.k > request.gallery:
-        raise ValueError(
-            f"-k: expected at most as many as there are gallery items ({request.gallery}), got "
-            f"{request.k}; lower it"
-        )
+    return dataclasses.replace(request, k=neighbors(request.k, request.gallery))
 
 
 def measure(request: Request) -> list[Line]:
@@ -85,7 +82,7 @@ def measure(request: Request) -> list[Line]:
     def rows(seed: int, count: int) -> jax.Array:
         vectors = np.random.default_rng(seed).standard_normal((count, request.dim), np.float32)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        return jnp.asarray(vectors, request.dtype)
+        return jnp.asarray(vectors)
 
     counts = (request.queries, request.gallery, request.bank, request.bank)
     queries, gallery, query_bank, gallery_bank = (rows(*given) for given in enumerate(counts))
@@ -93,7 +90,7 @@ def measure(request: Request) -> list[Line]:
         dbn.stream_bank_statistics(bank, gallery, beta=beta)
         for bank, beta in ((query_bank, 20.0), (gallery_bank, 1.0))
     )
-    k = request.k
+    k = neighbors(request.k, request.gallery)
     fits, searches = f"{BASE}, bank", f"{BASE}, queries"
     corrections = {
         "raw": None,
@@ -141,7 +138,7 @@ def _show(request: Request, lines: list[Line]) -> None:
     console = Console(file=sys.stdout, highlight=False)
     console.print(
         f"{request.queries:,} queries, bank of {request.bank:,}, {request.gallery:,} gallery "
-        f"items, {request.dim} dimensions, {request.dtype}; {where['device']} "
+        f"items, {request.dim} dimensions; {where['device']} "
         f"({where['platform']}), jax {where['jax']}",
         soft_wrap=True,
     )

@@ -13,7 +13,7 @@ from dbnorm_jax._cli.measuring.table_rows import (
 )
 from dbnorm_jax._cli.reading.emoji_names import EMOJI_VERSION, emoji_names
 from dbnorm_jax._cli.reading.sets import EvaluationSet
-from dbnorm_jax._cli.showing import output as results
+from dbnorm_jax._cli.showing.output import Sink
 from dbnorm_jax._cli.showing.progress import Progress
 from dbnorm_jax._cli.showing.report import FILES, contents, print_paths, require
 from dbnorm_jax._cli.showing.table import Report, show
@@ -25,17 +25,17 @@ METHODS = choose_methods(DEFAULT, _BETA_QUERY, _BETA_GALLERY)
 METHODS.insert(METHODS.index(_BEST) + 2, _EQUAL)  # after DualDIS
 
 
-def run(source: str, target: str, seed: int, output: Path) -> None:
+def run(source: str, target: str, seed: int, output: Path, *, force: bool) -> None:
     """Builds, evaluates, prints and writes."""
     require("emoji", "rich", "matplotlib")
-    results.check_folder("--output", output, list(FILES), force=True)
+    sink = Sink(output, names=FILES, force=force)
     command = ["dbnorm", "demo", "--source", source, "--target", target, "--seed", str(seed)]
     with Progress(count_steps(METHODS) + NUM_STEPS) as progress:
         test = emoji_names(source, target, seed)
         rows = evaluate(test, METHODS, progress)
         report = _report(test, rows)
         made = contents(report, test, tell(test, rows, progress), command)
-        paths = results.write(output, made)
+        paths = sink.write(made)
     show(report)
     print_paths(paths)
 
@@ -48,16 +48,10 @@ def _report(test: EvaluationSet, rows: list[ResultRow]) -> Report:
         notes.append(
             f"These figures are of emoji {emoji.__version__}; documented ones of {EMOJI_VERSION}."
         )
-    assert test.gallery_bank is not None
     return Report(
         name=f"{test.name} (cross-lingual stand-in for cross-modal retrieval)",
         similarity=test.similarity,
-        sizes={
-            "queries": len(test.queries),
-            "gallery": len(test.gallery),
-            "query_bank": len(test.query_bank),
-            "gallery_bank": len(test.gallery_bank),
-        },
+        sizes=test.sizes,
         beta_query=None,  # the rows differ: their names carry the betas
         beta_gallery=None,
         own_gallery_bank=False,

@@ -1,7 +1,6 @@
 """`dbnorm evaluate`: the same comparison on the user's files. All checks come before any work."""
 
 import dataclasses
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -12,6 +11,7 @@ from dbnorm_jax._cli.measuring.methods import (
     KINDS,
     Method,
     Wish,
+    checked_beta,
     make_method,
     parse,
 )
@@ -23,11 +23,18 @@ from dbnorm_jax._cli.measuring.table_rows import (
     evaluate,
     num_transductive,
 )
-from dbnorm_jax._cli.reading import labels, sets
+from dbnorm_jax._cli.reading import sets
 from dbnorm_jax._cli.reading.argument import Source
-from dbnorm_jax._cli.reading.arrays import read_floats, read_integers, read_relevant, read_set
+from dbnorm_jax._cli.reading.arrays import (
+    labels_given,
+    read_embeddings,
+    read_relevant,
+    read_set,
+    read_together,
+    with_labels,
+)
 from dbnorm_jax._cli.reading.sets import EvaluationSet, SimilaritySet
-from dbnorm_jax._cli.showing import output as results
+from dbnorm_jax._cli.showing.output import Sink
 from dbnorm_jax._cli.showing.progress import Progress
 from dbnorm_jax._cli.showing.report import FILES, contents, print_paths, require
 from dbnorm_jax._cli.showing.table import Report, show, to_json
@@ -71,19 +78,19 @@ def run(request: Request) -> None:
     require(*["rich"] * (not request.as_json), *["matplotlib"] * (request.output is not None))
     _check_combination(request)
     methods = chosen_methods(request)
+    sink = None
     if request.output is not None:
-        results.check_folder("--output", request.output, list(FILES), force=request.force)
-    output = request.output
-    with Progress(count_steps(methods) + (output is not None) * NUM_STEPS) as progress:
+        sink = Sink(request.output, names=FILES, force=request.force)
+    with Progress(count_steps(methods) + (sink is not None) * NUM_STEPS) as progress:
         test = read(request)
         if request.methods is None and getattr(test, "bank_pairs", None) is None:
             methods = [method for method in methods if method.kind != "auto"]
         rows = evaluate(test, methods, progress)
         report = _report(request, test, methods, rows)
         paths = []
-        if output is not None:
+        if sink is not None:
             story = tell(test, rows, progress)
-            paths = results.write(output, contents(report, test, story, _command(request)))
+            paths = sink.write(contents(report, test, story, _command(request)))
     if request.as_json:
         print(to_json(report), end="")
     else:
@@ -121,7 +128,7 @@ def _check_combination(request: Request) -> None:
         others = [
             name for name in ("--query-bank", "--gallery-bank", "--bank-pairs") if given[name]
         ]
-        others += labels.given(request)
+        others += labels_given(request)
         others += ["--similarity"] * (request.similarity is not None)
         others += ["--reverse"] * request.reverse + ["QUERIES or GALLERY"] * bool(count)
         if others:
@@ -219,23 +226,8 @@ def _method(request: Request, wish: Wish) -> Method:
 
 def _beta(request: Request, name: str) -> float:
     given = request.beta_query if name == "beta_query" else request.beta_gallery
-    option = f"--{name.replace('_', '-')}"
-    if given is None:
-        if request.similarities is None and request.measure == "cosine":
-            return DEFAULT_BETAS[name]
-        kind = "similarity matrices" if request.similarities else f"{request.measure} similarity"
-        _fail(
-            f"{option}: expected a number with {kind}",
-            "none",
-            "beta has the unit 1/similarity, so only cosines have a default",
-        )
-    if not (math.isfinite(given) and given > 0):
-        _fail(
-            f"{option}: expected a positive number",
-            f"{given:g}",
-            "for cosines, 20 and 1 are a start",
-        )
-    return given
+    measure = request.measure if request.similarities is None else "given"
+    return checked_beta(name, given, measure)
 
 
 def read(request: Request) -> EvaluationSet | SimilaritySet:
@@ -245,87 +237,42 @@ def read(request: Request) -> EvaluationSet | SimilaritySet:
     if len(request.files) == 1:
         test = read_set(request.files[0], request.measure)
     else:
-        test = _read_embeddings(request)
-    test = labels.with_labels(test, request)
+        named = {
+            "queries": ("QUERIES", request.files[0]),
+            "gallery": ("GALLERY", request.files[1]),
+            "query_bank": ("--query-bank", request.query_bank),
+            "gallery_bank": ("--gallery-bank", request.gallery_bank),
+        }
+        test = read_embeddings(
+            named, request.measure, relevant=request.relevant, bank_pairs=request.bank_pairs
+        )
+    test = with_labels(test, request)
     return sets.reversed_set(test) if request.reverse else test
 
 
-def _read_embeddings(request: Request) -> EvaluationSet:
-    sources = [Source.parse("QUERIES", request.files[0]), Source.parse("GALLERY", request.files[1])]
-    for option, text in (
-        ("--query-bank", request.query_bank),
-        ("--gallery-bank", request.gallery_bank),
-    ):
-        if text is not None:
-            sources.append(Source.parse(option, text))
-    arrays = {str(source): read_floats(source) for source in sources}
-    sets.check_same_columns(arrays, "embedding dimensions")
-    sizes = [len(array) for array in arrays.values()]
-    relevant = _relevant(request, *sizes[:2])
-    pairs = None
-    if request.bank_pairs is not None:
-        # Without a gallery bank the gallery stands in for it.
-        pairs = read_pairs(request.bank_pairs, sizes[2], sizes[3] if len(sizes) > 3 else sizes[1])
-    embeddings = [sets.prepared(name, array, request.measure) for name, array in arrays.items()]
-    return EvaluationSet(
-        name=" -> ".join(title(source) for source in sources[:2]),
-        queries=embeddings[0],
-        gallery=embeddings[1],
-        query_bank=embeddings[2],
-        gallery_bank=embeddings[3] if len(embeddings) > 3 else None,
-        relevant=relevant,
-        bank_pairs=pairs,
-        similarity=request.measure,
-    )
-
-
 def _read_matrices(request: Request) -> SimilaritySet:
-    sources = [
-        Source.parse(option, text)
-        for option, text in (
-            ("--similarities", request.similarities),
-            ("--query-bank-similarities", request.query_bank_similarities),
-            ("--gallery-bank-similarities", request.gallery_bank_similarities),
-        )
-        if text is not None
-    ]
-    arrays = {str(source): read_floats(source) for source in sources}
-    sets.check_same_columns(arrays, "gallery items")
-    relevant = _relevant(request, *next(iter(arrays.values())).shape)
-    matrices = [sets.prepared(name, array, None) for name, array in arrays.items()]
+    found = read_together(
+        {
+            "--similarities": request.similarities,
+            "--query-bank-similarities": request.query_bank_similarities,
+            "--gallery-bank-similarities": request.gallery_bank_similarities,
+        },
+        "gallery items",
+    )
+    (first, array), *_ = found.values()
+    num_queries, num_gallery = array.shape
+    relevant = sets.rows_relevant(num_queries) if num_queries == num_gallery else None
+    if request.relevant is not None:
+        source = Source.parse("--relevant", request.relevant)
+        relevant = read_relevant(source, num_queries, num_gallery)
+    matrices = [sets.prepared(str(source), array, None) for source, array in found.values()]
     return SimilaritySet(
-        name=title(sources[0]),
+        name=first.title,
         similarities=matrices[0],
         query_bank=matrices[1],
         gallery_bank=matrices[2] if len(matrices) > 2 else None,
         relevant=relevant,
     )
-
-
-def title(source: Source) -> str:
-    return source.path.stem if source.member is None else source.member
-
-
-def _relevant(request: Request, num_queries: int, num_gallery: int) -> sets.Csr | None:
-    if request.relevant is not None:
-        source = Source.parse("--relevant", request.relevant)
-        return read_relevant(source, num_queries, num_gallery)
-    return sets.rows_relevant(num_queries) if num_queries == num_gallery else None
-
-
-def read_pairs(text: str, num_query_bank: int, num_gallery_bank: int) -> sets.Integers:
-    """What --bank-pairs says, checked."""
-    if text == "rows":
-        if num_query_bank != num_gallery_bank:
-            _fail(
-                "--bank-pairs rows: expected banks of equal length",
-                f"{num_query_bank} and {num_gallery_bank} rows",
-                "give a file of gallery-bank rows",
-            )
-        return sets.rows_relevant(num_query_bank)[1]
-    source = Source.parse("--bank-pairs", text)
-    array = read_integers(source)
-    return sets.checked_pairs(str(source), array, num_query_bank, num_gallery_bank)
 
 
 def _report(
@@ -336,13 +283,8 @@ def _report(
 ) -> Report:
     if isinstance(test, EvaluationSet):
         similarity, own_gallery_bank = request.measure, test.gallery_bank is None
-        num_queries, num_gallery = len(test.queries), len(test.gallery)
     else:
         similarity, own_gallery_bank = "as given in matrices", False
-        num_queries, num_gallery = test.similarities.shape
-    sizes = {"queries": num_queries, "gallery": num_gallery, "query_bank": len(test.query_bank)}
-    if test.gallery_bank is not None:
-        sizes["gallery_bank"] = len(test.gallery_bank)
     notes = [row.remark for row in rows if row.remark]
     if test.relevant is None:
         notes.append(
@@ -351,12 +293,12 @@ def _report(
     return Report(
         name=test.name,
         similarity=similarity,
-        sizes=sizes,
+        sizes=test.sizes,
         beta_query=_common(method.beta_query for method in methods),
         beta_gallery=_common(method.beta_gallery for method in methods),
         own_gallery_bank=own_gallery_bank,
         num_equal_rows=num_transductive(test),
-        k=min(NEIGHBORS, num_gallery),
+        k=min(NEIGHBORS, test.sizes["gallery"]),
         rows=rows,
         notes=tuple(notes),
     )

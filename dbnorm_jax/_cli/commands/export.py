@@ -23,11 +23,10 @@ import dbnorm_jax as dbn
 from dbnorm_jax._cli.reading import large, sets
 from dbnorm_jax._cli.reading.corrections import read_correction
 from dbnorm_jax._cli.reading.packages import install_hint
-from dbnorm_jax._cli.showing import output as results
 from dbnorm_jax._cli.showing.export_readme import Layout, readme
+from dbnorm_jax._cli.showing.output import Content, Sink
 from dbnorm_jax._cli.showing.progress import Progress
 from dbnorm_jax._cli.showing.report import print_paths
-from dbnorm_jax._src.files import binary
 
 MANIFEST = "export.json"
 _ACTIVATION = "activation.npy"
@@ -59,21 +58,19 @@ class Request:
 
 def run(request: Request) -> None:
     """Checks, reads, writes and says what was written."""
-    results.check_folder("--output", request.output, _NAMES, force=request.force)
+    # An earlier vectors.parquet goes where a vectors.npy is written.
+    sink = Sink(request.output, names=_NAMES, force=request.force)
     if request.file_format == "parquet" and importlib.util.find_spec("pyarrow") is None:
         raise ValueError(
             f"--format parquet: expected the package pyarrow, got none; {install_hint('pyarrow')}"
         )
-    rows = large.open_rows("GALLERY", request.gallery)
-    if rows.num_rows is None:
-        raise ValueError("GALLERY: expected a file, got standard input; it is read more than once")
-    for name in _NAMES:  # a vectors.parquet is removed where a vectors.npy is written
-        results.check_apart("--output", request.output / name, large.paths([rows]))
+    rows = large.open_rows({"GALLERY": request.gallery})["GALLERY"]
+    sink.check_apart({rows.label: rows.path})
     gallery = rows.rows
     fitted = read_correction(request.correction, rows, request.similarity)
     if fitted.gallery is not None and not fitted.unchanged:
-        label = f"--correction '{request.correction}'"
-        large.check_fingerprint(label, fitted.gallery, dbn.out_of_core.fingerprint(gallery))
+        found = dbn.out_of_core.fingerprint(gallery)
+        large.check_fingerprint(fitted.label, fitted.gallery, found)
     correction, similarity = fitted.correction, fitted.similarity
     passes = 1 + (similarity == "euclidean") + (request.metric == "cosine")
     num_blocks = -(-len(gallery) // sets.ROWS_AT_ONCE)
@@ -98,22 +95,9 @@ def run(request: Request) -> None:
             means=tuple(means.tolist()),
             length=length,
         )
-        request.output.mkdir(parents=True, exist_ok=True)
-        with binary.replacing(request.output / request.vectors) as file:
-            vectors = _vectors(blocks("writing"), terms, layout, request.dtype)
-            _WRITERS[request.file_format](file, layout, request.dtype, vectors)
-            # From here on an earlier export is none, and until all is written neither is this.
-            (request.output / MANIFEST).unlink(missing_ok=True)
+        vectors = _vectors(blocks("writing"), terms, layout, request.dtype)
+        paths = _write(sink, request, layout, correction, vectors)
     manifest = _manifest(request, layout)
-    contents: dict[str, results.Content] = {
-        _README: lambda: readme(layout, request.vectors, request.dtype).encode(),
-        MANIFEST: (json.dumps(manifest, indent=2) + "\n").encode,
-    }
-    if layout.gated:
-        contents = {_ACTIVATION: lambda: _npy(np.asarray(correction.active)), **contents}
-    for name in {*_NAMES} - {request.vectors, *contents}:  # of an earlier export
-        (request.output / name).unlink(missing_ok=True)
-    paths = [request.output / request.vectors, *results.write(request.output, contents)]
     if request.as_json:
         print(json.dumps(manifest, indent=2))
         return
@@ -123,6 +107,30 @@ def run(request: Request) -> None:
         + (", two searches per query" if layout.gated else "")
     )
     print_paths(paths)
+
+
+def _write(
+    sink: Sink,
+    request: Request,
+    layout: Layout,
+    correction: dbn.Correction,
+    vectors: Iterator[sets.Array],
+) -> list[Path]:
+    manifest = request.output / MANIFEST
+    contents: dict[str, Content] = {
+        _README: lambda: readme(layout, request.vectors, request.dtype).encode(),
+        MANIFEST: (json.dumps(_manifest(request, layout), indent=2) + "\n").encode,
+    }
+    if layout.gated:
+        contents = {_ACTIVATION: lambda: _npy(np.asarray(correction.active)), **contents}
+    with sink.alone():
+        with sink.open(request.vectors) as file:
+            _WRITERS[request.file_format](file, layout, request.dtype, vectors)
+            # From here on an earlier export is none, and until all is written neither is this.
+            manifest.unlink(missing_ok=True)
+        for name in {*_NAMES} - {request.vectors, *contents}:  # of an earlier export
+            (request.output / name).unlink(missing_ok=True)
+        return [request.output / request.vectors, *sink.write(contents)]
 
 
 def _terms(

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 import dbnorm_jax as dbn
-from dbnorm_jax._cli.commands.evaluate import read_pairs
-from dbnorm_jax._cli.measuring.methods import DEFAULT_BETAS, file_methods
+from dbnorm_jax._cli.measuring.methods import DEFAULT_BETAS, checked_beta, file_methods
 from dbnorm_jax._cli.reading import large, sets
+from dbnorm_jax._cli.reading.argument import Source
+from dbnorm_jax._cli.reading.arrays import read_pairs
+from dbnorm_jax._cli.reading.corrections import State, read_state
 from dbnorm_jax._cli.reading.large import Rows
-from dbnorm_jax._cli.showing import output as results
+from dbnorm_jax._cli.showing.output import Sink
 from dbnorm_jax._cli.showing.progress import RowProgress
 from dbnorm_jax._src.corrections.table import BETA_QUERY, GALLERY_BANK, TABLE, Row
 from dbnorm_jax._src.files import binary
@@ -37,13 +38,11 @@ class Request:
     output: Path
     query_bank: str | None = None
     gallery_bank: str | None = None
-    query_statistics: Path | None = None
-    gallery_statistics: Path | None = None
+    query_statistics: str | None = None
     method: str = "dualdis"
     beta_query: float | None = None
     beta_gallery: float | None = None
     k: int | None = None
-    weight: float | None = None
     bank_pairs: str | None = None
     similarity: str = "cosine"
     seed: int = 0
@@ -59,14 +58,14 @@ class Request:
         known: dict[str, Any] = (
             {BETA_QUERY.name: BETA_QUERY.default} if row is None else row.defaults
         )
-        made = {"beta_query": self.query_statistics, "beta_gallery": self.gallery_statistics}
         found: dict[str, Any] = {}
-        for name, statistics in made.items():
+        for name in DEFAULT_BETAS:
             beta = getattr(self, name)
-            if self.method == "auto" or name not in known or statistics is not None:
+            made = name == BETA_QUERY.name and self.query_statistics is not None
+            if self.method == "auto" or name not in known or made:
                 _refuse(self, name, beta)
             else:
-                found[name] = self._beta(name, beta)
+                found[name] = checked_beta(name, beta, self.similarity)
         if self.method == "auto":
             _refuse(self, "k", self.k)
             found["seed"] = self.seed
@@ -78,31 +77,13 @@ class Request:
             if default and not found["k"]:
                 raise ValueError(f"-k: expected 1 or more with {self.method}, got 0; leave it out")
         if "weight" in known:
-            found["weight"] = known["weight"] if self.weight is None else self.weight
-        else:
-            _refuse(self, "weight", self.weight)
+            found["weight"] = known["weight"]
         return found
 
     @property
     def row(self) -> Row | None:
         """Of the table; None for what stands beside it."""
         return TABLE.get(self.method)
-
-    def _beta(self, name: str, given: float | None) -> float:
-        option = f"--{name.replace('_', '-')}"
-        if given is None:
-            if self.similarity == "cosine":
-                return DEFAULT_BETAS[name]
-            raise ValueError(
-                f"{option}: expected a number with {self.similarity} similarity, got none; beta has"
-                f" the unit 1/similarity, so only cosines have a default"
-            )
-        if not (math.isfinite(given) and given > 0):
-            raise ValueError(
-                f"{option}: expected a positive number, got {given:g}; for cosines, 20 and 1 are a "
-                f"start"
-            )
-        return given
 
 
 def _refuse(request: Request, name: str, value: Any) -> None:
@@ -116,18 +97,22 @@ def _refuse(request: Request, name: str, value: Any) -> None:
 def run(request: Request) -> None:
     """Checks, returns at once where nothing is left to do, fits, writes."""
     _check_combination(request)
-    output = request.output
-    kept = [(_partial(output, bank), ".partial") for bank in ("query", "gallery")]
-    for path, suffix in [(output, ".npz"), *kept]:
-        # What an earlier file holds is compared once the inputs are known.
-        replaceable = request.force or binary.found_at(path) == binary.FILE
-        results.check_file("--output", path, (suffix,), force=replaceable)
-    with results.alone("--output", output, force=request.force):
-        _run(request)
+    sink = _sink(request, request.output)
+    for bank in ("query", "gallery"):
+        _sink(request, _partial(request.output, bank))
+    with sink.alone("fits"):
+        _run(request, sink)
 
 
-def _run(request: Request) -> None:
+def _sink(request: Request, path: Path) -> Sink:
+    """What an earlier file holds is compared once the inputs are known."""
+    replaceable = request.force or binary.found_at(path) == binary.FILE
+    return Sink(path, suffixes=(".npz", ".partial"), force=replaceable)
+
+
+def _run(request: Request, sink: Sink) -> None:
     work = _Work(request)
+    sink.check_apart({rows.label: rows.path for rows in work.files.values()})
     if request.force:
         work.forget()
     elif work.is_done():
@@ -135,7 +120,7 @@ def _run(request: Request) -> None:
         return
     with RowProgress() as progress:
         state, provenance = work.result(progress)
-    dbn.save(request.output, state, provenance=provenance)
+    sink.save(state, provenance)
     work.forget()
     _report(request, provenance, "written")
 
@@ -155,11 +140,6 @@ def _check_combination(request: Request) -> None:
     dual = [name for name in file_methods() if name == "auto" or GALLERY_BANK in _needs(name)]
     merged = request.query_statistics is not None
     by_rows = row is None or BETA_QUERY.name not in row.defaults
-    gallery_bank = [
-        name
-        for name in ("gallery_bank", "gallery_statistics")
-        if getattr(request, name) is not None
-    ]
     pairs = request.bank_pairs is not None
     problems = [
         (
@@ -173,15 +153,9 @@ def _check_combination(request: Request) -> None:
             "--query-statistics",
         ),
         (
-            bool(gallery_bank) and request.method not in dual,
+            request.gallery_bank is not None and request.method not in dual,
             f"--gallery-bank: expected a method with one ({', '.join(dual)})",
             request.method,
-        ),
-        (len(gallery_bank) > 1, "--gallery-bank: expected one", "--gallery-statistics too"),
-        (
-            request.method == "auto" and request.gallery_statistics is not None,
-            "--method auto: expected --gallery-bank or none",
-            "--gallery-statistics",
         ),
         (pairs and request.method != "auto", "--bank-pairs: expected --method auto", "another"),
     ]
@@ -206,32 +180,25 @@ class _Work:
         self.request = request
         self.parameters = request.parameters
         self.similarity_fn = large.SIMILARITY_FUNCTIONS[request.similarity]
-        names = {"gallery": ("GALLERY", request.gallery)}
-        if request.query_bank is not None:
-            names["query_bank"] = ("--query-bank", request.query_bank)
-        if request.gallery_bank is not None:
-            names["gallery_bank"] = ("--gallery-bank", request.gallery_bank)
-        self.files = {name: large.open_rows(*pair) for name, pair in names.items()}
-        for rows in self.files.values():
-            if rows.num_rows is None:
-                raise ValueError(
-                    f"{rows.label}: expected a file, which can be read again to resume"
-                )
-        results.check_apart("--output", request.output, large.paths(self.files.values()))
-        by_label = {rows.label: rows.rows for rows in self.files.values()}
-        sets.check_same_columns(by_label, "embedding dimensions")
+        names = {
+            "gallery": ("GALLERY", request.gallery),
+            "query_bank": ("--query-bank", request.query_bank),
+            "gallery_bank": ("--gallery-bank", request.gallery_bank),
+        }
+        found = large.open_rows(dict(names.values()))
+        self.files = {
+            name: found[argument] for name, (argument, _) in names.items() if argument in found
+        }
         self.settings = Settings(self.similarity_fn, block_size=request.block_size)
         self.stamps = {name: rows.stamp for name, rows in self.files.items()}
         self.found: dict[str, Any] = {}  # fingerprints, as they become known
         self.exclude: dict[str, Any] = {}  # per bank, what its rows do not enter
-        self.states = {
-            bank: _statistics_file(path, self.files["gallery"], request)
-            for bank, path in (
-                ("query", request.query_statistics),
-                ("gallery", request.gallery_statistics),
-            )
-            if path is not None
-        }
+        text = request.query_statistics
+        self.states = (
+            {}
+            if text is None
+            else {"query": _statistics_file(text, self.files["gallery"], request)}
+        )
 
     def forget(self) -> None:
         """Removes what is kept for resuming."""
@@ -246,7 +213,7 @@ class _Work:
             "parameters": self.parameters,
             "similarity": self.request.similarity,
             "block_size": self.request.block_size,
-            "statistics": {bank: provenance for bank, (_, provenance) in self.states.items()},
+            "statistics": {bank: made.provenance for bank, (_, made) in self.states.items()},
             **({} if pairs is None else {"bank_pairs": pairs}),
         }
 
@@ -293,17 +260,10 @@ class _Work:
             )
         if "gallery" not in self.found:
             self.found["gallery"] = dbn.out_of_core.fingerprint(self.files["gallery"].rows)
-        for label, known in ((path, p.get("gallery")) for _, (path, p) in self._made_before()):
-            large.check_fingerprint(label, known, self.found["gallery"])
+        for label, made in self.states.values():
+            large.check_fingerprint(label, made.provenance.get("gallery"), self.found["gallery"])
         files = {name: self.found.get(name) for name in self.files}
         return state, {**self._asked(), **files, "stamps": self.stamps, **more}
-
-    def _made_before(self) -> list[tuple[str, tuple[str, dict[str, Any]]]]:
-        paths = {
-            "query": self.request.query_statistics,
-            "gallery": self.request.gallery_statistics,
-        }
-        return [(b, (str(paths[b]), provenance)) for b, (_, provenance) in self.states.items()]
 
     def statistics(self, bank: str, beta: float, k: int) -> dbn.BankStatistics:
         """Of a bank, in one pass over its file, or those given."""
@@ -311,7 +271,7 @@ class _Work:
         if row is None or "k" not in row.defaults:  # -k is of the gates
             k = self.parameters.get("k", k)
         if bank in self.states:
-            return self.states[bank][0]
+            return self.states[bank][1].state
         gallery = self.files["gallery"]
         own = bank == "gallery" and "gallery_bank" not in self.files
         rows = gallery if own else self.files[f"{bank}_bank"]
@@ -319,7 +279,7 @@ class _Work:
         if own and exclude is None:
             exclude = np.arange(len(gallery.rows))
         size = self.request.block_size
-        report = self.progress.of(f"{bank} bank", rows.num_rows, gallery.num_rows, size)
+        report = self.progress.of(f"{bank} bank", len(rows.rows), len(gallery.rows), size)
         with large.errors_name({"bank": rows.label, "gallery": gallery.label}):
             fitted = fits.fit_bank(
                 rows.rows,
@@ -344,9 +304,9 @@ class _Work:
     def largest(self, k: int) -> dbn.LargestSimilarities:
         """Of the query bank, in one pass over the gallery's file."""
         rows, gallery = self.files["query_bank"], self.files["gallery"]
-        k = min(k, rows.num_rows or k)
+        k = min(k, len(rows.rows))
         size = self.request.block_size
-        report = self.progress.of("gallery", gallery.num_rows, rows.num_rows, size)
+        report = self.progress.of("gallery", len(gallery.rows), len(rows.rows), size)
         with large.errors_name({"bank": rows.label, "gallery": gallery.label}):
             fitted = fits.fit_largest(
                 rows.rows,
@@ -408,24 +368,18 @@ def _sample(gallery: Rows, known: npt.NDArray[Any], request: Request) -> Rows:
     return gallery._replace(rows=np.asarray(gallery.rows[np.union1d(chosen, known)]))
 
 
-def _statistics_file(
-    path: Path, gallery: Rows, request: Request
-) -> tuple[dbn.BankStatistics, dict[str, Any]]:
-    state = dbn.load(path)
-    if not isinstance(state, dbn.BankStatistics):
-        raise ValueError(
-            f"{path}: expected BankStatistics, got a {type(state).__name__}; make them with dbnorm "
-            f"fit --method statistics"
-        )
-    provenance = dbn.read_provenance(path) or {}
-    known = provenance.get("gallery") or {"rows": state.num_gallery, "dim": gallery.rows.shape[1]}
-    large.check_gallery(str(path), known, *gallery.rows.shape)
-    if request.row is not None and request.row.gated and not state.k:
-        raise ValueError(f"{path}: expected statistics with k of 1 or more, got 0; fit it anew")
-    similarity = request.similarity
-    if provenance.get("similarity", similarity) != similarity:
-        raise ValueError(
-            f"{path}: expected statistics under {similarity} similarity, got "
-            f"{provenance['similarity']}; give --similarity {provenance['similarity']}"
-        )
-    return state, provenance
+def _statistics_file(text: str, gallery: Rows, request: Request) -> tuple[str, State]:
+    """What names the file in errors, and what it holds."""
+    source = Source.parse("--query-statistics", text)
+    remedy = "make them with dbnorm fit --method statistics"
+    made = read_state(source, (dbn.BankStatistics,), "BankStatistics", remedy)
+    known = made.provenance.get("gallery")
+    known = known or {"rows": made.state.num_gallery, "dim": gallery.rows.shape[1]}
+    large.check_gallery(str(source), known, *gallery.rows.shape)
+    if request.row is not None and request.row.gated and not made.state.k:
+        raise source.fail("statistics with k of 1 or more", "0", "fit it anew")
+    found = made.provenance.get("similarity", request.similarity)
+    if found != request.similarity:
+        expected = f"statistics under {request.similarity} similarity"
+        raise source.fail(expected, found, f"give --similarity {found}")
+    return str(source), made

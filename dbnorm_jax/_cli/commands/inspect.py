@@ -1,22 +1,23 @@
 """`dbnorm inspect`: the hubs of a collection explained. All checks come before any work."""
 
 import dataclasses
-import math
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from dbnorm_jax._cli.commands import evaluate
 from dbnorm_jax._cli.measuring.hubs import Inspection, inspect, num_steps
-from dbnorm_jax._cli.measuring.methods import DEFAULT_BETAS, Method
+from dbnorm_jax._cli.measuring.methods import Method, checked_beta
 from dbnorm_jax._cli.measuring.table_rows import NEIGHBORS, num_transductive
-from dbnorm_jax._cli.reading import labels, sets
-from dbnorm_jax._cli.reading.argument import Source
-from dbnorm_jax._cli.reading.arrays import read_floats, read_relevant, read_set
+from dbnorm_jax._cli.reading.arrays import (
+    labels_given,
+    read_embeddings,
+    read_set,
+    with_labels,
+)
 from dbnorm_jax._cli.reading.emoji_names import emoji_names
-from dbnorm_jax._cli.reading.labels import with_labels
 from dbnorm_jax._cli.reading.sets import EvaluationSet
 from dbnorm_jax._cli.showing import hub_report
-from dbnorm_jax._cli.showing import output as results
+from dbnorm_jax._cli.showing.output import Sink
 from dbnorm_jax._cli.showing.progress import Progress
 from dbnorm_jax._cli.showing.report import print_paths, require
 from dbnorm_jax._cli.showing.table import Report
@@ -67,10 +68,9 @@ def run(request: Request) -> None:
     _check_combination(request)
     method = _method(request)
     beta = method.beta_query or _beta(request)
+    sink = None
     if request.output is not None:
-        results.check_folder(
-            "--output", request.output, list(hub_report.FILES), force=request.force
-        )
+        sink = Sink(request.output, names=hub_report.FILES, force=request.force)
     with Progress(num_steps(method)) as progress:
         test = read(request)
         found = inspect(
@@ -83,8 +83,8 @@ def run(request: Request) -> None:
         )
         report = _report(request, found, method)
         paths = []
-        if request.output is not None:
-            paths = results.write(request.output, hub_report.contents(report, found))
+        if sink is not None:
+            paths = sink.write(hub_report.contents(report, found))
     if request.as_json:
         print(hub_report.to_json(report, found), end="")
     else:
@@ -103,7 +103,7 @@ def _check_combination(request: Request) -> None:
     }
     others = [name for name, value in given.items() if value is not None]
     if request.demo:
-        others += labels.given(request)
+        others += labels_given(request)
         others += ["--similarity"] * (request.similarity is not None)
         others += ["a file"] * (request.file is not None)
         if others:
@@ -165,16 +165,8 @@ def _method(request: Request) -> Method:
 
 def _beta(request: Request) -> float:
     """Of the bias that is explained, where the method has none of its own."""
-    if request.beta_query is None and request.measure != "cosine":
-        _fail(
-            f"--beta-query: expected a number with {request.measure} similarity",
-            "none",
-            "the hubs' contributors are those of a bias, whose beta has the unit 1/similarity",
-        )
-    beta = DEFAULT_BETAS["beta_query"] if request.beta_query is None else request.beta_query
-    if not (math.isfinite(beta) and beta > 0):
-        _fail("--beta-query: expected a positive number", f"{beta:g}", "for cosines, 20 is a start")
-    return beta
+    why = "only cosines have a default; the hubs' contributors are those of a bias"
+    return checked_beta("beta_query", request.beta_query, request.measure, why)
 
 
 def read(request: Request) -> EvaluationSet:
@@ -185,62 +177,23 @@ def read(request: Request) -> EvaluationSet:
     if request.query_bank is None:
         test = read_set(request.file, request.measure)
     else:
-        test = _read_embeddings(request)
+        named = {
+            "gallery": ("GALLERY", request.file),
+            "query_bank": ("--query-bank", request.query_bank),
+            "gallery_bank": ("--gallery-bank", request.gallery_bank),
+            "queries": ("--queries", request.queries),
+        }
+        test = read_embeddings(
+            named, request.measure, relevant=request.relevant, bank_pairs=request.bank_pairs
+        )
     test = with_labels(test, request)
     if request.own_queries and test.query_labels is None:
         return dataclasses.replace(test, query_labels=test.query_bank_labels)
     return test
 
 
-def _read_embeddings(request: Request) -> EvaluationSet:
-    named = {
-        "gallery": ("GALLERY", request.file),
-        "query_bank": ("--query-bank", request.query_bank),
-        "gallery_bank": ("--gallery-bank", request.gallery_bank),
-        "queries": ("--queries", request.queries),
-    }
-    sources = {
-        part: Source.parse(option, text)
-        for part, (option, text) in named.items()
-        if text is not None
-    }
-    arrays = {part: read_floats(source) for part, source in sources.items()}
-    sets.check_same_columns(
-        {str(sources[part]): array for part, array in arrays.items()}, "embedding dimensions"
-    )
-    sizes = {part: len(array) for part, array in arrays.items()}
-    relevant = pairs = None
-    if request.relevant is not None:
-        source = Source.parse("--relevant", request.relevant)
-        relevant = read_relevant(source, sizes["queries"], sizes["gallery"])
-    elif sizes.get("queries") == sizes["gallery"]:
-        relevant = sets.rows_relevant(sizes["gallery"])
-    if request.bank_pairs is not None:
-        others = sizes.get("gallery_bank", sizes["gallery"])
-        pairs = evaluate.read_pairs(request.bank_pairs, sizes["query_bank"], others)
-    embeddings: dict[str, Any] = {
-        part: sets.prepared(str(sources[part]), array, request.measure)
-        for part, array in arrays.items()
-    }
-    embeddings.setdefault("queries", embeddings["query_bank"])
-    return EvaluationSet(
-        name=evaluate.title(sources["gallery"]),
-        **embeddings,
-        relevant=relevant,
-        bank_pairs=pairs,
-        similarity=request.measure,
-    )
-
-
 def _report(request: Request, found: Inspection, method: Method) -> Report:
     test = found.test
-    sizes = {
-        "queries": len(test.queries),
-        "gallery": len(test.gallery),
-        "query_bank": len(test.query_bank),
-    }
-    if test.gallery_bank is not None:
-        sizes["gallery_bank"] = len(test.gallery_bank)
     notes = [row.remark for row in found.rows if row.remark]
     if request.own_queries:
         notes.append(
@@ -250,7 +203,7 @@ def _report(request: Request, found: Inspection, method: Method) -> Report:
     return Report(
         name=test.name,
         similarity=test.similarity,
-        sizes=sizes,
+        sizes=test.sizes,
         beta_query=method.beta_query,
         beta_gallery=method.beta_gallery,
         own_gallery_bank=test.gallery_bank is None,

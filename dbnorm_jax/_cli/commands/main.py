@@ -31,7 +31,7 @@ def _run(arguments: list[str]) -> int:
     try:
         import click
 
-        from dbnorm_jax._cli.commands import declared, declared_files  # noqa: F401 - they add themselves
+        from dbnorm_jax._cli.commands import declared  # noqa: F401 - the commands add themselves
         from dbnorm_jax._cli.commands.group import ReaderGoneError, cli
 
         try:

@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 
 import dbnorm_jax as dbn
 from dbnorm_jax._cli.reading import large
-from dbnorm_jax._cli.showing import output as results
+from dbnorm_jax._cli.reading.argument import Source
+from dbnorm_jax._cli.reading.corrections import read_state
+from dbnorm_jax._cli.showing.output import Sink
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Request:
 
 
 class _Part(NamedTuple):
-    path: Path
+    label: str
     state: dbn.BankStatistics | dbn.LargestSimilarities
     provenance: Mapping[str, Any]
 
@@ -34,8 +36,8 @@ def run(request: Request) -> None:
     """Reads, compares, merges, writes and says what was merged."""
     if len(request.files) < 2:
         raise ValueError("merge: expected two files or more, got fewer; see dbnorm merge --help")
-    results.check_file("--output", request.output, (".npz",), force=request.force)
-    parts = [_read(Path(name)) for name in request.files]
+    sink = Sink(request.output, suffixes=(".npz",), force=request.force)
+    parts = [_read(name) for name in request.files]
     first = parts[0]
     for part in parts[1:]:
         _compare(first, part)
@@ -43,7 +45,7 @@ def run(request: Request) -> None:
         _check_repeats(parts)
     merged = functools.reduce(_merged, parts)
     provenance = merged.provenance
-    dbn.save(request.output, merged.state, provenance=provenance)
+    sink.save(merged.state, provenance)
     summary: dict[str, Any] = {
         "output": str(request.output),
         "kind": type(merged.state).__name__,
@@ -51,7 +53,7 @@ def run(request: Request) -> None:
         "k": merged.state.k,
         "beta": provenance.get("beta"),
         "bank_rows": [part["rows"] for part in provenance["parts"]],
-        "not_compared": [str(part.path) for part in parts if not part.provenance],
+        "not_compared": [part.label for part in parts if not part.provenance],
     }
     for name in summary["not_compared"]:
         print(f"dbnorm: {name} has no provenance: its gallery was not compared", file=sys.stderr)
@@ -68,15 +70,11 @@ def _about(part: _Part) -> str:
     return f"{betas}k {part.state.k}, {part.state.num_gallery:,} gallery items"
 
 
-def _read(path: Path) -> _Part:
-    state = dbn.load(path)
-    if not isinstance(state, (dbn.BankStatistics, dbn.LargestSimilarities)):
-        raise ValueError(
-            f"{path}: expected statistics of a bank, got a {type(state).__name__}; merge those, "
-            f"then fit with --query-statistics"
-        )
-    provenance = dbn.read_provenance(path) or {}
-    return _Part(path, state, provenance if "parts" in provenance else {})
+def _read(text: str) -> _Part:
+    source, remedy = Source.parse("", text), "merge those, then fit with --query-statistics"
+    kinds = (dbn.BankStatistics, dbn.LargestSimilarities)
+    state, provenance = read_state(source, kinds, "statistics of a bank", remedy)
+    return _Part(str(source), state, provenance if "parts" in provenance else {})
 
 
 def _compare(first: _Part, other: _Part) -> None:
@@ -84,7 +82,7 @@ def _compare(first: _Part, other: _Part) -> None:
         known, found = first.provenance.get(name), other.provenance.get(name)
         if known is not None and found is not None and known != found:
             raise ValueError(
-                f"{other.path}: expected the {meaning} of {first.path}, {_short(known)}, got "
+                f"{other.label}: expected the {meaning} of {first.label}, {_short(known)}, got "
                 f"{_short(found)}; only statistics of one {meaning} merge"
             )
 
@@ -96,21 +94,21 @@ def _short(value: Any) -> str:
 
 
 def _check_repeats(parts: Sequence[_Part]) -> None:
-    seen: dict[str, Path] = {}
+    seen: dict[str, str] = {}
     for part in parts:
         for bank in part.provenance.get("parts", ()):
             if bank["sha256"] in seen:
                 raise ValueError(
-                    f"{part.path}: expected bank rows that are not in {seen[bank['sha256']]} "
+                    f"{part.label}: expected bank rows that are not in {seen[bank['sha256']]} "
                     f"already, got the same {bank['rows']} rows; leave one out, or count them "
                     f"twice with --allow-repeats"
                 )
-            seen[bank["sha256"]] = part.path
+            seen[bank["sha256"]] = part.label
 
 
 def _merged(first: _Part, second: _Part) -> _Part:
-    with large.errors_name({"first": str(first.path), "others[0]": str(second.path)}):
+    with large.errors_name({"first": first.label, "others[0]": second.label}):
         state: Any = dbn.merge(first.state, second.state)  # type: ignore[type-var]
     known = dict(first.provenance or second.provenance)
     both = [*first.provenance.get("parts", ()), *second.provenance.get("parts", ())]
-    return _Part(first.path, state, known | {"parts": both})
+    return _Part(first.label, state, known | {"parts": both})

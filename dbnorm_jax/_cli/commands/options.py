@@ -107,6 +107,12 @@ def as_json(text: str = "Print JSON instead of text.") -> Decorator:
     return click.option("--json", "as_json", is_flag=True, help=text)
 
 
+def neighbors(text: str) -> Decorator:
+    """`-k`; left out, it fits a small gallery."""
+    text += "  [default: 10, or all where there are fewer]"
+    return click.option("-k", type=click.IntRange(min=1), metavar="K", help=text)
+
+
 def seed(text: str) -> Decorator:
     """`--seed`."""
     return click.option("--seed", default=0, type=click.IntRange(min=0), help=text)

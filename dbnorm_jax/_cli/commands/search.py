@@ -15,13 +15,12 @@ from zipfile import ZIP_STORED, ZipFile
 import numpy as np
 from numpy.lib import format as npy_format
 
-from dbnorm_jax._cli.reading import large, sets
-from dbnorm_jax._cli.reading.argument import Source
+from dbnorm_jax._cli.reading import large
+from dbnorm_jax._cli.reading.argument import Source, neighbors
 from dbnorm_jax._cli.reading.arrays import read_items
 from dbnorm_jax._cli.reading.corrections import read_correction
-from dbnorm_jax._cli.showing import output as results
+from dbnorm_jax._cli.showing.output import Sink, csv_line
 from dbnorm_jax._cli.showing.progress import RowProgress
-from dbnorm_jax._src.files import binary
 from dbnorm_jax._src.places.disk import search
 from dbnorm_jax._src.places.disk.fits import Settings, row_pair
 from dbnorm_jax._src.places.disk.rows import DEFAULT_BLOCK_SIZE
@@ -39,8 +38,8 @@ class Request:
 
     queries: str
     gallery: str
-    correction: Path | None = None
-    k: int = 10
+    correction: str | None = None
+    k: int | None = None
     similarity: str | None = None
     query_ids: str | None = None
     gallery_ids: str | None = None
@@ -57,7 +56,7 @@ class _Names(NamedTuple):
     gallery: Array | None
 
 
-class Sink(Protocol):
+class Results(Protocol):
     """Takes results block by block."""
 
     def add(self, start: int, scores: Array, indices: Array) -> None:
@@ -67,32 +66,26 @@ class Sink(Protocol):
 
 def run(request: Request) -> None:
     """Checks, searches block by block, writes as it goes; the file appears when all is in it."""
+    output = None
     if request.output is not None:
-        results.check_file("--output", request.output, _SUFFIXES, force=request.force)
+        output = Sink(request.output, suffixes=_SUFFIXES, force=request.force)
     elif request.as_json:
         raise ValueError("--json: expected --output, whose contents it sums up, got none; name one")
-    queries = large.open_rows("QUERIES", request.queries)
-    gallery = large.open_rows("GALLERY", request.gallery)
-    if gallery.num_rows is None:
-        raise ValueError("GALLERY: expected a file, got standard input; it is read more than once")
-    if request.output is not None:
-        inputs = large.paths([queries, gallery])
-        results.check_apart("--output", request.output, inputs)
-    by_label = {rows.label: rows.rows for rows in (queries, gallery)}
-    sets.check_same_columns(by_label, "embedding dimensions")
-    if request.k > gallery.num_rows:
-        raise ValueError(
-            f"-k: expected between 1 and {gallery.num_rows} (gallery items), got {request.k}; "
-            f"lower it"
-        )
+    queries, gallery = large.open_rows(
+        {"QUERIES": request.queries, "GALLERY": request.gallery}
+    ).values()
+    if output is not None:
+        output.check_apart({rows.label: rows.path for rows in (queries, gallery)})
+    num_gallery = len(gallery.rows)
+    k = neighbors(request.k, num_gallery)
     fitted = None
     if request.correction is not None:
         fitted = read_correction(request.correction, gallery, request.similarity)
     correction = None if fitted is None else fitted.correction
     similarity = (request.similarity or "cosine") if fitted is None else fitted.similarity
     names = _Names(
-        _names("--query-ids", request.query_ids, queries.rows.shape[0]),
-        _names("--gallery-ids", request.gallery_ids, gallery.num_rows),
+        _names("--query-ids", request.query_ids, len(queries.rows)),
+        _names("--gallery-ids", request.gallery_ids, num_gallery),
     )
     settings = Settings(large.SIMILARITY_FUNCTIONS[similarity], block_size=request.block_size)
     pair = row_pair(("queries", queries.rows), ("gallery", gallery.rows), settings)
@@ -104,38 +97,36 @@ def run(request: Request) -> None:
     with ExitStack() as stack:
         stack.enter_context(large.errors_name({"queries": queries.label, "gallery": gallery.label}))
         progress = stack.enter_context(RowProgress())
-        report = progress.of("queries", queries.rows.shape[0], None, request.block_size)
-        sink = stack.enter_context(_sink(request, names))
-        for block, found in search.top_k_blocks(passes, request.k, hashed=hashed):
+        report = progress.of("queries", len(queries.rows), None, request.block_size)
+        sink = stack.enter_context(_results(output, k, names))
+        for block, found in search.top_k_blocks(passes, k, hashed=hashed):
             if hashed:
-                large.check_fingerprint(
-                    f"--correction '{request.correction}'", known, pair[1].fingerprint
-                )
+                assert fitted is not None
+                large.check_fingerprint(fitted.label, known, pair[1].fingerprint)
                 hashed = False
             sink.add(block.start, np.asarray(found.scores), np.asarray(found.indices))
             count = block.stop
             if report is not None:
                 report(count, 0)
-    if request.output is not None:
-        _report(request, count, len(gallery.rows), similarity)
+    if output is not None:
+        _report(request, k, count, num_gallery, similarity)
 
 
-def _report(request: Request, num_queries: int, num_gallery: int, similarity: str) -> None:
+def _report(request: Request, k: int, num_queries: int, num_gallery: int, similarity: str) -> None:
     content = {
         "output": str(request.output),
         "num_queries": num_queries,
         "num_gallery": num_gallery,
-        "k": request.k,
+        "k": k,
         "similarity": similarity,
-        "correction": None if request.correction is None else str(request.correction),
+        "correction": request.correction,
     }
     if request.as_json:
         print(json.dumps(content, indent=2))
         return
     how = "raw" if request.correction is None else f"under {request.correction}"
     print(
-        f"wrote {request.output}: {request.k} of {num_gallery:,} items for {num_queries:,} queries "
-        f"({how})"
+        f"wrote {request.output}: {k} of {num_gallery:,} items for {num_queries:,} queries ({how})"
     )
 
 
@@ -147,23 +138,27 @@ def _names(option: str, text: str | None, count: int) -> Array | None:
 
 
 @contextmanager
-def _sink(request: Request, names: _Names) -> Iterator[Sink]:
-    output = request.output
+def _results(output: Sink | None, k: int, names: _Names) -> Iterator[Results]:
     if output is None:
         yield _JsonLines(sys.stdout, names)
         return
-    if output.suffix in (".csv", ".jsonl"):
-        with binary.replacing(output) as file:
+    suffix = output.path.suffix
+    if suffix in (".csv", ".jsonl"):
+        with output.open() as file:
             text = io.TextIOWrapper(file, "utf-8", newline="", write_through=True)
-            yield _Csv(text, names) if output.suffix == ".csv" else _JsonLines(text, names)
+            yield _Csv(text, names) if suffix == ".csv" else _JsonLines(text, names)
             text.detach()
         return
-    beside = output.absolute().parent  # the folder for temporary files may be small
-    with TemporaryFile(dir=beside) as scores, TemporaryFile(dir=beside) as indices:
-        arrays = _Arrays(scores, indices, request.k)
+    beside = output.path.absolute().parent  # the folder for temporary files may be small
+    with (
+        output.alone(),
+        TemporaryFile(dir=beside) as scores,
+        TemporaryFile(dir=beside) as indices,
+    ):
+        arrays = _Arrays(scores, indices, k)
         yield arrays
-        with binary.replacing(output) as file:
-            arrays.write(file, output.suffix, names)
+        with output.open() as file:
+            arrays.write(file, suffix, names)
 
 
 class _JsonLines:
@@ -189,14 +184,14 @@ class _Csv:
 
     def __init__(self, file: IO[str], names: _Names) -> None:
         self._file, self._names = file, names
-        self._file.write(results.csv_line(["query", "rank", "item", "score"]))
+        self._file.write(csv_line(["query", "rank", "item", "score"]))
 
     def add(self, start: int, scores: Array, indices: Array) -> None:
         for row, (values, items) in enumerate(zip(scores.tolist(), indices, strict=True), start):
             query = _name(self._names.queries, row)
             for rank, (value, item) in enumerate(zip(values, items.tolist(), strict=True), 1):
                 cells = [query, rank, _name(self._names.gallery, item), value]
-                self._file.write(results.csv_line(cells))
+                self._file.write(csv_line(cells))
 
 
 class _Arrays:

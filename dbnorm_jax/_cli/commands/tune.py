@@ -8,11 +8,9 @@ from typing import Any
 import numpy as np
 
 import dbnorm_jax as dbn
-from dbnorm_jax._cli.commands.evaluate import read_pairs
 from dbnorm_jax._cli.reading import sets
-from dbnorm_jax._cli.reading.argument import Source
-from dbnorm_jax._cli.reading.arrays import read_floats
-from dbnorm_jax._cli.showing import output as results
+from dbnorm_jax._cli.reading.arrays import read_pairs, read_together
+from dbnorm_jax._cli.showing.output import Sink
 from dbnorm_jax._src.tuning.choice import methods
 
 _FUNCTIONS = {
@@ -42,24 +40,25 @@ class Request:
 
 def run(request: Request) -> None:
     """Checks, reads, chooses, prints and, with --output, writes."""
+    sink = None
     if request.output is not None:
-        results.check_file("--output", request.output, (".npz",), force=request.force)
-    named = {
-        "QUERY_BANK": request.query_bank,
-        "GALLERY_BANK": request.gallery_bank,
-        "--gallery": request.gallery,
-    }
-    sources = [Source.parse(name, text) for name, text in named.items() if text is not None]
-    arrays = {str(source): read_floats(source) for source in sources}
-    if request.output is not None:
-        inputs = {str(source): source.path for source in sources}
-        results.check_apart("--output", request.output, inputs)
-    sets.check_same_columns(arrays, "embedding dimensions")
-    sizes = [len(array) for array in arrays.values()]
+        sink = Sink(request.output, suffixes=(".npz",), force=request.force)
+    found = read_together(
+        {
+            "QUERY_BANK": request.query_bank,
+            "GALLERY_BANK": request.gallery_bank,
+            "--gallery": request.gallery,
+        }
+    )
+    if sink is not None:
+        sink.check_apart({str(source): source.path for source, _ in found.values()})
+    sizes = [len(array) for _, array in found.values()]
     pairs = None
     if request.bank_pairs is not None:
         pairs = read_pairs(request.bank_pairs, *sizes[:2])
-    rows = [sets.prepared(name, array, request.similarity) for name, array in arrays.items()]
+    rows = [
+        sets.prepared(str(source), array, request.similarity) for source, array in found.values()
+    ]
     choice = dbn.tuning.tune(
         query_bank=rows[0],
         gallery_bank=rows[1],
@@ -68,8 +67,8 @@ def run(request: Request) -> None:
         similarity_fn=_FUNCTIONS[request.similarity],
         seed=request.seed,
     )
-    if request.output is not None:
-        dbn.save(request.output, choice)
+    if sink is not None:
+        sink.save(choice)
     print(to_json(choice) if request.as_json else to_text(choice))
 
 

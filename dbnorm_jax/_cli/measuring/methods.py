@@ -78,6 +78,34 @@ def file_methods() -> tuple[str, ...]:
     return (*rows, "auto", "statistics")
 
 
+def checked_beta(
+    name: str, given: float | None, measure: str, why: str = "only cosines have a default"
+) -> float:
+    """What an option says of a beta, or its default for cosines.
+
+    Args:
+      name: of the parameter.
+      given: None where the option is left out.
+      measure: similarity that it is for, or "given" by matrices.
+      why: it is needed, after that it has a unit.
+    """
+    option = f"--{name.replace('_', '-')}"
+    if given is None:
+        if measure == "cosine":
+            return DEFAULT_BETAS[name]
+        kind = "similarity matrices" if measure == "given" else f"{measure} similarity"
+        raise ValueError(
+            f"{option}: expected a number with {kind}, got none; beta has the unit 1/similarity, "
+            f"so {why}"
+        )
+    if not (math.isfinite(given) and given > 0):
+        raise ValueError(
+            f"{option}: expected a positive number, got {given:g}; for cosines, 20 and 1 "
+            f"are a start"
+        )
+    return given
+
+
 DEFAULT = ("auto", *groups()["paper"], "csls", "nnn")
 
 

@@ -1,18 +1,46 @@
-"""A file that an argument names, and how errors name it."""
+"""A file or a pipe that an argument names, and how errors name it."""
 
 import contextlib
 import dataclasses
+import io
+import os
 import stat
+import sys
+import tempfile
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
+from dbnorm_jax._src.files import binary
 from dbnorm_jax._src.files.binary import printable
 
 SAVE_REMEDY = "write it with numpy.save as float32"
 BROKEN_REMEDY = "copy or write it again"
+STDIN = "-"
 
-_OF_SEVERAL = (".npz", ".safetensors", ".parquet", ".arrow", ".feather")
+NPY, NPZ, SAFETENSORS, PARQUET, ARROW = "npy", "npz", "safetensors", "Parquet", "Arrow"
+_STARTS = {
+    b"\x93NUMPY": NPY,
+    b"PK\x03\x04": NPZ,  # an archive; two letters may begin a text as well
+    b"PK\x05\x06": NPZ,  # an empty one
+    b"PAR1\x15": PARQUET,
+    b"ARROW1\0\0": ARROW,
+    b"\xff\xff\xff\xff": ARROW,  # a stream
+}
+_SUFFIXES = {
+    ".npz": NPZ,
+    ".safetensors": SAFETENSORS,
+    ".parquet": PARQUET,
+    ".arrow": ARROW,
+    ".feather": ARROW,
+}
+# A pipe begins with so many bytes at most that say what it holds.
+_START = 2**16
+_PART = 2**20  # bytes asked for at once
+
+# Standard input -> the argument that took it.
+_taken: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,30 +49,112 @@ class Source:
 
     Attributes:
       argument: as the user knows it.
-      path: of the file.
+      path: of the file; of a pipe, what keeps its contents.
       member: the array in a file of several.
+      piped: it came through standard input.
+      remedy: how to write what is expected.
     """
 
     argument: str
     path: Path
     member: str | None = None
+    piped: bool = False
+    remedy: str = SAVE_REMEDY
 
     @classmethod
     def parse(cls, argument: str, text: str) -> "Source":
-        """`FILE` or, of several arrays, `FILE.npz:name`; a file of that very name comes first."""
-        head, colon, member = text.rpartition(":")
-        if colon and Path(head).suffix.lower() in _OF_SEVERAL and not Path(text).exists():
+        """`FILE`, `-` or, of several arrays, `FILE.npz:name`; a file of that very name is first."""
+        head, colon, name = text.rpartition(":")
+        several = head == STDIN or Path(head).suffix.lower() in (*_SUFFIXES, ".npy")
+        member: str | None = name
+        if not colon or not several or Path(text).exists():
+            head, member = text, None
+        if head != STDIN:
             return cls(argument, Path(head), member)
-        return cls(argument, Path(text))
+        stream = sys.stdin.buffer
+        if stream in _taken:
+            raise ValueError(
+                f"{argument}: expected a file, got standard input, which {_taken[stream]} takes; "
+                f"name a file"
+            )
+        _taken[stream] = argument
+        source = cls.kept(argument, stream)
+        weakref.finalize(stream, _remove, str(source.path))  # at the end at the latest
+        return dataclasses.replace(source, member=member)
+
+    @classmethod
+    def kept(cls, argument: str, stream: IO[bytes]) -> "Source":
+        """A pipe, kept in a temporary file: what is checked of files is checked of it.
+
+        Of an .npy one byte more is taken than it declares, of noise the beginning. The
+        caller removes the file.
+        """
+        handle, name = tempfile.mkstemp(prefix="dbnorm-")
+        with os.fdopen(handle, "wb") as file:
+            start = stream.read(_START)
+            file.write(start)
+            left = _declared(start) - len(start)
+            while left > 0 and (part := stream.read(min(left, _PART))):
+                file.write(part)
+                left -= len(part)
+        return cls(argument, Path(name), piped=True)
+
+    @property
+    def name(self) -> str:
+        """What to write before `:member`."""
+        return STDIN if self.piped else self.path.name
+
+    @property
+    def title(self) -> str:
+        """What to call its contents."""
+        return self.member or (self.argument if self.piped else self.path.stem)
 
     def __str__(self) -> str:
-        member = "" if self.member is None else f":{printable(self.member)}"
-        return f"{self.argument} '{self.path}{member}'"
+        place = "standard input" if self.piped else str(self.path)
+        place += "" if self.member is None else f":{printable(self.member)}"
+        if not self.argument:  # one of many files
+            return place
+        return f"{self.argument} ({place})" if self.piped else f"{self.argument} '{place}'"
 
     def fail(self, expected: str, actual: str, remedy: str) -> ValueError:
         """The error to raise."""
         parts = map(printable, (expected, actual, remedy))  # names in files may be anything
         return ValueError("{}: expected {}, got {}; {}".format(self, *parts))
+
+
+def _remove(name: str) -> None:
+    with contextlib.suppress(OSError):
+        Path(name).unlink()
+
+
+def _declared(start: bytes) -> int:
+    """How many bytes of a pipe to take at most."""
+    kind = _kind(start)
+    if kind == NPY:
+        stream = io.BytesIO(start)
+        try:
+            return binary.read_stream_header(stream).num_bytes + stream.tell() + 1
+        except binary.BadArrayError:
+            return 0
+    return 0 if kind is None and b"\0" in start else sys.maxsize
+
+
+def _kind(start: bytes) -> str | None:
+    for known, kind in _STARTS.items():
+        if start.startswith(known):
+            return kind
+    # Eight bytes say how long the JSON is that follows.
+    return SAFETENSORS if start[4:9] == b"\0\0\0\0{" else None
+
+
+def kind_of(source: Source) -> str | None:
+    """What a file is by its beginning, else by its suffix; None for a text and for anything else.
+
+    A pipe has no suffix.
+    """
+    with opened(source) as file:
+        kind = _kind(file.read(16))
+    return kind or _SUFFIXES.get(source.path.suffix.lower())
 
 
 @contextlib.contextmanager
@@ -54,10 +164,23 @@ def opened(source: Source) -> Iterator[IO[bytes]]:
         # A pipe or device would block, and has no size to check the header against.
         if not stat.S_ISREG(source.path.stat().st_mode):
             kind = "a folder" if source.path.is_dir() else "something else"
-            raise source.fail("a file of arrays", kind, "name the file itself")
+            raise source.fail("a file of arrays", kind, "name the file itself, or pipe it to -")
         file = source.path.open("rb")
     except OSError as error:
         why = (error.strerror or str(error)).lower()
         raise source.fail("a readable file", why, "check the path") from None
     with file:
         yield file
+
+
+def neighbors(k: int | None, num_gallery: int) -> int:
+    """What -k asks for; left out, 10 or all items where there are fewer.
+
+    Raises:
+      ValueError: more were asked for than there are.
+    """
+    if k is not None and k > num_gallery:
+        raise ValueError(
+            f"-k: expected between 1 and {num_gallery} (gallery items), got {k}; lower it"
+        )
+    return min(10, num_gallery) if k is None else k

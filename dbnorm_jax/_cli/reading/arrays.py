@@ -1,46 +1,37 @@
-"""Reading arrays from files, distrusting them; .npy and .npz here, others by `formats`.
+"""The checks that every input passes, whatever the form of its file, and sets of several inputs.
 
-The header is compared with the size of the file before anything is allocated, and nothing is ever
-unpickled. Errors name the argument, the file, what was expected, what was found and the remedy;
-NumPy's own messages are not passed on, since some of them advise to allow pickles.
+Errors name the argument, the file, what was expected, what was found and the remedy.
 """
 
-import contextlib
 import dataclasses
-import io
-import zipfile
-from collections.abc import Iterator
-from typing import IO
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from dbnorm_jax._cli.reading import formats, sets
-from dbnorm_jax._cli.reading.argument import BROKEN_REMEDY, SAVE_REMEDY, Source, opened
+from dbnorm_jax._cli.reading.argument import Source, kind_of, opened
+from dbnorm_jax._cli.reading.formats import NUMBERS, ROWS, TEXTS
 from dbnorm_jax._cli.reading.sets import Array, Csr, EvaluationSet
-from dbnorm_jax._src.files import binary
 
-_NPY_MAGIC = b"\x93NUMPY"
-_ZIP_MAGIC = b"PK"
-_PICKLE_MAGIC = b"\x80"
-# How archives begin, full or empty; two letters may begin a text as well.
-_MEMBER_MAGICS = (b"PK\x03\x04", b"PK\x05\x06")
-
-# An archive may unpack to so much without question, and beyond it to so many times its own size.
-# Embeddings shrink by a factor of 1 to 4; a planted bomb by about 1000.
-_SMALL = 16 * 2**20
-_MOST_COMPRESSED = 100
-
-_REWRITE_REMEDY = "copy it again, or write it with numpy.save as float32"
+_ROW_NUMBERS = "write row numbers, counted from 0, with numpy.save as int64"
+_SEVERAL = "; several as gt_indptr and gt_indices in an npz"
+_NAMES = "write texts with numpy.save as str, or as UTF-8 text, a line each"
+_CSR = ("gt_indptr", "gt_indices")
 
 
 def read_floats(source: Source) -> Array:
     """A non-empty 2-d floating-point array; an .npy file is memory-mapped."""
-    array = _read(source)
-    if array.dtype.kind != "f":
-        what = f"dtype {array.dtype}"
-        if array.dtype.kind == "V":
+    array = _read(source, ROWS, alone=True)
+    kind = array.dtype.kind
+    if kind != "f":
+        what, remedy = f"dtype {array.dtype}", "convert with .astype('float32')"
+        if kind == "V":
             what += " (bfloat16 loses its name in an .npy file)"
-        raise source.fail("floating-point numbers", what, "convert with .astype('float32')")
+            remedy = "convert with .astype('float32') before it is saved"
+        elif kind not in "biuc":
+            remedy = "name the file of the embeddings"
+        raise source.fail("floating-point numbers", what, remedy)
     if array.ndim != 2:
         remedy = "reshape it to [rows, columns]"
         raise source.fail("2 axes, one row per item", f"shape {array.shape}", remedy)
@@ -51,24 +42,125 @@ def read_floats(source: Source) -> Array:
 
 def read_integers(source: Source, several: str = "") -> Array:
     """A 1-d array of row numbers; `several` says where a row that has several of them goes."""
-    array = _read(source)
-    expected = "1 axis of integers (rows, counted from 0)"
-    if array.dtype.kind == "b" or array.ndim == 2:
+    source = dataclasses.replace(source, remedy=_ROW_NUMBERS + several)
+    array = _integers(source)
+    if array.dtype.kind == "b" or array.ndim != 1:
         what = f"dtype {array.dtype}, shape {array.shape}"
-        remedy = "write the number of each row's right one, for a matrix numpy.nonzero(matrix)[1]"
-        raise source.fail(expected, what, remedy + several)
-    if array.dtype.kind not in "iu":
-        remedy = "convert with .astype('int64')"
-        raise source.fail("integers (rows, counted from 0)", f"dtype {array.dtype}", remedy)
-    if array.ndim != 1:
-        raise source.fail(expected, f"shape {array.shape}", "reshape it")
+        remedy = f"keep one number per row, shape ({len(array) if array.ndim else 1},)"
+        if array.dtype.kind == "b" and array.ndim == 2:
+            remedy = "write numpy.where(matrix.any(1), matrix.argmax(1), -1)"
+        raise source.fail("1 axis of integers (rows, counted from 0)", what, remedy + several)
     return array
 
 
-def read_labels(source: Source, count: int, of: str) -> tuple[str, ...]:
-    """One label per item, as `read_items` finds them."""
-    labels = read_items(source, count, f"{count} labels, one per {of}")
-    return tuple(str(label) for label in labels)
+def _integers(source: Source) -> Array:
+    """Of any shape; bool too."""
+    array = _read(source, NUMBERS)
+    if array.dtype.kind in "biu":
+        return array
+    remedy = source.remedy
+    if array.dtype.kind == "f" and array.ndim == 1:
+        whole = array[np.isfinite(array)]
+        if (whole == whole.round()).all():
+            remedy = "convert with .astype('int64')"
+        if len(whole) < len(array):
+            remedy = "convert with numpy.nan_to_num(rows, nan=-1).astype('int64')"
+    what = f"dtype {array.dtype}, shape {array.shape}"
+    raise source.fail("integers (rows, counted from 0)", what, remedy)
+
+
+def read_pairs(text: str, num_query_bank: int, num_gallery_bank: int) -> sets.Integers:
+    """What --bank-pairs says, checked."""
+    if text == "rows":
+        if num_query_bank != num_gallery_bank:
+            raise ValueError(
+                f"--bank-pairs rows: expected banks of equal length, got {num_query_bank} and "
+                f"{num_gallery_bank} rows; give a file of gallery-bank rows"
+            )
+        return sets.rows_relevant(num_query_bank)[1]
+    source = Source.parse("--bank-pairs", text)
+    array = read_integers(source)
+    return sets.checked_pairs(str(source), array, num_query_bank, num_gallery_bank)
+
+
+def read_relevant(source: Source, num_queries: int, num_gallery: int) -> Csr:
+    """The right gallery rows of each query, as the library takes them: rows, a bool matrix, CSR.
+
+    CSR are two arrays in one file. Several rows of a query are filled up with -1.
+    """
+    source = dataclasses.replace(source, remedy=_ROW_NUMBERS + _SEVERAL)
+    names = [] if source.member is not None else _names(source) or []
+    if {*_CSR} & {*names}:
+        indptr, indices = (read_integers(_member_of(source, name, names)) for name in _CSR)
+        return sets.relevant_from_csr(str(source), indptr, indices, num_queries, num_gallery)
+    array, shape = _integers(source), (num_queries, num_gallery)
+    if array.dtype.kind == "b":
+        if array.shape != shape:
+            what = f"shape {array.shape}"
+            remedy = "transpose it" if array.T.shape == shape else source.remedy
+            raise source.fail(f"a matrix of bool of shape {shape}, queries x gallery", what, remedy)
+        return np.concatenate([[0], array.sum(axis=1).cumsum()]), array.nonzero()[1]
+    if array.shape == shape:
+        remedy = "make 0 and 1 bool with .astype(bool); give rows one more column of -1"
+        what = f"{array.dtype} of the shape of the scores, {shape}"
+        raise source.fail("row numbers, or a matrix of bool", what, remedy)
+    return sets.relevant_from_indices(str(source), array, num_queries, num_gallery)
+
+
+def _names(source: Source) -> list[str] | None:
+    """Of the arrays in a file; None where it is one array."""
+    with formats.contained(source) as file:
+        return file.names
+
+
+def _member_of(source: Source, name: str, names: list[str]) -> Source:
+    if name not in names:
+        only = f"only {formats.listed(names)}" if names else "no NumPy arrays"
+        raise source.fail(f"an array named {name}", only, "rename or add the array")
+    return dataclasses.replace(source, member=name)
+
+
+def _read(source: Source, wanted: str, *, alone: bool = False) -> Array:
+    """The array that is meant: the one named, or the only one.
+
+    Args:
+      source: of the array.
+      wanted: what a column of a table should hold, to propose one.
+      alone: the only such column is meant, whatever stands beside it.
+    """
+    with formats.contained(source) as file:
+        if file.names is None:
+            if source.member is not None:
+                raise source.fail("several arrays", "a single .npy array", "leave the :name out")
+            return file.read("")
+        likely = [name for name in file.names if file.columns.get(name) == wanted]
+        name = _meant(source, file.names, likely, alone=alone)
+        if file.names.count(name) > 1:
+            actual = f"{file.names.count(name)}"
+            raise source.fail(f"one array named {name}", actual, "rename the columns")
+        if wanted != TEXTS and file.columns.get(name) == TEXTS:
+            raise source.fail("numbers", "a column of strings", "choose another column")
+        return file.read(name)
+
+
+def _meant(source: Source, names: list[str], likely: list[str], *, alone: bool) -> str:
+    if source.member is not None:
+        if source.member not in names:
+            found = formats.listed(names) or "no NumPy arrays"
+            raise source.fail(f"an array named {source.member}", found, "choose one of them")
+        return source.member
+    if not names:
+        remedy = "save the array with numpy.save (from PyTorch: tensor.numpy())"
+        raise source.fail("a file of arrays", "an archive without any", remedy)
+    if alone and len(likely) == 1:
+        return likely[0]
+    if len(names) > 1:
+        remedy = f"choose one, for instance {source.name}:{(likely or names)[0]}"
+        raise source.fail("one array", formats.listed(names), remedy)
+    return names[0]
+
+
+# --- names ---------------------------------------------------------------------------------------
 
 
 def read_items(source: Source, count: int, expected: str) -> Array:
@@ -76,22 +168,20 @@ def read_items(source: Source, count: int, expected: str) -> Array:
 
     `expected` says in an error what the `count` of them stands for.
     """
-    with opened(source) as file:
-        start = file.read(len(_NPY_MAGIC))
-    is_array = start == _NPY_MAGIC or start.startswith(_MEMBER_MAGICS)
-    items = read_names(source) if is_array else read_lines(source)
+    items = read_lines(source) if kind_of(source) is None else read_names(source)
     if len(items) != count:
-        remedy = "write a line for every one, in the order of the rows"
+        remedy = "write one for every row, in the order of the rows"
         raise source.fail(expected, f"{len(items)}", remedy)
     return items
 
 
 def read_names(source: Source) -> Array:
     """A 1-d array of texts or integers."""
-    array = _read(source)
-    if array.dtype.kind not in "Uiu" or array.ndim != 1:
+    source = dataclasses.replace(source, remedy=_NAMES)
+    array = _read(source, TEXTS)
+    if array.dtype.kind not in "OUiu" or array.ndim != 1:
         what = f"dtype {array.dtype}, shape {array.shape}"
-        raise source.fail("1 axis of strings or integers", what, "or give a text file")
+        raise source.fail("1 axis of strings or integers", what, source.remedy)
     return array
 
 
@@ -101,204 +191,158 @@ def read_lines(source: Source) -> Array:
     A line ends with a line feed, or with a carriage return before it. `str.splitlines`, and files
     opened as text, end lines at characters that names may hold.
     """
+    if source.member is not None:
+        raise source.fail("several arrays", "a text", "leave the :name out")
     with opened(source) as file:
         data = file.read()
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         what = f"byte {data[error.start]:#x} at place {error.start}"
-        raise source.fail("UTF-8 text", what, "save it as UTF-8") from None
+        raise source.fail("UTF-8 text, or an array file", what, _NAMES) from None
     lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n") if text else []
     return np.array(lines, dtype=object)
 
 
-def read_relevant(source: Source, num_queries: int, num_gallery: int) -> Csr:
-    """The right gallery rows of each query: one index per query, or CSR in an npz."""
-    if source.member is None and _is_archive(source):
-        names = _names(source)
-        if len(names) != 1:
-            indptr, indices = (
-                read_integers(_member_of(source, name, names))
-                for name in ("gt_indptr", "gt_indices")
-            )
-            return sets.relevant_from_csr(str(source), indptr, indices, num_queries, num_gallery)
-    array = read_integers(source, "; several as gt_indptr and gt_indices in an npz")
-    return sets.relevant_from_indices(str(source), array, num_queries, num_gallery)
+# Field of the set, field of the request, the rows they are of, what one is called.
+_LABELS = (
+    ("gallery_labels", "labels", "gallery", "gallery item"),
+    ("query_bank_labels", "bank_labels", "query_bank", "query-bank item"),
+    ("query_labels", "query_labels", "queries", "query"),
+)
 
 
-def read_set(text: str, similarity: str) -> EvaluationSet:
-    """A whole set from one npz.
+def labels_given(request: Any) -> dict[str, str]:
+    """The options of labels that are given, and what they say."""
+    texts = {f"--{name.replace('_', '-')}": getattr(request, name) for _, name, _, _ in _LABELS}
+    return {option: text for option, text in texts.items() if text is not None}
 
-    It holds query, gallery and query_bank, and possibly gallery_bank, bank_pair, and gt_indptr
-    with gt_indices.
+
+def with_labels(test: EvaluationSet, request: Any) -> EvaluationSet:
+    """The set with the labels that are given."""
+    given = labels_given(request)
+    labels: dict[str, Any] = {}
+    for field, name, part, of in _LABELS:
+        option = f"--{name.replace('_', '-')}"
+        if option in given:
+            source = Source.parse(option, given[option])
+            labels[field] = read_labels(source, len(getattr(test, part)), of)
+    return dataclasses.replace(test, **labels)
+
+
+def read_labels(source: Source, count: int, of: str) -> tuple[str, ...]:
+    """One label per item, as `read_items` finds them."""
+    labels = read_items(source, count, f"{count} labels, one per {of}")
+    return tuple(str(label) for label in labels)
+
+
+# --- sets ----------------------------------------------------------------------------------------
+
+
+def read_together(
+    named: Mapping[str, str | None], meaning: str = "embedding dimensions"
+) -> dict[str, tuple[Source, Array]]:
+    """The rows of those arguments that are given, with as many columns each, values not read yet.
+
+    Args:
+      named: argument -> what it says.
+      meaning: of the columns.
     """
-    source = Source.parse("SET.npz", text)
-    if source.member is not None or not _is_archive(source):
-        remedy = "give a set, or the files of its parts one by one as --help says"
-        what = "one array" if source.member is not None else "a single .npy array"
-        raise source.fail("an npz with query, gallery and query_bank", what, remedy)
-    names = _names(source)
-    parts = {
-        name: _member_of(source, name, names)
-        for name in ("query", "gallery", "query_bank", "gallery_bank")
-        if name in names or name != "gallery_bank"
+    sources = {
+        argument: Source.parse(argument, text)
+        for argument, text in named.items()
+        if text is not None
     }
-    arrays = {part: read_floats(part) for part in parts.values()}
-    sets.check_same_columns(
-        {str(part): array for part, array in arrays.items()}, "embedding dimensions"
-    )
-    num_queries, num_gallery = (len(arrays[parts[name]]) for name in ("query", "gallery"))
-    relevant = None
-    if "gt_indptr" in names or "gt_indices" in names:
-        relevant = read_relevant(source, num_queries, num_gallery)
-    elif num_queries == num_gallery:
-        relevant = sets.rows_relevant(num_queries)
-    pairs = None
-    if "bank_pair" in names and "gallery_bank" in parts:
-        part = _member_of(source, "bank_pair", names)
-        sizes = (len(arrays[parts[name]]) for name in ("query_bank", "gallery_bank"))
-        pairs = sets.checked_pairs(str(part), read_integers(part), *sizes)
+    found = {argument: (source, read_floats(source)) for argument, source in sources.items()}
+    sets.check_same_columns({str(source): rows for source, rows in found.values()}, meaning)
+    return found
 
+
+def read_embeddings(
+    named: Mapping[str, tuple[str, str | None]],
+    similarity: str,
+    *,
+    relevant: str | None,
+    bank_pairs: str | None,
+) -> EvaluationSet:
+    """A set from files apart.
+
+    Args:
+      named: field of the set -> its argument, and what that says.
+      similarity: to prepare rows for.
+      relevant: what --relevant says. Without it row i belongs to row i if the counts agree.
+      bank_pairs: what --bank-pairs says.
+    """
+    read = read_together(dict(named.values()))
+    parts = {field: read[argument] for field, (argument, _) in named.items() if argument in read}
+    sizes = {field: len(rows) for field, (_, rows) in parts.items()}
+    truth = pairs = None
+    if relevant is not None:
+        source = Source.parse("--relevant", relevant)
+        truth = read_relevant(source, sizes["queries"], sizes["gallery"])
+    elif sizes.get("queries") == sizes["gallery"]:
+        truth = sets.rows_relevant(sizes["gallery"])
+    if bank_pairs is not None:
+        # Without a gallery bank the gallery stands in for it.
+        others = sizes.get("gallery_bank", sizes["gallery"])
+        pairs = read_pairs(bank_pairs, sizes["query_bank"], others)
+    titles = [parts[field][0].title for field in ("queries", "gallery") if field in parts]
+    return _prepared(" -> ".join(titles), parts, similarity, truth, pairs)
+
+
+def _prepared(
+    name: str,
+    parts: Mapping[str, tuple[Source, Array]],
+    similarity: str,
+    relevant: Csr | None,
+    pairs: sets.Integers | None,
+) -> EvaluationSet:
+    """All checks but those of the values have been made. Without queries the query bank asks."""
     embeddings = {
-        name: sets.prepared(str(part), arrays[part], similarity) for name, part in parts.items()
+        field: sets.prepared(str(source), rows, similarity)
+        for field, (source, rows) in parts.items()
     }
-    stem = source.path.stem
     return EvaluationSet(
-        # Many sets are folders with one data.npz each: the folder is the name.
-        name=source.path.resolve().parent.name if stem == "data" else stem,
-        queries=embeddings["query"],
-        gallery=embeddings["gallery"],
-        query_bank=embeddings["query_bank"],
-        gallery_bank=embeddings.get("gallery_bank"),
+        name,
+        embeddings.get("queries", embeddings["query_bank"]),
+        embeddings["gallery"],
+        embeddings["query_bank"],
+        embeddings.get("gallery_bank"),
         relevant=relevant,
         bank_pairs=pairs,
         similarity=similarity,
     )
 
 
-def _read(source: Source) -> Array:
-    if (read := formats.reader(source)) is not None:
-        return read(source)
-    if _is_archive(source):
-        return _read_member(source)
-    if source.member is not None:
-        raise source.fail("an npz archive", "a single .npy array", "leave the :name out")
-    with opened(source) as file:
-        size = source.path.stat().st_size
-        header = _header(source, file, size)
-    if not header.num_bytes:
-        return np.empty(header.shape, header.dtype)
-    array = np.memmap(
-        source.path,
-        dtype=header.dtype,
-        mode="r",
-        offset=header.offset,
-        shape=header.shape,
-        order="F" if header.fortran_order else "C",
-    )
-    with _refusing(source):
-        binary.check_texts(array)
-    return array
+def read_set(text: str, similarity: str) -> EvaluationSet:
+    """A whole set from one file.
 
-
-def _is_archive(source: Source) -> bool:
-    with opened(source) as file:
-        start = file.read(len(_NPY_MAGIC))
-    if start.startswith(_ZIP_MAGIC):
-        return True
-    if start == _NPY_MAGIC:
-        return False
-    if not start:
-        raise source.fail("a .npy or .npz file", "an empty file", BROKEN_REMEDY)
-    what = "other contents"
-    if start.startswith(_PICKLE_MAGIC):
-        what = "what looks like a pickle, which can run code and is not loaded"
-    raise source.fail("a .npy or .npz file", what, SAVE_REMEDY)
-
-
-def _header(source: Source, file: IO[bytes], size: int) -> binary.Header:
-    with _refusing(source):
-        return binary.read_header(file, size)
-
-
-@contextlib.contextmanager
-def _refusing(source: Source) -> Iterator[None]:
-    try:
-        yield
-    except binary.BadArrayError as error:
-        raise source.fail(error.expected, error.actual, _REWRITE_REMEDY) from None
-
-
-def _names(source: Source) -> list[str]:
-    with _archive(source) as archive:
-        return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
-
-
-def _member_of(source: Source, name: str, names: list[str]) -> Source:
-    if name not in names:
-        raise source.fail(f"an array named {name}", _listed(names), "rename or add the array")
-    return dataclasses.replace(source, member=name)
-
-
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-    return f"only {shown}" if names else "no NumPy arrays"
-
-
-@contextlib.contextmanager
-def _archive(source: Source) -> Iterator[zipfile.ZipFile]:
-    with opened(source) as file:
-        try:
-            with zipfile.ZipFile(file) as archive:
-                yield archive
-        except binary.ZIP_ERRORS:
-            remedy = BROKEN_REMEDY
-            what = "a truncated, damaged or locked one"
-            raise source.fail("an npz archive", what, remedy) from None
-
-
-def _read_member(source: Source) -> Array:
+    It holds query, gallery and query_bank, and possibly gallery_bank, bank_pair, and gt_indptr
+    with gt_indices.
+    """
+    source = Source.parse("SET.npz", text)
     names = _names(source)
-    if source.member is None:
-        if not names:
-            remedy = "save the array with numpy.save (from PyTorch: tensor.numpy())"
-            raise source.fail("an npz of NumPy arrays", "an archive without any", remedy)
-        if len(names) > 1:
-            remedy = f"choose one, for instance {source.path.name}:{names[0]}"
-            raise source.fail("one array", _listed(names).replace("only ", ""), remedy)
-        source = dataclasses.replace(source, member=names[0])
-    elif source.member not in names:
-        remedy = "choose one of them"
-        raise source.fail(f"an array named {source.member}", _listed(names), remedy)
-    with _archive(source) as archive:
-        info = archive.getinfo(f"{source.member}.npy")
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            what = "another way of packing"
-            raise source.fail("members as NumPy writes them", what, SAVE_REMEDY)
-        # The directory may lie about the packed size as well: the file bounds it.
-        packed = min(info.compress_size, source.path.stat().st_size)
-        if info.file_size > max(_SMALL, _MOST_COMPRESSED * packed):
-            raise source.fail(
-                f"at most {_MOST_COMPRESSED}-fold compression",
-                f"{packed} bytes declared to unpack to {info.file_size}",
-                "save it with numpy.save instead",
-            )
-        with archive.open(info) as stream:
-            start = io.BytesIO(stream.read(2**14))
-            header = _header(source, start, info.file_size)
-            data = bytearray(header.num_bytes)
-            _fill(source, memoryview(data), start.read(), stream)
-    with _refusing(source):
-        return header.array(data)
-
-
-def _fill(source: Source, target: memoryview, start: bytes, stream: IO[bytes]) -> None:
-    target[: len(start)] = start
-    filled = len(start)
-    while filled < len(target):
-        block = stream.read(min(2**20, len(target) - filled))
-        if not block:
-            raise source.fail(f"{len(target)} bytes", f"{filled} (truncated)", BROKEN_REMEDY)
-        target[filled : filled + len(block)] = block
-        filled += len(block)
-    stream.read(1)  # past the end: compares the checksum
+    if source.member is not None or names is None:
+        remedy = "give a set, or the files of its parts one by one as --help says"
+        raise source.fail("an npz with query, gallery and query_bank", "one array", remedy)
+    members = {"queries": "query", "gallery": "gallery", "query_bank": "query_bank"}
+    if "gallery_bank" in names:
+        members["gallery_bank"] = "gallery_bank"
+    sources = {field: _member_of(source, name, names) for field, name in members.items()}
+    parts = {field: (one, read_floats(one)) for field, one in sources.items()}
+    sets.check_same_columns(
+        {str(one): rows for one, rows in parts.values()}, "embedding dimensions"
+    )
+    sizes = {field: len(rows) for field, (_, rows) in parts.items()}
+    relevant = pairs = None
+    if {*_CSR} & {*names}:
+        relevant = read_relevant(source, sizes["queries"], sizes["gallery"])
+    elif sizes["queries"] == sizes["gallery"]:
+        relevant = sets.rows_relevant(sizes["queries"])
+    if "bank_pair" in names and "gallery_bank" in sizes:
+        part = _member_of(source, "bank_pair", names)
+        sizes_of_banks = sizes["query_bank"], sizes["gallery_bank"]
+        pairs = sets.checked_pairs(str(part), read_integers(part), *sizes_of_banks)
+    # Many sets are folders with one data.npz each: the folder is the name.
+    title = source.path.resolve().parent.name if source.title == "data" else source.title
+    return _prepared(title, parts, similarity, relevant, pairs)

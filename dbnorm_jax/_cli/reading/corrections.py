@@ -1,53 +1,76 @@
-"""Reading a fitted correction beside the gallery that it was fitted on."""
+"""Reading fitted state, and a correction beside the gallery that it was fitted on."""
 
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import dbnorm_jax as dbn
 from dbnorm_jax._cli.reading import large
+from dbnorm_jax._cli.reading.argument import Source, opened
+
+
+class State(NamedTuple):
+    """Of a file, and what it was made from."""
+
+    state: Any
+    provenance: Mapping[str, Any]
 
 
 class Fitted(NamedTuple):
     """What a file of `dbnorm fit`, or of dbnorm_jax.save, holds.
 
     Attributes:
+      label: names argument and file in errors.
       correction: for this gallery, by its shape.
       similarity: what to compare by.
       gallery: rows, dim and SHA-256 of the gallery that it was fitted on, where that is known.
       unchanged: the gallery has the size and time of change that the fit saw.
     """
 
+    label: str
     correction: dbn.Correction
     similarity: str
     gallery: dict[str, Any] | None
     unchanged: bool
 
 
-def read_correction(path: str | Path, gallery: large.Rows, similarity: str | None) -> Fitted:
+def read_state(source: Source, kinds: tuple[type, ...], article: str, remedy: str) -> State:
+    """Reads what dbnorm_jax.save wrote.
+
+    Raises:
+      ValueError: it is none, or of none of these kinds; `article` says before its name what it is.
+    """
+    with opened(source):
+        pass  # says in one line what is wrong with the path
+    try:
+        state, provenance = dbn.load(source.path), dbn.read_provenance(source.path)
+    except ValueError as error:
+        raise ValueError(str(error).replace(str(source.path), str(source), 1)) from None
+    if not isinstance(state, kinds):
+        raise source.fail(article, f"a {type(state).__name__}", remedy)
+    return State(state, provenance or {})
+
+
+def read_correction(text: str, gallery: large.Rows, similarity: str | None) -> Fitted:
     """Reads --correction; `similarity` is what the user asked for, None: what it was fitted with.
 
     Raises:
       ValueError: it is none, or one for another gallery or similarity.
     """
-    label = f"--correction '{path}'"
-    state = dbn.load(path)
-    if not isinstance(state, dbn.Correction):
-        raise ValueError(
-            f"{label}: expected a Correction, got {type(state).__name__}; make one with dbnorm "
-            f"fit, or save what a normalizer, tuning.fit or auto returns"
-        )
-    provenance = dbn.read_provenance(path) or {}
+    source = Source.parse("--correction", text)
+    remedy = "make one with dbnorm fit, or save what a normalizer, tuning.fit or auto returns"
+    state, provenance = read_state(source, (dbn.Correction,), "a Correction", remedy)
     known = provenance.get("gallery")
-    large.check_gallery(label, known, *gallery.rows.shape)
+    large.check_gallery(str(source), known, *gallery.rows.shape)
     num_gallery = len(gallery.rows)
     if state.bias.ndim != 2 or state.num_gallery != num_gallery:
-        raise ValueError(
-            f"{label}: expected {num_gallery} gallery items, one per row of GALLERY, got a bias "
-            f"of shape {state.bias.shape}; fit it on this gallery"
+        raise source.fail(
+            f"{num_gallery} gallery items, one per row of GALLERY",
+            f"a bias of shape {state.bias.shape}",
+            "fit it on this gallery",
         )
     fitted = provenance.get("similarity")
     if fitted is not None and fitted not in large.SIMILARITY_FUNCTIONS:
-        raise ValueError(f"{label}: expected a similarity known here, got {fitted!r}; fit it anew")
+        raise source.fail("a similarity known here", repr(fitted), "fit it anew")
     if fitted is not None and similarity not in (None, fitted):
         raise ValueError(
             f"--similarity: expected {fitted}, which the correction was fitted with, got "
@@ -55,4 +78,4 @@ def read_correction(path: str | Path, gallery: large.Rows, similarity: str | Non
         )
     stamps = provenance.get("stamps")
     unchanged = isinstance(stamps, dict) and stamps.get("gallery") == gallery.stamp
-    return Fitted(state, similarity or fitted or "cosine", known, unchanged)
+    return Fitted(str(source), state, similarity or fitted or "cosine", known, unchanged)

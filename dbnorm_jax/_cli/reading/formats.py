@@ -1,120 +1,176 @@
-"""Arrays in files of other ecosystems: safetensors, Parquet, Arrow. Read only, each by an extra.
+"""The forms of files that hold arrays, read by nobody but their readers here, and distrusted.
 
-A column of lists of one length is a matrix, a column of numbers a vector. Arrow files are
-memory-mapped, the others are read whole.
+An .npy header is compared with the size of the file before anything is allocated, and nothing is
+ever unpickled. NumPy's own messages are not passed on, since some of them advise to allow pickles.
+In Parquet and Arrow a column of lists of one length is a matrix, a column of numbers or texts a
+vector. An .npy and Arrow files are memory-mapped, the others are read whole.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
-from typing import Any
+import io
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from dbnorm_jax._cli.reading import arrow_sizes
-from dbnorm_jax._cli.reading.argument import BROKEN_REMEDY, Source, opened
+from dbnorm_jax._cli.reading.argument import (
+    ARROW,
+    BROKEN_REMEDY,
+    NPY,
+    NPZ,
+    PARQUET,
+    SAFETENSORS,
+    Source,
+    kind_of,
+    opened,
+)
 from dbnorm_jax._cli.reading.packages import install_hint
 from dbnorm_jax._cli.reading.sets import Array
+from dbnorm_jax._src.files import binary
 
-# As for npz archives: so much without question, beyond it so many times the size of the file.
+# A file may unpack to so much without question, and beyond it to so many times its own size.
+# Embeddings shrink by a factor of 1 to 4; a planted bomb by about 1000.
 _SMALL = 16 * 2**20
 _MOST_COMPRESSED = 100
 _LISTED = 8
+_PICKLE = b"\x80"
+
+ROWS, NUMBERS, TEXTS = "rows", "numbers", "texts"
 
 
-def reader(source: Source) -> Callable[[Source], Array] | None:
-    """What reads a file of that name, None where it is none of these formats."""
-    return {
-        ".safetensors": _read_safetensors,
-        ".parquet": _read_parquet,
-        ".arrow": _read_arrow,
-        ".feather": _read_arrow,
-    }.get(source.path.suffix.lower())
+class Container(NamedTuple):
+    """An open file.
+
+    Attributes:
+      names: of its arrays; None where it is one array.
+      read: an array, by its name.
+      columns: of a table, what each holds: ROWS, NUMBERS or TEXTS.
+    """
+
+    names: list[str] | None
+    read: Callable[[str], Array]
+    columns: Mapping[str, str] = {}
 
 
-def _read_safetensors(source: Source) -> Array:
-    with _reading(source, "safetensors"):
-        import safetensors
+def contained(source: Source) -> AbstractContextManager[Container]:
+    """The file, open and in whatever form."""
+    kind = kind_of(source)
+    if kind is None:
+        raise unknown(source)
+    return _FORMS[kind](source)
 
-        with opened(source):
-            pass  # says in one line what is wrong with the path
+
+def unknown(source: Source) -> ValueError:
+    """The error about a file that is in no form."""
+    with opened(source) as file:
+        start = file.read(1)
+    expected = "an array file (.npy, .npz, .safetensors, .parquet, .arrow)"
+    if not start:
+        return source.fail(expected, "an empty file", BROKEN_REMEDY)
+    if start == _PICKLE:
+        what = "what looks like a pickle, which can run code and is not loaded"
+        return source.fail(expected, what, source.remedy)
+    return source.fail(expected, "other contents", source.remedy)
+
+
+def listed(names: list[str]) -> str:
+    """Some of the names."""
+    return ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
+
+
+# --- of NumPy ------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _npy(source: Source) -> Iterator[Container]:
+    yield Container(None, lambda _: _mapped(source))
+
+
+def _mapped(source: Source) -> Array:
+    with opened(source) as file, _refusing(source):
+        header = binary.read_header(file, source.path.stat().st_size)
+        if not header.num_bytes:
+            return np.empty(header.shape, header.dtype)
+        array = np.memmap(
+            source.path,
+            dtype=header.dtype,
+            mode="r",
+            offset=header.offset,
+            shape=header.shape,
+            order="F" if header.fortran_order else "C",
+        )
+        binary.check_texts(array)
+        return array
+
+
+@contextlib.contextmanager
+def _refusing(source: Source) -> Iterator[None]:
+    try:
+        yield
+    except binary.BadArrayError as error:
+        remedy = f"copy it again, or {source.remedy}"
+        raise source.fail(error.expected, error.actual, remedy) from None
+
+
+@contextlib.contextmanager
+def _npz(source: Source) -> Iterator[Container]:
+    with opened(source) as file:
         try:
-            with safetensors.safe_open(source.path, "np") as file:
-                array: Array = file.get_tensor(_chosen(source, list(file.keys())))
-        except safetensors.SafetensorError as error:
-            raise source.fail("a safetensors file", str(error), BROKEN_REMEDY) from None
-    if array.dtype.kind == "V":  # bfloat16 and smaller, which NumPy lacks
-        array = array.astype(np.float32)
-    return array
+            with zipfile.ZipFile(file) as archive:
+                members = archive.namelist()
+                names = [name.removesuffix(".npy") for name in members if name.endswith(".npy")]
+                yield Container(names, lambda name: _unpacked(source, archive, name))
+        except binary.ZIP_ERRORS:
+            what = "a truncated, damaged or locked one"
+            raise source.fail("an npz archive", what, BROKEN_REMEDY) from None
 
 
-def _read_parquet(source: Source) -> Array:
-    with _reading(source, "pyarrow"):
-        from pyarrow import parquet
-
-        with opened(source) as file, parquet.ParquetFile(file) as table:
-            name = _chosen(source, table.schema_arrow.names, _lists_of(table.schema_arrow))
-            metadata = table.metadata
-            schema = metadata.schema
-            groups = range(metadata.num_row_groups)
-            declared = sum(metadata.row_group(group).total_byte_size for group in groups)
-            _check_unpacked(source, declared)
-            places = [
-                place
-                for place in range(metadata.num_columns)
-                if schema.column(place).path.partition(".")[0] == name
-            ]
-            unpacked = 0
-            for group in groups:
-                # A damaged chunk ends the process where its metadata is asked for first (pyarrow
-                # 26); the reader raises.
-                next(table.iter_batches(1, row_groups=[group], columns=[name]), None)
-                chunks = [metadata.row_group(group).column(place) for place in places]
-                unpacked += 8 * sum(chunk.num_values for chunk in chunks)
-            _check_unpacked(source, unpacked)
-            return _as_array(source, table.read([name]).column(0))
+def _unpacked(source: Source, archive: zipfile.ZipFile, name: str) -> Array:
+    info = archive.getinfo(f"{name}.npy")
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise source.fail("members as NumPy writes them", "another way of packing", source.remedy)
+    # The directory may lie about the packed size as well: the file bounds it.
+    packed = min(info.compress_size, source.path.stat().st_size)
+    _check_unpacked(source, packed, info.file_size)
+    with archive.open(info) as stream, _refusing(source):
+        start = io.BytesIO(stream.read(2**14))
+        header = binary.read_header(start, info.file_size)
+        data = bytearray(header.num_bytes)
+        _fill(source, memoryview(data), start.read(), stream)
+        return header.array(data)
 
 
-def _read_arrow(source: Source) -> Array:
-    """An IPC file, or a stream as `datasets` writes."""
-    with _reading(source, "pyarrow"):
-        import pyarrow
-
-        with opened(source):
-            pass
-        mapped = pyarrow.memory_map(str(source.path))
-        whole = memoryview(mapped.read_buffer())
-        mapped.seek(0)
-        stream = False
-        try:
-            reader = pyarrow.ipc.open_file(mapped)
-        except pyarrow.ArrowInvalid:
-            mapped.seek(0)
-            reader, stream = pyarrow.ipc.open_stream(mapped), True
-        most = _most_unpacked(source)
-        _check_unpacked(source, arrow_sizes.unpacked(whole, most, stream=stream))
-        table = reader.read_all()
-        name = _chosen(source, table.column_names, _lists_of(table.schema))
-        table.select([name]).validate(full=True)  # Arrow follows offsets that lead elsewhere
-        return _as_array(source, table.column(name))
+def _fill(source: Source, target: memoryview, start: bytes, stream: IO[bytes]) -> None:
+    target[: len(start)] = start
+    filled = len(start)
+    while filled < len(target):
+        block = stream.read(min(2**20, len(target) - filled))
+        if not block:
+            raise source.fail(f"{len(target)} bytes", f"{filled} (truncated)", BROKEN_REMEDY)
+        target[filled : filled + len(block)] = block
+        filled += len(block)
+    stream.read(1)  # past the end: compares the checksum
 
 
-def _most_unpacked(source: Source) -> int:
-    return max(_SMALL, _MOST_COMPRESSED * source.path.stat().st_size)
-
-
-def _check_unpacked(source: Source, unpacked: int) -> None:
+def _check_unpacked(source: Source, packed: int, unpacked: int) -> None:
     """Raises for a bomb, and for a file damaged so that it looks like one."""
-    if unpacked > _most_unpacked(source):
+    if unpacked > max(_SMALL, _MOST_COMPRESSED * packed):
         raise source.fail(
             f"at most {_MOST_COMPRESSED}-fold compression",
-            f"{source.path.stat().st_size} bytes declared to unpack to {unpacked}",
+            f"{packed} bytes declared to unpack to {unpacked}",
             "save it with numpy.save instead",
         )
 
 
+# --- of others, each by an extra -----------------------------------------------------------------
+
+
 @contextlib.contextmanager
-def _reading(source: Source, package: str) -> Iterator[None]:
-    """Names the package to install, and turns Arrow's many errors into one line."""
+def _reading(source: Source, package: str, form: str) -> Iterator[None]:
+    """Names the package to install, and turns foreign errors into one line."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -125,63 +181,133 @@ def _reading(source: Source, package: str) -> Iterator[None]:
     except Exception as error:
         # Arrow's own are subclasses of ValueError and others, and some are plain OSErrors, which
         # ours are not. Names of columns are decoded late.
-        foreign = type(error).__module__.startswith("pyarrow")
+        foreign = type(error).__module__.startswith(("pyarrow", "safetensors"))
         if not (foreign or isinstance(error, (OSError, UnicodeError, arrow_sizes.DamagedError))):
             raise
-        kind = source.path.suffix[1:].title()
         line = str(error).partition("\n")[0]
-        raise source.fail(
-            f"an {kind} file" if kind == "Arrow" else f"a {kind} file", line, BROKEN_REMEDY
-        ) from None
+        article = "an" if form == ARROW else "a"
+        raise source.fail(f"{article} {form} file", line, BROKEN_REMEDY) from None
 
 
-def _chosen(source: Source, names: list[str], likely: list[str] | None = None) -> str:
-    """The array that is meant: the one named, the only one, or the only one with lists."""
-    name = _meant(source, names, likely)
-    if names.count(name) > 1:
-        remedy = "rename the columns"
-        raise source.fail(f"one array named {name}", f"{names.count(name)}", remedy)
-    return name
+@contextlib.contextmanager
+def _safetensors(source: Source) -> Iterator[Container]:
+    with _reading(source, "safetensors", SAFETENSORS):
+        import safetensors
+
+        with safetensors.safe_open(source.path, "np") as file:
+            yield Container(list(file.keys()), lambda name: _tensor(file, name))
 
 
-def _meant(source: Source, names: list[str], likely: list[str] | None) -> str:
-    if source.member is not None:
-        if source.member not in names:
-            raise source.fail(
-                f"an array named {source.member}", _listed(names), "choose one of them"
-            )
-        return source.member
-    for candidates in (likely or names, names):
-        if len(candidates) == 1:
-            return candidates[0]
-    if not names:
-        raise source.fail("an array", "none", "write it again")
-    remedy = f"choose one, for instance {source.path.name}:{(likely or names)[0]}"
-    raise source.fail("one array", _listed(names), remedy)
+def _tensor(file: Any, name: str) -> Array:
+    array: Array = file.get_tensor(name)
+    # bfloat16 and smaller floats, which NumPy lacks.
+    return array.astype(np.float32) if array.dtype.kind == "V" else array
 
 
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
+@contextlib.contextmanager
+def _parquet(source: Source) -> Iterator[Container]:
+    with _reading(source, "pyarrow", PARQUET):
+        from pyarrow import parquet
+
+        with opened(source) as file:
+            schema = parquet.read_schema(file)
+            file.seek(0)
+            # A text that many rows share is unpacked once.
+            shared = [field.name for field in schema if _holds(field.type) == TEXTS]
+            with parquet.ParquetFile(file, read_dictionary=shared) as table:
+                names = table.schema_arrow.names
+                columns = _columns(table.schema_arrow)
+                yield Container(names, lambda name: _of_parquet(source, table, name), columns)
 
 
-def _lists_of(schema: Any) -> list[str]:
+def _of_parquet(source: Source, table: Any, name: str) -> Array:
+    metadata = table.metadata
+    schema, size = metadata.schema, source.path.stat().st_size
+    groups = range(metadata.num_row_groups)
+    declared = sum(metadata.row_group(group).total_byte_size for group in groups)
+    _check_unpacked(source, size, declared)
+    places = [
+        place
+        for place in range(metadata.num_columns)
+        if schema.column(place).path.partition(".")[0] == name
+    ]
+    unpacked = 0
+    for group in groups:
+        # A damaged chunk ends the process where its metadata is asked for first (pyarrow 26); the
+        # reader raises.
+        next(table.iter_batches(1, row_groups=[group], columns=[name]), None)
+        chunks = [metadata.row_group(group).column(place) for place in places]
+        unpacked += 8 * sum(chunk.num_values for chunk in chunks)
+    _check_unpacked(source, size, unpacked)
+    return _as_array(source, table.read([name]).column(0))
+
+
+@contextlib.contextmanager
+def _arrow(source: Source) -> Iterator[Container]:
+    """An IPC file, or a stream as `datasets` writes."""
+    with _reading(source, "pyarrow", ARROW):
+        import pyarrow
+
+        mapped = pyarrow.memory_map(str(source.path))
+        whole = memoryview(mapped.read_buffer())
+        mapped.seek(0)
+        stream = False
+        try:
+            reader = pyarrow.ipc.open_file(mapped)
+        except pyarrow.ArrowInvalid:
+            mapped.seek(0)
+            reader, stream = pyarrow.ipc.open_stream(mapped), True
+        most = max(_SMALL, _MOST_COMPRESSED * len(whole))
+        _check_unpacked(source, len(whole), arrow_sizes.unpacked(whole, most, stream=stream))
+        table = reader.read_all()
+        names, columns = table.column_names, _columns(table.schema)
+        yield Container(names, lambda name: _of_arrow(source, table, name), columns)
+
+
+def _of_arrow(source: Source, table: Any, name: str) -> Array:
+    table.select([name]).validate(full=True)  # Arrow follows offsets that lead elsewhere
+    return _as_array(source, table.column(name))
+
+
+_FORMS: dict[str, Callable[[Source], AbstractContextManager[Container]]] = {
+    NPY: _npy,
+    NPZ: _npz,
+    SAFETENSORS: _safetensors,
+    PARQUET: _parquet,
+    ARROW: _arrow,
+}
+
+
+def _columns(schema: Any) -> dict[str, str]:
+    held = {field.name: _holds(field.type) for field in schema}
+    return {name: what for name, what in held.items() if what is not None}
+
+
+def _holds(kind: Any) -> str | None:
     from pyarrow import types
 
-    return [field.name for field in schema if _is_list(types, field.type)]
-
-
-def _is_list(types: Any, kind: Any) -> bool:
-    return types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        return ROWS
+    if types.is_floating(kind) or types.is_integer(kind):
+        return NUMBERS
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    return TEXTS if types.is_string(kind) or types.is_large_string(kind) else None
 
 
 def _as_array(source: Source, column: Any) -> Array:
-    """A column of numbers or of lists of one length; without a copy where it is in one piece."""
-    from pyarrow import types
-
+    """Numbers, texts or lists of one length; without a copy where numbers are in one piece."""
     if column.null_count:
         raise source.fail("a value in every row", f"{column.null_count} nulls", "remove those rows")
-    if not _is_list(types, column.type):
-        return _numbers(source, column.type, column)
+    what = _holds(column.type)
+    if what == TEXTS:
+        return _texts(source, column)
+    return _lists(source, column) if what == ROWS else _numbers(source, column.type, column)
+
+
+def _lists(source: Source, column: Any) -> Array:
+    from pyarrow import types
+
     width = None
     parts = []
     for chunk in column.chunks:
@@ -205,10 +331,23 @@ def _as_array(source: Source, column: Any) -> Array:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _numbers(source: Source, kind: Any, values: Any) -> Array:
+def _texts(source: Source, column: Any) -> Array:
+    """As objects; rows that share a text in the file share it here."""
     from pyarrow import types
 
-    if not (types.is_floating(kind) or types.is_integer(kind)):
+    parts = [np.empty(0, object)]
+    for chunk in column.chunks:
+        shared = types.is_dictionary(chunk.type)
+        texts = np.array((chunk.dictionary if shared else chunk).to_pylist(), object)
+        parts.append(texts[chunk.indices.to_numpy()] if shared and len(chunk) else texts)
+    array = np.concatenate(parts)
+    if None in array:  # of a dictionary
+        raise source.fail("a value in every row", "nulls", "remove those rows")
+    return array
+
+
+def _numbers(source: Source, kind: Any, values: Any) -> Array:
+    if _holds(kind) != NUMBERS:
         raise source.fail("numbers", f"a column of {kind}", "choose another column")
     if values.null_count:
         raise source.fail("a number everywhere", f"{values.null_count} nulls", "remove those rows")

@@ -5,107 +5,41 @@ of change: where it is as before, the file is taken for unchanged without readin
 """
 
 import contextlib
-import functools
-import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple
-
-import numpy as np
+from typing import Any, NamedTuple
 
 import dbnorm_jax as dbn
 from dbnorm_jax._cli.reading import arrays
-from dbnorm_jax._cli.reading.argument import Source
+from dbnorm_jax._cli.reading.sets import Array
 from dbnorm_jax._src.core import checks
 from dbnorm_jax._src.core.similarity import SimilarityFn
-from dbnorm_jax._src.files import binary
 
 SIMILARITY_FUNCTIONS: dict[str, SimilarityFn] = {
     "cosine": dbn.cosine_similarity,
     "dot": dbn.dot_product,
     "euclidean": dbn.negative_squared_euclidean,
 }
-STDIN = "-"
-_ROWS = 4096  # of a pipe in one block
-_PART = 2**20  # bytes asked for at once
 
 
 class Rows(NamedTuple):
-    """The rows of one argument: an array, memory-mapped where the file is an .npy, or blocks."""
+    """The rows of one argument, memory-mapped where the file is an .npy."""
 
     label: str  # names argument and file in errors
-    rows: Any
-    stamp: dict[str, Any] | None
-
-    @property
-    def num_rows(self) -> int | None:
-        """None where they come through a pipe."""
-        return len(self.rows) if isinstance(self.rows, np.ndarray) else None
+    rows: Array
+    path: Path
+    stamp: dict[str, Any]
 
 
-def open_rows(argument: str, text: str) -> Rows:
-    """Opens `FILE`, `FILE.npz:name`, or an .npy on standard input ("-"); reads no values yet."""
-    if text == STDIN:
-        label = f"{argument} (standard input)"
-        return Rows(label, Pipe(label, sys.stdin.buffer), None)
-    source = Source.parse(argument, text)
-    array = arrays.read_floats(source)
-    status = source.path.stat()
-    stamp = {"bytes": status.st_size, "modified": status.st_mtime_ns, "member": source.member}
-    return Rows(str(source), array, {"path": str(source.path.resolve()), **stamp})
-
-
-def paths(inputs: Iterable[Rows]) -> dict[str, Path]:
-    """The files behind rows, by their labels."""
-    stamps = {rows.label: rows.stamp for rows in inputs}
-    return {label: Path(stamp["path"]) for label, stamp in stamps.items() if stamp is not None}
-
-
-class Pipe(Iterator[np.ndarray[Any, np.dtype[Any]]]):
-    """The rows of an .npy stream, block by block; no more memory than what has come."""
-
-    def __init__(self, label: str, stream: IO[bytes]) -> None:
-        self._expected = f"{label}: expected a 2-d floating-point .npy"
-        self._stream = stream
-        self._blocks = self._read()
-
-    def __next__(self) -> np.ndarray[Any, np.dtype[Any]]:
-        return next(self._blocks)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(rows, columns), which the stream declares before any row of it comes."""
-        return self._header.shape
-
-    @functools.cached_property
-    def _header(self) -> binary.Header:
-        expected = self._expected
-        try:
-            header = binary.read_stream_header(self._stream)
-        except binary.BadArrayError as error:
-            found = binary.printable(error.actual)
-            raise ValueError(f"{expected}, got {found}; write it with numpy.save") from None
-        shape, dtype = header.shape, header.dtype
-        if len(shape) != 2 or dtype.kind != "f" or header.fortran_order or 0 in shape:
-            order = " in Fortran order" if header.fortran_order else ""
-            raise ValueError(
-                f"{expected}, got {dtype} of shape {shape}{order}; give a file instead"
-            )
-        return header
-
-    def _read(self) -> Iterator[np.ndarray[Any, np.dtype[Any]]]:
-        (num_rows, dim), dtype = self.shape, self._header.dtype
-        for start in range(0, num_rows, _ROWS):
-            size = (min(_ROWS, num_rows - start), dim)
-            data = bytearray()
-            while missing := size[0] * size[1] * dtype.itemsize - len(data):
-                part = self._stream.read(min(missing, _PART))
-                if not part:
-                    raise ValueError(
-                        f"{self._expected} of {num_rows} rows, got a truncated one; send it again"
-                    )
-                data += part
-            yield np.frombuffer(data, dtype).reshape(size)
+def open_rows(named: Mapping[str, str | None]) -> dict[str, Rows]:
+    """Opens the files of those arguments that are given; reads no values yet."""
+    found = {}
+    for argument, (source, array) in arrays.read_together(named).items():
+        status = source.path.stat()
+        stamp = {"bytes": status.st_size, "modified": status.st_mtime_ns, "member": source.member}
+        stamp = {"path": str(source.path.resolve()), **stamp}
+        found[argument] = Rows(str(source), array, source.path, stamp)
+    return found
 
 
 @contextlib.contextmanager

@@ -56,6 +56,11 @@ class EvaluationSet:
     query_bank_labels: tuple[str, ...] | None = None
     gallery_bank_labels: tuple[str, ...] | None = None
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """How many rows of each kind there are."""
+        return _sizes(self.queries, self.gallery, self.query_bank, self.gallery_bank)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SimilaritySet:
@@ -74,6 +79,16 @@ class SimilaritySet:
     query_bank: Floats
     gallery_bank: Floats | None = None
     relevant: Csr | None = None
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """How many rows of each kind there are."""
+        return _sizes(self.similarities, self.similarities.T, self.query_bank, self.gallery_bank)
+
+
+def _sizes(queries: Array, gallery: Array, query_bank: Array, bank: Array | None) -> dict[str, int]:
+    sizes = {"queries": len(queries), "gallery": len(gallery), "query_bank": len(query_bank)}
+    return sizes if bank is None else {**sizes, "gallery_bank": len(bank)}
 
 
 Test = EvaluationSet | SimilaritySet
@@ -144,16 +159,16 @@ def check_same_columns(arrays: dict[str, Array], meaning: str) -> None:
 
 
 def relevant_from_indices(argument: str, indices: Array, num_queries: int, num_gallery: int) -> Csr:
-    """One right gallery row per query (-1: none) as CSR, checked."""
-    if indices.shape != (num_queries,):
+    """One right gallery row per query, or several filled up with -1 (none), as CSR, checked."""
+    if indices.shape[:1] != (num_queries,) or indices.ndim not in (1, 2):
         raise ValueError(
             f"{argument}: expected one gallery row per query, shape ({num_queries},), got shape "
             f"{indices.shape}; for several right items use an npz with gt_indptr and gt_indices"
         )
     _check_range(argument, indices, -1, num_gallery, "gallery rows", " (-1: none)")
-    answered = np.asarray(indices >= 0)
-    indptr = np.concatenate([[0], np.cumsum(answered)])
-    return indptr.astype(np.int64), indices[answered].astype(np.int64)
+    answered = np.asarray(indices.reshape(num_queries, -1) >= 0)
+    indptr = np.concatenate([[0], np.cumsum(answered.sum(axis=1))])
+    return indptr.astype(np.int64), indices.reshape(num_queries, -1)[answered].astype(np.int64)
 
 
 def relevant_from_csr(

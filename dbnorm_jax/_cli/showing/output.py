@@ -1,87 +1,157 @@
 """Where results go: looked at before any work, then written all or none, each file whole.
 
 A symbolic link counts as an earlier result, wherever it leads: nothing is written through one. With
---force the link itself is replaced.
+--force the link itself is replaced. One process at a time writes a result.
 """
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import dbnorm_jax as dbn
 from dbnorm_jax._src.files import binary
 
 Content = Callable[[], bytes]
 
 
-def check_folder(argument: str, folder: Path, names: list[str], *, force: bool) -> None:
-    """Raises, before any work, where the results could not be written."""
-    what = binary.found_at(folder)
-    if what is not None and not folder.is_dir():
-        raise ValueError(f"{argument} '{folder}': expected a folder, got {what}; name another")
-    found = {name: binary.found_at(folder / name) for name in names}
-    present = [
-        name if what == binary.FILE else f"{name} ({what})"
-        for name, what in found.items()
-        if what is not None
-    ]
-    if present and not force:
-        raise ValueError(
-            f"{argument} '{folder}': expected no earlier results, got {', '.join(present)}; name "
-            f"another folder, or allow overwriting with --force"
-        )
-    if binary.FOLDER in found.values():
-        raise ValueError(
-            f"{argument} '{folder}': expected files, got {', '.join(present)}; name another folder"
-        )
-    _check_writable(argument, folder, folder)
+class Sink:
+    """What --output names: a file, or a folder for files of these names.
 
-
-def check_file(argument: str, path: Path, suffixes: tuple[str, ...], *, force: bool) -> None:
-    """Raises, before any work, where a result could not be written."""
-    if path.suffix not in suffixes:
-        raise ValueError(
-            f"{argument} '{path}': expected a name that ends in {' or '.join(suffixes)}, got "
-            f"{path.suffix or 'none'}; rename it"
-        )
-    if not path.absolute().parent.is_dir():
-        raise ValueError(
-            f"{argument} '{path}': expected an existing folder, got '{path.parent}'; make it first"
-        )
-    what = binary.found_at(path)
-    if what == binary.FOLDER:
-        raise ValueError(f"{argument} '{path}': expected a file, got {what}; name another")
-    if what is not None and not force:
-        raise ValueError(
-            f"{argument} '{path}': expected no earlier results, got {what}; name another, or allow "
-            f"overwriting with --force"
-        )
-    _check_writable(argument, path, path.parent)
-
-
-def check_apart(argument: str, path: Path, inputs: Mapping[str, Path]) -> None:
-    """Raises where a result would replace a file that is read; `inputs`: by their labels.
-
-    Rows are read while results are made, and Windows replaces no file that is memory-mapped.
+    Attributes:
+      path: of it.
     """
-    if binary.found_at(path) != binary.FILE:
-        return
-    for label, given in inputs.items():
-        if given.samefile(path):
-            raise ValueError(
-                f"{argument} '{path}': expected another file than {label}, got the same; name "
-                f"another"
-            )
 
+    def __init__(
+        self,
+        path: Path,
+        *,
+        names: Sequence[str] = (),
+        suffixes: tuple[str, ...] = (),
+        force: bool = False,
+    ) -> None:
+        """Raises where the results could not be written.
 
-def write(folder: Path, contents: dict[str, Content]) -> list[Path]:
-    """Makes all contents first, then writes them; returns the paths."""
-    made = {name: content() for name, content in contents.items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, data in made.items():
-        binary.replace_file(folder / name, data)
-    return [folder / name for name in made]
+        Args:
+          path: as it was given.
+          names: of the files in a folder; none for a file.
+          suffixes: one of which a file has.
+          force: replace what is there.
+        """
+        self.path = path
+        self._names, self._suffixes, self._force = names, suffixes, force
+        self._held = False
+        self._check()
+
+    def _check(self) -> None:
+        if self._names:
+            self._check_folder()
+        else:
+            self._check_file()
+        place = (self.path if self._names else self.path.parent).absolute()
+        while (what := binary.found_at(place)) is None:
+            place = place.parent
+        if not place.is_dir():
+            self._fail("a place to write to", f"{what} at '{place}'", "name another")
+        if not os.access(place, os.W_OK | os.X_OK):
+            self._fail("a place to write to", f"no permission for '{place}'", "name another")
+
+    def _check_folder(self) -> None:
+        what = binary.found_at(self.path)
+        if what is not None and not self.path.is_dir():
+            self._fail("a folder", what, "name another")
+        found = {name: binary.found_at(self.path / name) for name in self._names}
+        present = ", ".join(
+            name if what == binary.FILE else f"{name} ({what})"
+            for name, what in found.items()
+            if what is not None
+        )
+        if present and not self._force:
+            remedy = "name another folder, or allow overwriting with --force"
+            self._fail("no earlier results", present, remedy)
+        if binary.FOLDER in found.values():
+            self._fail("files", present, "name another folder")
+
+    def _check_file(self) -> None:
+        suffix = self.path.suffix
+        if suffix not in self._suffixes:
+            expected = f"a name that ends in {' or '.join(self._suffixes)}"
+            self._fail(expected, suffix or "none", "rename it")
+        if not self.path.absolute().parent.is_dir():
+            self._fail("an existing folder", f"'{self.path.parent}'", "make it first")
+        what = binary.found_at(self.path)
+        if what == binary.FOLDER:
+            self._fail("a file", what, "name another")
+        if what is not None and not self._force:
+            remedy = "name another, or allow overwriting with --force"
+            self._fail("no earlier results", what, remedy)
+
+    def _fail(self, expected: str, actual: str, remedy: str) -> None:
+        raise ValueError(f"--output '{self.path}': expected {expected}, got {actual}; {remedy}")
+
+    def check_apart(self, inputs: Mapping[str, Path]) -> None:
+        """Raises where a result would replace a file that is read; `inputs`: by their labels.
+
+        Rows are read while results are made, and Windows replaces no file that is memory-mapped.
+        """
+        for path in [self.path / name for name in self._names] or [self.path]:
+            if binary.found_at(path) != binary.FILE:
+                continue
+            for label, given in inputs.items():
+                if given.samefile(path):
+                    raise ValueError(
+                        f"--output '{path}': expected another file than {label}, got the same; "
+                        f"name another"
+                    )
+
+    @contextlib.contextmanager
+    def alone(self, work: str = "writes") -> Iterator[None]:
+        """Raises where another process is at work for the same result; `work`: what it does."""
+        if self._held:
+            yield
+            return
+        path = self.path
+        if self._names:
+            path.mkdir(parents=True, exist_ok=True)
+            path /= self._names[0]
+        place = binary.lock_place(path)
+        if binary.found_at(place) == binary.LINK:
+            if not self._force:
+                what = f"a symbolic link '{place.name}'"
+                self._fail("room for its lock", what, "remove it, or let --force replace it")
+            place.unlink()
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(binary.alone(path))
+            except BlockingIOError:
+                remedy = "wait for it, or name another file"
+                self._fail(f"no other process that {work} it", "one at work", remedy)
+            self._check()  # another may have ended since
+            self._held = True
+            try:
+                yield
+            finally:
+                self._held = False
+
+    @contextlib.contextmanager
+    def open(self, name: str = "") -> Iterator[IO[bytes]]:
+        """The file, or one of those in the folder, which appears when all is in it."""
+        with self.alone(), binary.replacing(self.path / name) as file:
+            yield file
+
+    def write(self, contents: Mapping[str, Content]) -> list[Path]:
+        """Makes all contents first, then writes them; returns the paths."""
+        made = {name: content() for name, content in contents.items()}
+        with self.alone():
+            for name, data in made.items():
+                binary.replace_file(self.path / name, data)
+        return [self.path / name for name in made]
+
+    def save(self, state: Any, provenance: Mapping[str, Any] | None = None) -> None:
+        """Writes fitted state."""
+        with self.alone():
+            dbn.save(self.path, state, provenance=provenance)
 
 
 def csv_line(cells: Iterable[Any]) -> str:
@@ -97,41 +167,3 @@ def _cell(value: Any) -> str:
     text = "" if value is None else str(value)
     quoted = any(char in text for char in ',"\r\n')
     return '"' + text.replace('"', '""') + '"' if quoted else text
-
-
-@contextlib.contextmanager
-def alone(argument: str, path: Path, *, force: bool) -> Iterator[None]:
-    """Raises where another process is at work for the same result; they would share checkpoints."""
-    place = binary.lock_place(path)
-    if binary.found_at(place) == binary.LINK:
-        if not force:
-            raise ValueError(
-                f"{argument} '{path}': expected room for its lock, got a symbolic link "
-                f"'{place.name}'; remove it, or let --force replace it"
-            )
-        place.unlink()
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(binary.alone(path))
-        except BlockingIOError:
-            raise ValueError(
-                f"{argument} '{path}': expected no other process that fits it, got one at work; "
-                f"wait for it, or name another file"
-            ) from None
-        yield
-
-
-def _check_writable(argument: str, path: Path, folder: Path) -> None:
-    """Raises unless a folder, or the one that it will be made in, takes files."""
-    place = folder.absolute()
-    while (what := binary.found_at(place)) is None:
-        place = place.parent
-    obstacle = None
-    if not place.is_dir():
-        obstacle = f"{what} at '{place}'"
-    elif not os.access(place, os.W_OK | os.X_OK):
-        obstacle = f"no permission for '{place}'"
-    if obstacle is not None:
-        raise ValueError(
-            f"{argument} '{path}': expected a place to write to, got {obstacle}; name another"
-        )

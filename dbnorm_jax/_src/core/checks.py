@@ -427,6 +427,11 @@ def integer(name: str, value: Any, *, low: int, high: int | None = None, of: str
     return number
 
 
+def neighbors(name: str, value: Any, default: int, *, high: int, of: str) -> int:
+    """`value` as an int in [1, high]; None is `default`, or all where there are fewer."""
+    return min(default, high) if value is None else integer(name, value, low=1, high=high, of=of)
+
+
 def positive(name: str, value: Any, dtype: Any, unit: str = "") -> jax.Array:
     """A positive, finite scalar or array, as `dtype`."""
     array = real(name, value, dtype)

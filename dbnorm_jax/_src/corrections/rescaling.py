@@ -190,7 +190,11 @@ def _empiric(
 
 
 def local_scaling(
-    distances: ArrayLike, query_distances: ArrayLike, gallery_distances: ArrayLike, *, k: int = 10
+    distances: ArrayLike,
+    query_distances: ArrayLike,
+    gallery_distances: ArrayLike,
+    *,
+    k: int | None = None,
 ) -> jax.Array:
     """LS: `1 - exp(-d^2 / (r_q r_g))`, `r` the distance to the k-th neighbor.
 
@@ -198,7 +202,7 @@ def local_scaling(
       distances: [num_queries, num_gallery], at least 0.
       query_distances: [num_queries, num_objects], at least 0.
       gallery_distances: [num_objects, num_gallery], at least 0.
-      k: the neighbor (static).
+      k: the neighbor; by default the 10th, or the last where there are fewer (static).
 
     Returns:
       [num_queries, num_gallery] in [0, 1], a distance: lower is closer.
@@ -235,7 +239,11 @@ def _local_scaling(
 
 
 def nicdm(
-    distances: ArrayLike, query_distances: ArrayLike, gallery_distances: ArrayLike, *, k: int = 10
+    distances: ArrayLike,
+    query_distances: ArrayLike,
+    gallery_distances: ArrayLike,
+    *,
+    k: int | None = None,
 ) -> jax.Array:
     """NICDM: `d / sqrt(m_q m_g)`, `m` the mean distance to the k nearest.
 
@@ -243,7 +251,7 @@ def nicdm(
       distances: [num_queries, num_gallery], at least 0.
       query_distances: [num_queries, num_objects], at least 0.
       gallery_distances: [num_objects, num_gallery], at least 0.
-      k: neighbors in the mean (static).
+      k: neighbors in the mean; by default 10, or all where there are fewer (static).
 
     Returns:
       [num_queries, num_gallery], a distance: lower is closer.
@@ -307,9 +315,9 @@ def _distances(*values: Any, negative: bool = True) -> tuple[jax.Array, jax.Arra
     return distances, of_query, of_gallery
 
 
-def _neighbors(k: int, matrices: tuple[jax.Array, jax.Array, jax.Array]) -> int:
+def _neighbors(k: int | None, matrices: tuple[jax.Array, jax.Array, jax.Array]) -> int:
     fewest = min(matrices[1].shape[1], matrices[2].shape[0])
-    return checks.integer("k", k, low=1, high=fewest, of=" (objects)")
+    return checks.neighbors("k", k, 10, high=fewest, of=" (objects)")
 
 
 def _same(

@@ -218,10 +218,13 @@ def _dis_sim_local(source: WholeSource, *, k: int) -> Correction:
 def _moved(
     source: WholeSource, *, query_rate: Any, gallery_rate: Any, pool: float | None = None
 ) -> jax.Array:
+    gallery, *banks = map(source.rows, ("gallery", "query bank", "gallery bank"))
+    if pool is not None:  # of a small bank, one item
+        pool = max(pool, min(1.0, 1.5 / min(map(len, banks))))
     return vectors.inverse_graph_convolution(
-        gallery=source.rows("gallery"),
-        query_bank=source.rows("query bank"),
-        gallery_bank=source.rows("gallery bank"),
+        gallery=gallery,
+        query_bank=banks[0],
+        gallery_bank=banks[1],
         query_rate=query_rate,
         gallery_rate=gallery_rate,
         pool_rate=pool,

@@ -152,7 +152,7 @@ def _nearest(rows: jax.Array, bank: jax.Array, k: int, similarity_fn: Any) -> se
     return selection.Nearest(nearest.values[:, 0], nearest.indices[:, 0])
 
 
-def dis_sim_local(gallery: ArrayLike, query_bank: ArrayLike, *, k: int = 10) -> Correction:
+def dis_sim_local(gallery: ArrayLike, query_bank: ArrayLike, *, k: int | None = None) -> Correction:
     """DisSimLocal: `|q - g|^2 - |q - c_q|^2 - |g - c_g|^2`, c the centroid of the k nearest.
 
     With `s = -|q - g|^2` that ranks as `s(q, g) + |g - c_g|^2`: the bias is `-|g - c_g|^2`. The
@@ -161,7 +161,7 @@ def dis_sim_local(gallery: ArrayLike, query_bank: ArrayLike, *, k: int = 10) -> 
     Args:
       gallery: [num_gallery, dim] embeddings.
       query_bank: [num_query_bank, dim] embeddings.
-      k: neighbors in the centroid (static).
+      k: neighbors in the centroid; by default 10, or all where there are fewer (static).
 
     Returns:
       Correction with one term that always acts, for `negative_squared_euclidean`.
@@ -183,7 +183,7 @@ def dis_sim_local(gallery: ArrayLike, query_bank: ArrayLike, *, k: int = 10) -> 
     gallery = checks.embeddings("gallery", gallery)
     bank = checks.embeddings("query_bank", query_bank)
     checks.same_dimension("gallery", gallery, "query_bank", bank)
-    k = checks.integer("k", k, low=1, high=bank.shape[0], of=" (query-bank items)")
+    k = checks.neighbors("k", k, 10, high=bank.shape[0], of=" (query-bank items)")
     dtype = numerics.accumulation_dtype(gallery.dtype, bank.dtype)
     return _dis_sim_local(gallery.astype(dtype), bank.astype(dtype), k=k)
 

@@ -71,7 +71,7 @@ def bias_contributors(
     statistics: BankStatistics,
     items: ArrayLike,
     *,
-    k: int = 10,
+    k: int | None = None,
     weights: ArrayLike | None = None,
     exclude: ArrayLike | None = None,
     similarity_fn: SimilarityFn = dot_product,
@@ -87,7 +87,8 @@ def bias_contributors(
       gallery: [num_gallery, dim] embeddings.
       statistics: of this bank and gallery, fields [num_gallery].
       items: int [num_items], the gallery rows to explain.
-      k: contributors per item, between 1 and num_bank (static).
+      k: contributors per item, between 1 and num_bank; by default 10, or all where there are fewer
+        (static).
       weights: optional [num_bank], those that the statistics were made with.
       exclude: optional int [num_bank] or [num_bank, most], the one that the statistics were made
         with.
@@ -120,7 +121,7 @@ def bias_contributors(
     num_bank, num_gallery = bank.shape[0], gallery.shape[0]
     statistics = check_statistics(statistics, gallery)
     items = checks.indices("items", items, low=0, high=num_gallery, ndim=1)
-    k = checks.integer("k", k, low=1, high=num_bank, of=" (bank items)")
+    k = checks.neighbors("k", k, 10, high=num_bank, of=" (bank items)")
     chunk_size = checks.integer("chunk_size", chunk_size, low=1)
     weights = bank_vector(weights, num_bank, statistics)
     if exclude is not None:

@@ -42,7 +42,7 @@ def hub_screening(
     gallery: ArrayLike,
     query_bank: ArrayLike,
     gallery_bank: ArrayLike | None = None,
-    k: int = 10,
+    k: int | None = None,
     false_alarm_rate: float = 0.002,
     bias: ArrayLike | None = None,
     gallery_bank_bias: ArrayLike | None = None,
@@ -71,7 +71,8 @@ def hub_screening(
       gallery_bank: [num_gallery_bank, dim] embeddings of items known to be clean, not those of the
         gallery. Without one the gallery is compared with itself, and its most retrieved items are
         flagged, `false_alarm_rate` of them, planted or not.
-      k: neighbors of each query-bank item, less than there are items to compare with (static).
+      k: neighbors of each query-bank item, less than there are items to compare with; by default
+        10, or one less than there are (static).
       false_alarm_rate: share of clean items that may be flagged, in (0, 1); where the gallery bank
         is too small for it, items retrieved more often than all of the bank are flagged, at a rate
         of `1 / (1 + num_gallery_bank)` (static).
@@ -120,7 +121,8 @@ def hub_screening(
             "gallery" if own else "gallery_bank",
             f" must have at least 2 items to compare with, got {num_clean}",
         )
-    k = checks.integer("k", k, low=1, high=num_clean - 1, of=" (fewer than the items to compare)")
+    few = " (fewer than the items to compare)"
+    k = checks.neighbors("k", k, 10, high=num_clean - 1, of=few)
     chunk_size = checks.integer("chunk_size", chunk_size, low=1)
     checks.check_static("false_alarm_rate", false_alarm_rate)
     if not 0 < false_alarm_rate < 1:

@@ -303,9 +303,9 @@ def semantic_search(
     correction: Correction | None = None,
     *,
     k: int = 10,
-    exclude: Any = None,
-    where: Any = None,
-    gates: Any = None,
+    exclude: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    gates: ArrayLike | None = None,
     similarity_fn: SimilarityFn = cosine_similarity,
     chunk_size: int = streaming.DEFAULT_CHUNK_SIZE,
 ) -> list[list[dict[str, int | float]]]:

@@ -1,0 +1,136 @@
+"""A default number of neighbors fits every collection: where there are fewer, it is all."""
+
+import inspect
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import dbnorm_jax as dbn
+
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
+SIZES = (1, 4)
+
+
+def rows(seed, count):
+    return np.random.default_rng(seed).normal(size=(count, 3)).astype(np.float32)
+
+
+def of_matrices(function, size, **options):
+    squares = [np.abs(rows(seed, size) @ rows(seed + 1, size).T) for seed in range(3)]
+    return function(*squares, **options)
+
+
+def of_contributors(size, **options):
+    bank, gallery = rows(0, size), rows(1, size)
+    statistics = dbn.stream_bank_statistics(bank, gallery, beta=1.0)
+    return dbn.attribution.bias_contributors(bank, gallery, statistics, [0], **options)
+
+
+# Function -> (a call on collections of a size, what its option is called).
+DEFAULTS = {
+    "semantic_search": (
+        lambda size, **options: dbn.semantic_search(rows(0, size), rows(1, size), **options),
+        "top_k",
+    ),
+    "attribution.bias_contributors": (of_contributors, "k"),
+    "attribution.hub_screening": (
+        lambda size, **options: dbn.attribution.hub_screening(
+            rows(0, size), rows(1, size), rows(2, size + 1), **options
+        ),
+        "k",
+    ),
+    "baselines.dis_sim_local": (
+        lambda size, **options: dbn.baselines.dis_sim_local(rows(0, 3), rows(1, size), **options),
+        "k",
+    ),
+    "baselines.local_scaling": (
+        lambda size, **options: of_matrices(dbn.baselines.local_scaling, size, **options),
+        "k",
+    ),
+    "baselines.nicdm": (
+        lambda size, **options: of_matrices(dbn.baselines.nicdm, size, **options),
+        "k",
+    ),
+}
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_the_default_is_all_where_there_are_fewer(name, size):
+    function, option = DEFAULTS[name]
+    found, wanted = function(size), function(size, **{option: size})
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+@pytest.mark.parametrize("name", [name for name in DEFAULTS if name != "semantic_search"])
+def test_more_than_there_are_is_refused_where_it_is_asked_for(name):
+    function, option = DEFAULTS[name]
+    with pytest.raises(ValueError, match=f"`{option}` must be between 1 and 2 .*got 3"):
+        function(2, **{option: 3})
+
+
+def test_no_other_function_has_a_default_beyond_one_item():
+    """A new one has to be listed above."""
+    modules = {"": dbn, "attribution.": dbn.attribution, "baselines.": dbn.baselines}
+    modules |= {"metrics.": dbn.metrics, "hubness.": dbn.hubness, "out_of_core.": dbn.out_of_core}
+    for prefix, module in modules.items():
+        for name, function in inspect.getmembers(module, inspect.isfunction):
+            defaults = {
+                parameter.default
+                for parameter in inspect.signature(function).parameters.values()
+                if parameter.name in ("k", "top_k")
+            }
+            public = not name.startswith("_") and prefix + name not in DEFAULTS
+            assert not public or defaults <= {inspect.Parameter.empty, 1}, prefix + name
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """Files of so many rows each."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(size):
+        for seed, name in enumerate(("queries", "gallery", "bank", "items")):
+            np.save(f"{name}.npy", rows(seed, size))
+
+    return write
+
+
+BANKS = ["--query-bank", "bank.npy"]
+BOTH = [*BANKS, "--gallery-bank", "items.npy"]
+NEIGHBORS = "auto,csls,nnn,ls,nicdm,dissim,invgc-local"
+JOBS = {
+    "search": ["search", "queries.npy", "gallery.npy"],
+    "evaluate": ["evaluate", "queries.npy", "gallery.npy", *BOTH, "--methods", NEIGHBORS],
+    "evaluate, no gallery bank": ["evaluate", "queries.npy", "gallery.npy", *BANKS],
+    "inspect": ["inspect", "gallery.npy", *BOTH, "--queries", "queries.npy"],
+    "inspect, no gallery bank": ["inspect", "gallery.npy", *BANKS],
+    "tune": ["tune", "bank.npy", "items.npy", "--bank-pairs", "rows"],
+    "fit auto": ["fit", "gallery.npy", *BOTH, "--method", "auto", "--bank-pairs", "rows"],
+} | {
+    f"fit {method}": ["fit", "gallery.npy", *BANKS, "--method", method]
+    for method in ("csls", "nnn", "dualdis", "statistics")
+}
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_commands_on_small_files(job, small, call):
+    pytest.importorskip("click")
+    pytest.importorskip("rich")
+    small(3)
+    output = ["--output", "c.npz"] if job.startswith("fit") else []
+    code, out, err = call(*JOBS[job], *output)
+    assert code == 0, err
+    if job == "search":
+        assert all(len(json.loads(line)["items"]) == 3 for line in out.splitlines())
+
+
+def test_benchmark_on_a_small_gallery(call):
+    pytest.importorskip("click")
+    sizes = ["--queries", 8, "--gallery", 4, "--bank", 8, "--dim", 4, "--repetitions", 1]
+    code, out, err = call("benchmark", *sizes, "--json")
+    assert code == 0, err
+    assert json.loads(out)["sizes"]["k"] == 4
