@@ -231,7 +231,11 @@ def test_a_vector_of_betas_is_a_loop():
         )
 
 
-@pytest.mark.parametrize("compiled", [banks._bank_statistics, drive.bank_statistics], ids=str)
+@pytest.mark.parametrize(
+    "compiled",
+    [banks._bank_statistics, drive.bank_statistics],
+    ids=["from matrices", "streamed"],
+)
 def test_sweeping_beta_compiles_once(compiled):
     test = problem(2)
     compiled.clear_cache()
