@@ -111,8 +111,8 @@ def bank_sums(
     kernel: str,
     similarity_fn: SimilarityFn,
     chunk_size: int,
-    valid: jax.Array | None,
-    merge_nearest: Callable[[Nearest], Nearest],
+    valid: jax.Array | None = None,
+    merge_nearest: Callable[[Nearest], Nearest] = lambda nearest: nearest,
 ) -> BankSums:
     """`banks.bank_sums`, fused where `kernel`, an answer of `choose`, says so and it can be."""
     plain: Callable[..., Any] = functools.partial(
