@@ -29,47 +29,37 @@ def of_contributors(size, **options):
     return dbn.attribution.bias_contributors(bank, gallery, statistics, [0], **options)
 
 
-# Function -> (a call on collections of a size, what its option is called).
+# Function -> a call on collections of a size.
 DEFAULTS = {
-    "semantic_search": (
-        lambda size, **options: dbn.semantic_search(rows(0, size), rows(1, size), **options),
-        "top_k",
+    "semantic_search": lambda size, **options: dbn.semantic_search(
+        rows(0, size), rows(1, size), **options
     ),
-    "attribution.bias_contributors": (of_contributors, "k"),
-    "attribution.hub_screening": (
-        lambda size, **options: dbn.attribution.hub_screening(
-            rows(0, size), rows(1, size), rows(2, size + 1), **options
-        ),
-        "k",
+    "attribution.bias_contributors": of_contributors,
+    "attribution.hub_screening": lambda size, **options: dbn.attribution.hub_screening(
+        gallery=rows(0, size), query_bank=rows(1, size), gallery_bank=rows(2, size + 1), **options
     ),
-    "baselines.dis_sim_local": (
-        lambda size, **options: dbn.baselines.dis_sim_local(rows(0, 3), rows(1, size), **options),
-        "k",
+    "baselines.dis_sim_local": lambda size, **options: dbn.baselines.dis_sim_local(
+        rows(0, 3), rows(1, size), **options
     ),
-    "baselines.local_scaling": (
-        lambda size, **options: of_matrices(dbn.baselines.local_scaling, size, **options),
-        "k",
+    "baselines.local_scaling": lambda size, **options: of_matrices(
+        dbn.baselines.local_scaling, size, **options
     ),
-    "baselines.nicdm": (
-        lambda size, **options: of_matrices(dbn.baselines.nicdm, size, **options),
-        "k",
-    ),
+    "baselines.nicdm": lambda size, **options: of_matrices(dbn.baselines.nicdm, size, **options),
 }
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", DEFAULTS)
 def test_the_default_is_all_where_there_are_fewer(name, size):
-    function, option = DEFAULTS[name]
-    found, wanted = function(size), function(size, **{option: size})
+    function = DEFAULTS[name]
+    found, wanted = function(size), function(size, k=size)
     jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
 @pytest.mark.parametrize("name", [name for name in DEFAULTS if name != "semantic_search"])
 def test_more_than_there_are_is_refused_where_it_is_asked_for(name):
-    function, option = DEFAULTS[name]
-    with pytest.raises(ValueError, match=f"`{option}` must be between 1 and 2 .*got 3"):
-        function(2, **{option: 3})
+    with pytest.raises(ValueError, match="`k` must be between 1 and 2 .*got 3"):
+        DEFAULTS[name](2, k=3)
 
 
 def test_no_other_function_has_a_default_beyond_one_item():
@@ -81,7 +71,7 @@ def test_no_other_function_has_a_default_beyond_one_item():
             defaults = {
                 parameter.default
                 for parameter in inspect.signature(function).parameters.values()
-                if parameter.name in ("k", "top_k")
+                if parameter.name == "k"
             }
             public = not name.startswith("_") and prefix + name not in DEFAULTS
             assert not public or defaults <= {inspect.Parameter.empty, 1}, prefix + name

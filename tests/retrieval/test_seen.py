@@ -195,3 +195,27 @@ CORRECTION = dbn.Correction(jnp.zeros((2, 4)), None)
 def test_errors(error, call, words):
     with pytest.raises(error, match=words):
         call()
+
+
+@pytest.mark.parametrize("length", [3, 5, 7])
+@pytest.mark.parametrize("name", ["exclude", "where", "gates"])
+def test_lengths_are_checked_where_files_tell_theirs_late(name, length):
+    """Of an iterable the number of rows is known at its end."""
+    queries, gallery = (np.split(np.eye(6, dtype=np.float32), 3) for _ in range(2))
+    value = {
+        "exclude": np.full(length, -1),
+        "where": np.ones(length, bool),
+        "gates": np.ones((length, 1), np.float32),
+    }[name]
+    correction = dbn.Correction(jnp.zeros((1, 6)), jnp.ones((1, 6), bool))
+    options = {name: value, "block_size": 2}
+    with pytest.raises(ValueError, match=f"`{name}` must have one entry per .* row, expected"):
+        dbn.out_of_core.top_k(queries, gallery, 2, correction, **options)
+    with pytest.raises(ValueError, match=f"`{name}` must have one entry per .* row, expected"):
+        dbn.out_of_core.ranks(queries, gallery, np.arange(6), correction, **options)
+
+
+def test_excluded_rows_beyond_a_gallery_of_late_length_are_refused():
+    blocks = np.split(np.eye(6, dtype=np.float32), 3)
+    with pytest.raises(ValueError, match=r"`exclude` must hold gallery rows .* 5, got .* to 6"):
+        dbn.out_of_core.top_k(blocks, blocks, 2, exclude=np.arange(1, 7), block_size=2)

@@ -483,102 +483,11 @@ def indices(
     return converted(array, jnp.int32)
 
 
-def exclusions(
-    value: Any, num_rows: int, num_gallery: int, *, rows: str = "bank rows"
-) -> jax.Array:
-    """The argument `exclude` as [num_rows, most]: gallery rows that a row leaves out."""
-    array = indices("exclude", value, low=-1, high=num_gallery)
-    if array.ndim not in (1, 2) or array.shape[0] != num_rows or 0 in array.shape:
-        shapes = f"{(num_rows,)} or {(num_rows, 'most')}"
-        raise BadValueError("exclude", f" must have shape {shapes} ({rows}), got {array.shape}")
-    return array.reshape(num_rows, -1)
-
-
-def unseen(value: Any, num_queries: int, num_gallery: int) -> jax.Array | None:
-    """The argument `exclude` of a search, as [num_queries, most]; None excludes nothing."""
-    if value is None:
-        return None
-    return exclusions(value, num_queries, num_gallery, rows="queries")
-
-
-def kept(where: Any, num_gallery: int) -> jax.Array | None:
-    """The argument `where` of a streamed search, [num_gallery] bool; None keeps all items."""
-    if where is None:
-        return None
-    where = mask("where", where)
-    if where.shape != (num_gallery,):
-        raise BadValueError(
-            "where",
-            f" must have one entry per gallery item here, expected shape {(num_gallery,)}, "
-            f"got {where.shape}; pairs are masked by `exclude`",
-        )
-    return where
-
-
-def seen(where: Any, exclude: Any, shape: tuple[int, ...]) -> jax.Array | None:
-    """Both arguments as a mask of the pairs [..., num_queries, num_gallery] of a matrix."""
-    pairs = None
-    if where is not None:
-        pairs = mask("where", where)
-        if pairs.shape != shape and pairs.shape != shape[-2:]:
-            raise BadValueError(
-                "where", f" must have the shape of the matrix {shape}, got {pairs.shape}"
-            )
-    if exclude is not None:
-        num_queries, num_gallery = shape[-2:]
-        rows = exclusions(exclude, num_queries, num_gallery, rows="queries")
-        rows = jnp.where(rows >= 0, rows, num_gallery)
-        queries = jnp.arange(num_queries)[:, None]
-        apart = jnp.ones((num_queries, num_gallery), bool)
-        apart = apart.at[queries, rows].set(False, mode="drop")
-        pairs = apart if pairs is None else pairs & jnp.broadcast_to(apart, pairs.shape)
-    return None if pairs is None else jnp.broadcast_to(pairs, shape)
-
-
-def gates(value: Any, correction: Any, num_queries: int) -> jax.Array | None:
-    """The argument `gates`, which ends in [num_queries, num_terms]; None leaves it to the raw."""
-    if value is None:
-        return None
-    if correction is None:
-        raise BadValueError("gates", " must come with a correction, got `correction` None")
-    shape = (num_queries, correction.num_terms)
-    gates = floating("gates", value, min_ndim=2)
-    if gates.shape[-2:] != shape:
-        expected = f"[num_queries, num_terms] = {shape}"
-        raise BadValueError("gates", f" must end in {expected}, got {gates.shape}")
-    return gates
-
-
 def one_per_bank_row(name: str, vector: jax.Array, num_bank: int) -> None:
     """Raises unless the vector has one entry per bank row."""
     if vector.shape != (num_bank,):
         wanted = f"one entry per bank row, expected shape {(num_bank,)}"
         raise BadValueError(name, f" must have {wanted}, got {vector.shape}")
-
-
-def mask(name: str, value: Any) -> jax.Array:
-    """A bool array."""
-    array = as_array(name, value)
-    if array.dtype != bool:
-        raise BadTypeError(name, f" must be a bool mask (True = valid), got dtype {array.dtype}")
-    return array
-
-
-def pairs(where: Any, shape: tuple[int, ...]) -> jax.Array:
-    """A mask of rows or pairs as a mask of pairs that broadcasts against `shape`."""
-    where = mask("where", where)
-    given = where.shape
-    if where.ndim == 1 or (where.shape == shape[:-1] and where.shape != shape[-2:]):
-        where = where[..., None]
-    try:
-        fits = jnp.broadcast_shapes(where.shape, shape)[-2:] == tuple(shape[-2:])
-    except ValueError:
-        fits = False
-    if not fits:
-        raise BadValueError(
-            "where", f" must mask bank rows {shape[:-1]} or pairs {shape}, got {given}"
-        )
-    return jnp.broadcast_to(where, (*where.shape[:-2], *shape[-2:]))
 
 
 def correction(value: Any, kind: type, remedy: str = "make it with one of the normalizers") -> None:

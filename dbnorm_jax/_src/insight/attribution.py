@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from dbnorm_jax._src.core import checks, numerics
+from dbnorm_jax._src.core import checks, numerics, seen
 from dbnorm_jax._src.core.naming import publish
 from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
 from dbnorm_jax._src.core.types import BankStatistics, Correction
@@ -19,8 +19,7 @@ from dbnorm_jax._src.insight.influence import (
 )
 from dbnorm_jax._src.passes import streaming
 from dbnorm_jax._src.passes.gating import check_streamed
-from dbnorm_jax._src.passes.selection import add_tile, start_nearest
-from dbnorm_jax._src.passes.streaming import is_apart
+from dbnorm_jax._src.passes.selection import add_tile, is_apart, start_nearest
 from dbnorm_jax._src.passes.sweep import Chunk, Items, Pass, Rows, Tile, Tiling, Transposed, sweep
 from dbnorm_jax._src.retrieval.search import stream_top_k
 
@@ -124,8 +123,7 @@ def bias_contributors(
     k = checks.neighbors("k", k, 10, high=num_bank, of=" (bank items)")
     chunk_size = checks.integer("chunk_size", chunk_size, low=1)
     weights = bank_vector(weights, num_bank, statistics)
-    if exclude is not None:
-        exclude = checks.exclusions(exclude, num_bank, num_gallery)
+    exclude = seen.exclusions(exclude, num_bank, num_gallery)
     return _bias_contributors(
         bank,
         gallery,

@@ -9,8 +9,7 @@ from jax import lax
 
 from dbnorm_jax._src.core import numerics
 from dbnorm_jax._src.core.similarity import SimilarityFn
-from dbnorm_jax._src.passes.selection import Nearest, add_tile, start_nearest
-from dbnorm_jax._src.passes.streaming import is_apart
+from dbnorm_jax._src.passes.selection import Nearest, add_tile, is_apart, seen_by, start_nearest
 from dbnorm_jax._src.passes.sweep import Chunk, Items, Pass, Rows, Tile, Tiling, sweep
 
 
@@ -99,9 +98,7 @@ def bank_pass(
                 None,
                 tile.start,
                 valid=tile.valid,
-                seen=None
-                if exclude is None
-                else lambda row, columns: is_apart(exclude[row], tile.start + columns),
+                seen=seen_by(exclude, tile.start),
             )
         return nearest, RunningSums(log_sum, sums.mass + added)
 

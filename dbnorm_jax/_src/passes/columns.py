@@ -11,8 +11,7 @@ from dbnorm_jax._src.core.similarity import SimilarityFn
 from dbnorm_jax._src.core.types import LargestSimilarities
 from dbnorm_jax._src.passes import selection, sorting
 from dbnorm_jax._src.passes.nearest import nearest_items, nearest_pass
-from dbnorm_jax._src.passes.selection import Nearest
-from dbnorm_jax._src.passes.streaming import is_apart
+from dbnorm_jax._src.passes.selection import Nearest, is_apart
 from dbnorm_jax._src.passes.sweep import Chunk, Items, Pass, Rows, Tile, Tiling, Transposed, sweep
 
 # Bank rows and gallery items that a network sorts at once, few enough for a processor's cache; and

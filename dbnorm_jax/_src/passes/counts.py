@@ -25,8 +25,15 @@ from dbnorm_jax._src.passes.nearest import (
     less_mixtures,
     scoring,
 )
-from dbnorm_jax._src.passes.selection import Nearest, Offsets, add_tile, start_nearest
-from dbnorm_jax._src.passes.streaming import COLUMNS, Block, is_apart, scan_chunks
+from dbnorm_jax._src.passes.selection import (
+    Nearest,
+    Offsets,
+    add_tile,
+    is_apart,
+    seen_by,
+    start_nearest,
+)
+from dbnorm_jax._src.passes.streaming import COLUMNS, Block, scan_chunks
 from dbnorm_jax._src.passes.sweep import Chunk, Items, Pass, Rows, Tile, Tiling, sweep
 
 TIES = ("average", "min", "max")
@@ -159,7 +166,7 @@ def ask(
     return Asked(passed, best, similarity.norms(queries), mixtures, unseen)
 
 
-def seen(right: jax.Array, unseen: jax.Array | None, valid: Any) -> jax.Array:
+def seen_right(right: jax.Array, unseen: jax.Array | None, valid: Any) -> jax.Array:
     """Right items [num_queries, num_right] that their query sees; -1 in place of others."""
     if valid is not None:
         right = jnp.where(jnp.asarray(valid)[jnp.maximum(right, 0)], right, -1)
@@ -184,9 +191,7 @@ def counts_pass(score: Scoring, num_lists: int) -> Pass:
             None if left is None else left[:1],
             tile.start,
             valid=tile.valid,
-            seen=None
-            if unseen is None
-            else lambda row, columns: is_apart(unseen[row], tile.start + columns),
+            seen=seen_by(unseen, tile.start),
         )
         # Counted from the same tile as the others, they are taken out again exactly.
         column, num_items = passed - tile.start, len(tile.items)

@@ -14,8 +14,15 @@ from jax import lax
 from dbnorm_jax._src.core import elementary, numerics, similarity
 from dbnorm_jax._src.core.similarity import SimilarityFn, tile
 from dbnorm_jax._src.passes import selection
-from dbnorm_jax._src.passes.selection import Nearest, Offsets, add_tile, start_nearest
-from dbnorm_jax._src.passes.streaming import COLUMNS, Block, is_apart, scan_chunks
+from dbnorm_jax._src.passes.selection import (
+    Nearest,
+    Offsets,
+    add_tile,
+    is_apart,
+    seen_by,
+    start_nearest,
+)
+from dbnorm_jax._src.passes.streaming import COLUMNS, Block, scan_chunks
 from dbnorm_jax._src.passes.sweep import Chunk, Items, Pass, Rows, Tile, Tiling, sweep
 
 # Gallery items per tile on processors where neighbours are inserted, so many that a bad order of
@@ -127,18 +134,18 @@ def nearest_pass(num_lists: int, k: int, dtype: jnp.dtype) -> Pass:
 
     def add(nearest: Nearest, _: None, tile: Tile) -> tuple[Nearest, None]:
         (mixtures, unseen), (offsets, excluded) = tile.rows.own, tile.own
+        seen = seen_by(unseen, tile.start)
+        if excluded is not None:
 
-        def seen(row: jax.Array, columns: jax.Array) -> jax.Array:
-            if excluded is not None:
+            def seen(row: jax.Array, columns: jax.Array) -> jax.Array:
                 return is_apart(excluded[columns], tile.rows.start + row)
-            return is_apart(unseen[row], tile.start + columns)
 
         nearest = add_tile(
             nearest,
             *less_mixtures(tile.similarities, mixtures, offsets),
             tile.start,
             valid=tile.valid,
-            seen=None if excluded is None and unseen is None else seen,
+            seen=seen,
         )
         return nearest, None
 

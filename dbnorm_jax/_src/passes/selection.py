@@ -5,8 +5,9 @@ k largest, and only those are read again. Running over tiles, after the first on
 the k-th value so far: almost all of the work is one maximum per block.
 """
 
+import operator
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,8 @@ from dbnorm_jax._src.passes import sorting
 
 # Columns per block: two AVX-512 registers or one warp of float32.
 BLOCK = 32
+# Excluded places compared one by one: a reduction over so short an axis would be a loop of its own.
+_COMPARED = 8
 # Rows and lists whose new items are inserted side by side: few, as the slowest holds up the others.
 _GROUP = 64
 # An item is inserted by comparing it with all k, and a first tile has k to insert: a k that is
@@ -60,15 +63,16 @@ def _candidates(row: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     return blocks[chosen].reshape(-1), indices.reshape(-1)
 
 
-def largest(row: jax.Array, k: int, valid: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+def largest(row: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     """(values, indices) of the k largest of one row, best first, ties to the lowest index.
 
-    NaN ranks below every number and comes out as -inf. What is not valid is not there; places that
-    nothing fills hold -inf and index -1.
+    NaN ranks below every number and comes out as -inf.
     """
-    numbers = numerics.below_every_number(row)
-    if valid is not None:
-        numbers = jnp.where(valid, numbers, -jnp.inf)
+    return largest_number(numerics.below_every_number(row), k)
+
+
+def largest_number(numbers: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """As `largest`, without NaN; -inf is where no item is, and index -1 where there are fewer."""
     return filled(*_take_largest(*_candidates(numbers, k), k))
 
 
@@ -139,6 +143,29 @@ Offsets = tuple[jax.Array, ...] | None
 
 # (query of the chunk, columns of the tile) -> bool, whether the query may see the items.
 Seen = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def is_apart(excluded: jax.Array, place: jax.Array) -> jax.Array:
+    """[...] bool, whether a place [...] is none of those excluded [..., most]."""
+    num_entries = excluded.shape[-1]
+    if num_entries > _COMPARED:
+        shape = (*jnp.broadcast_shapes(excluded.shape[:-1], place.shape), num_entries)
+        different = jnp.broadcast_to(excluded, shape) != jnp.broadcast_to(place[..., None], shape)
+        return different.all(axis=-1)
+    apart = [excluded[..., entry] != place for entry in range(num_entries)]
+    return reduce(operator.and_, apart)
+
+
+def seen_by(unseen: jax.Array | None, start: jax.Array) -> Seen | None:
+    """Which columns, of gallery items from `start` on, are none of a query's `unseen` ones.
+
+    Args:
+      unseen: [num_queries, most] gallery rows, -1 for none; None where all is seen.
+      start: gallery index of the first column.
+    """
+    if unseen is None:
+        return None
+    return lambda row, columns: is_apart(unseen[row], start + columns)
 
 
 def _block(blocks: jax.Array, row: jax.Array, block: jax.Array) -> jax.Array:

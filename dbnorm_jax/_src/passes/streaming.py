@@ -7,8 +7,6 @@ Lengths need not divide: the last block is moved back to end where the array end
 is padded or copied, and `fresh` marks the rows that no earlier block has held.
 """
 
-import functools
-import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,8 +20,6 @@ from dbnorm_jax._src.passes.selection import BLOCK
 DEFAULT_CHUNK_SIZE = 1024
 # Gallery items per tile: with 1024 rows a float32 tile stays within a CPU's last-level cache.
 COLUMNS = 1024
-# Excluded places compared one by one: a reduction over so short an axis would be a loop of its own.
-_COMPARED = 8
 
 
 class Block(NamedTuple):
@@ -87,17 +83,6 @@ def _block_size(length: int, largest: int) -> int:
         return length
     even = -(-length // -(-length // largest))
     return min(largest, -(-even // BLOCK) * BLOCK)
-
-
-def is_apart(excluded: jax.Array, place: jax.Array) -> jax.Array:
-    """[...] bool, whether a place [...] is none of those excluded [..., most]."""
-    num_entries = excluded.shape[-1]
-    if num_entries > _COMPARED:
-        shape = (*jnp.broadcast_shapes(excluded.shape[:-1], place.shape), num_entries)
-        different = jnp.broadcast_to(excluded, shape) != jnp.broadcast_to(place[..., None], shape)
-        return different.all(axis=-1)
-    apart = [excluded[..., entry] != place for entry in range(num_entries)]
-    return functools.reduce(operator.and_, apart)
 
 
 def both(first: jax.Array | None, second: jax.Array | None) -> jax.Array | None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from dbnorm_jax._src.core import checks, numerics
+from dbnorm_jax._src.core import checks, numerics, seen
 from dbnorm_jax._src.core.types import SearchResult
 
 # How far a mean may be rounded, in units of the dtype's resolution.
@@ -57,7 +57,7 @@ def k_occurrence(
     if where is None:
         where = jnp.ones(indices.shape, bool)
     else:
-        where = checks.mask("where", where)
+        where = seen.mask("where", where)
         if where.shape == indices.shape[:-1]:
             where = where[..., None]
         if where.shape[:-1] != indices.shape[:-1] or where.shape[-1] not in (1, indices.shape[-1]):

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
-from dbnorm_jax._src.core import checks, numerics, relevance
+from dbnorm_jax._src.core import checks, numerics, relevance, seen
 from dbnorm_jax._src.core.relevance import Relevant
 from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
 from dbnorm_jax._src.core.types import Correction
@@ -59,7 +59,7 @@ def ranks(
     scores = _check_scores(scores)
     ties = counts.check_ties(ties)
     right = relevance.as_matrix(relevant, scores.shape)
-    return _ranks(scores, right, checks.seen(where, exclude, scores.shape), ties=ties)
+    return _ranks(scores, right, seen.by_query(where, exclude, scores.shape), ties=ties)
 
 
 @partial(jax.jit, static_argnames="ties")
@@ -144,16 +144,17 @@ def stream_ranks(
     right = relevance.as_rows(relevant, (num_queries, num_gallery))
     if correction is not None:
         check_streamed(correction, num_gallery)
-    seen = drive.Seen(
-        split.along_rows(checks.unseen(exclude, num_queries, num_gallery), -1),
-        split.along_items(checks.kept(where, num_gallery), False),
-        split.along_rows(checks.gates(gates, correction, num_queries), 0),
+    unseen = seen.exclusions(exclude, num_queries, num_gallery, rows="queries")
+    asked = drive.Seen(
+        split.along_rows(unseen, -1),
+        split.along_items(seen.items(where, num_gallery), False),
+        split.along_rows(seen.gates(gates, correction, num_queries), 0),
     )
     return drive.ranks(
         queries,
         gallery,
         split.along_items(correction, 0, dim=1),
-        seen,
+        asked,
         split.along_rows(right, -1),
         split=split,
         ties=counts.check_ties(ties),
@@ -313,7 +314,7 @@ def mean_average_precision(
     """
     scores = _check_scores(scores)
     right = relevance.as_matrix(relevant, scores.shape)
-    return _mean_average_precision(scores, right, checks.seen(where, exclude, scores.shape))
+    return _mean_average_precision(scores, right, seen.by_query(where, exclude, scores.shape))
 
 
 @jax.jit

@@ -25,7 +25,7 @@ from jax import lax
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
-from dbnorm_jax._src.core import checks, elementary, numerics
+from dbnorm_jax._src.core import checks, elementary, numerics, seen
 from dbnorm_jax._src.core.similarity import SimilarityFn, cosine_similarity, dot_product
 from dbnorm_jax._src.core.types import Correction, SearchResult
 from dbnorm_jax._src.passes import selection, streaming
@@ -70,11 +70,11 @@ def gates(
       Bogolin et al., CVPR 2022, section on dynamic inverted softmax.
     """
     similarities, correction = _check_matrix(similarities, correction)
-    return _gates(similarities, correction, checks.seen(where, exclude, similarities.shape))
+    return _gates(similarities, correction, seen.by_query(where, exclude, similarities.shape))
 
 
 @jax.jit
-def _gates(similarities: jax.Array, correction: Correction, seen: jax.Array | None) -> jax.Array:
+def _gates(similarities: jax.Array, correction: Correction, pairs: jax.Array | None) -> jax.Array:
     dtype = numerics.accumulation_dtype(similarities.dtype, correction.bias.dtype)
     if correction.active is None:
         lead = jnp.broadcast_shapes(similarities.shape[:-2], correction.bias.shape[:-2])
@@ -85,10 +85,8 @@ def _gates(similarities: jax.Array, correction: Correction, seen: jax.Array | No
         best, nearest = selection.argmax(row)
         return jnp.where(best > -jnp.inf, active[:, nearest], jnp.zeros((), active.dtype))
 
-    numbers = numerics.below_every_number(lax.stop_gradient(similarities))
-    if seen is not None:
-        numbers = jnp.where(seen, numbers, -jnp.inf)
     act = numerics.vectorize(one, signature="(g),(t,g)->(t)")
+    numbers = _seen(lax.stop_gradient(similarities), pairs)
     return act(numbers, correction.active[..., None, :, :]).astype(dtype)
 
 
@@ -120,7 +118,7 @@ def apply_correction(
       Wang, Jian and Xue, EMNLP 2023, DualIS and DualDIS, in the log domain.
     """
     similarities, correction = _check_matrix(similarities, correction)
-    gates = checks.gates(gates, correction, similarities.shape[-2])
+    gates = seen.gates(gates, correction, similarities.shape[-2])
     return _apply_correction(similarities, correction, gates)
 
 
@@ -185,16 +183,16 @@ def top_k(
     else:
         similarities, correction = _check_matrix(similarities, correction)
     k = checks.integer("k", k, low=1, high=similarities.shape[-1], of=" (gallery items)")
-    seen = checks.seen(where, exclude, similarities.shape)
-    gates = checks.gates(gates, correction, similarities.shape[-2])
-    return _top_k(similarities, correction, seen, gates, k=k)
+    pairs = seen.by_query(where, exclude, similarities.shape)
+    gates = seen.gates(gates, correction, similarities.shape[-2])
+    return _top_k(similarities, correction, pairs, gates, k=k)
 
 
 @functools.partial(jax.jit, static_argnames="k")
 def _top_k(
     similarities: jax.Array,
     correction: Correction | None,
-    seen: jax.Array | None,
+    pairs: jax.Array | None,
     gates: jax.Array | None,
     *,
     k: int,
@@ -202,20 +200,19 @@ def _top_k(
     if correction is None:
         scores = similarities.astype(numerics.accumulation_dtype(similarities.dtype))
     else:
-        if gates is None and seen is not None and correction.active is not None:
-            gates = _gates(similarities, correction, seen)
+        if gates is None and pairs is not None and correction.active is not None:
+            gates = _gates(similarities, correction, pairs)
         scores = _apply_correction(similarities, correction, gates)
         if correction.active is not None and correction.active.dtype != bool:
             scores = elementary.written(scores)  # read twice; hard gates round nothing
-    if seen is None:
-        rows: tuple[jax.Array, ...] = (scores,)
-    else:
-        rows = (scores, jnp.broadcast_to(seen, scores.shape))
-    signature = ",".join(["(g)"] * len(rows)) + "->(k),(k)"
-    largest = numerics.vectorize(
-        lambda row, *seen: selection.largest(row, k, *seen), signature=signature
-    )
-    return SearchResult(*largest(*rows))
+    find = functools.partial(selection.largest_number, k=k)
+    return SearchResult(*numerics.vectorize(find, "(g)->(k),(k)")(_seen(scores, pairs)))
+
+
+def _seen(scores: jax.Array, pairs: jax.Array | None) -> jax.Array:
+    """NaN below every number, and -inf where a query does not see the item."""
+    numbers = numerics.below_every_number(scores)
+    return numbers if pairs is None else jnp.where(pairs, numbers, -jnp.inf)
 
 
 def stream_top_k(
@@ -284,16 +281,16 @@ def stream_top_k(
     k = checks.integer("k", k, low=1, high=num_gallery, of=" (gallery items)")
     if correction is not None:
         check_streamed(correction, num_gallery)
-    where = checks.kept(where, num_gallery)
-    unseen = checks.unseen(exclude, num_queries, num_gallery)
-    gates, asked = checks.gates(gates, correction, num_queries), queries
+    where = seen.items(where, num_gallery)
+    unseen = seen.exclusions(exclude, num_queries, num_gallery, rows="queries")
+    gates, asked = seen.gates(gates, correction, num_queries), queries
     if mesh is None:
         asked, unseen, gates = _filled_up(queries, unseen, gates)
         split = split._replace(num_rows=asked.shape[0])
     unseen, gates = split.along_rows(unseen, -1), split.along_rows(gates, 0)
-    seen = drive.Seen(unseen, split.along_items(where, False), gates)
+    asking = drive.Seen(unseen, split.along_items(where, False), gates)
     correction = split.along_items(correction, 0, dim=1)
-    result = drive.top_k(asked, gallery, correction, seen, split=split, k=k)
+    result = drive.top_k(asked, gallery, correction, asking, split=split, k=k)
     return SearchResult(*(_cut(part, num_queries) for part in result))
 
 

@@ -25,7 +25,7 @@ from jax import lax
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
-from dbnorm_jax._src.core import checks, elementary, numerics
+from dbnorm_jax._src.core import checks, elementary, numerics, seen
 from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
 from dbnorm_jax._src.core.types import BankStatistics, LargestSimilarities
 from dbnorm_jax._src.passes import selection, streaming
@@ -83,7 +83,7 @@ def bank_statistics(
     dtype = numerics.accumulation_dtype(similarities.dtype)
     beta = checks.positive("beta", beta, dtype, _BETA_UNIT)
     if where is not None:
-        where = checks.pairs(where, similarities.shape)
+        where = seen.pairs(where, similarities.shape)
     if weights is not None:
         weights = checks.bank_weights("weights", weights, (num_bank,), dtype)
     return _bank_statistics(similarities.astype(dtype), beta, where, weights, k=k)
@@ -234,8 +234,7 @@ def stream_bank_statistics(
     if weights is not None:
         weights = checks.bank_weights("weights", weights, (split.num_rows,), dtype)
         checks.one_per_bank_row("weights", weights, split.num_rows)
-    if exclude is not None:
-        exclude = checks.exclusions(exclude, split.num_rows, split.num_gallery)
+    exclude = seen.exclusions(exclude, split.num_rows, split.num_gallery)
     weights, exclude = split.along_rows(weights, 0), split.along_rows(exclude, -1)
     return drive.bank_statistics(bank, gallery, beta, weights, exclude, split=split, k=k)
 
@@ -465,7 +464,7 @@ def responsibilities(
         "statistics", statistics.num_gallery, "similarities", similarities.shape
     )
     if where is not None:
-        where = checks.pairs(where, similarities.shape)
+        where = seen.pairs(where, similarities.shape)
     if weights is not None:
         dtype = statistics.log_normalizer.dtype
         weights = checks.bank_weights("weights", weights, similarities.shape[-2:-1], dtype)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
-from dbnorm_jax._src.core import checks, numerics
+from dbnorm_jax._src.core import checks, numerics, seen
 from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
 from dbnorm_jax._src.core.types import LargestSimilarities
 from dbnorm_jax._src.passes import selection, streaming
@@ -55,7 +55,7 @@ def largest_similarities(
     similarities = checks.similarities("similarities", similarities, rows="bank items")
     k = checks.integer("k", k, low=1)
     if where is not None:
-        where = checks.pairs(where, similarities.shape)
+        where = seen.pairs(where, similarities.shape)
     return _largest_similarities(similarities, where, k=k)
 
 
@@ -123,7 +123,6 @@ def stream_largest_similarities(
         placement, similarity_fn, chunk_size, bank=bank, gallery=gallery
     )
     k = checks.integer("k", k, low=1)
-    if exclude is not None:
-        exclude = checks.exclusions(exclude, split.num_rows, split.num_gallery)
+    exclude = seen.exclusions(exclude, split.num_rows, split.num_gallery)
     exclude = split.along_rows(exclude, -1)
     return drive.largest_similarities(bank, gallery, exclude, split=split, k=k)

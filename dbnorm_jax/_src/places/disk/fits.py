@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dbnorm_jax._src.core import checks, numerics
+from dbnorm_jax._src.core import checks, numerics, seen
 from dbnorm_jax._src.core.similarity import SimilarityFn
 from dbnorm_jax._src.core.types import BankStatistics, LargestSimilarities
 from dbnorm_jax._src.passes import banks, nearest, sweep
@@ -19,7 +19,7 @@ from dbnorm_jax._src.passes.streaming import DEFAULT_CHUNK_SIZE
 from dbnorm_jax._src.places.disk import checkpoint as checkpoints
 from dbnorm_jax._src.places.disk.checkpoint import Checkpoint, Fitted
 from dbnorm_jax._src.places.disk.drive import BlockSweep, Made, Partial, Task, tiling
-from dbnorm_jax._src.places.disk.fingerprints import Array, Fingerprint
+from dbnorm_jax._src.places.disk.fingerprints import Fingerprint
 from dbnorm_jax._src.places.disk.rows import (
     DEFAULT_BLOCK_SIZE,
     RowBlock,
@@ -78,7 +78,7 @@ def fit_bank(
         shape = np.shape(weights) if bank.num_rows is None else (bank.num_rows,)
         weights = np.asarray(checks.bank_weights("weights", weights, shape))
         checks.one_per_bank_row("weights", weights, len(weights))
-    exclude = _exclusions(exclude, bank, gallery)
+    exclude = _on_host(seen.exclusions(exclude, bank.num_rows, gallery.num_rows))
     work = {
         "beta": np.asarray(beta, np.float64).tolist(),
         "k": k,
@@ -147,7 +147,7 @@ def fit_largest(
     """`largest_similarities`, with fingerprints where there is a checkpoint, of whatever work."""
     bank, gallery = row_pair(("bank", bank), ("gallery", gallery), settings)
     k = checks.integer("k", k, low=1)
-    exclude = _exclusions(exclude, bank, gallery)
+    exclude = _on_host(seen.exclusions(exclude, bank.num_rows, gallery.num_rows))
     work = {"largest_similarities": k, "exclude": _digest(exclude)}
     bank.per_row = {"exclude": exclude}
 
@@ -190,10 +190,5 @@ def _digest(values: Any) -> str | None:
     return str(Fingerprint(column.dtype, column.shape[1]).update(column)["sha256"])
 
 
-def _exclusions(exclude: Any, bank: Rows, gallery: Rows) -> Array | None:
-    """The argument `exclude`, checked as far as lengths are known."""
-    if exclude is None:
-        return None
-    num_bank = len(exclude) if bank.num_rows is None else bank.num_rows
-    num_gallery = np.iinfo(np.int32).max if gallery.num_rows is None else gallery.num_rows
-    return np.asarray(checks.exclusions(exclude, num_bank, num_gallery))
+def _on_host(array: Any) -> Any:
+    return None if array is None else np.asarray(array)

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from dbnorm_jax._src.core import checks, relevance
+from dbnorm_jax._src.core import checks, relevance, seen
 from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
 from dbnorm_jax._src.core.types import BankStatistics, Correction, LargestSimilarities, SearchResult
 from dbnorm_jax._src.passes import counts
@@ -388,17 +388,14 @@ def _passes(
         num_gallery = gallery.num_rows
         check_streamed(correction, correction.num_gallery if num_gallery is None else num_gallery)
         correction = checks.unsplit(correction)
-    # Of an iterable the length is known after its first pass: then its argument speaks for it.
-    if exclude is not None:
-        num_queries = len(exclude) if queries.num_rows is None else queries.num_rows
-        most = checks.MOST_ROWS if gallery.num_rows is None else gallery.num_rows
-        exclude = np.asarray(checks.unseen(exclude, num_queries, most))
-    if where is not None:
-        num_gallery = len(where) if gallery.num_rows is None else gallery.num_rows
-        where = np.asarray(checks.kept(where, num_gallery))
-    if gates is not None:
-        num_queries = len(gates) if queries.num_rows is None else queries.num_rows
-        gates = np.asarray(checks.gates(gates, correction, num_queries))
+    num_queries, num_gallery = queries.num_rows, gallery.num_rows
+    own = (
+        seen.exclusions(exclude, num_queries, num_gallery, rows="queries"),
+        seen.items(where, num_gallery),
+        seen.gates(gates, correction, num_queries),
+    )
+    exclude, where, gates = (None if one is None else np.asarray(one) for one in own)
+    queries.per_row, gallery.per_row = {"exclude": exclude, "gates": gates}, {"where": where}
     passes = Passes(
         queries,
         gallery,

@@ -26,7 +26,7 @@ from dbnorm_jax._src.passes.counts import (
     counts_pass,
     distinct,
     paired_scores,
-    seen,
+    seen_right,
     start_best,
 )
 from dbnorm_jax._src.passes.gating import check_streamed, over_gates
@@ -75,12 +75,17 @@ class Passes(NamedTuple):
     def check(self) -> None:
         """Raises for what can be known to be wrong before anything is read."""
         drive.check_repeatable(self.queries, self.gallery)
-        self.check_correction()
+        self.check_gallery()
 
-    def check_correction(self) -> None:
-        """Raises for a correction of another gallery, once the length of this one is known."""
-        if self.correction is not None and self.gallery.num_rows is not None:
-            check_streamed(self.correction, self.gallery.num_rows)
+    def check_gallery(self) -> None:
+        """Raises for what is of another gallery, once the length of this one is known."""
+        num_gallery = self.gallery.num_rows
+        if num_gallery is None:
+            return
+        if self.correction is not None:
+            check_streamed(self.correction, num_gallery)
+        if self.exclude is not None:
+            checks.indices("exclude", self.exclude, low=-1, high=num_gallery)
 
     def nearest(self, asking: Asking, k: int, *lists: Any, hashed: bool = False) -> Nearest:
         """[num_queries, num_lists, k], best first, by one pass over the gallery."""
@@ -99,7 +104,7 @@ class Passes(NamedTuple):
     def through(self, begin: Begin, own: Any, *, hashed: bool = False) -> Any:
         """The outputs of one pass over the gallery."""
         outputs = drive.through(begin, self.gallery, own, where=self.where, hashed=hashed)
-        self.check_correction()
+        self.check_gallery()
         return outputs
 
     def dtype(self, rows: jax.Array, items: Any, offsets: jax.Array | None) -> jnp.dtype:
@@ -155,7 +160,7 @@ def rank_blocks(passes: Passes, right: Array) -> Iterator[tuple[Ahead, Array, np
                 f" must have one entry (or row) per query, expected at least "
                 f"{block.stop}, got {len(right)}",
             )
-        own = _distinct(seen(block.filled(right), asking.unseen, passes.where))
+        own = _distinct(seen_right(block.filled(right), asking.unseen, passes.where))
         vectors = _vectors(passes, np.asarray(own))
 
         def lists(offsets: Any, mixtures: Any) -> tuple[Ahead, jax.Array]:
@@ -178,7 +183,7 @@ def _vectors(passes: Passes, right: Array) -> Array:
             vectors = np.zeros((*right.shape, rows.shape[1]), rows.dtype)
         inside = (right >= block.start) & (right < block.stop)
         vectors[inside] = rows[right[inside] - block.start]
-    passes.check_correction()
+    passes.check_gallery()
     assert vectors is not None
     assert passes.gallery.num_rows is not None
     last = int(right.max(initial=-1))

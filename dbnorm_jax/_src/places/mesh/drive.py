@@ -269,7 +269,7 @@ def ranks(
         options = seen.on_device(items) | split.options
         own = items.local(right)
         own = jnp.where((right >= 0) & (own < items.size), own, -1)
-        own = counts.seen(own, options["unseen"], options["valid"])
+        own = counts.seen_right(own, options["unseen"], options["valid"])
 
         def count(offsets: Any, mixtures: Any) -> tuple[counts.Ahead, jax.Array]:
             ahead, nearest = counts.count_ahead(

@@ -1,0 +1,106 @@
+"""What a row sees of the gallery: the arguments `exclude`, `where` and `gates`, checked.
+
+A length that is None is not known yet: what is given then speaks for it, until the rows are read.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dbnorm_jax._src.core import checks
+
+
+def exclusions(
+    exclude: Any, num_rows: int | None, num_gallery: int | None, *, rows: str = "bank rows"
+) -> jax.Array | None:
+    """The argument `exclude` as [num_rows, most]: gallery rows that a row leaves out."""
+    if exclude is None:
+        return None
+    most = checks.MOST_ROWS if num_gallery is None else num_gallery
+    array = checks.indices("exclude", exclude, low=-1, high=most)
+    length = array.shape[:1] if num_rows is None else (num_rows,)
+    if array.ndim not in (1, 2) or array.shape[:1] != length or 0 in array.shape:
+        shapes = f"{length} or {(*length, 'most')}"
+        raise checks.BadValueError(
+            "exclude", f" must have shape {shapes} ({rows}), got {array.shape}"
+        )
+    return array.reshape(array.shape[0], -1)
+
+
+def items(where: Any, num_gallery: int | None) -> jax.Array | None:
+    """The argument `where` of a streamed search, [num_gallery] bool; None keeps all items."""
+    if where is None:
+        return None
+    where = mask("where", where)
+    expected = where.shape[:1] if num_gallery is None else (num_gallery,)
+    if where.ndim != 1 or where.shape != expected:
+        raise checks.BadValueError(
+            "where",
+            f" must have one entry per gallery item here, expected shape {expected}, "
+            f"got {where.shape}; pairs are masked by `exclude`",
+        )
+    return where
+
+
+def by_query(where: Any, exclude: Any, shape: tuple[int, ...]) -> jax.Array | None:
+    """Both arguments as a mask of the pairs [..., num_queries, num_gallery] of a matrix."""
+    seen = None
+    if where is not None:
+        seen = mask("where", where)
+        if seen.shape not in (shape, shape[-2:]):
+            raise checks.BadValueError(
+                "where", f" must have the shape of the matrix {shape}, got {seen.shape}"
+            )
+    num_queries, num_gallery = shape[-2:]
+    rows = exclusions(exclude, num_queries, num_gallery, rows="queries")
+    if rows is not None:
+        queries, rows = jnp.arange(num_queries)[:, None], jnp.where(rows >= 0, rows, num_gallery)
+        apart = jnp.ones((num_queries, num_gallery), bool)
+        apart = apart.at[queries, rows].set(False, mode="drop")
+        seen = apart if seen is None else seen & jnp.broadcast_to(apart, seen.shape)
+    return None if seen is None else jnp.broadcast_to(seen, shape)
+
+
+def gates(value: Any, correction: Any, num_queries: int | None) -> jax.Array | None:
+    """The argument `gates`, which ends in [num_queries, num_terms]; None leaves it to the raw."""
+    if value is None:
+        return None
+    if correction is None:
+        raise checks.BadValueError(
+            "gates", " must come with a correction, got ", "correction", " None"
+        )
+    gates = checks.floating("gates", value, min_ndim=2)
+    expected = (gates.shape[-2] if num_queries is None else num_queries, correction.num_terms)
+    if gates.shape[-2:] != expected:
+        raise checks.BadValueError(
+            "gates", f" must end in [num_queries, num_terms] = {expected}, got {gates.shape}"
+        )
+    return gates
+
+
+def mask(name: str, value: Any) -> jax.Array:
+    """A bool array."""
+    array = checks.as_array(name, value)
+    if array.dtype != bool:
+        raise checks.BadTypeError(
+            name, f" must be a bool mask (True = valid), got dtype {array.dtype}"
+        )
+    return array
+
+
+def pairs(where: Any, shape: tuple[int, ...]) -> jax.Array:
+    """A mask of rows or pairs as a mask of pairs that broadcasts against `shape`."""
+    where = mask("where", where)
+    given = where.shape
+    if where.ndim == 1 or (where.shape == shape[:-1] and where.shape != shape[-2:]):
+        where = where[..., None]
+    try:
+        fits = jnp.broadcast_shapes(where.shape, shape)[-2:] == tuple(shape[-2:])
+    except ValueError:
+        fits = False
+    if not fits:
+        raise checks.BadValueError(
+            "where", f" must mask bank rows {shape[:-1]} or pairs {shape}, got {given}"
+        )
+    return jnp.broadcast_to(where, (*where.shape[:-2], *shape[-2:]))
