@@ -58,7 +58,7 @@ def test_the_default_is_all_where_there_are_fewer(name, size):
 
 @pytest.mark.parametrize("name", [name for name in DEFAULTS if name != "semantic_search"])
 def test_more_than_there_are_is_refused_where_it_is_asked_for(name):
-    with pytest.raises(ValueError, match="`k` must be between 1 and 2 .*got 3"):
+    with pytest.raises(ValueError, match=r"`k` must be between 1 and 2 .*got 3"):
         DEFAULTS[name](2, k=3)
 
 
