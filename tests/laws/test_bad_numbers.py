@@ -631,6 +631,37 @@ ROWS |= {
         "exclude",
         EXCLUDED,
     ),
+    "gates": (
+        lambda rows: dbn.gates(SIMILARITIES, dbn.dynamic_inverted_softmax(QUERY), exclude=rows),
+        "exclude",
+        RELEVANT,
+    ),
+    "top_k": (lambda rows: dbn.top_k(SIMILARITIES, 2, exclude=rows), "exclude", RELEVANT),
+    "stream_top_k": (
+        lambda rows: dbn.stream_top_k(QUERIES, GALLERY, 2, exclude=rows),
+        "exclude",
+        RELEVANT,
+    ),
+    "mesh: stream_top_k": (
+        lambda rows: dbn.stream_top_k(QUERIES, GALLERY, 2, exclude=rows, mesh=MESH),
+        "exclude",
+        RELEVANT,
+    ),
+    "semantic_search": (
+        lambda rows: dbn.semantic_search(QUERIES, GALLERY, k=2, exclude=rows),
+        "exclude",
+        RELEVANT,
+    ),
+    "out_of_core.top_k": (
+        lambda rows: out_of_core.top_k(QUERIES, [GALLERY], 2, exclude=rows),
+        "exclude",
+        RELEVANT,
+    ),
+    "out_of_core.top_k_blocks": (
+        lambda rows: list(out_of_core.top_k_blocks(QUERIES, [GALLERY], 2, exclude=rows)),
+        "exclude",
+        RELEVANT,
+    ),
     "gates_from_top_1": (
         lambda rows: dbn.gates_from_top_1(rows, dbn.dynamic_inverted_softmax(QUERY)),
         "indices",
