@@ -27,6 +27,7 @@ from dbnorm_jax._cli.commands import main as command
 from dbnorm_jax._cli.commands import search
 from dbnorm_jax._cli.reading.argument import Source
 from dbnorm_jax._cli.reading.arrays import read_lines
+from dbnorm_jax._cli.reading.large import SIMILARITY_FUNCTIONS
 from dbnorm_jax._cli.showing import output, progress
 from dbnorm_jax._src.places.disk import checkpoint
 
@@ -511,6 +512,33 @@ def test_lines_end_at_line_feeds_only(lines, end, marked):
     if not marked and text.startswith("\ufeff"):  # taken for the mark
         lines[0] = lines[0][1:]
     assert found == (lines if text not in ("", "\ufeff") else [])
+
+
+@pytest.mark.parametrize("similarity", ["dot", "euclidean"])
+def test_states_of_the_library_say_what_they_compare_by(call, arrays, similarity):
+    """Without provenance too: searched as fitted, refused beside another similarity."""
+    similarity_fn = SIMILARITY_FUNCTIONS[similarity]
+    banks = arrays["query_bank"], arrays["gallery"]
+    state = dbn.stream_bank_statistics(*banks, beta=1.0, similarity_fn=similarity_fn)
+    fitted = dbn.inverted_softmax(state)
+    dbn.save("c.npz", fitted)
+    dbn.save("s.npz", state)
+    call(*SEARCH, "--correction", "c.npz", "--output", "found.npz")
+    served = dbn.stream_top_k(
+        arrays["queries"], arrays["gallery"], 3, fitted, similarity_fn=similarity_fn
+    )
+    np.testing.assert_array_equal(np.load("found.npz")["indices"], served.indices)
+    words = ("search", *SEARCH[1:], "--correction", "c.npz", "--similarity", "cosine")
+    assert f"expected {similarity}, which the correction" in call(*words, expect=2)
+    words = "fit", "gallery.npy", "--query-statistics", "s.npz", "--method", "is"
+    call(*words, "--similarity", similarity, "--output", "same.npz")
+    assert dbn.load("same.npz").similarity == similarity_fn.__name__
+    assert f"give --similarity {similarity}" in call(*words, "--output", "x.npz", expect=2)
+    call("fit", "gallery.npy", "--query-bank", "query_bank.npy", "--method", "statistics",
+         "--beta-query", 1, "--output", "t.npz")  # fmt: skip
+    assert "expected the similarity of t.npz, cosine" in call(
+        "merge", "t.npz", "s.npz", "--output", "both.npz", expect=2
+    )
 
 
 def test_search_refuses(call, correction, arrays):

@@ -1,5 +1,6 @@
 """What holds for every correction of the table: transforms, dtypes, places, laws, files."""
 
+import dataclasses
 from functools import partial
 
 import chex
@@ -88,7 +89,10 @@ def test_every_place_gives_the_same(name):
     whole = fit(name, query_bank, gallery, gallery_bank)
     for functions in places().values():
         source = Placed(*functions, gallery, {"query": query_bank, "gallery": gallery_bank})
-        chex.assert_trees_all_close(fitted(name, source), whole, atol=2e-6)
+        found = fitted(name, source)
+        assert found.similarity in (None, whole.similarity)  # a matrix does not say it
+        expected = dataclasses.replace(whole, similarity=found.similarity)
+        chex.assert_trees_all_close(found, expected, atol=2e-6)
 
 
 @all_fits
@@ -134,8 +138,10 @@ def test_a_fit_serves_searches_and_files(name, tmp_path):
     test = problem(6, SHAPES[2])
     correction = fit(name, *banks(6))
     assert correction.bias.shape[-1] == 70
-    dense = dbn.top_k(test.similarities, 5, correction)
-    streamed = dbn.stream_top_k(test.queries, test.gallery, 5, correction, chunk_size=3)
+    similarity_fn = getattr(dbn, correction.similarity or "dot_product")
+    dense = dbn.top_k(similarity_fn(test.queries, test.gallery), 5, correction)
+    options = {"similarity_fn": similarity_fn, "chunk_size": 3}
+    streamed = dbn.stream_top_k(test.queries, test.gallery, 5, correction, **options)
     chex.assert_trees_all_close(streamed.scores, dense.scores, atol=2e-6)
     dbn.save(tmp_path / "fit.npz", correction)
     chex.assert_trees_all_equal(dbn.load(tmp_path / "fit.npz").bias, correction.bias)

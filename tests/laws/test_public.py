@@ -1,6 +1,7 @@
 """The law of public names: how arguments are given, what errors say, where things live."""
 
 import ast
+import dataclasses
 import inspect
 import pathlib
 import pickle
@@ -18,6 +19,7 @@ import pytest
 
 import dbnorm_jax as dbn
 from dbnorm_jax._src.core import checks
+from dbnorm_jax._src.core.similarity import SIMILARITIES
 
 NAMESPACES = ("attribution", "baselines", "growing", "hubness", "metrics", "out_of_core", "tuning")
 EMBEDDINGS = {"queries", "gallery", "bank", "query_bank", "gallery_bank"}
@@ -238,3 +240,135 @@ def test_arrays_are_typed(name):
     for parameter in inspect.signature(FUNCTIONS[name]).parameters.values():
         assert parameter.annotation is not Any, parameter
     assert inspect.signature(FUNCTIONS[name]).return_annotation is not Any
+
+
+FUNCTION_OF = {name: getattr(dbn, name) for name in SIMILARITIES}
+WIDE = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+
+
+def states(similarity_fn, rows=WIDE):
+    """States of the rows with themselves, all that know their similarity."""
+    options = {"similarity_fn": similarity_fn}
+    query = dbn.stream_bank_statistics(rows, rows, beta=1.0, **options)
+    largest = dbn.stream_largest_similarities(rows, rows, k=2, **options)
+    mesh = jax.make_mesh((1, 1), ("bank", "gallery"))
+    return [
+        query,
+        largest,
+        dbn.merge(query, query),
+        dbn.subtract(dbn.merge(query, query), query),
+        dbn.growing.decay(query, 0.5),
+        dbn.growing.add_gallery_items(
+            query, dbn.stream_top_k(rows, rows, 1, **options), rows, rows[:1], **options
+        )[0],
+        dbn.inverted_softmax(query),
+        dbn.dual_dynamic_inverted_softmax(query, query),
+        dbn.baselines.csls(largest),
+        dbn.baselines.nearest_neighbor_normalization(largest),
+        dbn.baselines.stream_sinkhorn_normalization(
+            rows, rows, temperature=0.5, num_iterations=1, **options
+        ),
+        dbn.out_of_core.bank_statistics(rows, [rows], beta=1.0, **options),
+        dbn.out_of_core.largest_similarities(rows, [rows], k=1, **options),
+        dbn.stream_bank_statistics(rows, rows, beta=1.0, mesh=mesh, **options),
+        dbn.stream_largest_similarities(rows, rows, k=1, mesh=mesh, **options),
+        jax.jit(lambda rows: dbn.stream_bank_statistics(rows, rows, beta=1.0, **options))(rows),
+    ]
+
+
+@pytest.mark.parametrize("name", SIMILARITIES)
+def test_states_know_their_similarity(name, tmp_path):
+    for state in states(FUNCTION_OF[name]):
+        assert state.similarity == name
+        assert name in str(jax.tree.structure(state))
+        dbn.save(tmp_path / "state.npz", state)
+        assert dbn.load(tmp_path / "state.npz").similarity == name
+        assert pickle.loads(pickle.dumps(state)).similarity == name
+    assert all(state.similarity is None for state in states(lambda rows, columns: rows @ columns.T))
+    assert dbn.bank_statistics(WIDE @ WIDE.T, beta=1.0).similarity is None
+    assert dbn.baselines.dis_sim_local(WIDE, WIDE, k=1).similarity == "negative_squared_euclidean"
+
+
+def test_states_of_two_similarities_do_not_merge():
+    dot, other = (dbn.stream_bank_statistics(WIDE, WIDE, beta=1.0, similarity_fn=fn) for fn in FNS)
+    largest = [dbn.stream_largest_similarities(WIDE, WIDE, k=2, similarity_fn=fn) for fn in FNS]
+    way_out = r"dataclasses.replace\(.*, similarity=None\)"
+    for join in (dbn.merge, dbn.subtract, dbn.dual_inverted_softmax):
+        with pytest.raises(ValueError, match=f"is of dot_product but .* of negative.*{way_out}"):
+            join(dot, other)
+    with pytest.raises(ValueError, match=way_out):
+        dbn.merge(*largest)
+    unknown = dataclasses.replace(other, similarity=None)
+    assert dbn.merge(dot, unknown).similarity == "dot_product"
+    assert dbn.merge(unknown, dot).similarity == "dot_product"
+    with pytest.raises(ValueError, match=way_out):
+        dbn.merge(unknown, dot, other)
+    assert dbn.merge(unknown, unknown).similarity is None
+
+
+FNS = (dbn.dot_product, dbn.negative_squared_euclidean)
+SERVED = {
+    "search": lambda c, rows, fn: dbn.stream_top_k(rows, rows, 1, c, similarity_fn=fn),
+    "semantic": lambda c, rows, fn: dbn.semantic_search(rows, rows, c, similarity_fn=fn),
+    "ranks": lambda c, rows, fn: dbn.metrics.stream_ranks(
+        rows, rows, np.arange(len(rows)), c, similarity_fn=fn
+    ),
+    "soft gates": lambda c, rows, fn: dbn.stream_soft_gates(
+        rows, rows, c, temperature=0.5, similarity_fn=fn
+    ),
+    "index": lambda c, rows, fn: dbn.inner_product_gallery(rows, c, similarity_fn=fn),
+    "changes": lambda c, rows, fn: dbn.attribution.top_1_changes(rows, rows, c, similarity_fn=fn),
+    "files": lambda c, rows, fn: dbn.out_of_core.top_k(rows, [rows], 1, c, similarity_fn=fn),
+    "files, ranks": lambda c, rows, fn: dbn.out_of_core.ranks(
+        rows, [rows], np.arange(len(rows)), c, similarity_fn=fn
+    ),
+    "mesh": lambda c, rows, fn: dbn.stream_top_k(
+        rows, rows, 1, c, similarity_fn=fn, mesh=jax.make_mesh((1, 1), ("bank", "gallery"))
+    ),
+    "mesh, ranks": lambda c, rows, fn: dbn.metrics.stream_ranks(
+        rows,
+        rows,
+        np.arange(len(rows)),
+        c,
+        similarity_fn=fn,
+        mesh=jax.make_mesh((1, 1), ("bank", "gallery")),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_another_similarity_is_refused(name):
+    serve = SERVED[name]
+    correction = dbn.dynamic_inverted_softmax(dbn.stream_bank_statistics(WIDE, WIDE, beta=1.0))
+    serve(correction, WIDE, dbn.dot_product)
+    with pytest.raises(ValueError, match="`correction` was made under dot_product") as raised:
+        serve(correction, WIDE, dbn.negative_squared_euclidean)
+    assert raised.value.argument == "correction"
+    assert "dataclasses.replace(correction, similarity=None)" in str(raised.value)
+    unknown = dataclasses.replace(correction, similarity=None)
+    serve(unknown, WIDE, dbn.negative_squared_euclidean)
+    if name != "index":  # which knows no cosines
+        with pytest.raises(ValueError, match="not all rows have norm 1"):
+            serve(correction, WIDE, dbn.cosine_similarity)
+        unit = WIDE / np.linalg.norm(WIDE, axis=1, keepdims=True)
+        serve(correction, unit, dbn.cosine_similarity)
+        serve(correction, jnp.asarray(unit, jnp.bfloat16), dbn.cosine_similarity)
+
+
+def test_insight_refuses_another_similarity():
+    statistics = dbn.stream_bank_statistics(WIDE, WIDE, beta=1.0)
+    options = {"similarity_fn": dbn.negative_squared_euclidean}
+    with pytest.raises(ValueError, match="`statistics` was made under dot_product"):
+        dbn.attribution.bias_contributors(WIDE, WIDE, statistics, [0], **options)
+    with pytest.raises(ValueError, match="`statistics` was made under dot_product"):
+        dbn.attribution.influence(
+            queries=WIDE,
+            gallery=WIDE,
+            relevant=[0] * 5,
+            bank=WIDE,
+            statistics=statistics,
+            **options,
+        )
+    neighbors = dbn.stream_top_k(WIDE, WIDE, 1)
+    with pytest.raises(ValueError, match="`statistics` was made under dot_product"):
+        dbn.growing.add_gallery_items(statistics, neighbors, WIDE, WIDE, **options)

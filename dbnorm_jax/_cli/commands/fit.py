@@ -378,8 +378,7 @@ def _statistics_file(text: str, gallery: Rows, request: Request) -> tuple[str, S
     large.check_gallery(str(source), known, *gallery.rows.shape)
     if request.row is not None and request.row.gated and not made.state.k:
         raise source.fail("statistics with k of 1 or more", "0", "fit it anew")
-    found = made.provenance.get("similarity", request.similarity)
-    if found != request.similarity:
+    if made.similarity not in (None, request.similarity):
         expected = f"statistics under {request.similarity} similarity"
-        raise source.fail(expected, found, f"give --similarity {found}")
+        raise source.fail(expected, made.similarity, f"give --similarity {made.similarity}")
     return str(source), made

@@ -30,6 +30,7 @@ class _Part(NamedTuple):
     label: str
     state: dbn.BankStatistics | dbn.LargestSimilarities
     provenance: Mapping[str, Any]
+    similarity: str | None
 
 
 def run(request: Request) -> None:
@@ -73,13 +74,14 @@ def _about(part: _Part) -> str:
 def _read(text: str) -> _Part:
     source, remedy = Source.parse("", text), "merge those, then fit with --query-statistics"
     kinds = (dbn.BankStatistics, dbn.LargestSimilarities)
-    state, provenance = read_state(source, kinds, "statistics of a bank", remedy)
-    return _Part(str(source), state, provenance if "parts" in provenance else {})
+    state, provenance, similarity = read_state(source, kinds, "statistics of a bank", remedy)
+    return _Part(str(source), state, provenance if "parts" in provenance else {}, similarity)
 
 
 def _compare(first: _Part, other: _Part) -> None:
-    for name, meaning in (("gallery", "gallery"), ("similarity", "similarity")):
-        known, found = first.provenance.get(name), other.provenance.get(name)
+    galleries = (part.provenance.get("gallery") for part in (first, other))
+    pairs = ("gallery", *galleries), ("similarity", first.similarity, other.similarity)
+    for meaning, known, found in pairs:
         if known is not None and found is not None and known != found:
             raise ValueError(
                 f"{other.label}: expected the {meaning} of {first.label}, {_short(known)}, got "
@@ -111,4 +113,5 @@ def _merged(first: _Part, second: _Part) -> _Part:
         state: Any = dbn.merge(first.state, second.state)  # type: ignore[type-var]
     known = dict(first.provenance or second.provenance)
     both = [*first.provenance.get("parts", ()), *second.provenance.get("parts", ())]
-    return _Part(first.label, state, known | {"parts": both})
+    similarity = first.similarity or second.similarity
+    return _Part(first.label, state, known | {"parts": both}, similarity)

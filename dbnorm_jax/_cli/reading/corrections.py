@@ -7,12 +7,15 @@ import dbnorm_jax as dbn
 from dbnorm_jax._cli.reading import large
 from dbnorm_jax._cli.reading.argument import Source, opened
 
+_NAMES = {function.__name__: name for name, function in large.SIMILARITY_FUNCTIONS.items()}
+
 
 class State(NamedTuple):
-    """Of a file, and what it was made from."""
+    """Of a file, what it was made from, and what it compared by, where that is known."""
 
     state: Any
     provenance: Mapping[str, Any]
+    similarity: str | None
 
 
 class Fitted(NamedTuple):
@@ -47,7 +50,12 @@ def read_state(source: Source, kinds: tuple[type, ...], article: str, remedy: st
         raise ValueError(str(error).replace(str(source.path), str(source), 1)) from None
     if not isinstance(state, kinds):
         raise source.fail(article, f"a {type(state).__name__}", remedy)
-    return State(state, provenance or {})
+    provenance = provenance or {}
+    # Files of before states knew it have it here; a cosine may be an inner product of unit rows.
+    similarity = provenance.get("similarity", _NAMES.get(getattr(state, "similarity", None) or ""))
+    if similarity not in (None, *large.SIMILARITY_FUNCTIONS):
+        raise source.fail("a similarity known here", repr(similarity), "fit it anew")
+    return State(state, provenance, similarity)
 
 
 def read_correction(text: str, gallery: large.Rows, similarity: str | None) -> Fitted:
@@ -58,7 +66,7 @@ def read_correction(text: str, gallery: large.Rows, similarity: str | None) -> F
     """
     source = Source.parse("--correction", text)
     remedy = "make one with dbnorm fit, or save what a normalizer, tuning.fit or auto returns"
-    state, provenance = read_state(source, (dbn.Correction,), "a Correction", remedy)
+    state, provenance, fitted = read_state(source, (dbn.Correction,), "a Correction", remedy)
     known = provenance.get("gallery")
     large.check_gallery(str(source), known, *gallery.rows.shape)
     num_gallery = len(gallery.rows)
@@ -68,9 +76,6 @@ def read_correction(text: str, gallery: large.Rows, similarity: str | None) -> F
             f"a bias of shape {state.bias.shape}",
             "fit it on this gallery",
         )
-    fitted = provenance.get("similarity")
-    if fitted is not None and fitted not in large.SIMILARITY_FUNCTIONS:
-        raise source.fail("a similarity known here", repr(fitted), "fit it anew")
     if fitted is not None and similarity not in (None, fitted):
         raise ValueError(
             f"--similarity: expected {fitted}, which the correction was fitted with, got "

@@ -4,15 +4,19 @@ Any function of this form can stand in for them in the streamed functions. It is
 of compiled code: pass a named function, since every new lambda compiles anew.
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dbnorm_jax._src.core import checks, elementary, numerics
+from dbnorm_jax._src.core.types import BankStatistics, Correction, LargestSimilarities
 
 SimilarityFn = Callable[[jax.Array, jax.Array], jax.Array]
+State = TypeVar("State", BankStatistics, LargestSimilarities, Correction)
 
 
 def dot_product(rows: jax.Array, columns: jax.Array) -> jax.Array:
@@ -91,6 +95,57 @@ def negative_squared_euclidean(rows: jax.Array, columns: jax.Array) -> jax.Array
       [[-4. -1.]]
     """
     return _negative_squared_euclidean(*_checked(rows, columns))
+
+
+def name_of(similarity_fn: SimilarityFn) -> str | None:
+    """What states call a similarity of this module; None for any other."""
+    return similarity_fn.__name__ if similarity_fn in _ALIKE else None
+
+
+def known_by(state: State, similarity_fn: SimilarityFn) -> State:
+    """The state, knowing its similarity."""
+    return dataclasses.replace(state, similarity=name_of(similarity_fn))
+
+
+def agreed(first: tuple[str, Any], second: tuple[str, Any]) -> str | None:
+    """The similarity of two states, each with its argument's name; raises for two of them."""
+    (first_name, one), (second_name, other) = first, second
+    names = one.similarity, other.similarity
+    if None not in names and names[0] != names[1]:
+        raise checks.BadValueError(
+            first_name,
+            f" is of {names[0]} but ",
+            second_name,
+            f" of {names[1]}; make both under one similarity, or give "
+            f"dataclasses.replace({second_name}, similarity=None)",
+        )
+    return names[0] or names[1]
+
+
+def check_similarity(name: str, state: Any, similarity_fn: SimilarityFn, *embeddings: Any) -> None:
+    """Raises where a state was made under another named similarity.
+
+    Inner products of unit rows are their cosines: there either name will do.
+    """
+    made, asked = state.similarity, name_of(similarity_fn)
+    if made is None or asked is None or made == asked:
+        return
+    products = {made, asked} == {dot_product.__name__, cosine_similarity.__name__}
+    if products and not any(checks.found(_not_unit, rows) for rows in embeddings):
+        return
+    but = " and not all rows have norm 1" if products else ""
+    raise checks.BadValueError(
+        name,
+        f" was made under {made}, got similarity_fn {asked}{but}; fit it anew under {asked}, or, "
+        f"where this is meant, give dataclasses.replace({name}, similarity=None)",
+    )
+
+
+def _not_unit(rows: Any) -> Any:
+    # Twice what rounding the entries changes of a norm, and more than float32 does.
+    few = max(1e-3, 2 * float(jnp.finfo(rows.dtype).eps))  # type: ignore[no-untyped-call]
+    rows = rows.astype(np.float32)
+    return ~(abs((rows * rows).sum(axis=1) - 1) <= few).all()
 
 
 def check_rows(similarity_fn: SimilarityFn, **embeddings: jax.Array) -> None:
@@ -202,3 +257,7 @@ def _negative_squared_euclidean(rows: jax.Array, columns: jax.Array) -> jax.Arra
     row_squares = jnp.square(rows.astype(products.dtype)).sum(axis=1)
     column_squares = jnp.square(columns.astype(products.dtype)).sum(axis=1)
     return jnp.minimum(2 * products - row_squares[:, None] - column_squares[None, :], 0)
+
+
+# The names that states know them by.
+SIMILARITIES = tuple(function.__name__ for function in _ALIKE)

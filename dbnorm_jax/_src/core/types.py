@@ -32,6 +32,8 @@ class BankStatistics:
       k_occurrence: [..., num_gallery] int32, number of bank items that have g among their `k`
         nearest; None when `k == 0`.
       k: size of the neighbourhoods behind the activation set (static).
+      similarity: name of the function of this package that compared bank and gallery, such as
+        "dot_product"; None = another or unknown, which agrees with everything (static).
 
     Examples:
       >>> import dbnorm_jax as dbn
@@ -47,6 +49,7 @@ class BankStatistics:
     beta: jax.Array
     k_occurrence: jax.Array | None
     k: int = dataclasses.field(metadata={"static": True})
+    similarity: str | None = dataclasses.field(default=None, metadata={"static": True})
 
     @property
     def bias(self) -> jax.Array:
@@ -79,6 +82,8 @@ class LargestSimilarities:
     Attributes:
       values: [..., k, num_gallery], best first; -inf in places that no bank item fills. Inside a
         caller's jit, where values cannot be checked, NaN fills none.
+      similarity: name of the function of this package that compared bank and gallery, such as
+        "dot_product"; None = another or unknown, which agrees with everything (static).
 
     Examples:
       >>> import dbnorm_jax as dbn
@@ -90,6 +95,7 @@ class LargestSimilarities:
     """
 
     values: jax.Array
+    similarity: str | None = dataclasses.field(default=None, metadata={"static": True})
 
     @property
     def num_gallery(self) -> int:
@@ -119,6 +125,8 @@ class Correction:
         hub.
       active: [..., num_terms, num_gallery] bool, or soft in [0, 1]: a term acts on query q iff the
         raw top-1 of q is active; None = every term always acts.
+      similarity: name of the function of this package that it was fitted under, such as
+        "dot_product"; None = another or unknown, which agrees with everything (static).
 
     Raises:
       ValueError: a bias of fewer than two axes.
@@ -133,6 +141,7 @@ class Correction:
 
     bias: jax.Array
     active: jax.Array | None = None
+    similarity: str | None = dataclasses.field(default=None, metadata={"static": True})
 
     def __post_init__(self) -> None:
         # What stands for arrays, such as the axes of a `vmap`, has no rank.
@@ -154,20 +163,25 @@ class Correction:
         return self.bias.shape[-2]
 
 
-def _flat(correction: Correction) -> tuple[tuple[Any, ...], None]:
-    return (correction.bias, correction.active), None
+_Flat = tuple[tuple[Any, ...], str | None]
 
 
-def _flat_with_keys(correction: Correction) -> tuple[tuple[Any, ...], None]:
+def _flat(correction: Correction) -> _Flat:
+    return (correction.bias, correction.active), correction.similarity
+
+
+def _flat_with_keys(correction: Correction) -> _Flat:
+    leaves, similarity = _flat(correction)
     keys = map(jax.tree_util.GetAttrKey, ("bias", "active"))
-    return tuple(zip(keys, _flat(correction)[0], strict=True)), None
+    return tuple(zip(keys, leaves, strict=True)), similarity
 
 
-def _unflat(_: None, leaves: Iterable[Any]) -> Correction:
+def _unflat(similarity: str | None, leaves: Iterable[Any]) -> Correction:
     # Not by `__init__`: what a function of leaves returns, a sum for instance, may have any rank.
     correction = object.__new__(Correction)
     for name, leaf in zip(("bias", "active"), leaves, strict=True):
         object.__setattr__(correction, name, leaf)
+    object.__setattr__(correction, "similarity", similarity)
     return correction
 
 

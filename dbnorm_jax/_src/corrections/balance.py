@@ -29,6 +29,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, numerics
+from dbnorm_jax._src.core.similarity import agreed
 from dbnorm_jax._src.core.types import BankStatistics, Correction
 
 
@@ -210,9 +211,8 @@ def _weights(weights: Any) -> tuple[jax.Array, jax.Array] | None:
 
 @jax.jit
 def _single(statistics: BankStatistics, active: jax.Array | None) -> Correction:
-    return Correction(
-        statistics.bias[..., None, :], None if active is None else active[..., None, :]
-    )
+    gates = None if active is None else active[..., None, :]
+    return Correction(statistics.bias[..., None, :], gates, statistics.similarity)
 
 
 def _dual(
@@ -229,6 +229,7 @@ def _dual(
             f"`gallery_statistics` has {gallery_statistics.num_gallery}; "
             f"both banks must be compared with the same gallery",
         )
+    agreed(("query_statistics", query_statistics), ("gallery_statistics", gallery_statistics))
     banks = checks.alike(query_statistics, gallery_statistics)
     return _dual_jit(*banks, weights, *checks.alike(query_active, gallery_active))
 
@@ -256,4 +257,5 @@ def _dual_jit(
     active = None
     if query_active is not None and gallery_active is not None:
         active = jnp.stack(jnp.broadcast_arrays(query_active, gallery_active), axis=-2)
-    return Correction(jnp.stack(jnp.broadcast_arrays(*terms), axis=-2), active)
+    similarity = query_statistics.similarity or gallery_statistics.similarity
+    return Correction(jnp.stack(jnp.broadcast_arrays(*terms), axis=-2), active, similarity)

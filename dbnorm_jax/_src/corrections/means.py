@@ -124,7 +124,7 @@ def _distribution_normalization(
 
 @jax.jit
 def _weighted_mean(largest: LargestSimilarities, weight: jax.Array) -> Correction:
-    return Correction(weight * largest.mean[..., None, :], None)
+    return Correction(weight * largest.mean[..., None, :], None, largest.similarity)
 
 
 def _weight(weight: Any, dtype: jnp.dtype) -> jax.Array:

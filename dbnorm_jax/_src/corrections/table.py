@@ -148,7 +148,7 @@ def _single(normalizer: Callable[..., Correction], k: int) -> Callable[..., Corr
         fitted = normalizer(source.statistics("query", beta_query, k))
         if weight_query is None:
             return fitted
-        return Correction(weight_query * fitted.bias, fitted.active)
+        return dataclasses.replace(fitted, bias=weight_query * fitted.bias)
 
     return fit
 
@@ -181,7 +181,7 @@ def _nearest(source: Source, *, k: int, weight: Any) -> Correction:
 def _gated_nearest(source: Source, *, k: int, weight: Any) -> Correction:
     # The activation set has no temperature.
     gate = balance.dynamic_inverted_softmax(source.statistics("query", 1.0, 1))
-    return Correction(_nearest(source, k=k, weight=weight).bias, gate.active)
+    return dataclasses.replace(_nearest(source, k=k, weight=weight), active=gate.active)
 
 
 def _distribution(source: WholeSource, *, weight: Any) -> Correction:

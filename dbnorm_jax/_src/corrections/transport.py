@@ -22,7 +22,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, elementary, numerics
-from dbnorm_jax._src.core.similarity import SimilarityFn, check_rows, dot_product
+from dbnorm_jax._src.core.similarity import SimilarityFn, check_rows, dot_product, name_of
 from dbnorm_jax._src.core.types import Correction
 from dbnorm_jax._src.passes import banks, streaming
 
@@ -173,7 +173,7 @@ def stream_sinkhorn_normalization(
         similarity_fn=similarity_fn,
         chunk_size=checks.integer("chunk_size", chunk_size, low=1),
     )
-    return Correction(fitted.bias[:, : gallery.shape[0]], None)
+    return Correction(fitted.bias[:, : gallery.shape[0]], None, name_of(similarity_fn))
 
 
 def sinkhorn_residual(

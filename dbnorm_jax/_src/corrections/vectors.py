@@ -197,4 +197,4 @@ def _dis_sim_local(gallery: jax.Array, bank: jax.Array, *, k: int) -> Correction
         return carry, jnp.square(rows - centroid).sum(axis=1)
 
     radii = streaming.scan_chunks(chunk, None, gallery, _GATHERED)[1]
-    return Correction(-radii[None], None)
+    return Correction(-radii[None], None, negative_squared_euclidean.__name__)

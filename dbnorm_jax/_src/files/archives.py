@@ -47,7 +47,7 @@ class Archive(NamedTuple):
     """What an archive held."""
 
     kind: str
-    static: dict[str, int]
+    static: dict[str, Any]
     arrays: Arrays
     provenance: dict[str, Any] | None
 
@@ -187,12 +187,17 @@ def _read_header(
         or not isinstance(header.get("provenance"), (dict, type(None)))
         or not all(isinstance(header[part], dict) for part in ("static", "arrays"))
         or header["static"].keys() != static - (later.keys() if version < 3 else set())
-        or not all(type(value) is int for value in header["static"].values())
+        or not all(map(_is_static, header["static"].items()))
         or not header["arrays"].keys() <= arrays
         or names != header["arrays"].keys() | {_HEADER}
     ):
         raise _refusal(path, f"other fields than those of a {kind}")
     return header
+
+
+def _is_static(field: tuple[str, Any]) -> bool:
+    name, value = field
+    return type(value) is int or (name == "similarity" and isinstance(value, (str, type(None))))
 
 
 def _read(

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dbnorm_jax._src.core import checks
+from dbnorm_jax._src.core.similarity import SIMILARITIES
 from dbnorm_jax._src.core.types import BankStatistics, Correction, LargestSimilarities
 from dbnorm_jax._src.files import archives
 from dbnorm_jax._src.files.archives import Archive, Arrays, Fields
@@ -157,20 +158,20 @@ def read_provenance(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     return found
 
 
-def _parts(state: State) -> tuple[Arrays, dict[str, int]]:
+def _parts(state: State) -> tuple[Arrays, dict[str, Any]]:
     """The arrays and the static fields, None left out."""
     arrays: Arrays = {}
-    static: dict[str, int] = {}
+    static: dict[str, Any] = {}
     for field in dataclasses.fields(state):
         value = getattr(state, field.name)
         if field.metadata.get("static"):
-            static[field.name] = int(value)
+            static[field.name] = value if field.name == "similarity" else int(value)
         elif value is not None:
             arrays[field.name] = np.asarray(value)
     return arrays, static
 
 
-def _check_state(name: str, kind: type[Any], arrays: Arrays, static: dict[str, int]) -> None:
+def _check_state(name: str, kind: type[Any], arrays: Arrays, static: dict[str, Any]) -> None:
     """Raises unless the fields fit together as their types declare."""
 
     def expect(condition: bool, field: str, expected: str) -> None:
@@ -182,6 +183,8 @@ def _check_state(name: str, kind: type[Any], arrays: Arrays, static: dict[str, i
     def is_float(field: str) -> bool:
         return field in arrays and arrays[field].dtype.kind == "f"
 
+    known = (None, *SIMILARITIES)
+    expect(static.get("similarity") in known, "similarity", f"one of {', '.join(map(str, known))}")
     if kind is Correction:
         expect(is_float("bias"), "bias", "floating point")
         shape = arrays["bias"].shape

@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, numerics, seen
 from dbnorm_jax._src.core.naming import publish
-from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
+from dbnorm_jax._src.core.similarity import SimilarityFn, check_similarity, dot_product
 from dbnorm_jax._src.core.types import BankStatistics, Correction
 from dbnorm_jax._src.insight.influence import (
     bank_vector,
@@ -119,6 +119,7 @@ def bias_contributors(
     bank, gallery = banked(bank, gallery, similarity_fn)
     num_bank, num_gallery = bank.shape[0], gallery.shape[0]
     statistics = check_statistics(statistics, gallery)
+    check_similarity("statistics", statistics, similarity_fn, bank, gallery)
     items = checks.indices("items", items, low=0, high=num_gallery, ndim=1)
     k = checks.neighbors("k", k, 10, high=num_bank, of=" (bank items)")
     chunk_size = checks.integer("chunk_size", chunk_size, low=1)
@@ -236,6 +237,7 @@ def top_1_changes(
     gallery = checks.embeddings("gallery", gallery)
     check_streamed(correction, gallery.shape[0])
     correction = checks.unsplit(correction)
+    check_similarity("correction", correction, similarity_fn, gallery)
     options: dict[str, Any] = {"similarity_fn": similarity_fn, "chunk_size": chunk_size}
     raw = stream_top_k(queries, gallery, 1, **options)
     corrected = stream_top_k(queries, gallery, 1, correction, **options)

@@ -9,7 +9,13 @@ from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, numerics, relevance
 from dbnorm_jax._src.core.relevance import Relevant
-from dbnorm_jax._src.core.similarity import SimilarityFn, check_rows, dot_product, tile
+from dbnorm_jax._src.core.similarity import (
+    SimilarityFn,
+    check_rows,
+    check_similarity,
+    dot_product,
+    tile,
+)
 from dbnorm_jax._src.core.types import BankStatistics
 from dbnorm_jax._src.passes import counts, selection, streaming
 from dbnorm_jax._src.passes.selection import Nearest, add_tile, start_nearest
@@ -85,6 +91,7 @@ def influence(
     check_rows(similarity_fn, queries=queries)
     num_bank, num_gallery = bank.shape[0], gallery.shape[0]
     statistics = check_statistics(statistics, gallery)
+    check_similarity("statistics", statistics, similarity_fn, queries, bank, gallery)
     gated = checks.flag("gated", gated)
     if gated and statistics.k_occurrence is None:
         raise checks.BadValueError(

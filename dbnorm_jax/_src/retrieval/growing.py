@@ -1,5 +1,6 @@
 """Bank items and gallery items that come and go, without a new fit."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, elementary, numerics
-from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
+from dbnorm_jax._src.core.similarity import SimilarityFn, check_similarity, dot_product
 from dbnorm_jax._src.core.types import BankStatistics, SearchResult
 from dbnorm_jax._src.passes.streaming import DEFAULT_CHUNK_SIZE
 from dbnorm_jax._src.retrieval.search import stream_top_k
@@ -49,12 +50,10 @@ def decay(statistics: BankStatistics, factor: ArrayLike) -> BankStatistics:
 
 @jax.jit
 def _decay(statistics: BankStatistics, factor: jax.Array) -> BankStatistics:
-    return BankStatistics(
-        statistics.log_normalizer + jnp.log(factor),
-        statistics.mass * factor,
-        statistics.beta,
-        statistics.k_occurrence,
-        statistics.k,
+    return dataclasses.replace(
+        statistics,
+        log_normalizer=statistics.log_normalizer + jnp.log(factor),
+        mass=statistics.mass * factor,
     )
 
 
@@ -100,20 +99,21 @@ def add_gallery_items(
     """
     statistics, neighbors = checks.unsplit((statistics, neighbors))
     counted = _check_known(statistics, neighbors, bank, weights)
+    check_similarity("statistics", statistics, similarity_fn, checks.embeddings("bank", bank))
     options: Any = {"similarity_fn": similarity_fn, "chunk_size": chunk_size}
     beta, k = statistics.beta, statistics.k
     added = stream_bank_statistics(bank, items, beta=beta, k=0, weights=weights, **options)
-    log_normalizer, mass = (
-        jnp.concatenate([getattr(state, name) for state in (statistics, added)], axis=-1)
+    columns: dict[str, Any] = {
+        name: jnp.concatenate([getattr(state, name) for state in (statistics, added)], axis=-1)
         for name in ("log_normalizer", "mass")
-    )
+    }
     if neighbors is None:
-        return BankStatistics(log_normalizer, mass, beta, None, 0), None
+        return dataclasses.replace(statistics, **columns), None
     found = stream_top_k(bank, items, min(k, added.num_gallery), **options)
     later = found._replace(indices=found.indices + statistics.num_gallery)
     neighbors = _nearest_of_both(neighbors, later)
-    counts = _counts(neighbors, counted, log_normalizer.shape)
-    return BankStatistics(log_normalizer, mass, beta, counts, k), neighbors
+    counts = _counts(neighbors, counted, columns["mass"].shape)
+    return dataclasses.replace(statistics, **columns, k_occurrence=counts), neighbors
 
 
 def remove_gallery_items(
@@ -163,7 +163,9 @@ def remove_gallery_items(
     statistics, neighbors = checks.unsplit((statistics, neighbors))
     counted = _check_known(statistics, neighbors, bank, weights)
     num_gallery, k = statistics.num_gallery, statistics.k
-    gallery = np.asarray(checks.embeddings("gallery", gallery))
+    rows = checks.embeddings("gallery", gallery)
+    check_similarity("statistics", statistics, similarity_fn, rows)
+    gallery = np.asarray(rows)
     if len(gallery) != num_gallery:
         raise checks.BadValueError(
             "gallery", f" must be the {num_gallery} items behind the statistics, got {len(gallery)}"
@@ -176,12 +178,12 @@ def remove_gallery_items(
             f" must leave at least {max(k, 1)} gallery items, got {gone.sum()} of {num_gallery}",
         )
     stays = np.flatnonzero(~gone)
-    log_normalizer, mass = (
-        jnp.asarray(np.asarray(getattr(statistics, name))[..., stays])
+    columns: dict[str, Any] = {
+        name: jnp.asarray(np.asarray(getattr(statistics, name))[..., stays])
         for name in ("log_normalizer", "mass")
-    )
+    }
     if neighbors is None:
-        return BankStatistics(log_normalizer, mass, statistics.beta, None, 0), None
+        return dataclasses.replace(statistics, **columns), None
     scores, indices = (np.array(part) for part in neighbors)
     lost = np.flatnonzero(gone[indices].any(axis=1))
     indices = (np.cumsum(~gone) - 1)[indices].astype(np.int32)
@@ -195,8 +197,8 @@ def remove_gallery_items(
         )
         scores[lost], indices[lost] = (np.asarray(part) for part in found)
     neighbors = SearchResult(jnp.asarray(scores), jnp.asarray(indices))
-    counts = _counts(neighbors, counted, log_normalizer.shape)
-    return BankStatistics(log_normalizer, mass, statistics.beta, counts, k), neighbors
+    counts = _counts(neighbors, counted, columns["mass"].shape)
+    return dataclasses.replace(statistics, **columns, k_occurrence=counts), neighbors
 
 
 def _check_known(

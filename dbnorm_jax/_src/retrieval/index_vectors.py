@@ -32,6 +32,7 @@ from dbnorm_jax._src.core import checks, numerics
 from dbnorm_jax._src.core.similarity import (
     SimilarityFn,
     check_rows,
+    check_similarity,
     cosine_similarity,
     dot_product,
     negative_squared_euclidean,
@@ -159,6 +160,7 @@ def inner_product_gallery(
     check_rows(similarity_fn, gallery=gallery)
     check_streamed(correction, gallery.shape[0])
     correction = checks.unsplit(correction)
+    check_similarity("correction", correction, similarity_fn, gallery)
     rows = _gallery_rows(
         gallery, correction.bias, similarity_fn=similarity_fn, center=checks.flag("center", center)
     )

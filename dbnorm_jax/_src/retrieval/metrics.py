@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, numerics, relevance, seen
 from dbnorm_jax._src.core.relevance import Relevant
-from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
+from dbnorm_jax._src.core.similarity import SimilarityFn, check_similarity, dot_product
 from dbnorm_jax._src.core.types import Correction
 from dbnorm_jax._src.passes import counts, streaming
 from dbnorm_jax._src.passes.gating import check_streamed
@@ -144,6 +144,7 @@ def stream_ranks(
     right = relevance.as_rows(relevant, (num_queries, num_gallery))
     if correction is not None:
         check_streamed(correction, num_gallery)
+        check_similarity("correction", correction, similarity_fn, queries, gallery)
     unseen = seen.exclusions(exclude, num_queries, num_gallery, rows="queries")
     asked = drive.Seen(
         split.along_rows(unseen, -1),

@@ -26,7 +26,12 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, elementary, numerics, seen
-from dbnorm_jax._src.core.similarity import SimilarityFn, cosine_similarity, dot_product
+from dbnorm_jax._src.core.similarity import (
+    SimilarityFn,
+    check_similarity,
+    cosine_similarity,
+    dot_product,
+)
 from dbnorm_jax._src.core.types import Correction, SearchResult
 from dbnorm_jax._src.passes import selection, streaming
 from dbnorm_jax._src.passes.gating import check_streamed
@@ -281,6 +286,7 @@ def stream_top_k(
     k = checks.integer("k", k, low=1, high=num_gallery, of=" (gallery items)")
     if correction is not None:
         check_streamed(correction, num_gallery)
+        check_similarity("correction", correction, similarity_fn, queries, gallery)
     where = seen.items(where, num_gallery)
     unseen = seen.exclusions(exclude, num_queries, num_gallery, rows="queries")
     gates, asked = seen.gates(gates, correction, num_queries), queries

@@ -30,7 +30,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, numerics
-from dbnorm_jax._src.core.similarity import SimilarityFn, check_rows, dot_product
+from dbnorm_jax._src.core.similarity import SimilarityFn, check_rows, check_similarity, dot_product
 from dbnorm_jax._src.core.types import Correction
 from dbnorm_jax._src.passes import selection, streaming
 from dbnorm_jax._src.passes.gating import check_streamed
@@ -307,6 +307,7 @@ def stream_soft_gates(
     chunk_size = checks.integer("chunk_size", chunk_size, low=1)
     check_streamed(correction, gallery.shape[0])
     correction = checks.unsplit(correction)
+    check_similarity("correction", correction, similarity_fn, queries, gallery)
     dtype = numerics.accumulation_dtype(queries.dtype, gallery.dtype, correction.bias.dtype)
     return _stream_soft_gates(
         queries,

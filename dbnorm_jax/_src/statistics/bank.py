@@ -15,6 +15,7 @@ parts of a bank give those of the whole, so banks grow, shards reduce and long f
     [2 1] [2 1] True
 """
 
+import dataclasses
 from functools import partial
 from typing import Any, TypeVar
 
@@ -26,7 +27,7 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, elementary, numerics, seen
-from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
+from dbnorm_jax._src.core.similarity import SimilarityFn, agreed, dot_product, known_by
 from dbnorm_jax._src.core.types import BankStatistics, LargestSimilarities
 from dbnorm_jax._src.passes import selection, streaming
 from dbnorm_jax._src.places.mesh import drive, layout
@@ -236,7 +237,8 @@ def stream_bank_statistics(
         checks.one_per_bank_row("weights", weights, split.num_rows)
     exclude = seen.exclusions(exclude, split.num_rows, split.num_gallery)
     weights, exclude = split.along_rows(weights, 0), split.along_rows(exclude, -1)
-    return drive.bank_statistics(bank, gallery, beta, weights, exclude, split=split, k=k)
+    statistics = drive.bank_statistics(bank, gallery, beta, weights, exclude, split=split, k=k)
+    return known_by(statistics, similarity_fn)
 
 
 State = TypeVar("State", BankStatistics, LargestSimilarities)
@@ -257,7 +259,7 @@ def merge(first: State, *others: State) -> State:
       That of all parts together.
 
     Raises:
-      ValueError: galleries of different size, different k, or different (concrete) betas.
+      ValueError: galleries of different size, different k, similarities or (concrete) betas.
       TypeError: other types, or two different ones.
 
     Examples:
@@ -275,7 +277,8 @@ def merge(first: State, *others: State) -> State:
         checks.instance(name, other, type(first), remedy)
         _check_mergeable(first, name, other)
         join: Any = _merge_largest if isinstance(first, LargestSimilarities) else _merge
-        merged = join(*checks.alike(merged, other))
+        similarity = agreed(("first", merged), (name, other))
+        merged = dataclasses.replace(join(*checks.alike(merged, other)), similarity=similarity)
     return merged
 
 
@@ -376,10 +379,11 @@ def subtract(
         raise checks.BadValueError(
             "part", f" must have beta={whole.beta} as `whole`, got {part.beta}"
         )
+    similarity = agreed(("whole", whole), ("part", part))
     left, share = _subtract(whole, part)
     if concrete:
         _check_left(left, np.asarray(share), smallest_share)
-    return left
+    return dataclasses.replace(left, similarity=similarity)
 
 
 @jax.jit

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, numerics, seen
-from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
+from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product, known_by
 from dbnorm_jax._src.core.types import LargestSimilarities
 from dbnorm_jax._src.passes import selection, streaming
 from dbnorm_jax._src.places.mesh import drive, layout
@@ -125,4 +125,5 @@ def stream_largest_similarities(
     k = checks.integer("k", k, low=1)
     exclude = seen.exclusions(exclude, split.num_rows, split.num_gallery)
     exclude = split.along_rows(exclude, -1)
-    return drive.largest_similarities(bank, gallery, exclude, split=split, k=k)
+    largest = drive.largest_similarities(bank, gallery, exclude, split=split, k=k)
+    return known_by(largest, similarity_fn)

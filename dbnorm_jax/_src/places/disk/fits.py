@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dbnorm_jax._src.core import checks, numerics, seen
-from dbnorm_jax._src.core.similarity import SimilarityFn
+from dbnorm_jax._src.core.similarity import SimilarityFn, known_by, name_of
 from dbnorm_jax._src.core.types import BankStatistics, LargestSimilarities
 from dbnorm_jax._src.passes import banks, nearest, sweep
 from dbnorm_jax._src.passes.columns import largest_pass
@@ -128,7 +128,7 @@ def fit_bank(
     state, *fingerprints = checkpoints.run(
         partial(BlockSweep, task), like, kept, _reporting(progress)
     )
-    return Fitted(statistics(state), *fingerprints)
+    return Fitted(known_by(statistics(state), settings.similarity_fn), *fingerprints)
 
 
 _log_normalizer = jax.jit(numerics.finish_log_sum)
@@ -166,7 +166,8 @@ def fit_largest(
     state, of_gallery, of_bank = checkpoints.run(
         partial(BlockSweep, task), like, kept, _reporting(progress)
     )
-    return Fitted(LargestSimilarities(jnp.asarray(state.outputs.T)), of_bank, of_gallery)
+    largest = LargestSimilarities(jnp.asarray(state.outputs.T), name_of(settings.similarity_fn))
+    return Fitted(largest, of_bank, of_gallery)
 
 
 def _of(

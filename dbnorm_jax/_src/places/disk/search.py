@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dbnorm_jax._src.core import checks, numerics
-from dbnorm_jax._src.core.similarity import SimilarityFn
+from dbnorm_jax._src.core.similarity import SimilarityFn, check_similarity
 from dbnorm_jax._src.core.types import Correction, SearchResult
 from dbnorm_jax._src.passes import nearest as search
 from dbnorm_jax._src.passes import sweep
@@ -70,6 +70,8 @@ class Passes(NamedTuple):
                 None if given is None else block.filled(given)
                 for given in (self.exclude, self.gates)
             )
+            if self.correction is not None:
+                check_similarity("correction", self.correction, self.similarity_fn, block.rows)
             yield block, Asking(on_device(block, self.similarity_fn), *own)
 
     def check(self) -> None:

@@ -4,6 +4,7 @@
 holds; what it returns is the same on all devices of that axis.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -62,7 +63,7 @@ def all_merge(statistics: Any, axis_name: str | tuple[str, ...]) -> Any:
     )
     if isinstance(statistics, LargestSimilarities):
         parts = gathered(statistics.values, axis_name, axis=-2)
-        return LargestSimilarities(largest_of_columns(parts, statistics.k))
+        return dataclasses.replace(statistics, values=largest_of_columns(parts, statistics.k))
     log_normalizer, mass, occurrence = numerics.varying_like(
         (statistics.log_normalizer, statistics.mass, statistics.k_occurrence),
         lax.axis_index(axis_name),
@@ -72,12 +73,11 @@ def all_merge(statistics: Any, axis_name: str | tuple[str, ...]) -> Any:
     maximum = jnp.maximum(maximum, numerics.LOWEST)
     total = lax.psum(jnp.exp(log_normalizer - maximum), axis_name)
     filled = total != 0  # true of NaN, which must not pass for an empty part
-    return BankStatistics(
-        jnp.where(filled, maximum + jnp.log(jnp.where(filled, total, 1)), -jnp.inf),
-        lax.psum(mass, axis_name),
-        statistics.beta,
-        None if occurrence is None else lax.psum(occurrence, axis_name),
-        statistics.k,
+    return dataclasses.replace(
+        statistics,
+        log_normalizer=jnp.where(filled, maximum + jnp.log(jnp.where(filled, total, 1)), -jnp.inf),
+        mass=lax.psum(mass, axis_name),
+        k_occurrence=None if occurrence is None else lax.psum(occurrence, axis_name),
     )
 
 
