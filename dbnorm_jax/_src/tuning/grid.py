@@ -42,11 +42,6 @@ class Candidates(NamedTuple):
         method, query, gallery, k, *weights = (values[index].item() for values in self)
         return (methods()[method], query, gallery, k, weights[0], weights[1])
 
-    def with_row(self, row: Candidate) -> "Candidates":
-        """One more candidate, the last."""
-        pairs = zip(self, from_rows([row]), strict=True)
-        return Candidates(*(np.concatenate(pair) for pair in pairs))
-
 
 def column(parameter: str) -> str:
     """Where a parameter of a method stands: with one bank, the weight is that bank's."""

@@ -13,7 +13,6 @@ from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
 from dbnorm_jax._src.core.types import Correction
 from dbnorm_jax._src.corrections.streamed import Streamed
 from dbnorm_jax._src.tuning import bank_checks, grid, proof
-from dbnorm_jax._src.tuning import refine as refinement
 from dbnorm_jax._src.tuning import split as folds
 from dbnorm_jax._src.tuning.choice import (
     CHOSEN,
@@ -21,7 +20,6 @@ from dbnorm_jax._src.tuning.choice import (
     FEW_PAIRS,
     NO_PAIRS,
     NOT_PROVEN,
-    REFINED,
     UNLIKE,
     Choice,
     is_foreign,
@@ -47,7 +45,6 @@ def tune(
     seed: int = 0,
     num_folds: int = 10,
     level: float = 0.05,
-    refine: bool = False,
 ) -> Choice:
     """Chooses a correction from the banks, or raw where none is proven better.
 
@@ -68,10 +65,6 @@ def tune(
       seed: of folds, samples and sign flips.
       num_folds: parts that are held out in turn, at least 2.
       level: chance of choosing a correction where none is better than raw.
-      refine: whether to go on from the chosen point of the grid by gradient: betas within a factor
-        of 2, weights within [0, 1.5]. The table has the outcome as its last row, judged on queries
-        that its parameters were not fitted to, and it is chosen if it leads by more than a standard
-        error.
 
     Returns:
       Choice; `choice.summary()` says what was chosen and why.
@@ -139,19 +132,6 @@ def tune(
     reciprocal = _scored(ranks, "reciprocal_rank").mean(axis=0)
     standard = grid.standard(table, spreads[0])
     chosen = proof.choose(found, differences, reciprocal, level=level, standard=standard)
-    reason = CHOSEN if chosen else NOT_PROVEN
-    if refine and chosen:
-        row = table.row(chosen)
-        refined = refinement.refined(
-            banks, split, row, spread=spreads[0], similarity_fn=similarity_fn
-        )
-        table = table.with_row(refined.row)
-        ranks = np.concatenate([ranks, refined.ranks[:, None]], axis=1)
-        differences = _scored(ranks, criterion)
-        found = proof.evidence(differences, groups, seed)
-        reciprocal = _scored(ranks, "reciprocal_rank").mean(axis=0)
-        if _is_better(ranks, chosen, criterion) and reciprocal[-1] > 0:
-            chosen, reason = len(ranks[0]) - 1, REFINED
     return _choice(
         table,
         seen,
@@ -163,7 +143,7 @@ def tune(
         active=active,
         is_open=is_open,
         counts=(len(split.held_out), len(split.columns), split.num_folds),
-        reason=reason,
+        reason=CHOSEN if chosen else NOT_PROVEN,
     )
 
 
@@ -328,15 +308,6 @@ def _scored(ranks: Floats, criterion: str) -> Floats:
     else:
         values = np.where(ranks <= 1, 1.0, 0.0)
     return values - values[:, :1]
-
-
-def _is_better(ranks: Floats, chosen: int, criterion: str) -> bool:
-    """Whether the last candidate leads the chosen one in log rank and by the criterion."""
-    leads = [
-        scored[:, -1] - scored[:, chosen]
-        for scored in (_scored(ranks, "log_rank"), _scored(ranks, criterion))
-    ]
-    return proof.leads(leads[0]) and bool(leads[1].mean() >= 0)
 
 
 def _declined(reason: int, seen: _Seen) -> Choice:
