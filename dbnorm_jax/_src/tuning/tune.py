@@ -1,7 +1,9 @@
 """Choose the correction from the banks alone: never worse than raw."""
 
-from typing import Any, Literal, NamedTuple, overload
+from functools import partial
+from typing import Any, Literal, overload
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
@@ -95,25 +97,29 @@ def tune(
     if not 0 < level < 1:
         raise checks.BadValueError("level", f" must be between 0 and 1, got {level!r}")
     rng = np.random.default_rng(seed)
-    # Where there is nothing else to compare with, the gallery bank is like itself.
-    items = None if banks.is_own else banks.items
-    own_share = (
-        bank_checks.own_share(
-            banks.query, banks.gallery if items is None else items, rng, similarity_fn
-        ),
-        0.5 if items is None else bank_checks.own_share(banks.gallery, items, rng, similarity_fn),
+    own = partial(bank_checks.own_share, rng=rng, similarity_fn=similarity_fn)
+    equal = bank_checks.num_equal
+    same = equal(banks.query, banks.gallery)
+    if banks.items is None or banks.is_own:  # nothing else to compare with: it is like itself
+        own_share, num_equal_rows = (own(banks.query, banks.gallery), 0.5), (0, 0, same)
+    else:
+        own_share = own(banks.query, banks.items), own(banks.gallery, banks.items)
+        num_equal_rows = equal(banks.query, banks.items), equal(banks.gallery, banks.items), same
+    choice = partial(
+        _choice,
+        own_share=_floats(own_share),
+        num_equal_rows=jnp.asarray(num_equal_rows, jnp.int32),
+        num_gallery_bank=0 if gallery_bank is None else len(banks.gallery),
     )
-    num_gallery_bank = 0 if gallery_bank is None else len(banks.gallery)
-    seen = _Seen(_equal_rows(banks.query, banks.gallery, items), own_share, num_gallery_bank)
     if pairs is None:
-        return _declined(NO_PAIRS, seen)
+        return choice(NO_PAIRS)
     right = folds.right_rows("pairs", pairs, len(banks.query), len(banks.gallery))
     paired = np.flatnonzero((right >= 0).any(axis=1))
     distinct = (len(np.unique(right[right >= 0])), bank_checks.num_distinct(banks.query[paired]))
     if min(len(paired), *distinct) < FEWEST_PAIRS:
-        return _declined(FEW_PAIRS, seen)
+        return choice(FEW_PAIRS)
     if is_foreign(*own_share):
-        return _declined(UNLIKE, seen)
+        return choice(UNLIKE)
     split = folds.split_pairs(banks, right, paired, min(num_folds, len(paired)), rng)
     spreads = tuple(
         folds.spread(bank, split.columns, excluded, similarity_fn)
@@ -123,7 +129,7 @@ def tune(
         )
     )
     if not (spreads[0] > 0 and spreads[1] > 0 and np.isfinite(spreads).all()):
-        return _declined(CONSTANT, seen)
+        return choice(CONSTANT)
     table = grid.grid(*spreads)
     ranks, active, is_open = folds.ranks(banks, split, table, similarity_fn)
     differences = _scored(ranks, criterion)
@@ -132,18 +138,19 @@ def tune(
     reciprocal = _scored(ranks, "reciprocal_rank").mean(axis=0)
     standard = grid.standard(table, spreads[0])
     chosen = proof.choose(found, differences, reciprocal, level=level, standard=standard)
-    return _choice(
+    return choice(
+        CHOSEN if chosen else NOT_PROVEN,
         table,
-        seen,
-        chosen=chosen,
-        found=found,
-        reciprocal=reciprocal,
-        recall=_scored(ranks, "recall_at_1").mean(axis=0),
-        spreads=spreads,
-        active=active,
-        is_open=is_open,
-        counts=(len(split.held_out), len(split.columns), split.num_folds),
-        reason=CHOSEN if chosen else NOT_PROVEN,
+        found,
+        chosen=jnp.asarray(chosen, jnp.int32),
+        reciprocal_rank_gain=_floats(reciprocal),
+        recall_gain=_floats(_scored(ranks, "recall_at_1").mean(axis=0)),
+        spreads=_floats(spreads),
+        active_share=_floats(active),
+        open_share=_floats(is_open),
+        num_held_out=len(split.held_out),
+        num_columns=len(split.columns),
+        num_folds=split.num_folds,
     )
 
 
@@ -286,19 +293,6 @@ def auto(
     return (correction, choice) if return_choice else correction
 
 
-class _Seen(NamedTuple):
-    equal_rows: tuple[int, int, int]
-    own_share: tuple[float, ...]
-    num_gallery_bank: int
-
-
-def _equal_rows(query: Floats, gallery: Floats, items: Floats | None) -> tuple[int, int, int]:
-    equal = bank_checks.num_equal
-    if items is None:
-        return 0, 0, equal(query, gallery)
-    return equal(query, items), equal(gallery, items), equal(query, gallery)
-
-
 def _scored(ranks: Floats, criterion: str) -> Floats:
     """[num_held_out, num_candidates] gains over raw, the first candidate."""
     if criterion == "log_rank":
@@ -310,62 +304,28 @@ def _scored(ranks: Floats, criterion: str) -> Floats:
     return values - values[:, :1]
 
 
-def _declined(reason: int, seen: _Seen) -> Choice:
-    table = grid.from_rows([grid.RAW])
-    none = np.zeros(1)
-    return _choice(
-        table,
-        seen,
-        chosen=0,
-        found=proof.Evidence(none, none, none + 1),
-        reciprocal=none,
-        recall=none,
-        spreads=(0.0, 0.0),
-        active=np.zeros(2),
-        is_open=np.zeros(2),
-        counts=(0, 0, 0),
-        reason=reason,
-    )
-
-
 def _choice(
-    table: grid.Candidates,
-    seen: _Seen,
-    *,
-    chosen: int,
-    found: proof.Evidence,
-    reciprocal: Floats,
-    recall: Floats,
-    spreads: tuple[float, ...],
-    active: Floats,
-    is_open: Floats,
-    counts: tuple[int, int, int],
     reason: int,
+    table: grid.Candidates | None = None,
+    found: proof.Evidence | None = None,
+    **known: Any,
 ) -> Choice:
-    def floats(values: Any) -> Any:
-        return jnp.asarray(np.asarray(values, np.float32))
-
-    return Choice(
-        chosen=jnp.asarray(chosen, jnp.int32),
-        method=jnp.asarray(table.method),
-        beta_query=floats(table.beta_query),
-        beta_gallery=floats(table.beta_gallery),
-        k=jnp.asarray(table.k),
-        weight_query=floats(table.weight_query),
-        weight_gallery=floats(table.weight_gallery),
-        gain=floats(found.gain),
-        standard_error=floats(found.standard_error),
-        p_value=floats(found.p_value),
-        reciprocal_rank_gain=floats(reciprocal),
-        recall_gain=floats(recall),
-        spreads=floats(spreads),
-        active_share=floats(active),
-        open_share=floats(is_open),
-        own_share=floats(seen.own_share),
-        num_equal_rows=jnp.asarray(seen.equal_rows, jnp.int32),
-        num_held_out=counts[0],
-        num_columns=counts[1],
-        num_folds=counts[2],
-        reason_code=reason,
-        num_gallery_bank=seen.num_gallery_bank,
+    """What is not known is 0, raw the only candidate."""
+    none = np.zeros(1)
+    table, found = (
+        table or grid.from_rows([grid.RAW]),
+        found or proof.Evidence(none, none, none + 1),
     )
+    unknown = {"reciprocal_rank_gain": none, "recall_gain": none}
+    unknown |= dict.fromkeys(("spreads", "active_share", "open_share"), np.zeros(2))
+    fields: dict[str, Any] = {
+        **dict.fromkeys(("num_held_out", "num_columns", "num_folds"), 0),
+        "chosen": jnp.int32(0),
+        **{name: jnp.asarray(values) for name, values in table._asdict().items()},
+        **{name: _floats(values) for name, values in (found._asdict() | unknown).items()},
+    }
+    return Choice(**(fields | known), reason_code=reason)
+
+
+def _floats(values: Any) -> jax.Array:
+    return jnp.asarray(np.asarray(values, np.float32))
