@@ -97,7 +97,6 @@ TESTS = {
     "statistics/largest": "corrections/baselines laws/bad_input passes/sorting",
     "tuning/bank_checks": "tuning/tune",
     "tuning/choice": "tuning/tune files/state",
-    "tuning/fit": "tuning/tune",
     "tuning/grid": "tuning/tune",
     "tuning/held_out_ranks": "tuning/tune",
     "tuning/proof": "tuning/tune",

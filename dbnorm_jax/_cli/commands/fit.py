@@ -24,7 +24,7 @@ from dbnorm_jax._src.places.disk import fits
 from dbnorm_jax._src.places.disk.checkpoint import Checkpoint
 from dbnorm_jax._src.places.disk.fits import Settings
 from dbnorm_jax._src.places.disk.rows import DEFAULT_BLOCK_SIZE
-from dbnorm_jax._src.tuning import fit, split
+from dbnorm_jax._src.tuning import grid, split
 
 # Gallery rows among which `auto` ranks held-out queries.
 _MOST_RANKED = 50_000
@@ -355,7 +355,7 @@ class _Work:
     def _chosen(self, choice: dbn.tuning.Choice) -> dbn.Correction:
         if choice.name == "raw":
             return dbn.Correction(jnp.zeros((1, len(self.files["gallery"].rows))), None)
-        return fit.fit_chosen(choice, self)
+        return grid.fit_chosen(choice, self)
 
 
 def _sample(gallery: Rows, known: npt.NDArray[Any], request: Request) -> Rows:

@@ -126,3 +126,16 @@ def block_size() -> Decorator:
         type=click.IntRange(min=1),
         help="Rows read at once; memory is a few blocks.",
     )
+
+
+def given(request: Any, *names: str) -> list[str]:
+    """Those of the options that are given, as they are written."""
+    values = {f"--{name.replace('_', '-')}": getattr(request, name) for name in names}
+    return [option for option, value in values.items() if value is not None and value is not False]
+
+
+def check(*problems: tuple[object, str, str, str]) -> None:
+    """Raises for the first that is there: whether, what was expected, what was given, remedy."""
+    for wrong, expected, actual, remedy in problems:
+        if wrong:
+            raise ValueError(f"{expected}, got {actual}; {remedy}")

@@ -24,6 +24,9 @@ REASONS = (
 )
 CHOSEN, NO_PAIRS, FEW_PAIRS, NOT_PROVEN, CONSTANT, UNLIKE, _ = range(len(REASONS))
 
+# What candidates differ in beside the method; 0 where a method has no such parameter.
+COLUMNS = ("beta_query", "beta_gallery", "k", "weight_query", "weight_gallery")
+
 # Share of nearest neighbors within the own sample: one half where two samples are alike. Groups of
 # near duplicates that stay together raise it, another modality brings it near 1.
 STRANGE, FOREIGN = 0.75, 0.95
@@ -126,11 +129,8 @@ class Choice:
     def parameters(self) -> dict[str, float]:
         """Those that the chosen method has."""
         row = int(self.chosen)
-        names = ("beta_query", "beta_gallery", "k", "weight_query", "weight_gallery")
-        values = {name: float(np.asarray(getattr(self, name))[row]) for name in names}
-        return {
-            name: int(value) if name == "k" else value for name, value in values.items() if value
-        }
+        values = {name: np.asarray(getattr(self, name))[row].item() for name in COLUMNS}
+        return {name: value for name, value in values.items() if value}
 
     @property
     def reason(self) -> str:

@@ -26,7 +26,6 @@ from dbnorm_jax._src.tuning.choice import (
     Choice,
     is_foreign,
 )
-from dbnorm_jax._src.tuning.fit import fit_chosen
 
 # Fewer pairs of distinct queries and items than this hold nothing out that could prove anything.
 FEWEST_PAIRS = 30
@@ -211,7 +210,7 @@ def fit(
         return Correction(jnp.zeros((1, items.shape[0]), dtype), None)
     partners = folds.partners(banks.gallery, right, [banks.items])
     exclude = {} if partners is None else partners._asdict()
-    return fit_chosen(
+    return grid.fit_chosen(
         choice, Streamed(items, query, jnp.asarray(banks.gallery), exclude, similarity_fn)
     )
 
