@@ -69,10 +69,7 @@ def demo(source: str, target: str, seed: int, output: Path, force: bool) -> None
 )
 @click.option("--published", is_flag=True, help="Add DualDIS as the released code scores it.")
 @click.option("--reverse", is_flag=True, help="Swap both sides: the gallery queries the queries.")
-@options.file(
-    "--similarities",
-    "Instead of embeddings: queries x gallery, higher=closer.",
-)
+@options.file("--similarities", "Instead of embeddings: queries x gallery, higher=closer.")
 @options.file("--query-bank-similarities", "With --similarities: query bank x gallery.")
 @options.file(
     "--gallery-bank-similarities",
@@ -100,7 +97,6 @@ def evaluate(**values: Any) -> None:
     """  # noqa: D301 - \b is click's mark for lines that are not to be refilled
     from dbnorm_jax._cli.commands.evaluate import Request, run
 
-    values["files"] = tuple(values["files"])
     run(Request(**values))
 
 
@@ -142,13 +138,9 @@ def tune(**values: Any) -> None:
     "Other items like the gallery, known to be clean. Left out: the gallery itself."
 )
 @options.file(
-    "--queries",
-    "Held-out queries whose retrieval is looked at. Left out: the query bank's own.",
+    "--queries", "Held-out queries whose retrieval is looked at. Left out: the query bank's own."
 )
-@options.file(
-    "--relevant",
-    "Right gallery rows of --queries, as for evaluate.",
-)
+@options.file("--relevant", "Right gallery rows of --queries, as for evaluate.")
 @options.labels()
 @click.option("--demo", is_flag=True, help="Inspect the built-in data.")
 @options.similarity(default=None)

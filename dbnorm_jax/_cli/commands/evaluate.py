@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from dbnorm_jax._cli.commands.options import check, given
 from dbnorm_jax._cli.measuring.methods import (
@@ -42,10 +41,9 @@ from dbnorm_jax._src.corrections import table
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
-    """The options of the command, by their names."""
+class Shared:
+    """The options that `inspect` has too, by their names."""
 
-    files: tuple[str, ...] = ()
     query_bank: str | None = None
     gallery_bank: str | None = None
     relevant: str | None = None
@@ -56,13 +54,6 @@ class Request:
     similarity: str | None = None
     beta_query: float | None = None
     beta_gallery: float | None = None
-    methods: str | None = None
-    methods_option: str = "--methods"
-    published: bool = False
-    reverse: bool = False
-    similarities: str | None = None
-    query_bank_similarities: str | None = None
-    gallery_bank_similarities: str | None = None
     output: Path | None = None
     force: bool = False
     as_json: bool = False
@@ -71,6 +62,20 @@ class Request:
     def measure(self) -> str:
         """The similarity function; None means the default."""
         return self.similarity or "cosine"
+
+
+@dataclasses.dataclass(frozen=True)
+class Request(Shared):
+    """All options, by their names."""
+
+    files: tuple[str, ...] = ()
+    methods: str | None = None
+    methods_option: str = "--methods"
+    published: bool = False
+    reverse: bool = False
+    similarities: str | None = None
+    query_bank_similarities: str | None = None
+    gallery_bank_similarities: str | None = None
 
 
 def run(request: Request) -> None:
@@ -122,40 +127,32 @@ def _check_combination(request: Request) -> None:
     check(
         (
             matrices and beside,
-            "--similarities: expected matrices alone",
-            ", ".join(beside),
-            "leave that out",
+            f"--similarities: expected matrices alone, got {', '.join(beside)}; leave that out",
         ),
         (
             matrices and request.query_bank_similarities is None,
             "--query-bank-similarities: expected the query bank x gallery matrix beside "
-            "--similarities",
-            "none",
-            "name the file",
+            "--similarities, got none; name the file",
         ),
         (
             not matrices and lonely,
-            f"{''.join(lonely)}: expected --similarities beside it",
-            "none",
-            "name the queries x gallery file",
+            f"{''.join(lonely)}: expected --similarities beside it, got none; name the queries x "
+            f"gallery file",
         ),
         (
             count == 1 and apart,
-            "SET.npz: expected all arrays in the set",
-            f"{', '.join(apart)} beside it",
-            "leave that out, or give QUERIES and GALLERY",
+            f"SET.npz: expected all arrays in the set, got {', '.join(apart)} beside it; leave "
+            f"that out, or give QUERIES and GALLERY",
         ),
         (
             not matrices and count not in (1, 2),
-            "evaluate: expected SET.npz, or QUERIES and GALLERY, or --similarities",
-            f"{count} files",
-            "see dbnorm evaluate --help",
+            f"evaluate: expected SET.npz, or QUERIES and GALLERY, or --similarities, got {count} "
+            f"files; see dbnorm evaluate --help",
         ),
         (
             count == 2 and request.query_bank is None,
-            "--query-bank: expected a file of other items like the queries",
-            "none",
-            "it is what hubs are learnt from; training queries serve well",
+            "--query-bank: expected a file of other items like the queries, got none; it is what "
+            "hubs are learnt from; training queries serve well",
         ),
     )
 
@@ -229,7 +226,7 @@ def _read(request: Request) -> EvaluationSet | SimilaritySet:
 
 
 def read_files(
-    request: Any, file: str, named: Mapping[str, tuple[str, str | None]]
+    request: Shared, file: str, named: Mapping[str, tuple[str, str | None]]
 ) -> EvaluationSet:
     """A set in one file, where there is no query bank, or those named; with the labels given."""
     if request.query_bank is None:

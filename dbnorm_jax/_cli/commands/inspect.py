@@ -1,7 +1,6 @@
 """`dbnorm inspect`: the hubs of a collection explained. All checks come before any work."""
 
 import dataclasses
-from pathlib import Path
 
 from dbnorm_jax._cli.commands import evaluate
 from dbnorm_jax._cli.commands.options import check, given
@@ -16,33 +15,15 @@ from dbnorm_jax._cli.showing.report import print_paths, require
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
+class Request(evaluate.Shared):
     """The options of the command, by their names."""
 
     file: str | None = None
-    query_bank: str | None = None
-    gallery_bank: str | None = None
     queries: str | None = None
-    relevant: str | None = None
-    labels: str | None = None
-    bank_labels: str | None = None
-    query_labels: str | None = None
     demo: bool = False
-    similarity: str | None = None
     method: str = "is"
-    beta_query: float | None = None
-    beta_gallery: float | None = None
-    bank_pairs: str | None = None
     top: int = 10
     false_alarm_rate: float = 0.002
-    output: Path | None = None
-    force: bool = False
-    as_json: bool = False
-
-    @property
-    def measure(self) -> str:
-        """The similarity function; None means the default."""
-        return self.similarity or "cosine"
 
     @property
     def own_queries(self) -> bool:
@@ -95,65 +76,54 @@ def _check_combination(request: Request) -> None:
     check(
         (
             request.demo and beside,
-            "--demo: expected no data beside it",
-            ", ".join(beside),
-            "leave that out",
+            f"--demo: expected no data beside it, got {', '.join(beside)}; leave that out",
         ),
         (
             not request.demo and request.file is None,
-            "inspect: expected GALLERY with --query-bank, SET.npz, or --demo",
-            "none of them",
+            "inspect: expected GALLERY with --query-bank, SET.npz, or --demo, got none of them; "
             "see dbnorm inspect --help",
         ),
         (
             request.query_bank is None and others,
-            "--query-bank: expected a file of items like the queries beside GALLERY",
-            f"only {', '.join(others)}",
-            "name the file; with a SET.npz leave the others out",
+            f"--query-bank: expected a file of items like the queries beside GALLERY, got only "
+            f"{', '.join(others)}; name the file; with a SET.npz leave the others out",
         ),
         (
             request.relevant is not None and request.queries is None,
-            "--relevant: expected --queries beside it",
-            "none",
-            "the bank's own queries have no right items in the gallery",
+            "--relevant: expected --queries beside it, got none; the bank's own queries have no "
+            "right items in the gallery",
         ),
         (
             not 0 < request.false_alarm_rate < 1,
-            "--false-alarm-rate: expected a share between 0 and 1",
-            f"{request.false_alarm_rate:g}",
-            "0.002 is 0.2 %",
+            f"--false-alarm-rate: expected a share between 0 and 1, got "
+            f"{request.false_alarm_rate:g}; 0.002 is 0.2 %",
         ),
     )
 
 
 def _method(request: Request) -> Method:
-    named = request.demo or request.query_bank is None  # a set, which may hold pairs
-    methods = evaluate.chosen_methods(
-        evaluate.Request(
-            files=("",) if named else ("", ""),
-            bank_pairs=request.bank_pairs,
-            similarity=request.similarity,
-            beta_query=request.beta_query,
-            beta_gallery=request.beta_gallery,
-            methods=request.method,
-            methods_option="--method",
-        )
+    one_file = request.demo or request.query_bank is None  # a set, which may hold pairs
+    asked = evaluate.Request(
+        files=("",) if one_file else ("", ""),
+        bank_pairs=request.bank_pairs,
+        similarity=request.similarity,
+        beta_query=request.beta_query,
+        beta_gallery=request.beta_gallery,
+        methods=request.method,
+        methods_option="--method",
     )
-    chosen = [one for one in methods if one.kind != "raw"]
+    chosen = [one for one in evaluate.chosen_methods(asked) if one.kind != "raw"]
     names = ", ".join(one.name for one in chosen)
-    remedy = "for instance --method is"
     check(
         (
             len(chosen) != 1,
-            "--method: expected one correction",
-            names or "raw",
-            f"name one, {remedy}",
+            f"--method: expected one correction, got {names or 'raw'}; name one, for instance "
+            f"--method is",
         ),
         (
             any(one.about.transductive for one in chosen),
-            "--method: expected a correction learnt from banks",
-            names,
-            f"name another, {remedy}",
+            f"--method: expected a correction learnt from banks, got {names}; name another, for "
+            f"instance --method is",
         ),
     )
     return chosen[0]

@@ -134,8 +134,8 @@ def given(request: Any, *names: str) -> list[str]:
     return [option for option, value in values.items() if value is not None and value is not False]
 
 
-def check(*problems: tuple[object, str, str, str]) -> None:
-    """Raises for the first that is there: whether, what was expected, what was given, remedy."""
-    for wrong, expected, actual, remedy in problems:
+def check(*problems: tuple[object, str]) -> None:
+    """Raises for the first that is there: whether, and the message."""
+    for wrong, message in problems:
         if wrong:
-            raise ValueError(f"{expected}, got {actual}; {remedy}")
+            raise ValueError(message)

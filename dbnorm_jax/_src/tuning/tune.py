@@ -1,5 +1,6 @@
 """Choose the correction from the banks alone: never worse than raw."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, overload
 
@@ -29,7 +30,11 @@ from dbnorm_jax._src.tuning.choice import (
 
 # Fewer pairs of distinct queries and items than this hold nothing out that could prove anything.
 FEWEST_PAIRS = 30
-CRITERIA = ("log_rank", "reciprocal_rank", "recall_at_1")
+_CRITERIA: dict[str, Callable[[Any], Any]] = {
+    "log_rank": lambda ranks: -np.log(ranks),
+    "reciprocal_rank": lambda ranks: 1 / ranks,
+    "recall_at_1": lambda ranks: np.where(ranks <= 1, 1.0, 0.0),
+}
 
 Floats = npt.NDArray[Any]
 Integers = npt.NDArray[np.integer[Any]]
@@ -88,9 +93,9 @@ def tune(
       Bogolin et al., CVPR 2022; Wang, Jian and Xue, EMNLP 2023; Chowdhury et al., EMNLP 2024.
     """
     banks = folds.checked(query_bank, gallery_bank, gallery, similarity_fn)
-    if criterion not in CRITERIA:
+    if criterion not in _CRITERIA:
         raise checks.BadValueError(
-            "criterion", f" must be one of {', '.join(CRITERIA)}, got {criterion!r}"
+            "criterion", f" must be one of {', '.join(_CRITERIA)}, got {criterion!r}"
         )
     num_folds = checks.integer("num_folds", num_folds, low=2)
     if not 0 < level < 1:
@@ -294,12 +299,7 @@ def auto(
 
 def _scored(ranks: Floats, criterion: str) -> Floats:
     """[num_held_out, num_candidates] gains over raw, the first candidate."""
-    if criterion == "log_rank":
-        values = -np.log(ranks)
-    elif criterion == "reciprocal_rank":
-        values = 1 / ranks
-    else:
-        values = np.where(ranks <= 1, 1.0, 0.0)
+    values = _CRITERIA[criterion](ranks)
     return values - values[:, :1]
 
 
