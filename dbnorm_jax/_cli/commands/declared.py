@@ -26,13 +26,7 @@ class _Methods(click.Choice[str]):
 @click.option("--source", default="en", help="Language of the queries.")
 @click.option("--target", default="de", help="Language of the gallery.")
 @options.seed("Splits the names into map, banks, test.")
-@click.option(
-    "--output",
-    default="dbnorm-demo",
-    type=click.Path(path_type=Path),
-    metavar="FOLDER",
-    help="For the table, a page (HTML) and pictures.",
-)
+@options.output("FOLDER", "For the table, a page (HTML) and pictures.", default="dbnorm-demo")
 @options.force("Overwrite earlier results in FOLDER.")
 def demo(source: str, target: str, seed: int, output: Path, force: bool) -> None:
     """Show hubs and what corrects them, on built-in data.

@@ -266,26 +266,18 @@ class _Work:
         if bank in self.states:
             return self.states[bank][1].state
         gallery = self.files["gallery"]
-        own = bank == "gallery" and "gallery_bank" not in self.files
-        rows = gallery if own else self.files[f"{bank}_bank"]
-        exclude = self.exclude.get(bank)
-        if own and exclude is None:
+        rows, exclude = self.files.get(f"{bank}_bank", gallery), self.exclude.get(bank)
+        if rows is gallery and exclude is None:  # each item is left out of its own sum
             exclude = np.arange(len(gallery.rows))
         report = f"{bank} bank", len(rows.rows), len(gallery.rows)
-        state: dbn.BankStatistics = self._passed(
-            fits.fit_bank, bank, rows, report, beta=beta, k=k, exclude=exclude
-        )
-        return state
+        return self._passed(fits.fit_bank, bank, rows, report, beta=beta, k=k, exclude=exclude)
 
     def largest(self, k: int) -> dbn.LargestSimilarities:
         """Of the query bank, in one pass over the gallery's file."""
         rows, gallery = self.files["query_bank"], self.files["gallery"]
         report = "gallery", len(gallery.rows), len(rows.rows)
         options = {"k": min(k, len(rows.rows)), "exclude": self.exclude.get("query")}
-        state: dbn.LargestSimilarities = self._passed(
-            fits.fit_largest, "query", rows, report, **options
-        )
-        return state
+        return self._passed(fits.fit_largest, "query", rows, report, **options)
 
     def _passed(
         self,

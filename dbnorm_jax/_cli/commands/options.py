@@ -91,10 +91,10 @@ def labels() -> Decorator:
     )
 
 
-def output(metavar: str, text: str, *, required: bool = False) -> Decorator:
+def output(metavar: str, text: str, **more: Any) -> Decorator:
     """`--output`: a file or folder that is written whole or not at all."""
     kind = click.Path(path_type=Path)
-    return click.option("--output", required=required, type=kind, metavar=metavar, help=text)
+    return click.option("--output", type=kind, metavar=metavar, help=text, **more)
 
 
 def force(text: str = "Overwrite an earlier result.") -> Decorator:

@@ -36,12 +36,7 @@ class Banks(NamedTuple):
 
     query: Floats  # [num_query_bank, dim]
     gallery: Floats  # [num_gallery_bank, dim]
-    items: Floats | None  # [num_gallery, dim]
-
-    @property
-    def is_own(self) -> bool:
-        """Whether the gallery is its own gallery bank."""
-        return self.items is self.gallery
+    items: Floats | None  # [num_gallery, dim]; `gallery` itself where it is its own bank
 
 
 def checked(query: Any, gallery: Any, items: Any, similarity_fn: SimilarityFn) -> Banks:

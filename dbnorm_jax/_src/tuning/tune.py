@@ -104,7 +104,8 @@ def tune(
     own = partial(bank_checks.own_share, rng=rng, similarity_fn=similarity_fn)
     equal = bank_checks.num_equal
     same = equal(banks.query, banks.gallery)
-    if banks.items is None or banks.is_own:  # nothing else to compare with: it is like itself
+    if banks.items is None or banks.items is banks.gallery:
+        # Nothing else to compare with: the gallery bank is like itself.
         own_share, num_equal_rows = (own(banks.query, banks.gallery), 0.5), (0, 0, same)
     else:
         own_share = own(banks.query, banks.items), own(banks.gallery, banks.items)
@@ -125,12 +126,10 @@ def tune(
     if is_foreign(*own_share):
         return choice(UNLIKE)
     split = folds.split_pairs(banks, right, paired, min(num_folds, len(paired)), rng)
+    excluded = split.excluded_query, split.excluded_gallery
     spreads = tuple(
-        folds.spread(bank, split.columns, excluded, similarity_fn)
-        for bank, excluded in (
-            (banks.query, split.excluded_query),
-            (banks.gallery, split.excluded_gallery),
-        )
+        folds.spread(bank, split.columns, own_columns, similarity_fn)
+        for bank, own_columns in zip(banks[:2], excluded, strict=True)
     )
     if not (spreads[0] > 0 and spreads[1] > 0 and np.isfinite(spreads).all()):
         return choice(CONSTANT)
