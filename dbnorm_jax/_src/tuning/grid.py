@@ -1,4 +1,4 @@
-"""The corrections that tuning chooses from: raw, and all points of the grids in the table; fits.
+"""The corrections that tuning chooses from, raw and all points of the grids, and the fit of one.
 
 Weights stand apart from the temperatures. Inverse temperatures are multiples of 1/spread, where the
 spread is the standard deviation of similarities within a row: the grid has no unit.
