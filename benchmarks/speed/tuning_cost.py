@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(machine())
     items, other = (unit_rows(seed, options.size, options.dim) for seed in (0, 2))
     noise = unit_rows(1, options.size, options.dim)
-    # All queries lean one way: there are hubs, and with them something to refine.
+    # All queries lean one way: there are hubs, and with them something to choose.
     query_bank = 0.3 * items + noise + 0.5 * unit_rows(3, 1, options.dim)
     pairs = np.arange(options.size)
     contenders = {
@@ -32,9 +32,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "tune": lambda: dbn.tuning.tune(query_bank=query_bank, gallery_bank=items, pairs=pairs),
         "tune, gallery": lambda: dbn.tuning.tune(
             query_bank=query_bank, gallery_bank=items, pairs=pairs, gallery=other
-        ),
-        "tune, refined": lambda: dbn.tuning.tune(
-            query_bank=query_bank, gallery_bank=items, pairs=pairs, refine=True
         ),
     }
     print(f"banks {options.size} x {options.size} x dim {options.dim}")

@@ -95,15 +95,13 @@ TESTS = {
     "retrieval/soft": "retrieval/soft laws/bad_input",
     "statistics/bank": "statistics/bank laws/bad_input",
     "statistics/largest": "corrections/baselines laws/bad_input passes/sorting",
-    "tuning/bank_checks": "tuning/tune tuning/refine",
-    "tuning/choice": "tuning/tune files/state tuning/refine",
-    "tuning/fit": "tuning/tune",
-    "tuning/grid": "tuning/tune tuning/refine",
-    "tuning/held_out_ranks": "tuning/tune tuning/refine",
-    "tuning/proof": "tuning/tune tuning/refine",
-    "tuning/refine": "tuning/refine",
-    "tuning/split": "tuning/tune tuning/refine",
-    "tuning/tune": "tuning/tune tuning/refine tuning/refine::test_kept_where_it_leads",
+    "tuning/bank_checks": "tuning/tune",
+    "tuning/choice": "tuning/tune files/state",
+    "tuning/grid": "tuning/tune",
+    "tuning/held_out_ranks": "tuning/tune",
+    "tuning/proof": "tuning/tune",
+    "tuning/split": "tuning/tune",
+    "tuning/tune": "tuning/tune",
 }
 
 

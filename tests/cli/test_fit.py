@@ -482,7 +482,7 @@ def test_ids_are_counted_before_anything_is_written(folder, capsys, monkeypatch,
 def test_a_terminal_without_a_character_shows_its_number():
     file = io.TextIOWrapper(io.BytesIO(), "ascii")
     names = search._Names(np.array(["ü"]), None)
-    search._JsonLines(file, names).add(0, np.zeros((1, 1)), np.zeros((1, 1), int))
+    search._json_lines(file, names)(0, np.zeros((1, 1)), np.zeros((1, 1), int))
     file.seek(0)
     assert json.loads(file.read())["query"] == "ü"
 

@@ -95,21 +95,6 @@ def test_auto_tries_it(toy, banks, tmp_path):
     np.testing.assert_allclose(fitted.bias[0], bias(query_bank, gallery, 4, 1.0), rtol=1e-5)
 
 
-def test_auto_may_refine_it(toy, banks, monkeypatch):
-    for name in methods()[1:-1]:
-        monkeypatch.setitem(TABLE, name, dataclasses.replace(TABLE[name], grid={}))
-    assert methods() == ("raw", toy)
-    monkeypatch.setattr("dbnorm_jax._src.tuning.grid.standard", lambda *_: 1)
-    query_bank, gallery_bank, _, gallery = banks
-    known = {"gallery": gallery, "refine": True}
-    choice = dbn.tuning.tune(
-        query_bank=query_bank, gallery_bank=gallery_bank, pairs=np.arange(SIZE), **known
-    )
-    assert choice.name == toy
-    assert len(choice.method) == 6
-    assert 0 < choice.weight_query[-1] <= 1.5
-
-
 def test_a_grid_of_unknown_parameters_is_refused(toy, banks, monkeypatch):
     monkeypatch.setitem(TABLE, toy, dataclasses.replace(ROW, grid={"temperature": (0.1,)}))
     query_bank, gallery_bank, _, gallery = banks

@@ -287,6 +287,9 @@ def test_files(tuned, tmp_path):
     loaded = dbn.load(tmp_path / "choice.npz")
     assert loaded.summary() == choice.summary()
     assert jax.tree.structure(loaded) == jax.tree.structure(choice)
+    refined = dataclasses.replace(choice, reason_code=len(REASONS) - 1)  # of an older file
+    dbn.save(tmp_path / "choice.npz", refined)
+    assert "refined from a point of the grid" in dbn.load(tmp_path / "choice.npz").summary()
     for broken, words in [
         ({"chosen": jnp.int32(len(choice.gain))}, "chosen to be between 0 and"),
         ({"chosen": jnp.int32(-1)}, "chosen to be between 0 and"),
@@ -562,6 +565,14 @@ def test_flips_that_reach_the_statistic_are_counted():
     np.testing.assert_allclose(found.p_value, [1, 1 / 8], atol=0.03)
 
 
+def test_a_lead_must_exceed_its_error():
+    noise = np.random.default_rng(0).normal(size=400)
+    noise -= noise.mean()
+    assert proof.leads(noise + 0.1)
+    assert not proof.leads(noise + 0.01)
+    assert not proof.leads(np.zeros(9))
+
+
 def test_the_standard_candidate_is_preferred_among_equals():
     rng = np.random.default_rng(0)
     gains = rng.normal(1, 0.5, 200)
@@ -628,3 +639,4 @@ def test_grid_is_without_unit():
     assert len({*zip(*first, strict=True)}) == len(first.method)
     assert set(first.method) == set(range(len(methods())))
     assert not any(itertools.chain(first.weight_query[:1], first.weight_gallery[:1]))
+    assert grid.from_rows([first.row(100)]).row(0) == first.row(100)

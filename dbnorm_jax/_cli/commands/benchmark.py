@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 from dbnorm_jax._cli.reading.argument import neighbors
 from dbnorm_jax._cli.showing.progress import Progress
@@ -26,38 +26,19 @@ class Request:
     as_json: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
-class Line:
-    """One line of the table.
+class Line(NamedTuple):
+    """One line of the table."""
 
-    Attributes:
-      work: what was done.
-      seconds: of the fastest repetition.
-      gflops: of its inner products, in that time.
-      base: what it is compared with.
-      ratio: median over repetitions of its time over the base's.
-    """
-
-    work: str
-    seconds: float
-    gflops: float
-    base: str
-    ratio: float
+    work: str  # what was done
+    seconds: float  # of the fastest repetition
+    gflops: float  # of its inner products, in that time
+    base: str  # what it is compared with
+    ratio: float  # median over repetitions of its time over the base's
 
 
 def run(request: Request) -> None:
     """Checks, measures and prints."""
     require(*["rich"] * (not request.as_json))
-    request = _checked(request)
-    lines = measure(request)
-    if request.as_json:
-        print(_to_json(request, lines), end="")
-    else:
-        _show(request, lines)
-
-
-def _checked(request: Request) -> Request:
-    """With the k that is meant."""
     from dbnorm_jax._cli.measuring.timing import TILE
 
     for option in ("queries", "gallery", "bank"):
@@ -67,7 +48,12 @@ def _checked(request: Request) -> Request:
                 f"--{option}: expected at most {TILE} rows or a multiple, which the comparison is "
                 f"tiled by, got {rows}; take {-(-rows // TILE) * TILE}"
             )
-    return dataclasses.replace(request, k=neighbors(request.k, request.gallery))
+    request = dataclasses.replace(request, k=neighbors(request.k, request.gallery))
+    lines = measure(request)
+    if request.as_json:
+        print(_to_json(request, lines), end="")
+    else:
+        _show(request, lines)
 
 
 def measure(request: Request) -> list[Line]:
@@ -167,6 +153,6 @@ def _to_json(request: Request, lines: list[Line]) -> str:
         "sizes": sizes,
         "where": _where(),
         "units": {"seconds": "of the fastest repetition", "ratio": "median, time over base"},
-        "lines": [dataclasses.asdict(line) for line in lines],
+        "lines": [line._asdict() for line in lines],
     }
     return json.dumps(content, indent=2) + "\n"

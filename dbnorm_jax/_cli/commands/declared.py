@@ -26,13 +26,7 @@ class _Methods(click.Choice[str]):
 @click.option("--source", default="en", help="Language of the queries.")
 @click.option("--target", default="de", help="Language of the gallery.")
 @options.seed("Splits the names into map, banks, test.")
-@click.option(
-    "--output",
-    default="dbnorm-demo",
-    type=click.Path(path_type=Path),
-    metavar="FOLDER",
-    help="For the table, a page (HTML) and pictures.",
-)
+@options.output("FOLDER", "For the table, a page (HTML) and pictures.", default="dbnorm-demo")
 @options.force("Overwrite earlier results in FOLDER.")
 def demo(source: str, target: str, seed: int, output: Path, force: bool) -> None:
     """Show hubs and what corrects them, on built-in data.
@@ -69,10 +63,7 @@ def demo(source: str, target: str, seed: int, output: Path, force: bool) -> None
 )
 @click.option("--published", is_flag=True, help="Add DualDIS as the released code scores it.")
 @click.option("--reverse", is_flag=True, help="Swap both sides: the gallery queries the queries.")
-@options.file(
-    "--similarities",
-    "Instead of embeddings: queries x gallery, higher=closer.",
-)
+@options.file("--similarities", "Instead of embeddings: queries x gallery, higher=closer.")
 @options.file("--query-bank-similarities", "With --similarities: query bank x gallery.")
 @options.file(
     "--gallery-bank-similarities",
@@ -100,7 +91,6 @@ def evaluate(**values: Any) -> None:
     """  # noqa: D301 - \b is click's mark for lines that are not to be refilled
     from dbnorm_jax._cli.commands.evaluate import Request, run
 
-    values["files"] = tuple(values["files"])
     run(Request(**values))
 
 
@@ -142,13 +132,9 @@ def tune(**values: Any) -> None:
     "Other items like the gallery, known to be clean. Left out: the gallery itself."
 )
 @options.file(
-    "--queries",
-    "Held-out queries whose retrieval is looked at. Left out: the query bank's own.",
+    "--queries", "Held-out queries whose retrieval is looked at. Left out: the query bank's own."
 )
-@options.file(
-    "--relevant",
-    "Right gallery rows of --queries, as for evaluate.",
-)
+@options.file("--relevant", "Right gallery rows of --queries, as for evaluate.")
 @options.labels()
 @click.option("--demo", is_flag=True, help="Inspect the built-in data.")
 @options.similarity(default=None)

@@ -1,16 +1,12 @@
 """`dbnorm demo`: the embedded data set from end to end."""
 
+import dataclasses
 from pathlib import Path
 
+from dbnorm_jax._cli.commands.evaluate import report_of
 from dbnorm_jax._cli.measuring.methods import DEFAULT, DEFAULT_BETAS, Method, choose_methods
 from dbnorm_jax._cli.measuring.story import NUM_STEPS, tell
-from dbnorm_jax._cli.measuring.table_rows import (
-    NEIGHBORS,
-    ResultRow,
-    count_steps,
-    evaluate,
-    num_transductive,
-)
+from dbnorm_jax._cli.measuring.table_rows import NEIGHBORS, ResultRow, count_steps, evaluate
 from dbnorm_jax._cli.reading.emoji_names import EMOJI_VERSION, emoji_names
 from dbnorm_jax._cli.reading.sets import EvaluationSet
 from dbnorm_jax._cli.showing.output import Sink
@@ -43,22 +39,17 @@ def run(source: str, target: str, seed: int, output: Path, *, force: bool) -> No
 def _report(test: EvaluationSet, rows: list[ResultRow]) -> Report:
     import emoji
 
-    notes = [*_sentences(test, rows), *(row.remark for row in rows if row.remark)]
+    notes = []
     if not emoji.__version__.startswith(f"{EMOJI_VERSION}."):
         notes.append(
             f"These figures are of emoji {emoji.__version__}; documented ones of {EMOJI_VERSION}."
         )
-    return Report(
+    report = report_of(test, rows, *notes)
+    return dataclasses.replace(
+        report,
         name=f"{test.name} (cross-lingual stand-in for cross-modal retrieval)",
-        similarity=test.similarity,
-        sizes=test.sizes,
         beta_query=None,  # the rows differ: their names carry the betas
-        beta_gallery=None,
-        own_gallery_bank=False,
-        num_equal_rows=num_transductive(test),
-        k=NEIGHBORS,
-        rows=rows,
-        notes=tuple(notes),
+        notes=(*_sentences(test, rows), *report.notes),
     )
 
 

@@ -1,10 +1,10 @@
 """`dbnorm evaluate`: the same comparison on the user's files. All checks come before any work."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from dbnorm_jax._cli.commands.options import check, given
 from dbnorm_jax._cli.measuring.methods import (
     DEFAULT,
     DEFAULT_BETAS,
@@ -26,7 +26,6 @@ from dbnorm_jax._cli.measuring.table_rows import (
 from dbnorm_jax._cli.reading import sets
 from dbnorm_jax._cli.reading.argument import Source
 from dbnorm_jax._cli.reading.arrays import (
-    labels_given,
     read_embeddings,
     read_relevant,
     read_set,
@@ -42,10 +41,9 @@ from dbnorm_jax._src.corrections import table
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
-    """The options of the command, by their names."""
+class Shared:
+    """The options that `inspect` has too, by their names."""
 
-    files: tuple[str, ...] = ()
     query_bank: str | None = None
     gallery_bank: str | None = None
     relevant: str | None = None
@@ -56,13 +54,6 @@ class Request:
     similarity: str | None = None
     beta_query: float | None = None
     beta_gallery: float | None = None
-    methods: str | None = None
-    methods_option: str = "--methods"
-    published: bool = False
-    reverse: bool = False
-    similarities: str | None = None
-    query_bank_similarities: str | None = None
-    gallery_bank_similarities: str | None = None
     output: Path | None = None
     force: bool = False
     as_json: bool = False
@@ -73,21 +64,35 @@ class Request:
         return self.similarity or "cosine"
 
 
+@dataclasses.dataclass(frozen=True)
+class Request(Shared):
+    """All options, by their names."""
+
+    files: tuple[str, ...] = ()
+    methods: str | None = None
+    methods_option: str = "--methods"
+    published: bool = False
+    reverse: bool = False
+    similarities: str | None = None
+    query_bank_similarities: str | None = None
+    gallery_bank_similarities: str | None = None
+
+
 def run(request: Request) -> None:
     """Checks, reads, evaluates, prints and, with --output, writes."""
     require(*["rich"] * (not request.as_json), *["matplotlib"] * (request.output is not None))
     _check_combination(request)
     methods = chosen_methods(request)
-    sink = None
-    if request.output is not None:
-        sink = Sink(request.output, names=FILES, force=request.force)
+    output = request.output
+    sink = None if output is None else Sink(output, names=FILES, force=request.force)
     with Progress(count_steps(methods) + (sink is not None) * NUM_STEPS) as progress:
-        test = read(request)
+        test = _read(request)
         if request.methods is None and getattr(test, "bank_pairs", None) is None:
             methods = [method for method in methods if method.kind != "auto"]
         rows = evaluate(test, methods, progress)
-        report = _report(request, test, methods, rows)
-        paths = []
+        unknown = "No right items are known, so the retrieval columns are empty: give --relevant."
+        report = report_of(test, rows, *[unknown] * (test.relevant is None))
+        paths: list[Path] = []
         if sink is not None:
             story = tell(test, rows, progress)
             paths = sink.write(contents(report, test, story, _command(request)))
@@ -113,61 +118,43 @@ def _command(request: Request) -> list[str]:
 
 def _check_combination(request: Request) -> None:
     """Which options go together, before any file is opened."""
-    given = {
-        "--query-bank": request.query_bank,
-        "--gallery-bank": request.gallery_bank,
-        "--relevant": request.relevant,
-        "--bank-pairs": request.bank_pairs,
-    }
-    matrices = {
-        "--query-bank-similarities": request.query_bank_similarities,
-        "--gallery-bank-similarities": request.gallery_bank_similarities,
-    }
-    count = len(request.files)
-    if request.similarities is not None:
-        others = [
-            name for name in ("--query-bank", "--gallery-bank", "--bank-pairs") if given[name]
-        ]
-        others += labels_given(request)
-        others += ["--similarity"] * (request.similarity is not None)
-        others += ["--reverse"] * request.reverse + ["QUERIES or GALLERY"] * bool(count)
-        if others:
-            _fail("--similarities: expected matrices alone", ", ".join(others), "leave that out")
-        if request.query_bank_similarities is None:
-            _fail(
-                "--query-bank-similarities: expected the query bank x gallery matrix beside "
-                "--similarities",
-                "none",
-                "name the file",
-            )
-        return
-    lonely = [name for name, value in matrices.items() if value is not None]
-    if lonely:
-        _fail(
-            f"{lonely[0]}: expected --similarities beside it",
-            "none",
-            "name the queries x gallery file",
-        )
-    if count == 1:
-        others = [name for name, value in given.items() if value is not None]
-        if others:
-            _fail(
-                "SET.npz: expected all arrays in the set",
-                f"{', '.join(others)} beside it",
-                "leave that out, or give QUERIES and GALLERY",
-            )
-    elif count != 2:
-        _fail(
-            "evaluate: expected SET.npz, or QUERIES and GALLERY, or --similarities",
-            f"{count} files",
-            "see dbnorm evaluate --help",
-        )
-    elif request.query_bank is None:
-        _fail(
-            "--query-bank: expected a file of other items like the queries",
-            "none",
-            "it is what hubs are learnt from; training queries serve well",
-        )
+    count, matrices = len(request.files), request.similarities is not None
+    beside = given(request, "query_bank", "gallery_bank", "bank_pairs")
+    beside += given(request, "labels", "bank_labels", "query_labels", "similarity", "reverse")
+    beside += ["QUERIES or GALLERY"] * bool(count)
+    lonely = given(request, "query_bank_similarities", "gallery_bank_similarities")[:1]
+    apart = given(request, "query_bank", "gallery_bank", "relevant", "bank_pairs")
+    check(
+        (
+            matrices and beside,
+            f"--similarities: expected matrices alone, got {', '.join(beside)}; leave that out",
+        ),
+        (
+            matrices and request.query_bank_similarities is None,
+            "--query-bank-similarities: expected the query bank x gallery matrix beside "
+            "--similarities, got none; name the file",
+        ),
+        (
+            not matrices and lonely,
+            f"{''.join(lonely)}: expected --similarities beside it, got none; name the queries x "
+            f"gallery file",
+        ),
+        (
+            count == 1 and apart,
+            f"SET.npz: expected all arrays in the set, got {', '.join(apart)} beside it; leave "
+            f"that out, or give QUERIES and GALLERY",
+        ),
+        (
+            not matrices and count not in (1, 2),
+            f"evaluate: expected SET.npz, or QUERIES and GALLERY, or --similarities, got {count} "
+            f"files; see dbnorm evaluate --help",
+        ),
+        (
+            count == 2 and request.query_bank is None,
+            "--query-bank: expected a file of other items like the queries, got none; it is what "
+            "hubs are learnt from; training queries serve well",
+        ),
+    )
 
 
 def chosen_methods(request: Request) -> list[Method]:
@@ -179,15 +166,13 @@ def chosen_methods(request: Request) -> list[Method]:
     methods = {Method("raw"): None}
     for wish in wishes:
         obstacle = _obstacle(request, wish)
+        published = wish.kind == "published"
         if obstacle is None:
             methods[_method(request, wish)] = None
-        elif wish.by_name and (request.methods is not None or wish.kind == "published"):
-            option = (
-                "--published"
-                if wish.kind == "published"
-                else f"{request.methods_option} {wish.kind}"
-            )
-            _fail(f"{option}: expected {obstacle[0]}", obstacle[1], obstacle[2])
+        elif wish.by_name and (request.methods is not None or published):
+            option = "--published" if published else f"{request.methods_option} {wish.kind}"
+            expected, actual, remedy = obstacle
+            raise ValueError(f"{option}: expected {expected}, got {actual}; {remedy}")
     return list(methods)
 
 
@@ -217,37 +202,39 @@ def _obstacle(request: Request, wish: Wish) -> tuple[str, str, str] | None:
 
 
 def _method(request: Request, wish: Wish) -> Method:
-    needed = [name for name in DEFAULT_BETAS if name in KINDS[wish.kind].defaults]
-    betas = {
-        name: _beta(request, name) for name in needed if name not in wish.parameters
-    } | wish.parameters
-    return make_method(wish.kind, betas, None, None)
-
-
-def _beta(request: Request, name: str) -> float:
-    given = request.beta_query if name == "beta_query" else request.beta_gallery
     measure = request.measure if request.similarities is None else "given"
-    return checked_beta(name, given, measure)
+    betas = {
+        name: checked_beta(name, getattr(request, name), measure)
+        for name in DEFAULT_BETAS
+        if name in KINDS[wish.kind].defaults and name not in wish.parameters
+    }
+    return make_method(wish.kind, betas | wish.parameters, None, None)
 
 
-def read(request: Request) -> EvaluationSet | SimilaritySet:
+def _read(request: Request) -> EvaluationSet | SimilaritySet:
     """The set to evaluate: every file opened and its shape compared before values are read."""
     if request.similarities is not None:
         return _read_matrices(request)
-    if len(request.files) == 1:
-        test = read_set(request.files[0], request.measure)
-    else:
-        named = {
-            "queries": ("QUERIES", request.files[0]),
-            "gallery": ("GALLERY", request.files[1]),
-            "query_bank": ("--query-bank", request.query_bank),
-            "gallery_bank": ("--gallery-bank", request.gallery_bank),
-        }
-        test = read_embeddings(
-            named, request.measure, relevant=request.relevant, bank_pairs=request.bank_pairs
-        )
-    test = with_labels(test, request)
+    named = {
+        "queries": ("QUERIES", request.files[0]),
+        "gallery": ("GALLERY", request.files[-1]),
+        "query_bank": ("--query-bank", request.query_bank),
+        "gallery_bank": ("--gallery-bank", request.gallery_bank),
+    }
+    test = read_files(request, request.files[0], named)
     return sets.reversed_set(test) if request.reverse else test
+
+
+def read_files(
+    request: Shared, file: str, named: Mapping[str, tuple[str, str | None]]
+) -> EvaluationSet:
+    """A set in one file, where there is no query bank, or those named; with the labels given."""
+    if request.query_bank is None:
+        test = read_set(file, request.measure)
+    else:
+        truth = {"relevant": request.relevant, "bank_pairs": request.bank_pairs}
+        test = read_embeddings(named, request.measure, **truth)
+    return with_labels(test, request)
 
 
 def _read_matrices(request: Request) -> SimilaritySet:
@@ -275,32 +262,24 @@ def _read_matrices(request: Request) -> SimilaritySet:
     )
 
 
-def _report(
-    request: Request,
-    test: EvaluationSet | SimilaritySet,
-    methods: Sequence[Method],
-    rows: Sequence[ResultRow],
+def report_of(
+    test: EvaluationSet | SimilaritySet, rows: Sequence[ResultRow], *notes: str
 ) -> Report:
+    """What there is to say of a set, after the remarks of the methods the notes."""
+    similarity, own_gallery_bank = "as given in matrices", False
     if isinstance(test, EvaluationSet):
-        similarity, own_gallery_bank = request.measure, test.gallery_bank is None
-    else:
-        similarity, own_gallery_bank = "as given in matrices", False
-    notes = [row.remark for row in rows if row.remark]
-    if test.relevant is None:
-        notes.append(
-            "No right items are known, so the retrieval columns are empty: give --relevant."
-        )
+        similarity, own_gallery_bank = test.similarity, test.gallery_bank is None
     return Report(
         name=test.name,
         similarity=similarity,
         sizes=test.sizes,
-        beta_query=_common(method.beta_query for method in methods),
-        beta_gallery=_common(method.beta_gallery for method in methods),
+        beta_query=_common(row.method.beta_query for row in rows),
+        beta_gallery=_common(row.method.beta_gallery for row in rows),
         own_gallery_bank=own_gallery_bank,
         num_equal_rows=num_transductive(test),
         k=min(NEIGHBORS, test.sizes["gallery"]),
         rows=rows,
-        notes=tuple(notes),
+        notes=(*(row.remark for row in rows if row.remark), *notes),
     )
 
 
@@ -308,7 +287,3 @@ def _common(betas: Iterable[float | None]) -> float | None:
     """The beta of all methods that have one; None where they differ."""
     values = {beta for beta in betas if beta is not None}
     return values.pop() if len(values) == 1 else None
-
-
-def _fail(expected: str, actual: str, remedy: str) -> NoReturn:
-    raise ValueError(f"{expected}, got {actual}; {remedy}")

@@ -96,8 +96,8 @@ def run(request: Request) -> None:
             length=length,
         )
         vectors = _vectors(blocks("writing"), terms, layout, request.dtype)
-        paths = _write(sink, request, layout, correction, vectors)
-    manifest = _manifest(request, layout)
+        manifest = _manifest(request, layout)
+        paths = _write(sink, request, layout, manifest, correction, vectors)
     if request.as_json:
         print(json.dumps(manifest, indent=2))
         return
@@ -113,13 +113,13 @@ def _write(
     sink: Sink,
     request: Request,
     layout: Layout,
+    manifest: dict[str, Any],
     correction: dbn.Correction,
     vectors: Iterator[sets.Array],
 ) -> list[Path]:
-    manifest = request.output / MANIFEST
     contents: dict[str, Content] = {
         _README: lambda: readme(layout, request.vectors, request.dtype).encode(),
-        MANIFEST: (json.dumps(_manifest(request, layout), indent=2) + "\n").encode,
+        MANIFEST: (json.dumps(manifest, indent=2) + "\n").encode,
     }
     if layout.gated:
         contents = {_ACTIVATION: lambda: _npy(np.asarray(correction.active)), **contents}
@@ -127,7 +127,7 @@ def _write(
         with sink.open(request.vectors) as file:
             _WRITERS[request.file_format](file, layout, request.dtype, vectors)
             # From here on an earlier export is none, and until all is written neither is this.
-            manifest.unlink(missing_ok=True)
+            (request.output / MANIFEST).unlink(missing_ok=True)
         for name in {*_NAMES} - {request.vectors, *contents}:  # of an earlier export
             (request.output / name).unlink(missing_ok=True)
         return [request.output / request.vectors, *sink.write(contents)]
@@ -182,11 +182,8 @@ def _vectors(
 
 
 def _write_npy(file: IO[bytes], layout: Layout, dtype: str, blocks: Iterator[sets.Array]) -> None:
-    header = {
-        "descr": npy_format.dtype_to_descr(np.dtype(dtype)),
-        "fortran_order": False,
-        "shape": (layout.num_gallery, layout.width),
-    }
+    shape = {"shape": (layout.num_gallery, layout.width)}
+    header = npy_format.header_data_from_array_1_0(np.empty(0, dtype)) | shape
     npy_format.write_array_header_1_0(file, header)
     for block in blocks:
         file.write(np.ascontiguousarray(block).data)

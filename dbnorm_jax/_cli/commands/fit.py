@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 import dbnorm_jax as dbn
+from dbnorm_jax._cli.commands.options import check
 from dbnorm_jax._cli.measuring.methods import DEFAULT_BETAS, checked_beta, file_methods
 from dbnorm_jax._cli.reading import large, sets
 from dbnorm_jax._cli.reading.argument import Source
@@ -21,10 +23,10 @@ from dbnorm_jax._cli.showing.progress import RowProgress
 from dbnorm_jax._src.corrections.table import BETA_QUERY, GALLERY_BANK, TABLE, Row
 from dbnorm_jax._src.files import binary
 from dbnorm_jax._src.places.disk import fits
-from dbnorm_jax._src.places.disk.checkpoint import Checkpoint
+from dbnorm_jax._src.places.disk.checkpoint import Checkpoint, Fitted
 from dbnorm_jax._src.places.disk.fits import Settings
 from dbnorm_jax._src.places.disk.rows import DEFAULT_BLOCK_SIZE
-from dbnorm_jax._src.tuning import fit, split
+from dbnorm_jax._src.tuning import grid, split
 
 # Gallery rows among which `auto` ranks held-out queries.
 _MOST_RANKED = 50_000
@@ -101,7 +103,18 @@ def run(request: Request) -> None:
     for bank in ("query", "gallery"):
         _sink(request, _partial(request.output, bank))
     with sink.alone("fits"):
-        _run(request, sink)
+        work = _Work(request)
+        sink.check_apart({rows.label: rows.path for rows in work.files.values()})
+        if request.force:
+            work.forget()
+        elif work.is_done():
+            _report(request, dbn.read_provenance(request.output) or {}, "is done already")
+            return
+        with RowProgress() as progress:
+            state, provenance = work.result(progress)
+        sink.save(state, provenance)
+        work.forget()
+        _report(request, provenance, "written")
 
 
 def _sink(request: Request, path: Path) -> Sink:
@@ -110,62 +123,44 @@ def _sink(request: Request, path: Path) -> Sink:
     return Sink(path, suffixes=(".npz", ".partial"), force=replaceable)
 
 
-def _run(request: Request, sink: Sink) -> None:
-    work = _Work(request)
-    sink.check_apart({rows.label: rows.path for rows in work.files.values()})
-    if request.force:
-        work.forget()
-    elif work.is_done():
-        _report(request, dbn.read_provenance(request.output) or {}, "is done already")
-        return
-    with RowProgress() as progress:
-        state, provenance = work.result(progress)
-    sink.save(state, provenance)
-    work.forget()
-    _report(request, provenance, "written")
-
-
 def _report(request: Request, provenance: dict[str, Any], what: str) -> None:
     content = {"output": str(request.output), "status": what, **provenance}
-    if request.as_json:
-        print(json.dumps(content, indent=2))
-        return
     values = ", ".join(f"{name} {value:g}" for name, value in provenance["parameters"].items())
     gallery = provenance["gallery"]["rows"]
-    print(f"{request.output} {what}: {provenance['method']}({values}) for {gallery:,} items")
+    text = f"{request.output} {what}: {provenance['method']}({values}) for {gallery:,} items"
+    print(json.dumps(content, indent=2) if request.as_json else text)
 
 
 def _check_combination(request: Request) -> None:
     row, rows = request.row, request.query_bank is not None
-    dual = [name for name in file_methods() if name == "auto" or GALLERY_BANK in _needs(name)]
+    dual = [
+        name
+        for name in file_methods()
+        if name == "auto" or (name in TABLE and GALLERY_BANK in TABLE[name].needs)
+    ]
     merged = request.query_statistics is not None
     by_rows = row is None or BETA_QUERY.name not in row.defaults
-    pairs = request.bank_pairs is not None
-    problems = [
+    see = "see dbnorm fit --help"
+    check(
         (
             rows == merged,
-            "--query-bank: expected a file of other items like the queries, or --query-statistics",
-            "both" if rows else "neither",
+            f"--query-bank: expected a file of other items like the queries, or "
+            f"--query-statistics, got {'both' if rows else 'neither'}; {see}",
         ),
         (
             merged and by_rows,
-            f"--method {request.method}: expected --query-bank",
-            "--query-statistics",
+            f"--method {request.method}: expected --query-bank, got --query-statistics; {see}",
         ),
         (
             request.gallery_bank is not None and request.method not in dual,
-            f"--gallery-bank: expected a method with one ({', '.join(dual)})",
-            request.method,
+            f"--gallery-bank: expected a method with one ({', '.join(dual)}), got "
+            f"{request.method}; {see}",
         ),
-        (pairs and request.method != "auto", "--bank-pairs: expected --method auto", "another"),
-    ]
-    for wrong, expected, actual in problems:
-        if wrong:
-            raise ValueError(f"{expected}, got {actual}; see dbnorm fit --help")
-
-
-def _needs(method: str) -> tuple[str, ...]:
-    return TABLE[method].needs if method in TABLE else ()
+        (
+            request.bank_pairs is not None and request.method != "auto",
+            f"--bank-pairs: expected --method auto, got another; {see}",
+        ),
+    )
 
 
 def _partial(output: Path, bank: str) -> Path:
@@ -179,26 +174,22 @@ class _Work:
     def __init__(self, request: Request) -> None:
         self.request = request
         self.parameters = request.parameters
-        self.similarity_fn = large.SIMILARITY_FUNCTIONS[request.similarity]
-        names = {
-            "gallery": ("GALLERY", request.gallery),
-            "query_bank": ("--query-bank", request.query_bank),
-            "gallery_bank": ("--gallery-bank", request.gallery_bank),
+        arguments = {
+            "GALLERY": request.gallery,
+            "--query-bank": request.query_bank,
+            "--gallery-bank": request.gallery_bank,
         }
-        found = large.open_rows(dict(names.values()))
-        self.files = {
-            name: found[argument] for name, (argument, _) in names.items() if argument in found
-        }
-        self.settings = Settings(self.similarity_fn, block_size=request.block_size)
+        opened = large.open_rows(arguments)
+        names = zip(("gallery", "query_bank", "gallery_bank"), arguments, strict=True)
+        self.files = {name: opened[argument] for name, argument in names if argument in opened}
+        similarity_fn = large.SIMILARITY_FUNCTIONS[request.similarity]
+        self.settings = Settings(similarity_fn, block_size=request.block_size)
         self.stamps = {name: rows.stamp for name, rows in self.files.items()}
         self.found: dict[str, Any] = {}  # fingerprints, as they become known
         self.exclude: dict[str, Any] = {}  # per bank, what its rows do not enter
-        text = request.query_statistics
-        self.states = (
-            {}
-            if text is None
-            else {"query": _statistics_file(text, self.files["gallery"], request)}
-        )
+        self.states: dict[str, tuple[str, State]] = {}
+        if request.query_statistics is not None:
+            self.states["query"] = _statistics_file(self.files["gallery"], request)
 
     def forget(self) -> None:
         """Removes what is kept for resuming."""
@@ -247,7 +238,9 @@ class _Work:
         if method == "auto":
             choice = self._choice()
             more = {"choice": {"method": choice.name, **choice.parameters, "why": choice.reason}}
-            state: Any = self._chosen(choice)
+            state: Any = dbn.Correction(jnp.zeros((1, len(self.files["gallery"].rows))), None)
+            if choice.name != "raw":
+                state = grid.fit_chosen(choice, self)
         elif row is None:
             beta = self.parameters["beta_query"]
             state = self.statistics("query", beta, self.parameters["k"])
@@ -273,51 +266,45 @@ class _Work:
         if bank in self.states:
             return self.states[bank][1].state
         gallery = self.files["gallery"]
-        own = bank == "gallery" and "gallery_bank" not in self.files
-        rows = gallery if own else self.files[f"{bank}_bank"]
-        exclude = self.exclude.get(bank)
-        if own and exclude is None:
+        rows, exclude = self.files.get(f"{bank}_bank", gallery), self.exclude.get(bank)
+        if rows is gallery and exclude is None:  # each item is left out of its own sum
             exclude = np.arange(len(gallery.rows))
-        size = self.request.block_size
-        report = self.progress.of(f"{bank} bank", len(rows.rows), len(gallery.rows), size)
-        with large.errors_name({"bank": rows.label, "gallery": gallery.label}):
-            fitted = fits.fit_bank(
-                rows.rows,
-                gallery.rows,
-                self.settings,
-                beta=beta,
-                k=k,
-                exclude=exclude,
-                checkpoint=self._checkpoint(bank, rows),
-                progress=report,
-            )
-        self.found["gallery"] = fitted.gallery
-        if not own:
-            self.found[f"{bank}_bank"] = fitted.bank
-        return fitted.state
-
-    def _checkpoint(self, bank: str, rows: Rows) -> Checkpoint:
-        stamps = [rows.stamp, self.files["gallery"].stamp]
-        path = _partial(self.request.output, bank)
-        return Checkpoint(path, self.request.checkpoint_every, stamps=stamps)
+        report = f"{bank} bank", len(rows.rows), len(gallery.rows)
+        return self._passed(fits.fit_bank, bank, rows, report, beta=beta, k=k, exclude=exclude)
 
     def largest(self, k: int) -> dbn.LargestSimilarities:
         """Of the query bank, in one pass over the gallery's file."""
         rows, gallery = self.files["query_bank"], self.files["gallery"]
-        k = min(k, len(rows.rows))
-        size = self.request.block_size
-        report = self.progress.of("gallery", len(gallery.rows), len(rows.rows), size)
+        report = "gallery", len(gallery.rows), len(rows.rows)
+        options = {"k": min(k, len(rows.rows)), "exclude": self.exclude.get("query")}
+        return self._passed(fits.fit_largest, "query", rows, report, **options)
+
+    def _passed(
+        self,
+        fit_pass: Callable[..., Fitted[Any]],
+        bank: str,
+        rows: Rows,
+        report: tuple[str, int, int],
+        **options: Any,
+    ) -> Any:
+        gallery, request = self.files["gallery"], self.request
+        checkpoint = Checkpoint(
+            _partial(request.output, bank),
+            request.checkpoint_every,
+            stamps=[rows.stamp, gallery.stamp],
+        )
         with large.errors_name({"bank": rows.label, "gallery": gallery.label}):
-            fitted = fits.fit_largest(
+            fitted = fit_pass(
                 rows.rows,
                 gallery.rows,
                 self.settings,
-                k=k,
-                exclude=self.exclude.get("query"),
-                checkpoint=self._checkpoint("query", rows),
-                progress=report,
+                checkpoint=checkpoint,
+                progress=self.progress.of(*report, request.block_size),
+                **options,
             )
-        self.found["query_bank"], self.found["gallery"] = fitted.bank, fitted.gallery
+        self.found["gallery"] = fitted.gallery
+        if rows is not gallery:
+            self.found[f"{bank}_bank"] = fitted.bank
         return fitted.state
 
     def _choice(self) -> dbn.tuning.Choice:
@@ -340,22 +327,15 @@ class _Work:
             if partners is not None:
                 self.exclude = partners._asdict()
                 known = partners.gallery[partners.gallery >= 0]
-        similarity_fn = self.similarity_fn
-        if request.similarity == "cosine":
-            similarity_fn = dbn.dot_product  # of unit rows
+        is_cosine = request.similarity == "cosine"
         return dbn.tuning.tune(
             query_bank=prepared(query_bank),
             gallery_bank=None if bank is gallery else gallery_bank,
             pairs=pairs,
             gallery=gallery_bank if bank is gallery else prepared(_sample(gallery, known, request)),
-            similarity_fn=similarity_fn,
+            similarity_fn=dbn.dot_product if is_cosine else self.settings.similarity_fn,
             seed=request.seed,
         )
-
-    def _chosen(self, choice: dbn.tuning.Choice) -> dbn.Correction:
-        if choice.name == "raw":
-            return dbn.Correction(jnp.zeros((1, len(self.files["gallery"].rows))), None)
-        return fit.fit_chosen(choice, self)
 
 
 def _sample(gallery: Rows, known: npt.NDArray[Any], request: Request) -> Rows:
@@ -368,9 +348,9 @@ def _sample(gallery: Rows, known: npt.NDArray[Any], request: Request) -> Rows:
     return gallery._replace(rows=np.asarray(gallery.rows[np.union1d(chosen, known)]))
 
 
-def _statistics_file(text: str, gallery: Rows, request: Request) -> tuple[str, State]:
+def _statistics_file(gallery: Rows, request: Request) -> tuple[str, State]:
     """What names the file in errors, and what it holds."""
-    source = Source.parse("--query-statistics", text)
+    source = Source.parse("--query-statistics", request.query_statistics or "")
     remedy = "make them with dbnorm fit --method statistics"
     made = read_state(source, (dbn.BankStatistics,), "BankStatistics", remedy)
     known = made.provenance.get("gallery")

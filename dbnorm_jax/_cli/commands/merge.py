@@ -39,9 +39,8 @@ def run(request: Request) -> None:
         raise ValueError("merge: expected two files or more, got fewer; see dbnorm merge --help")
     sink = Sink(request.output, suffixes=(".npz",), force=request.force)
     parts = [_read(name) for name in request.files]
-    first = parts[0]
     for part in parts[1:]:
-        _compare(first, part)
+        _compare(parts[0], part)
     if not request.allow_repeats:
         _check_repeats(parts)
     merged = functools.reduce(_merged, parts)
@@ -58,17 +57,14 @@ def run(request: Request) -> None:
     }
     for name in summary["not_compared"]:
         print(f"dbnorm: {name} has no provenance: its gallery was not compared", file=sys.stderr)
-    if request.as_json:
-        print(json.dumps(summary, indent=2))
-        return
     rows = " + ".join(f"{count:,}" for count in summary["bank_rows"]) or "unknown"
-    print(f"wrote {request.output}: {summary['kind']} of {rows} bank rows, {_about(merged)}")
-
-
-def _about(part: _Part) -> str:
-    beta = getattr(part.state, "beta", None)
+    beta = getattr(merged.state, "beta", None)
     betas = "" if beta is None else f"beta {beta.tolist()}, "
-    return f"{betas}k {part.state.k}, {part.state.num_gallery:,} gallery items"
+    text = (
+        f"wrote {request.output}: {summary['kind']} of {rows} bank rows, {betas}k "
+        f"{summary['k']}, {summary['num_gallery']:,} gallery items"
+    )
+    print(json.dumps(summary, indent=2) if request.as_json else text)
 
 
 def _read(text: str) -> _Part:

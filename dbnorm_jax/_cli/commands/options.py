@@ -91,10 +91,10 @@ def labels() -> Decorator:
     )
 
 
-def output(metavar: str, text: str, *, required: bool = False) -> Decorator:
+def output(metavar: str, text: str, **more: Any) -> Decorator:
     """`--output`: a file or folder that is written whole or not at all."""
     kind = click.Path(path_type=Path)
-    return click.option("--output", required=required, type=kind, metavar=metavar, help=text)
+    return click.option("--output", type=kind, metavar=metavar, help=text, **more)
 
 
 def force(text: str = "Overwrite an earlier result.") -> Decorator:
@@ -126,3 +126,16 @@ def block_size() -> Decorator:
         type=click.IntRange(min=1),
         help="Rows read at once; memory is a few blocks.",
     )
+
+
+def given(request: Any, *names: str) -> list[str]:
+    """Those of the options that are given, as they are written."""
+    values = {f"--{name.replace('_', '-')}": getattr(request, name) for name in names}
+    return [option for option, value in values.items() if value is not None and value is not False]
+
+
+def check(*problems: tuple[object, str]) -> None:
+    """Raises for the first that is there: whether, and the message."""
+    for wrong, message in problems:
+        if wrong:
+            raise ValueError(message)

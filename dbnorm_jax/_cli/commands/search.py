@@ -4,12 +4,14 @@ import codecs
 import dataclasses
 import io
 import json
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, Any, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple
 from zipfile import ZIP_STORED, ZipFile
 
 import numpy as np
@@ -30,6 +32,8 @@ _SUFFIXES = (".npz", ".npy", ".csv", ".jsonl")
 # Some readers of JSON lines end a line at these, which JSON itself does not escape.
 _LINE_ENDS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
 Array = np.ndarray[Any, np.dtype[Any]]
+# Takes the first of some queries, in order, their scores and indices.
+Add = Callable[[int, Array, Array], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,14 +60,6 @@ class _Names(NamedTuple):
     gallery: Array | None
 
 
-class Results(Protocol):
-    """Takes results block by block."""
-
-    def add(self, start: int, scores: Array, indices: Array) -> None:
-        """Those of the queries `start, start + 1, ...`."""
-        ...
-
-
 def run(request: Request) -> None:
     """Checks, searches block by block, writes as it goes; the file appears when all is in it."""
     output = None
@@ -76,43 +72,37 @@ def run(request: Request) -> None:
     ).values()
     if output is not None:
         output.check_apart({rows.label: rows.path for rows in (queries, gallery)})
-    num_gallery = len(gallery.rows)
+    num_queries, num_gallery = len(queries.rows), len(gallery.rows)
     k = neighbors(request.k, num_gallery)
-    fitted = None
+    fitted = correction = known = None
+    similarity, hashed = request.similarity or "cosine", False
     if request.correction is not None:
         fitted = read_correction(request.correction, gallery, request.similarity)
-    correction = None if fitted is None else fitted.correction
-    similarity = (request.similarity or "cosine") if fitted is None else fitted.similarity
+        correction, known, similarity = fitted.correction, fitted.gallery, fitted.similarity
+        # A gallery with the size and time of change that the fit saw is not hashed again.
+        hashed = known is not None and not fitted.unchanged
     names = _Names(
-        _names("--query-ids", request.query_ids, len(queries.rows)),
+        _names("--query-ids", request.query_ids, num_queries),
         _names("--gallery-ids", request.gallery_ids, num_gallery),
     )
     settings = Settings(large.SIMILARITY_FUNCTIONS[similarity], block_size=request.block_size)
     pair = row_pair(("queries", queries.rows), ("gallery", gallery.rows), settings)
     passes = Passes(*pair, correction, settings.similarity_fn, settings.chunk_size)
-    known = None if fitted is None else fitted.gallery
-    # A gallery with the size and time of change that the fit saw is not hashed again.
-    hashed = fitted is not None and known is not None and not fitted.unchanged
-    count = 0
     with ExitStack() as stack:
         stack.enter_context(large.errors_name({"queries": queries.label, "gallery": gallery.label}))
         progress = stack.enter_context(RowProgress())
-        report = progress.of("queries", len(queries.rows), None, request.block_size)
-        sink = stack.enter_context(_results(output, k, names))
+        report = progress.of("queries", num_queries, None, request.block_size)
+        add = stack.enter_context(_results(output, (num_queries, k), names))
         for block, found in search.top_k_blocks(passes, k, hashed=hashed):
             if hashed:
                 assert fitted is not None
                 large.check_fingerprint(fitted.label, known, pair[1].fingerprint)
                 hashed = False
-            sink.add(block.start, np.asarray(found.scores), np.asarray(found.indices))
-            count = block.stop
+            add(block.start, np.asarray(found.scores), np.asarray(found.indices))
             if report is not None:
-                report(count, 0)
-    if output is not None:
-        _report(request, k, count, num_gallery, similarity)
-
-
-def _report(request: Request, k: int, num_queries: int, num_gallery: int, similarity: str) -> None:
+                report(block.stop, 0)
+    if output is None:
+        return
     content = {
         "output": str(request.output),
         "num_queries": num_queries,
@@ -121,13 +111,11 @@ def _report(request: Request, k: int, num_queries: int, num_gallery: int, simila
         "similarity": similarity,
         "correction": request.correction,
     }
-    if request.as_json:
-        print(json.dumps(content, indent=2))
-        return
     how = "raw" if request.correction is None else f"under {request.correction}"
-    print(
+    text = (
         f"wrote {request.output}: {k} of {num_gallery:,} items for {num_queries:,} queries ({how})"
     )
+    print(json.dumps(content, indent=2) if request.as_json else text)
 
 
 def _names(option: str, text: str | None, count: int) -> Array | None:
@@ -138,100 +126,78 @@ def _names(option: str, text: str | None, count: int) -> Array | None:
 
 
 @contextmanager
-def _results(output: Sink | None, k: int, names: _Names) -> Iterator[Results]:
+def _results(output: Sink | None, shape: tuple[int, int], names: _Names) -> Iterator[Add]:
+    """What takes the results, of that shape in all; the file is whole where this ends."""
     if output is None:
-        yield _JsonLines(sys.stdout, names)
+        yield _json_lines(sys.stdout, names)
         return
     suffix = output.path.suffix
-    if suffix in (".csv", ".jsonl"):
-        with output.open() as file:
+    with output.open() as file:
+        if suffix in (".csv", ".jsonl"):
             text = io.TextIOWrapper(file, "utf-8", newline="", write_through=True)
-            yield _Csv(text, names) if suffix == ".csv" else _JsonLines(text, names)
+            yield (_csv_lines if suffix == ".csv" else _json_lines)(text, names)
             text.detach()
-        return
-    beside = output.path.absolute().parent  # the folder for temporary files may be small
-    with (
-        output.alone(),
-        TemporaryFile(dir=beside) as scores,
-        TemporaryFile(dir=beside) as indices,
-    ):
-        arrays = _Arrays(scores, indices, k)
-        yield arrays
-        with output.open() as file:
-            arrays.write(file, suffix, names)
+        elif suffix == ".npy":
+            yield _arrays(shape, {"indices": file})
+        else:
+            beside = output.path.absolute().parent  # the folder for temporary files may be small
+            with TemporaryFile(dir=beside) as indices, ZipFile(file, "w", ZIP_STORED) as archive:
+                new = partial(archive.open, mode="w", force_zip64=True)
+                with new("scores.npy") as scores:
+                    yield _arrays(shape, {"scores": scores, "indices": indices})
+                indices.seek(0)
+                with new("indices.npy") as member:
+                    shutil.copyfileobj(indices, member, 2**20)
+                for name, values in (("query_ids", names.queries), ("gallery_ids", names.gallery)):
+                    if values is not None:
+                        with new(f"{name}.npy") as member:
+                            plain = values.astype(str) if values.dtype == object else values
+                            npy_format.write_array(member, np.asarray(plain), allow_pickle=False)
 
 
-class _JsonLines:
+def _arrays(shape: tuple[int, int], files: dict[str, IO[bytes]]) -> Add:
+    def add(start: int, scores: Array, indices: Array) -> None:
+        arrays = {"scores": scores, "indices": indices}
+        for name, file in files.items():
+            rows = np.ascontiguousarray(arrays[name])
+            if start == 0:
+                header = npy_format.header_data_from_array_1_0(rows) | {"shape": shape}
+                npy_format.write_array_header_1_0(file, header)
+            file.write(rows.data)
+
+    return add
+
+
+def _json_lines(file: IO[str], names: _Names) -> Add:
     """One object per query."""
+    is_ascii = codecs.lookup(getattr(file, "encoding", None) or "utf-8").name != "utf-8"
 
-    def __init__(self, file: IO[str], names: _Names) -> None:
-        self._file, self._names = file, names
-        self._ascii = codecs.lookup(getattr(file, "encoding", None) or "utf-8").name != "utf-8"
+    def lines(query: Any, items: list[Any], scores: list[float]) -> str:
+        content = {"query": query, "items": items, "scores": scores}
+        return json.dumps(content, ensure_ascii=is_ascii).translate(_LINE_ENDS) + "\n"
 
-    def add(self, start: int, scores: Array, indices: Array) -> None:
-        for row, (values, items) in enumerate(zip(scores.tolist(), indices, strict=True), start):
-            content = {
-                "query": _name(self._names.queries, row),
-                "items": [_name(self._names.gallery, item) for item in items.tolist()],
-                "scores": values,
-            }
-            line = json.dumps(content, ensure_ascii=self._ascii).translate(_LINE_ENDS)
-            print(line, file=self._file)
+    return _lines(file, names, lines)
 
 
-class _Csv:
+def _csv_lines(file: IO[str], names: _Names) -> Add:
     """One line per query and item."""
+    file.write(csv_line(["query", "rank", "item", "score"]))
 
-    def __init__(self, file: IO[str], names: _Names) -> None:
-        self._file, self._names = file, names
-        self._file.write(csv_line(["query", "rank", "item", "score"]))
+    def lines(query: Any, items: list[Any], scores: list[float]) -> str:
+        ranked = enumerate(zip(items, scores, strict=True), 1)
+        return "".join(csv_line([query, rank, item, score]) for rank, (item, score) in ranked)
 
-    def add(self, start: int, scores: Array, indices: Array) -> None:
-        for row, (values, items) in enumerate(zip(scores.tolist(), indices, strict=True), start):
-            query = _name(self._names.queries, row)
-            for rank, (value, item) in enumerate(zip(values, items.tolist(), strict=True), 1):
-                cells = [query, rank, _name(self._names.gallery, item), value]
-                self._file.write(csv_line(cells))
+    return _lines(file, names, lines)
 
 
-class _Arrays:
-    """Values in files of their own until their number is known."""
+def _lines(file: IO[str], names: _Names, lines: Callable[..., str]) -> Add:
+    def add(start: int, scores: Array, indices: Array) -> None:
+        found = zip(scores.tolist(), indices.tolist(), strict=True)
+        for query, (values, items) in enumerate(found, start):
+            called = [_name(names.gallery, item) for item in items]
+            file.write(lines(_name(names.queries, query), called, values))
 
-    def __init__(self, scores: IO[bytes], indices: IO[bytes], k: int) -> None:
-        self._files, self._k, self._count = {"scores": scores, "indices": indices}, k, 0
-        self._dtypes: dict[str, np.dtype[Any]] = {}
-
-    def add(self, start: int, scores: Array, indices: Array) -> None:
-        for name, array in (("scores", scores), ("indices", indices)):
-            self._dtypes[name] = array.dtype
-            self._files[name].write(np.ascontiguousarray(array).tobytes())
-        self._count = start + len(scores)
-
-    def write(self, file: IO[bytes], suffix: str, names: _Names) -> None:
-        if suffix == ".npy":
-            self._copy("indices", file)
-            return
-        with ZipFile(file, "w", ZIP_STORED) as archive:
-            for name in self._files:
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                    self._copy(name, member)
-            for name, values in (("query_ids", names.queries), ("gallery_ids", names.gallery)):
-                if values is not None:
-                    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                        plain = values.astype(str) if values.dtype == object else values
-                        npy_format.write_array(member, np.asarray(plain), allow_pickle=False)
-
-    def _copy(self, name: str, target: IO[bytes]) -> None:
-        header = {
-            "descr": npy_format.dtype_to_descr(self._dtypes[name]),
-            "fortran_order": False,
-            "shape": (self._count, self._k),
-        }
-        npy_format.write_array_header_1_0(target, header)
-        source = self._files[name]
-        source.seek(0)
-        while block := source.read(2**20):
-            target.write(block)
+    return add
 
 
 def _name(names: Array | None, row: int) -> Any:

@@ -8,19 +8,15 @@ from typing import Any
 import numpy as np
 
 import dbnorm_jax as dbn
-from dbnorm_jax._cli.reading import sets
+from dbnorm_jax._cli.reading import large, sets
 from dbnorm_jax._cli.reading.arrays import read_pairs, read_together
 from dbnorm_jax._cli.showing.output import Sink
-from dbnorm_jax._src.tuning.choice import methods
+from dbnorm_jax._src.tuning.choice import COLUMNS, methods
 
-_FUNCTIONS = {
-    "cosine": dbn.dot_product,  # of unit rows
-    "dot": dbn.dot_product,
-    "euclidean": dbn.negative_squared_euclidean,
-}
 _MOST_LINES = 8
-_COLUMNS = ("beta_query", "beta_gallery", "k", "weight_query", "weight_gallery")
 _FIGURES = ("gain", "standard_error", "p_value", "recall_gain")
+_COUNTS = ("num_held_out", "num_columns", "num_folds")
+_BANKS = ("spreads", "active_share", "open_share", "own_share", "num_equal_rows")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +36,8 @@ class Request:
 
 def run(request: Request) -> None:
     """Checks, reads, chooses, prints and, with --output, writes."""
-    sink = None
-    if request.output is not None:
-        sink = Sink(request.output, suffixes=(".npz",), force=request.force)
+    output = request.output
+    sink = None if output is None else Sink(output, suffixes=(".npz",), force=request.force)
     found = read_together(
         {
             "QUERY_BANK": request.query_bank,
@@ -53,18 +48,19 @@ def run(request: Request) -> None:
     if sink is not None:
         sink.check_apart({str(source): source.path for source, _ in found.values()})
     sizes = [len(array) for _, array in found.values()]
-    pairs = None
-    if request.bank_pairs is not None:
-        pairs = read_pairs(request.bank_pairs, *sizes[:2])
+    asked = request.bank_pairs
+    pairs = None if asked is None else read_pairs(asked, *sizes[:2])
     rows = [
         sets.prepared(str(source), array, request.similarity) for source, array in found.values()
     ]
+    is_cosine = request.similarity == "cosine"  # of unit rows, a dot product
+    similarity_fn = dbn.dot_product if is_cosine else large.SIMILARITY_FUNCTIONS[request.similarity]
     choice = dbn.tuning.tune(
         query_bank=rows[0],
         gallery_bank=rows[1],
         pairs=pairs,
         gallery=rows[2] if len(rows) > 2 else None,
-        similarity_fn=_FUNCTIONS[request.similarity],
+        similarity_fn=similarity_fn,
         seed=request.seed,
     )
     if sink is not None:
@@ -91,7 +87,7 @@ def to_text(choice: dbn.tuning.Choice) -> str:
         return "\n".join(lines)
     lines += ["", f"{'gain':>8} {'error':>7} {'p':>6} {'R@1':>6}  candidate"]
     for row in table(choice)[:_MOST_LINES]:
-        values = ", ".join(f"{name} {row[name]:.4g}" for name in _COLUMNS if row[name])
+        values = ", ".join(f"{name} {row[name]:.4g}" for name in COLUMNS if row[name])
         lines.append(
             f"{row['gain']:+8.3f} {row['standard_error']:7.3f} {row['p_value']:6.3f} "
             f"{100 * row['recall_gain']:+6.1f}  {row['method']}({values})"
@@ -101,7 +97,7 @@ def to_text(choice: dbn.tuning.Choice) -> str:
 
 def table(choice: dbn.tuning.Choice) -> list[dict[str, Any]]:
     """All candidates, the highest gain first."""
-    columns = {name: np.asarray(getattr(choice, name)).tolist() for name in _COLUMNS + _FIGURES}
+    columns = {name: np.asarray(getattr(choice, name)).tolist() for name in COLUMNS + _FIGURES}
     order = np.argsort(-np.asarray(choice.gain), kind="stable")
     names = [methods()[code] for code in np.asarray(choice.method)]
     return [
@@ -118,14 +114,7 @@ def to_json(choice: dbn.tuning.Choice) -> str:
         "parameters": choice.parameters,
         "reason": choice.reason,
         "warnings": list(choice.warnings),
-        "num_held_out": choice.num_held_out,
-        "num_columns": choice.num_columns,
-        "num_folds": choice.num_folds,
-        "spreads": np.asarray(choice.spreads).tolist(),
-        "active_share": np.asarray(choice.active_share).tolist(),
-        "open_share": np.asarray(choice.open_share).tolist(),
-        "own_share": np.asarray(choice.own_share).tolist(),
-        "num_equal_rows": np.asarray(choice.num_equal_rows).tolist(),
+        **{name: np.asarray(getattr(choice, name)).tolist() for name in _COUNTS + _BANKS},
         "candidates": table(choice),
     }
     return json.dumps(content, indent=2, allow_nan=False)

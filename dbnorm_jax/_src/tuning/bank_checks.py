@@ -30,11 +30,7 @@ def equal_columns(rows: Rows, columns: Iterable[Rows]) -> npt.NDArray[np.int32]:
     """The columns that equal each row, value for value, as [num_rows, most], -1 for none.
 
     Of more than `_COPIES` equal columns the first ones stand for all: an item that a gallery holds
-    so often is level with itself under every correction.
-
-    Args:
-      rows: [num_rows, dim].
-      columns: [num_columns, dim] in blocks, in order.
+    so often is level with itself under every correction. The blocks of columns are in order.
     """
     keys = list(_keys(rows))
     members: dict[bytes, list[int]] = {key: [] for key in keys}
@@ -91,19 +87,11 @@ def _own_share(own: jax.Array, other: jax.Array, *, similarity_fn: SimilarityFn)
 def spread(
     bank: jax.Array, columns: jax.Array, excluded: jax.Array, *, similarity_fn: SimilarityFn
 ) -> jax.Array:
-    """Standard deviation of similarities within a row, a row's own columns left out.
-
-    Args:
-      bank: [num_rows, dim].
-      columns: [num_columns, dim].
-      excluded: [num_rows, most] int32 columns, -1 for none.
-      similarity_fn: the similarity.
-    """
+    """Standard deviation of similarities within a row, its excluded columns (-1: none) left out."""
     similarities = tile(similarity_fn, bank, columns)
     places = jnp.arange(columns.shape[0], dtype=jnp.int32)
     valid: jax.Array = (excluded[:, :, None] != places[None, None]).all(axis=1)
     count = jnp.maximum(valid.sum(axis=1), 1).astype(similarities.dtype)
     mean = jnp.where(valid, similarities, 0).sum(axis=1) / count
     squares = jnp.where(valid, (similarities - mean[:, None]) ** 2, 0)
-    variance = squares.sum() / count.sum()
-    return jnp.sqrt(variance)
+    return jnp.sqrt(squares.sum() / count.sum())

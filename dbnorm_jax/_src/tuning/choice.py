@@ -12,7 +12,7 @@ import numpy as np
 from dbnorm_jax._src.core.naming import publish
 from dbnorm_jax._src.corrections.table import TABLE
 
-# Why the choice is what it is; `Choice.reason_code` is the place here.
+# Why the choice is what it is; `Choice.reason_code` is the place here. The last is of older files.
 REASONS = (
     "its held-out gain over raw is significant, all candidates looked at accounted for",
     "raw: without `pairs` nothing can be held out, and no correction is proven better",
@@ -22,7 +22,10 @@ REASONS = (
     "raw: the gallery bank is unlike the gallery, so held-out pairs say nothing about it",
     "its held-out gain over raw is significant; refined from a point of the grid, on other queries",
 )
-CHOSEN, NO_PAIRS, FEW_PAIRS, NOT_PROVEN, CONSTANT, UNLIKE, REFINED = range(len(REASONS))
+CHOSEN, NO_PAIRS, FEW_PAIRS, NOT_PROVEN, CONSTANT, UNLIKE, _ = range(len(REASONS))
+
+# What candidates differ in beside the method; 0 where a method has no such parameter.
+COLUMNS = ("beta_query", "beta_gallery", "k", "weight_query", "weight_gallery")
 
 # Share of nearest neighbors within the own sample: one half where two samples are alike. Groups of
 # near duplicates that stay together raise it, another modality brings it near 1.
@@ -126,11 +129,8 @@ class Choice:
     def parameters(self) -> dict[str, float]:
         """Those that the chosen method has."""
         row = int(self.chosen)
-        names = ("beta_query", "beta_gallery", "k", "weight_query", "weight_gallery")
-        values = {name: float(np.asarray(getattr(self, name))[row]) for name in names}
-        return {
-            name: int(value) if name == "k" else value for name, value in values.items() if value
-        }
+        values = {name: np.asarray(getattr(self, name))[row].item() for name in COLUMNS}
+        return {name: value for name, value in values.items() if value}
 
     @property
     def reason(self) -> str:

@@ -1,4 +1,4 @@
-"""The corrections that tuning chooses from: raw, and all points of the grids in the table.
+"""The corrections that tuning chooses from, raw and all points of the grids, and the fit of one.
 
 Weights stand apart from the temperatures. Inverse temperatures are multiples of 1/spread, where the
 spread is the standard deviation of similarities within a row: the grid has no unit.
@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from dbnorm_jax._src.corrections.table import TABLE, Row
-from dbnorm_jax._src.tuning.choice import methods
+from dbnorm_jax._src.core.types import Correction
+from dbnorm_jax._src.corrections.table import TABLE, Row, Source
+from dbnorm_jax._src.tuning.choice import COLUMNS, Choice, methods
 
 # What is preferred among equals: IS at twice 1/spread (for cosines, about the usual 20), and the
 # weight that is usual for NNN.
@@ -23,7 +24,6 @@ Integers = npt.NDArray[np.integer[Any]]
 # Method, beta of the query and the gallery bank, k, weights of the query and the gallery bank.
 Candidate = tuple[str, float, float, int, float, float]
 
-COLUMNS = ("beta_query", "beta_gallery", "k", "weight_query", "weight_gallery")
 RAW: Candidate = ("raw", 0, 0, 0, 0, 0)
 
 
@@ -42,11 +42,6 @@ class Candidates(NamedTuple):
         method, query, gallery, k, *weights = (values[index].item() for values in self)
         return (methods()[method], query, gallery, k, weights[0], weights[1])
 
-    def with_row(self, row: Candidate) -> "Candidates":
-        """One more candidate, the last."""
-        pairs = zip(self, from_rows([row]), strict=True)
-        return Candidates(*(np.concatenate(pair) for pair in pairs))
-
 
 def column(parameter: str) -> str:
     """Where a parameter of a method stands: with one bank, the weight is that bank's."""
@@ -60,17 +55,10 @@ def arguments(row: Row, columns: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def grid(query_spread: float, gallery_spread: float) -> Candidates:
-    """Raw first, then every method.
-
-    Args:
-      query_spread: within a row of query bank x gallery, in the unit of similarity.
-      gallery_spread: within a row of gallery bank x gallery.
-    """
+    """Raw first, then every method; spreads are within a row of either bank x gallery."""
     spreads = {"beta_query": query_spread, "beta_gallery": gallery_spread}
-    rows = [RAW]
-    for name in methods()[1:]:
-        rows += _points(name, spreads)
-    return from_rows(rows)
+    points = (_points(name, spreads) for name in methods()[1:])
+    return from_rows([RAW, *itertools.chain.from_iterable(points)])
 
 
 def _points(name: str, spreads: Mapping[str, float]) -> Iterator[Candidate]:
@@ -99,12 +87,16 @@ def standard(table: Candidates, query_spread: float) -> int:
 def from_rows(rows: Sequence[Candidate]) -> Candidates:
     """Candidates from one tuple each."""
     names, *columns = zip(*rows, strict=True)
-    betas, others, neighbors, weights, gallery_weights = columns
+    dtypes: Iterator[Any] = (np.int32 if name == "k" else np.float32 for name in COLUMNS)
     return Candidates(
         np.asarray([methods().index(name) for name in names], np.int32),
-        np.asarray(betas, np.float32),
-        np.asarray(others, np.float32),
-        np.asarray(neighbors, np.int32),
-        np.asarray(weights, np.float32),
-        np.asarray(gallery_weights, np.float32),
+        *map(np.asarray, columns, dtypes),
     )
+
+
+def fit_chosen(choice: Choice, source: Source) -> Correction:
+    """The correction that was chosen, if it is not raw; `choice` is concrete."""
+    method, row = TABLE[choice.name], int(choice.chosen)
+    columns = {name: np.asarray(getattr(choice, name))[row].item() for name in COLUMNS}
+    fitted: Correction = method.fit(source, **arguments(method, columns))
+    return fitted

@@ -25,7 +25,8 @@ from dbnorm_jax._src.core.similarity import SimilarityFn, tile
 from dbnorm_jax._src.core.types import BankStatistics, Correction, LargestSimilarities
 from dbnorm_jax._src.corrections.table import TABLE, Row
 from dbnorm_jax._src.passes import counts, selection
-from dbnorm_jax._src.tuning.grid import COLUMNS, Candidates, arguments
+from dbnorm_jax._src.tuning.choice import COLUMNS
+from dbnorm_jax._src.tuning.grid import Candidates, arguments
 
 # Bank rows per block.
 _ROWS = 512
@@ -49,12 +50,7 @@ class Blocks(NamedTuple):
 
 
 def blocks(parts: npt.NDArray[np.integer[Any]], num_parts: int) -> Blocks:
-    """Deals rows into blocks by their part.
-
-    Args:
-      parts: [num_rows], the part of each row.
-      num_parts: how many parts there are.
-    """
+    """Deals rows into blocks by their part; `parts`: [num_rows], the part of each."""
     members = [np.flatnonzero(parts == part) for part in range(num_parts)]
     size = min(_ROWS, max(len(rows) for rows in members))
     rows, weights, of = [], [], []
@@ -72,28 +68,17 @@ def blocks(parts: npt.NDArray[np.integer[Any]], num_parts: int) -> Blocks:
 
 @partial(jax.jit, static_argnames=("num_parts", "k", "similarity_fn"))
 def statistics(
-    bank: jax.Array,
-    columns: jax.Array,
-    betas: jax.Array,
-    excluded: jax.Array,
+    bank: jax.Array,  # [num_bank, dim]
+    columns: jax.Array,  # [num_columns, dim]
+    betas: jax.Array,  # [num_betas]
+    excluded: jax.Array,  # [num_bank, most] int32, columns that a row does not enter, -1 for none
     dealt: Blocks,
     *,
     num_parts: int,
-    k: int,
+    k: int,  # largest similarities kept, 0 for none
     similarity_fn: SimilarityFn,
 ) -> Statistics:
-    """Statistics of every part of a bank, in one pass over bank x columns.
-
-    Args:
-      bank: [num_bank, dim].
-      columns: [num_columns, dim].
-      betas: [num_betas].
-      excluded: [num_bank, most] int32, columns that a row does not enter, -1 for none.
-      dealt: the rows by part.
-      num_parts: how many parts.
-      k: largest similarities kept, 0 for none.
-      similarity_fn: the similarity.
-    """
+    """Statistics of every part of a bank, in one pass over bank x columns."""
     num_columns, num_betas = columns.shape[0], betas.shape[0]
     dtype = betas.dtype
     places = lax.iota(jnp.int32, num_columns)
@@ -286,31 +271,19 @@ def ranks(similarities: jax.Array, right: jax.Array, candidates: Correction) -> 
 
 @partial(jax.jit, static_argnames=("groups", "similarity_fn"))
 def held_out_ranks(
-    bank: jax.Array,
-    columns: jax.Array,
-    right: jax.Array,
-    dealt: Blocks,
+    bank: jax.Array,  # [num_bank, dim], the query bank
+    columns: jax.Array,  # [num_columns, dim]
+    right: jax.Array,  # [num_bank, most] int32 columns, -1 for none
+    dealt: Blocks,  # the held-out rows
     query_parts: Statistics,
     gallery_parts: Statistics,
     betas: tuple[jax.Array, jax.Array],
-    parameters: dict[str, jax.Array],
+    parameters: dict[str, jax.Array],  # [num_candidates] each
     *,
     groups: tuple[Group, ...],
     similarity_fn: SimilarityFn,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Ranks of blocks of held-out queries, each under corrections of the other parts.
-
-    Args:
-      bank: [num_bank, dim], the query bank.
-      columns: [num_columns, dim].
-      right: [num_bank, most] int32 columns, -1 for none.
-      dealt: the held-out rows by part.
-      query_parts: of the query bank.
-      gallery_parts: of the gallery bank.
-      betas: of the query and of the gallery bank.
-      parameters: of the candidates, [num_candidates] each.
-      groups: the candidates.
-      similarity_fn: the similarity.
 
     Returns:
       [num_blocks, num_candidates, size] ranks and [num_blocks, 2, size] gates, padding being

@@ -30,11 +30,11 @@ class Evidence(NamedTuple):
 
 
 def evidence(differences: Floats, groups: npt.NDArray[np.integer], seed: int) -> Evidence:
-    """Gains over raw and their adjusted p-values.
+    """Gains over raw and their adjusted p-values; the queries of a group flip together.
 
     Args:
       differences: [num_queries, num_candidates], gains of each query.
-      groups: [num_queries], queries of one group share their sign (they share a right item).
+      groups: [num_queries]; those of a group share a right item.
       seed: of the flips.
     """
     num_queries = len(differences)

@@ -36,12 +36,7 @@ class Banks(NamedTuple):
 
     query: Floats  # [num_query_bank, dim]
     gallery: Floats  # [num_gallery_bank, dim]
-    items: Floats | None  # [num_gallery, dim]
-
-    @property
-    def is_own(self) -> bool:
-        """Whether the gallery is its own gallery bank."""
-        return self.items is self.gallery
+    items: Floats | None  # [num_gallery, dim]; `gallery` itself where it is its own bank
 
 
 def checked(query: Any, gallery: Any, items: Any, similarity_fn: SimilarityFn) -> Banks:
@@ -57,9 +52,9 @@ def checked(query: Any, gallery: Any, items: Any, similarity_fn: SimilarityFn) -
     for name, rows in given.items():
         checks.same_dimension("query_bank", given["query_bank"], name, rows)
     check_rows(similarity_fn, **given)
-    found = [np.asarray(given[name]) if name in given else None for name in arrays]
-    assert found[0] is not None
-    return Banks(found[0], found[1] if found[1] is not None else found[2], found[2])  # type: ignore[arg-type]
+    found = {name: np.asarray(rows) for name, rows in given.items()}
+    items = found.get("gallery")
+    return Banks(found["query_bank"], found.get("gallery_bank", items), items)
 
 
 def right_rows(name: str, pairs: Any, num_query_bank: int, num_gallery_bank: int) -> Integers:
@@ -81,15 +76,10 @@ class Partners(NamedTuple):
 def partners(
     gallery_bank: Floats, right: Integers | None, columns: Iterable[Floats]
 ) -> Partners | None:
-    """The columns that equal gallery-bank rows; None where no column does.
-
-    Args:
-      gallery_bank: [num_gallery_bank, dim].
-      right: [num_query_bank, most] gallery-bank rows, -1 for none; None = not known.
-      columns: [num_columns, dim] in blocks, in order.
+    """The columns (in blocks, in order) that equal gallery-bank rows; None where no column does.
 
     Raises:
-      ValueError: some column has partners, and they are not known.
+      ValueError: some do, and their queries, `right`, are not known.
     """
     own = bank_checks.equal_columns(gallery_bank, columns)
     found = int((own[:, 0] >= 0).sum())
@@ -137,22 +127,17 @@ def split_pairs(
         held = (column >= 0) & ~searched[column]
         fold_gallery[column[held]] = fold_query[paired[held]]
 
-    held_out = paired
-    if len(paired) > _MOST_QUERIES:
-        held_out = np.sort(rng.choice(paired, _MOST_QUERIES, replace=False))
+    held_out = _sample(paired, _MOST_QUERIES, rng)
     own = np.unique(right[held_out])
     own = own[own >= 0]
     num_others = max(_MOST_COLUMNS - len(own), _FEWEST_OTHERS)
     if banks.items is None:
         others = np.setdiff1d(np.arange(len(banks.gallery)), own)
-        others = _sample(others, num_others, rng)
-        own = np.concatenate([own, others])
+        own = np.concatenate([own, _sample(others, num_others, rng)])
         columns, start = banks.gallery[own], 0
     else:
-        others = np.flatnonzero(
-            bank_checks.equal_columns(banks.items, [banks.gallery[own]])[:, 0] < 0
-        )
-        others = _sample(others, num_others, rng)
+        known = bank_checks.equal_columns(banks.items, [banks.gallery[own]])[:, 0] >= 0
+        others = _sample(np.flatnonzero(~known), num_others, rng)
         columns = np.concatenate([banks.items[others], banks.gallery[own]])
         start = len(others)
     # One place more than there are rows: -1 stays -1.
@@ -177,14 +162,8 @@ def _sample(rows: Integers, most: int, rng: np.random.Generator) -> Integers:
 
 def spread(bank: Floats, columns: Any, excluded: Integers, similarity_fn: SimilarityFn) -> float:
     rows = np.linspace(0, len(bank) - 1, min(_SPREAD_ROWS, len(bank))).astype(int)
-    value = float(
-        bank_checks.spread(
-            jnp.asarray(bank[rows]),
-            columns,
-            jnp.asarray(excluded[rows]),
-            similarity_fn=similarity_fn,
-        )
-    )
+    own = jnp.asarray(bank[rows]), columns, jnp.asarray(excluded[rows])
+    value = float(bank_checks.spread(*own, similarity_fn=similarity_fn))
     # Below rounding, a row is constant.
     rounding = 1e-5 * float(jnp.abs(columns).max() * np.abs(bank).max())
     return value if value > rounding else 0.0
@@ -198,11 +177,11 @@ def ranks(
     dtype = numerics.accumulation_dtype(query_bank.dtype, split.columns.dtype)
     plan = held_out_ranks.planned(table, dtype)
 
-    def parts(bank: Any, index: int, excluded: Integers, folds: Integers, k: int) -> Any:
+    def parts(bank: Any, betas: Any, excluded: Integers, folds: Integers, k: int) -> Any:
         return held_out_ranks.statistics(
             bank,
             split.columns,
-            plan.betas[index],
+            betas,
             jnp.asarray(excluded),
             held_out_ranks.blocks(folds, split.num_folds + 1),
             num_parts=split.num_folds + 1,
@@ -210,10 +189,8 @@ def ranks(
             similarity_fn=similarity_fn,
         )
 
-    query_parts = parts(query_bank, 0, split.excluded_query, split.fold_query, plan.most)
-    gallery_parts = parts(
-        jnp.asarray(banks.gallery), 1, split.excluded_gallery, split.fold_gallery, 0
-    )
+    gallery_bank = jnp.asarray(banks.gallery)
+    of_query, of_gallery = plan.betas
     folds = np.full(len(banks.query), -1)
     folds[split.held_out] = split.fold_query[split.held_out]
     dealt = held_out_ranks.blocks(folds, split.num_folds)
@@ -222,8 +199,8 @@ def ranks(
         split.columns,
         jnp.asarray(split.right),
         dealt,
-        query_parts,
-        gallery_parts,
+        parts(query_bank, of_query, split.excluded_query, split.fold_query, plan.most),
+        parts(gallery_bank, of_gallery, split.excluded_gallery, split.fold_gallery, 0),
         plan.betas,
         plan.parameters,
         groups=plan.groups,

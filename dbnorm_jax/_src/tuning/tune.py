@@ -1,7 +1,10 @@
 """Choose the correction from the banks alone: never worse than raw."""
 
-from typing import Any, Literal, NamedTuple, overload
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, overload
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +16,6 @@ from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
 from dbnorm_jax._src.core.types import Correction
 from dbnorm_jax._src.corrections.streamed import Streamed
 from dbnorm_jax._src.tuning import bank_checks, grid, proof
-from dbnorm_jax._src.tuning import refine as refinement
 from dbnorm_jax._src.tuning import split as folds
 from dbnorm_jax._src.tuning.choice import (
     CHOSEN,
@@ -21,16 +23,18 @@ from dbnorm_jax._src.tuning.choice import (
     FEW_PAIRS,
     NO_PAIRS,
     NOT_PROVEN,
-    REFINED,
     UNLIKE,
     Choice,
     is_foreign,
 )
-from dbnorm_jax._src.tuning.fit import fit_chosen
 
 # Fewer pairs of distinct queries and items than this hold nothing out that could prove anything.
 FEWEST_PAIRS = 30
-CRITERIA = ("log_rank", "reciprocal_rank", "recall_at_1")
+_CRITERIA: dict[str, Callable[[Any], Any]] = {
+    "log_rank": lambda ranks: -np.log(ranks),
+    "reciprocal_rank": lambda ranks: 1 / ranks,
+    "recall_at_1": lambda ranks: np.where(ranks <= 1, 1.0, 0.0),
+}
 
 Floats = npt.NDArray[Any]
 Integers = npt.NDArray[np.integer[Any]]
@@ -47,7 +51,6 @@ def tune(
     seed: int = 0,
     num_folds: int = 10,
     level: float = 0.05,
-    refine: bool = False,
 ) -> Choice:
     """Chooses a correction from the banks, or raw where none is proven better.
 
@@ -68,10 +71,6 @@ def tune(
       seed: of folds, samples and sign flips.
       num_folds: parts that are held out in turn, at least 2.
       level: chance of choosing a correction where none is better than raw.
-      refine: whether to go on from the chosen point of the grid by gradient: betas within a factor
-        of 2, weights within [0, 1.5]. The table has the outcome as its last row, judged on queries
-        that its parameters were not fitted to, and it is chosen if it leads by more than a standard
-        error.
 
     Returns:
       Choice; `choice.summary()` says what was chosen and why.
@@ -94,43 +93,46 @@ def tune(
       Bogolin et al., CVPR 2022; Wang, Jian and Xue, EMNLP 2023; Chowdhury et al., EMNLP 2024.
     """
     banks = folds.checked(query_bank, gallery_bank, gallery, similarity_fn)
-    if criterion not in CRITERIA:
+    if criterion not in _CRITERIA:
         raise checks.BadValueError(
-            "criterion", f" must be one of {', '.join(CRITERIA)}, got {criterion!r}"
+            "criterion", f" must be one of {', '.join(_CRITERIA)}, got {criterion!r}"
         )
     num_folds = checks.integer("num_folds", num_folds, low=2)
     if not 0 < level < 1:
         raise checks.BadValueError("level", f" must be between 0 and 1, got {level!r}")
     rng = np.random.default_rng(seed)
-    # Where there is nothing else to compare with, the gallery bank is like itself.
-    items = None if banks.is_own else banks.items
-    own_share = (
-        bank_checks.own_share(
-            banks.query, banks.gallery if items is None else items, rng, similarity_fn
-        ),
-        0.5 if items is None else bank_checks.own_share(banks.gallery, items, rng, similarity_fn),
+    own = partial(bank_checks.own_share, rng=rng, similarity_fn=similarity_fn)
+    equal = bank_checks.num_equal
+    same = equal(banks.query, banks.gallery)
+    if banks.items is None or banks.items is banks.gallery:
+        # Nothing else to compare with: the gallery bank is like itself.
+        own_share, num_equal_rows = (own(banks.query, banks.gallery), 0.5), (0, 0, same)
+    else:
+        own_share = own(banks.query, banks.items), own(banks.gallery, banks.items)
+        num_equal_rows = equal(banks.query, banks.items), equal(banks.gallery, banks.items), same
+    choice = partial(
+        _choice,
+        own_share=_floats(own_share),
+        num_equal_rows=jnp.asarray(num_equal_rows, jnp.int32),
+        num_gallery_bank=0 if gallery_bank is None else len(banks.gallery),
     )
-    num_gallery_bank = 0 if gallery_bank is None else len(banks.gallery)
-    seen = _Seen(_equal_rows(banks.query, banks.gallery, items), own_share, num_gallery_bank)
     if pairs is None:
-        return _declined(NO_PAIRS, seen)
+        return choice(NO_PAIRS)
     right = folds.right_rows("pairs", pairs, len(banks.query), len(banks.gallery))
     paired = np.flatnonzero((right >= 0).any(axis=1))
     distinct = (len(np.unique(right[right >= 0])), bank_checks.num_distinct(banks.query[paired]))
     if min(len(paired), *distinct) < FEWEST_PAIRS:
-        return _declined(FEW_PAIRS, seen)
+        return choice(FEW_PAIRS)
     if is_foreign(*own_share):
-        return _declined(UNLIKE, seen)
+        return choice(UNLIKE)
     split = folds.split_pairs(banks, right, paired, min(num_folds, len(paired)), rng)
+    excluded = split.excluded_query, split.excluded_gallery
     spreads = tuple(
-        folds.spread(bank, split.columns, excluded, similarity_fn)
-        for bank, excluded in (
-            (banks.query, split.excluded_query),
-            (banks.gallery, split.excluded_gallery),
-        )
+        folds.spread(bank, split.columns, own_columns, similarity_fn)
+        for bank, own_columns in zip(banks[:2], excluded, strict=True)
     )
     if not (spreads[0] > 0 and spreads[1] > 0 and np.isfinite(spreads).all()):
-        return _declined(CONSTANT, seen)
+        return choice(CONSTANT)
     table = grid.grid(*spreads)
     ranks, active, is_open = folds.ranks(banks, split, table, similarity_fn)
     differences = _scored(ranks, criterion)
@@ -139,31 +141,19 @@ def tune(
     reciprocal = _scored(ranks, "reciprocal_rank").mean(axis=0)
     standard = grid.standard(table, spreads[0])
     chosen = proof.choose(found, differences, reciprocal, level=level, standard=standard)
-    reason = CHOSEN if chosen else NOT_PROVEN
-    if refine and chosen:
-        row = table.row(chosen)
-        refined = refinement.refined(
-            banks, split, row, spread=spreads[0], similarity_fn=similarity_fn
-        )
-        table = table.with_row(refined.row)
-        ranks = np.concatenate([ranks, refined.ranks[:, None]], axis=1)
-        differences = _scored(ranks, criterion)
-        found = proof.evidence(differences, groups, seed)
-        reciprocal = _scored(ranks, "reciprocal_rank").mean(axis=0)
-        if _is_better(ranks, chosen, criterion) and reciprocal[-1] > 0:
-            chosen, reason = len(ranks[0]) - 1, REFINED
-    return _choice(
+    return choice(
+        CHOSEN if chosen else NOT_PROVEN,
         table,
-        seen,
-        chosen=chosen,
-        found=found,
-        reciprocal=reciprocal,
-        recall=_scored(ranks, "recall_at_1").mean(axis=0),
-        spreads=spreads,
-        active=active,
-        is_open=is_open,
-        counts=(len(split.held_out), len(split.columns), split.num_folds),
-        reason=reason,
+        found,
+        chosen=jnp.asarray(chosen, jnp.int32),
+        reciprocal_rank_gain=_floats(reciprocal),
+        recall_gain=_floats(_scored(ranks, "recall_at_1").mean(axis=0)),
+        spreads=_floats(spreads),
+        active_share=_floats(active),
+        open_share=_floats(is_open),
+        num_held_out=len(split.held_out),
+        num_columns=len(split.columns),
+        num_folds=split.num_folds,
     )
 
 
@@ -224,7 +214,7 @@ def fit(
         return Correction(jnp.zeros((1, items.shape[0]), dtype), None)
     partners = folds.partners(banks.gallery, right, [banks.items])
     exclude = {} if partners is None else partners._asdict()
-    return fit_chosen(
+    return grid.fit_chosen(
         choice, Streamed(items, query, jnp.asarray(banks.gallery), exclude, similarity_fn)
     )
 
@@ -306,95 +296,34 @@ def auto(
     return (correction, choice) if return_choice else correction
 
 
-class _Seen(NamedTuple):
-    equal_rows: tuple[int, int, int]
-    own_share: tuple[float, ...]
-    num_gallery_bank: int
-
-
-def _equal_rows(query: Floats, gallery: Floats, items: Floats | None) -> tuple[int, int, int]:
-    equal = bank_checks.num_equal
-    if items is None:
-        return 0, 0, equal(query, gallery)
-    return equal(query, items), equal(gallery, items), equal(query, gallery)
-
-
 def _scored(ranks: Floats, criterion: str) -> Floats:
     """[num_held_out, num_candidates] gains over raw, the first candidate."""
-    if criterion == "log_rank":
-        values = -np.log(ranks)
-    elif criterion == "reciprocal_rank":
-        values = 1 / ranks
-    else:
-        values = np.where(ranks <= 1, 1.0, 0.0)
+    values = _CRITERIA[criterion](ranks)
     return values - values[:, :1]
 
 
-def _is_better(ranks: Floats, chosen: int, criterion: str) -> bool:
-    """Whether the last candidate leads the chosen one in log rank and by the criterion."""
-    leads = [
-        scored[:, -1] - scored[:, chosen]
-        for scored in (_scored(ranks, "log_rank"), _scored(ranks, criterion))
-    ]
-    return proof.leads(leads[0]) and bool(leads[1].mean() >= 0)
-
-
-def _declined(reason: int, seen: _Seen) -> Choice:
-    table = grid.from_rows([grid.RAW])
-    none = np.zeros(1)
-    return _choice(
-        table,
-        seen,
-        chosen=0,
-        found=proof.Evidence(none, none, none + 1),
-        reciprocal=none,
-        recall=none,
-        spreads=(0.0, 0.0),
-        active=np.zeros(2),
-        is_open=np.zeros(2),
-        counts=(0, 0, 0),
-        reason=reason,
-    )
-
-
 def _choice(
-    table: grid.Candidates,
-    seen: _Seen,
-    *,
-    chosen: int,
-    found: proof.Evidence,
-    reciprocal: Floats,
-    recall: Floats,
-    spreads: tuple[float, ...],
-    active: Floats,
-    is_open: Floats,
-    counts: tuple[int, int, int],
     reason: int,
+    table: grid.Candidates | None = None,
+    found: proof.Evidence | None = None,
+    **known: Any,
 ) -> Choice:
-    def floats(values: Any) -> Any:
-        return jnp.asarray(np.asarray(values, np.float32))
-
-    return Choice(
-        chosen=jnp.asarray(chosen, jnp.int32),
-        method=jnp.asarray(table.method),
-        beta_query=floats(table.beta_query),
-        beta_gallery=floats(table.beta_gallery),
-        k=jnp.asarray(table.k),
-        weight_query=floats(table.weight_query),
-        weight_gallery=floats(table.weight_gallery),
-        gain=floats(found.gain),
-        standard_error=floats(found.standard_error),
-        p_value=floats(found.p_value),
-        reciprocal_rank_gain=floats(reciprocal),
-        recall_gain=floats(recall),
-        spreads=floats(spreads),
-        active_share=floats(active),
-        open_share=floats(is_open),
-        own_share=floats(seen.own_share),
-        num_equal_rows=jnp.asarray(seen.equal_rows, jnp.int32),
-        num_held_out=counts[0],
-        num_columns=counts[1],
-        num_folds=counts[2],
-        reason_code=reason,
-        num_gallery_bank=seen.num_gallery_bank,
+    """What is not known is 0, raw the only candidate."""
+    none = np.zeros(1)
+    table, found = (
+        table or grid.from_rows([grid.RAW]),
+        found or proof.Evidence(none, none, none + 1),
     )
+    unknown = {"reciprocal_rank_gain": none, "recall_gain": none}
+    unknown |= dict.fromkeys(("spreads", "active_share", "open_share"), np.zeros(2))
+    fields: dict[str, Any] = {
+        **dict.fromkeys(("num_held_out", "num_columns", "num_folds"), 0),
+        "chosen": jnp.int32(0),
+        **{name: jnp.asarray(values) for name, values in table._asdict().items()},
+        **{name: _floats(values) for name, values in (found._asdict() | unknown).items()},
+    }
+    return Choice(**(fields | known), reason_code=reason)
+
+
+def _floats(values: Any) -> jax.Array:
+    return jnp.asarray(np.asarray(values, np.float32))
