@@ -121,7 +121,7 @@ def methods_png(report: Report) -> bytes:
 
 def sweep_png(report: Report, sweep: Sweep) -> bytes:
     """R@1, where the right items are known, and skewness against the query bank's beta."""
-    known = sweep.curves[0].recall_at_1 is not None
+    known = not math.isnan(sweep.curves[0].recall_at_1[0])
     figure = Figure(figsize=(10 if known else 5.5, 4.2), layout="constrained")
     panels = figure.subplots(1, 1 + known, squeeze=False)[0]
     styles: list[dict[str, Any]] = [
@@ -130,7 +130,7 @@ def sweep_png(report: Report, sweep: Sweep) -> bytes:
         {"color": _SECOND, "marker": "s", "markersize": 4, "linewidth": 2, "linestyle": "--"},
     ]
     for curve, style in zip(sweep.curves, styles, strict=False):
-        if curve.recall_at_1 is not None:
+        if known:
             panels[0].plot(sweep.betas, curve.recall_at_1, label=curve.label, **style)
         panels[-1].plot(sweep.betas, curve.skewness, label=curve.label, **style)
     if known:

@@ -156,7 +156,7 @@ def cells(row: ResultRow) -> list[str]:
         _number(row.mean_rank, 1),
         _number(row.skewness, 2),
         *(_number(value, 1) for value in (row.hub_share, row.anti_hub_share)),
-        "/".join(_number(share, 0) for share in row.gates_open) if row.method.gated else "-",
+        "/".join(_number(share, 0) for share in row.gates_open) if row.method.about.gated else "-",
     ]
 
 
@@ -167,7 +167,7 @@ def legend(report: Report) -> list[str]:
         "R@k in %; Gain: points of R@1 over raw, ± its 95 % interval, paired over queries; MdR, "
         "MnR: median and mean rank"
     )
-    if any(row.method.gated for row in report.rows):
+    if any(row.method.about.gated for row in report.rows):
         retrieval += "; Open: % of queries whose gate is open"
     hubness = (
         f"{occurrence}: how many queries have an item in their top {report.k}. Skew: its skewness; "
