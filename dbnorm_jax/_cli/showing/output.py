@@ -5,6 +5,7 @@ A symbolic link counts as an earlier result, wherever it leads: nothing is writt
 """
 
 import contextlib
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -152,6 +153,11 @@ class Sink:
         """Writes fitted state."""
         with self.alone():
             dbn.save(self.path, state, provenance=provenance)
+
+
+def json_text(content: Any) -> str:
+    """As it is printed and written."""
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def csv_line(cells: Iterable[Any]) -> str:
