@@ -3,7 +3,6 @@
 import sys
 import threading
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, Self
 
 _DELAY_S = 1.0
@@ -13,7 +12,6 @@ class Progress:
     """Counts steps: call it with what begins. Shown late, so that short work shows nothing."""
 
     def __init__(self, total: int) -> None:
-        """`total`: how many steps will begin."""
         self._started = False
         self._lock = threading.Lock()
         self._timer: threading.Timer | None = None
@@ -53,12 +51,7 @@ class Progress:
             self._timer.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Takes the bar away."""
         if self._timer is None:
             return
