@@ -78,14 +78,13 @@ def inspect(
     beta: float,
     top: int,
     false_alarm_rate: float,
-    on_step: Step | None = None,
+    on_step: Step = lambda _: None,
 ) -> Inspection:
     """Retrieval before and after, who made the hubs, who is rescued, who looks planted.
 
     `beta` is that of the query-bank bias explained, `top` the number of hubs and of rescued items
     to be shown, `false_alarm_rate` that of all screenings together.
     """
-    on_step = on_step or (lambda _: None)
     rows = evaluate(test, [Method("raw"), method], on_step)
     before, after = (row.k_occurrence for row in rows)
     order = np.argsort(-before, kind="stable")
@@ -101,9 +100,7 @@ def inspect(
     source = Embeddings(test)
     on_step("contributors")
     # No hubs, nothing to explain: one item, of which nothing is kept, spares a special case.
-    items = hubs[:top] if len(hubs) else order[:1]
-    found = source.makers(items, beta)
-    kept = min(top, len(hubs))
+    makers = source.makers(hubs[:top] if len(hubs) else order[:1], beta)
     on_step("similarity to the banks")
     similarities = _similarities(source)
     on_step("screening")
@@ -112,7 +109,7 @@ def inspect(
         test=test,
         rows=rows,
         hubs=hubs,
-        contributors=jax.device_get(jax.tree.map(lambda part: part[:kept], found)),
+        contributors=jax.device_get(jax.tree.map(lambda part: part[: len(hubs)], makers)),
         beta=beta,
         anti_hubs=anti_hubs,
         rescued=rescued,
@@ -184,35 +181,30 @@ def _screenings(
             "bias": _bias(source, method, joining=True),
             "gallery_bank_bias": _bias(source, method, joining=False),
         }
-    screenings = {}
-    for name, given in biases.items():
-        found = dbn.attribution.hub_screening(
-            gallery=source.gallery,
-            query_bank=source.query_bank,
-            gallery_bank=source.gallery_bank,
-            k=NEIGHBORS,
-            false_alarm_rate=rate / len(biases),
-            similarity_fn=source.similarity_fn,
-            **given,
+    return {
+        name: jax.device_get(
+            dbn.attribution.hub_screening(
+                gallery=source.gallery,
+                query_bank=source.query_bank,
+                gallery_bank=source.gallery_bank,
+                k=NEIGHBORS,
+                false_alarm_rate=rate / len(biases),
+                similarity_fn=source.similarity_fn,
+                **given,
+            )
         )
-        screenings[name] = jax.device_get(found)
-    return screenings
+        for name, given in biases.items()
+    }
 
 
 def _bias(source: Embeddings, method: Method, *, joining: bool) -> Any:
     """Of the gallery, or of the gallery bank without an item's own query and copy: [num_items]."""
-    items = source.gallery if joining else source.rows("gallery bank")
-    own = {"query": source.bank_pairs, "gallery": np.arange(len(items))}
-    fitted = method.fit(
-        Streamed(
-            items,
-            source.query_bank,
-            source.gallery_bank,
-            {} if joining else own,
-            similarity_fn=source.similarity_fn,
-        )
-    )
-    return fitted.bias.sum(axis=0)
+    items, own = source.gallery, {}
+    if not joining:
+        items = source.rows("gallery bank")
+        own = {"query": source.bank_pairs, "gallery": np.arange(len(items))}
+    banks = Streamed(items, source.query_bank, source.gallery_bank, own, source.similarity_fn)
+    return method.fit(banks).bias.sum(axis=0)
 
 
 def rank_correlations(columns: npt.NDArray[Any]) -> tuple[float, float, float]:

@@ -6,8 +6,6 @@ from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
-
 import dbnorm_jax as dbn
 from dbnorm_jax._src.corrections import table
 from dbnorm_jax._src.corrections.table import Row, WholeSource
@@ -21,11 +19,7 @@ CHOICE = "choice"
 def _published(source: WholeSource, *, beta_query: float, beta_gallery: float) -> table.Rescore:
     query = source.statistics("query", beta_query, 1)
     gallery = source.statistics("gallery", beta_gallery, 1)
-
-    def rescore(rows: jax.Array, _: slice) -> jax.Array:
-        return dbn.published_scores(rows, query, gallery)
-
-    return rescore
+    return lambda rows, _: dbn.published_scores(rows, query, gallery)
 
 
 def _auto(source: Any) -> tuple[dbn.Correction, dbn.tuning.Choice]:
@@ -122,9 +116,9 @@ class Method:
 
     @property
     def betas(self) -> dict[str, float]:
-        """Those that it has."""
-        betas = {"beta_query": self.beta_query, "beta_gallery": self.beta_gallery}
-        return {name: beta for name, beta in betas.items() if beta is not None}
+        """By bank, those that it has."""
+        betas = {"query": self.beta_query, "gallery": self.beta_gallery}
+        return {bank: beta for bank, beta in betas.items() if beta is not None}
 
     @property
     def label(self) -> str:
@@ -138,7 +132,8 @@ class Method:
         """What comes of it; `about.gives` says what that is."""
         whole = {one.name for one in self.about.parameters if one.whole}
         options = {name: int(value) if name in whole else value for name, value in self.options}
-        return self.about.fit(source, **self.betas, **options)
+        betas = {f"beta_{bank}": beta for bank, beta in self.betas.items()}
+        return self.about.fit(source, **betas, **options)
 
 
 def choose_methods(
@@ -150,10 +145,7 @@ def choose_methods(
 
 
 def make_method(
-    kind: str,
-    parameters: Mapping[str, float],
-    beta_query: float | None,
-    beta_gallery: float | None,
+    kind: str, parameters: Mapping[str, float], beta_query: float | None, beta_gallery: float | None
 ) -> Method:
     """One method; `parameters` stand before the betas given for all."""
     given: dict[str, Any] = {"beta_query": beta_query, "beta_gallery": beta_gallery, **parameters}
@@ -177,13 +169,12 @@ def parse(text: str, option: str) -> list[Wish]:
     for item in text.split(","):
         name, *pairs = item.strip().lower().split(":")
         members = members_of.get(name, (name,))
-        for kind in members:
-            if kind not in KINDS:
-                raise ValueError(
-                    f"{option}: expected a list of {', '.join(('auto', *members_of['all']))}, or "
-                    f"groups {', '.join(members_of)}, got {name!r}; write for instance "
-                    f"{option} is,dualis"
-                )
+        if not KINDS.keys() >= {*members}:
+            raise ValueError(
+                f"{option}: expected a list of {', '.join(('auto', *members_of['all']))}, or "
+                f"groups {', '.join(members_of)}, got {name!r}; write for instance {option} "
+                f"is,dualis"
+            )
         if name in members_of and pairs:
             raise ValueError(
                 f"{option}: expected parameters after one method, got them after the group "

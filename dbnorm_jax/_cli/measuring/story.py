@@ -8,14 +8,13 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import numpy.typing as npt
 
 import dbnorm_jax as dbn
 from dbnorm_jax._cli.measuring.methods import Method
 from dbnorm_jax._cli.measuring.sources import Embeddings, Matrices, source_of
 from dbnorm_jax._cli.measuring.table_rows import NEIGHBORS, ResultRow, Step
 from dbnorm_jax._cli.reading import sets
-from dbnorm_jax._cli.reading.sets import EvaluationSet, Test
+from dbnorm_jax._cli.reading.sets import Array, EvaluationSet, Test
 
 # Betas of the sweep, as multiples of the one in the table.
 _MULTIPLES = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 10.0, 20.0)
@@ -25,8 +24,6 @@ _HUBS, _PLACES = 10, 3
 _GAINED, _LOST = 4, 3
 # The corrected method set beside raw: the first of these that was run.
 _SHOWN = ("auto", "dualis", "is", "dualdis", "dis", "published")
-
-Rows = npt.NDArray[np.integer[Any]]
 
 
 class Curve(NamedTuple):
@@ -173,7 +170,7 @@ def _hubs(test: Test, raw: ResultRow, corrected: ResultRow, beta: float | None) 
     ]
 
 
-def _changed(raw: ResultRow, corrected: ResultRow) -> tuple[Rows, Rows]:
+def _changed(raw: ResultRow, corrected: ResultRow) -> tuple[Array, Array]:
     """Queries that became right and that became wrong; where no truth is known, that changed."""
     if raw.ranks is None or corrected.ranks is None:
         changed = np.flatnonzero(raw.nearest[:, 0] != corrected.nearest[:, 0])
@@ -183,7 +180,7 @@ def _changed(raw: ResultRow, corrected: ResultRow) -> tuple[Rows, Rows]:
 
 
 def _examples(
-    test: Test, raw: ResultRow, corrected: ResultRow, queries: Rows, count: int
+    test: Test, raw: ResultRow, corrected: ResultRow, queries: Array, count: int
 ) -> list[Example]:
     """Some of the queries, spread evenly over them: not the best ones."""
     places = np.linspace(0, len(queries) - 1, min(count, len(queries))).round().astype(int)

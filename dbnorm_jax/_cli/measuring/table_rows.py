@@ -63,13 +63,14 @@ def num_transductive(test: Test) -> int:
     return count
 
 
-def evaluate(test: Test, methods: Sequence[Method], on_step: Step | None = None) -> list[ResultRow]:
+def evaluate(
+    test: Test, methods: Sequence[Method], on_step: Step = lambda _: None
+) -> list[ResultRow]:
     """One row per method.
 
     Embeddings are streamed: no queries x gallery or bank x gallery matrix is held, but by methods
     that are defined on one. `on_step` hears what begins, `count_steps` times.
     """
-    on_step = on_step or (lambda _: None)
     source = source_of(test)
     for bank, beta in _needed_statistics(methods):
         on_step(f"{bank} bank, beta {beta:g}")
@@ -80,7 +81,7 @@ def evaluate(test: Test, methods: Sequence[Method], on_step: Step | None = None)
     first = raw.nearest[:, 0]  # what the gates look at
     rows = []
     for method in methods:
-        banks = [source.statistics(*need) for need in _banks_of(method)]
+        banks = [source.statistics(*need) for need in method.betas.items()]
         found = raw
         if method.kind != "raw":
             on_step(method.label)
@@ -98,12 +99,8 @@ def count_steps(methods: Sequence[Method]) -> int:
     return len(_needed_statistics(methods)) + 1 + sum(method.kind != "raw" for method in methods)
 
 
-def _banks_of(method: Method) -> list[tuple[str, float]]:
-    return [(name.removeprefix("beta_"), beta) for name, beta in method.betas.items()]
-
-
 def _needed_statistics(methods: Sequence[Method]) -> list[tuple[str, float]]:
-    return list(dict.fromkeys(need for method in methods for need in _banks_of(method)))
+    return list(dict.fromkeys(need for method in methods for need in method.betas.items()))
 
 
 def _found(source: Embeddings | Matrices, method: Method, k: int) -> Found:

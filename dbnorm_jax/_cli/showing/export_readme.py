@@ -41,6 +41,13 @@ _ENGINES = {
 def readme(layout: Layout, vectors: str, dtype: str) -> str:
     """The text, with the numbers of this export."""
     normalized = ", normalized" if layout.similarity == "cosine" else ""
+    search = "With gates of 0 instead of 1 the same index returns the raw results."
+    if layout.gated:
+        search = (
+            "Each query is searched for twice: gates of 0 find its nearest raw item, whose column "
+            "of `activation.npy` holds the gates for the search proper. Where the index is "
+            "approximate, a missed nearest item may open or close a gate wrongly."
+        )
     texts = [
         f"`{vectors}` holds {layout.num_gallery} vectors of {layout.width} dimensions in {dtype}, "
         f"row i for row i of the gallery: {layout.dim} of the embedding{normalized}, then "
@@ -48,7 +55,7 @@ def readme(layout: Layout, vectors: str, dtype: str) -> str:
         f"{layout.metric.replace('-', ' ')}: {_ENGINES[layout.metric]}.",
         "A query is its embedding with as many columns more. In NumPy, where `search` stands for "
         "your engine:",
-        _search_text(layout),
+        search,
         _score_text(layout),
         "The vectors belong to this gallery, row by row, and to the banks of the correction: when "
         "either changes, fit and export again. `export.json` says the same to machines. Recipes "
@@ -102,16 +109,6 @@ def _code(layout: Layout, vectors: str) -> str:
         vectors="unit" if cosine else "vectors",
         nearest=_NEAREST.format(num_terms) * gated,
         gates="activation[:, nearest].T" if gated else f"np.ones({num_terms})",
-    )
-
-
-def _search_text(layout: Layout) -> str:
-    if not layout.gated:
-        return "With gates of 0 instead of 1 the same index returns the raw results."
-    return (
-        "Each query is searched for twice: gates of 0 find its nearest raw item, whose column of "
-        "`activation.npy` holds the gates for the search proper. Where the index is approximate, a "
-        "missed nearest item may open or close a gate wrongly."
     )
 
 

@@ -18,11 +18,7 @@ Content = Callable[[], bytes]
 
 
 class Sink:
-    """What --output names: a file, or a folder for files of these names.
-
-    Attributes:
-      path: of it.
-    """
+    """What --output names: a file with one of the suffixes, or a folder for files of the names."""
 
     def __init__(
         self,
@@ -32,14 +28,7 @@ class Sink:
         suffixes: tuple[str, ...] = (),
         force: bool = False,
     ) -> None:
-        """Raises where the results could not be written.
-
-        Args:
-          path: as it was given.
-          names: of the files in a folder; none for a file.
-          suffixes: one of which a file has.
-          force: replace what is there.
-        """
+        """Raises where the results could not be written; `force` replaces what is there."""
         self.path = path
         self._names, self._suffixes, self._force = names, suffixes, force
         self._held = False

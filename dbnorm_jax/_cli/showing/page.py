@@ -35,11 +35,7 @@ pre { background: #f4f4f4; padding: .6rem .8rem; white-space: pre-wrap; overflow
 
 
 def to_html(
-    report: Report,
-    test: Test,
-    story: Story,
-    pictures: Sequence[Picture],
-    command: Sequence[str],
+    report: Report, test: Test, story: Story, pictures: Sequence[Picture], command: Sequence[str]
 ) -> str:
     """The page; `command`: the arguments that make it again."""
     name, *details = report.heading
@@ -110,8 +106,6 @@ def summary(report: Report, story: Story) -> str:
 
 
 def _hubs(report: Report, test: Test, story: Story) -> list[str]:
-    if not story.hubs:
-        return []
     made = story.makers_beta is not None
     after = "raw" if story.shown is None else story.shown.method.label
     headers = ["Item", f"N_{report.k}", f"N_{report.k}, {after}", *["Made a hub by"] * made]

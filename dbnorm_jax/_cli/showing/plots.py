@@ -29,7 +29,7 @@ _PLAIN = "{x:g}"
 def k_occurrence_png(report: Report) -> bytes:
     """Rank plot and Lorenz curve of the k-occurrence, raw against corrected."""
     shown = shown_row(report.rows)
-    rows = [row for row in report.rows if row.method.kind == "raw"]
+    rows = [report.rows[0]]
     if shown is not None:
         rows.append(shown)
     figure = Figure(figsize=(10, 4.6), layout="constrained")
@@ -98,10 +98,18 @@ def methods_png(report: Report) -> bytes:
     height = 1.5 + 0.42 * len(report.rows)
     figure = Figure(figsize=(1.5 + 4.3 * len(values), height), layout="constrained")
     panels = figure.subplots(1, len(values), sharey=True, squeeze=False)[0]
+    places = range(len(report.rows))
     for axes, (label, numbers, digits) in zip(panels, values, strict=True):
-        _bars(axes, report.rows, numbers, digits)
+        colors = [_RAW, *[_CORRECTED] * (len(numbers) - 1)]
+        bars = axes.barh(places, numbers, color=colors, height=0.68)
+        axes.bar_label(bars, [f"{number:{digits}}" for number in numbers], padding=3, fontsize=9)
+        # To read gains and losses off.
+        axes.axvline(numbers[0], color=_RAW, linestyle=":", linewidth=1.2, zorder=0)
+        axes.margins(x=0.14)
+        axes.tick_params(axis="y", length=0)
         axes.set_xlabel(label)
-    panels[0].set_yticks(range(len(report.rows)), [row.method.label for row in report.rows])
+        _tidy(axes, grid=False)
+    panels[0].set_yticks(places, [row.method.label for row in report.rows])
     panels[0].invert_yaxis()
     return _png(figure, f"{report.name}, {report.kind_in_words}")
 
@@ -178,18 +186,6 @@ def banks_png(report: Report, found: Inspection) -> bytes:
     _tidy(changes, "Before and after (dotted: unchanged)")
     figure.legend(loc="outside lower center", ncols=4, **_LEGEND)
     return _png(figure, f"{report.name}: {len(before):,} items")
-
-
-def _bars(axes: Axes, rows: Sequence[ResultRow], numbers: list[float], digits: str) -> None:
-    colors = [_RAW if row.method.kind == "raw" else _CORRECTED for row in rows]
-    bars = axes.barh(range(len(rows)), numbers, color=colors, height=0.68)
-    axes.bar_label(bars, [f"{number:{digits}}" for number in numbers], padding=3, fontsize=9)
-    raw = [number for row, number in zip(rows, numbers, strict=True) if row.method.kind == "raw"]
-    if raw:  # to read gains and losses off
-        axes.axvline(raw[0], color=_RAW, linestyle=":", linewidth=1.2, zorder=0)
-    axes.margins(x=0.14)
-    axes.tick_params(axis="y", length=0)
-    _tidy(axes, grid=False)
 
 
 def _mark(axis: Axis, places: Sequence[float]) -> None:

@@ -11,7 +11,7 @@ _DELAY_S = 1.0
 class Progress:
     """Counts steps: call it with what begins. Shown late, so that short work shows nothing."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int = 0) -> None:
         self._started = False
         self._lock = threading.Lock()
         self._timer: threading.Timer | None = None
@@ -64,9 +64,6 @@ class Progress:
 
 class RowProgress(Progress):
     """Rows of one file after the other, with their rate and the time left."""
-
-    def __init__(self) -> None:
-        super().__init__(0)
 
     def _columns(self, progress: Any) -> list[Any]:
         return [

@@ -6,6 +6,9 @@ import sys
 from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
+import jax
+import numpy as np
+
 import dbnorm_jax as dbn
 from dbnorm_jax._cli.measuring.table_rows import ResultRow
 from dbnorm_jax._cli.showing.output import csv_line, json_text
@@ -59,26 +62,26 @@ class Report:
     @property
     def heading(self) -> list[str]:
         """The lines above the table."""
-        sizes = [f"{self.sizes['queries']:,} queries", f"{self.sizes['gallery']:,} gallery items"]
-        sizes.append(f"query bank {self.sizes['query_bank']:,}")
+        sizes = f"{self.sizes['queries']:,} queries, {self.sizes['gallery']:,} gallery items, "
+        sizes += f"query bank {self.sizes['query_bank']:,}, "
         if self.own_gallery_bank:
-            sizes.append("gallery bank: the gallery itself, each item left out of its own sum")
+            sizes += "gallery bank: the gallery itself, each item left out of its own sum"
         elif "gallery_bank" in self.sizes:
-            sizes.append(f"gallery bank {self.sizes['gallery_bank']:,}")
+            sizes += f"gallery bank {self.sizes['gallery_bank']:,}"
         else:
-            sizes.append("no gallery bank")
+            sizes += "no gallery bank"
         how = f"similarity {self.similarity}"
         if self.beta_query is not None:
             how += f", beta {self.beta_query:g} (query bank)"
         if self.beta_gallery is not None:
             how += f", {self.beta_gallery:g} (gallery bank)"
-        return [f"{self.name}: {self.kind_in_words}", ", ".join(sizes), how]
+        return [f"{self.name}: {self.kind_in_words}", sizes, how]
 
     @property
     def tables(self) -> dict[str, list[ResultRow]]:
         """Its rows in tables by their titles: numbers that must not stand beside inductive ones."""
-        others = [row for row in self.rows if row.method.about.transductive]
         tables = {"": [row for row in self.rows if not row.method.about.transductive]}
+        others = [row for row in self.rows if row.method.about.transductive]
         if others:
             tables["Transductive: these read the other test queries."] = [self.rows[0], *others]
         return tables
@@ -222,7 +225,4 @@ def or_none(value: Any) -> Any:
 
 def versions() -> dict[str, str]:
     """Of the packages that the numbers depend on."""
-    import jax
-    import numpy as np
-
     return {"dbnorm_jax": dbn.__version__, "jax": jax.__version__, "numpy": np.__version__}
