@@ -16,64 +16,40 @@ from dbnorm_jax._cli.measuring.table_rows import NEIGHBORS, ResultRow, Step, cou
 from dbnorm_jax._cli.reading.sets import EvaluationSet
 from dbnorm_jax._src.corrections.streamed import Streamed
 
-CONTRIBUTORS = 3
-
 Integers = npt.NDArray[np.integer[Any]]
 Doubles = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
 
 
 class Asker(NamedTuple):
-    """A query that retrieves an item.
-
-    Attributes:
-      query: its row.
-      place: of the item among its nearest, 1 = best.
-      right: whether the item answers it; None where that is not known.
-    """
+    """A query that retrieves an item."""
 
     query: int
-    place: int
-    right: bool | None
+    place: int  # of the item among its nearest, 1 = best
+    right: bool | None  # whether the item answers it, if that is known
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Inspection:
-    """What is found.
-
-    Attributes:
-      test: what was inspected.
-      rows: raw retrieval and that under the correction.
-      hubs: gallery rows, `N_k >= 2x` its mean under raw retrieval, the most retrieved first.
-      contributors: of those hubs that are to be shown, to their query-bank bias.
-      beta: inverse temperature of that bias.
-      anti_hubs: gallery rows that raw retrieval never finds.
-      rescued: those among them that the correction finds; found for a right query first.
-      lost: gallery rows that raw retrieval finds and the correction does not.
-      askers: of those rescued that are to be shown.
-      num_rescued_right: how many are found for a query that they answer; None if not known.
-      similarities: [2, num_gallery] mean similarity to the 10 nearest items of either bank.
-      correlations: rank correlations of raw N_k with them, and with the second given the first.
-      screenings: for planted hubs, as NumPy arrays, by the scores used; empty where there is too
-        little to compare with.
-      top: how many of each kind are to be shown.
-      false_alarm_rate: of every single screening.
-    """
+    """What is found; items are gallery rows."""
 
     test: EvaluationSet
-    rows: list[ResultRow]
-    hubs: Integers
-    contributors: dbn.attribution.Contributors
-    beta: float
-    anti_hubs: Integers
-    rescued: Integers
-    lost: Integers
-    askers: list[list[Asker]]
-    num_rescued_right: int | None
-    similarities: Doubles
+    rows: list[ResultRow]  # raw retrieval and that under the correction
+    hubs: Integers  # `N_k >= 2x` its mean under raw retrieval, the most retrieved first
+    contributors: dbn.attribution.Contributors  # to the query-bank bias of the hubs to be shown
+    beta: float  # inverse temperature of that bias
+    anti_hubs: Integers  # never retrieved raw
+    rescued: Integers  # those among them that the correction finds; for a right query first
+    lost: Integers  # retrieved raw, but not under the correction
+    askers: list[list[Asker]]  # of those rescued that are to be shown
+    num_rescued_right: int | None  # found for a query that they answer, if that is known
+    similarities: Doubles  # [2, num_gallery] mean to the 10 nearest items of either bank
+    # Rank correlations of raw N_k with them, and with the second given the first.
     correlations: tuple[float, float, float]
+    # For planted hubs, as NumPy arrays, by the scores used; empty: too few to compare with.
     screenings: dict[str, dbn.attribution.HubScreening]
-    top: int
-    false_alarm_rate: float
+    top: int  # how many of each kind are to be shown
+    false_alarm_rate: float  # of every single screening
 
     @property
     def counts(self) -> tuple[Integers, Integers]:
@@ -102,19 +78,13 @@ def inspect(
     beta: float,
     top: int,
     false_alarm_rate: float,
-    on_step: Step | None = None,
+    on_step: Step = lambda _: None,
 ) -> Inspection:
     """Retrieval before and after, who made the hubs, who is rescued, who looks planted.
 
-    Args:
-      test: the queries may be the query bank itself.
-      method: the correction.
-      beta: inverse temperature of the query-bank bias that is explained.
-      top: how many hubs and rescued items are to be shown.
-      false_alarm_rate: of all screenings together.
-      on_step: hears what begins.
+    `beta` is that of the query-bank bias explained, `top` the number of hubs and of rescued items
+    to be shown, `false_alarm_rate` that of all screenings together.
     """
-    on_step = on_step or (lambda _: None)
     rows = evaluate(test, [Method("raw"), method], on_step)
     before, after = (row.k_occurrence for row in rows)
     order = np.argsort(-before, kind="stable")
@@ -130,16 +100,7 @@ def inspect(
     source = Embeddings(test)
     on_step("contributors")
     # No hubs, nothing to explain: one item, of which nothing is kept, spares a special case.
-    items = hubs[:top] if len(hubs) else order[:1]
-    found = dbn.attribution.bias_contributors(
-        source.query_bank,
-        source.gallery,
-        source.statistics("query", beta),
-        items.astype(np.int32),
-        k=min(CONTRIBUTORS, len(test.query_bank)),
-        similarity_fn=source.similarity_fn,
-    )
-    kept = min(top, len(hubs))
+    makers = source.makers(hubs[:top] if len(hubs) else order[:1], beta)
     on_step("similarity to the banks")
     similarities = _similarities(source)
     on_step("screening")
@@ -148,12 +109,12 @@ def inspect(
         test=test,
         rows=rows,
         hubs=hubs,
-        contributors=jax.device_get(jax.tree.map(lambda part: part[:kept], found)),
+        contributors=jax.device_get(jax.tree.map(lambda part: part[: len(hubs)], makers)),
         beta=beta,
         anti_hubs=anti_hubs,
         rescued=rescued,
         lost=np.flatnonzero((before > 0) & (after == 0)),
-        askers=[_askers(test, rows[1].nearest, item) for item in rescued[:top]],
+        askers=[_askers(rows[1].nearest, right, item) for item in rescued[:top]],
         num_rescued_right=None if right is None else int(np.isfinite(places[0][rescued]).sum()),
         similarities=similarities,
         correlations=rank_correlations(np.stack([before, *similarities])),
@@ -163,7 +124,7 @@ def inspect(
     )
 
 
-def _right_pairs(test: EvaluationSet, nearest: Integers) -> npt.NDArray[np.bool_]:
+def _right_pairs(test: EvaluationSet, nearest: Integers) -> Bools:
     """[num_queries, k] whether the item answers the query."""
     assert test.relevant is not None
     indptr, indices = test.relevant
@@ -173,9 +134,7 @@ def _right_pairs(test: EvaluationSet, nearest: Integers) -> npt.NDArray[np.bool_
     return np.isin(found, queries * num_gallery + indices)
 
 
-def _best_place(
-    nearest: Integers, chosen: npt.NDArray[np.bool_] | None, num_gallery: int
-) -> Doubles:
+def _best_place(nearest: Integers, chosen: Bools | None, num_gallery: int) -> Doubles:
     """[num_gallery] the best place of an item in a list, of the chosen ones; infinity for none."""
     places = np.broadcast_to(np.arange(1.0, nearest.shape[1] + 1), nearest.shape)
     best = np.full(num_gallery, np.inf)
@@ -184,29 +143,19 @@ def _best_place(
     return best
 
 
-def _askers(test: EvaluationSet, nearest: Integers, item: int) -> list[Asker]:
+def _askers(nearest: Integers, right: Bools | None, item: int) -> list[Asker]:
     """The queries that retrieve an item: right ones first, then by its place."""
-    queries, places = np.nonzero(nearest == item)
-    right: list[bool | None] = [None] * len(queries)
-    if test.relevant is not None:
-        indptr, indices = test.relevant
-        right = [
-            bool((indices[indptr[query] : indptr[query + 1]] == item).any()) for query in queries
-        ]
     found = [
-        Asker(int(query), int(place) + 1, answered)
-        for query, place, answered in zip(queries, places, right, strict=True)
+        Asker(query, place + 1, None if right is None else bool(right[query, place]))
+        for query, place in np.argwhere(nearest == item).tolist()
     ]
     return sorted(found, key=lambda asker: (not asker.right, asker.place, asker.query))
 
 
 def _similarities(source: Embeddings) -> Doubles:
-    own = source.test.gallery_bank is None
     rows = []
-    for bank, exclude in (
-        (source.query_bank, None),
-        (source.rows("gallery bank"), np.arange(source.num_gallery) if own else None),
-    ):
+    own = np.arange(source.num_gallery) if source.gallery_bank is None else None
+    for bank, exclude in ((source.query_bank, None), (source.rows("gallery bank"), own)):
         largest = dbn.stream_largest_similarities(
             bank,
             source.gallery,
@@ -222,45 +171,40 @@ def _screenings(
     source: Embeddings, method: Method, rate: float
 ) -> dict[str, dbn.attribution.HubScreening]:
     """By raw scores, and by corrected ones where the two are known to be fair to both."""
-    bank = source.test.gallery_bank
-    if (source.num_gallery if bank is None else len(bank)) <= NEIGHBORS:
+    if len(source.rows("gallery bank")) <= NEIGHBORS:
         return {}
     biases: dict[str, dict[str, Any]] = {"raw": {}}
     # A clean item's own query in the bank would raise its bias: unpaired, too much is flagged.
-    if bank is not None and source.bank_pairs is not None and method.about.by_statistics:
+    paired = source.gallery_bank is not None and source.bank_pairs is not None
+    if paired and method.about.by_statistics:
         biases[method.label] = {
             "bias": _bias(source, method, joining=True),
             "gallery_bank_bias": _bias(source, method, joining=False),
         }
-    screenings = {}
-    for name, given in biases.items():
-        found = dbn.attribution.hub_screening(
-            gallery=source.gallery,
-            query_bank=source.query_bank,
-            gallery_bank=source.gallery_bank,
-            k=NEIGHBORS,
-            false_alarm_rate=rate / len(biases),
-            similarity_fn=source.similarity_fn,
-            **given,
+    return {
+        name: jax.device_get(
+            dbn.attribution.hub_screening(
+                gallery=source.gallery,
+                query_bank=source.query_bank,
+                gallery_bank=source.gallery_bank,
+                k=NEIGHBORS,
+                false_alarm_rate=rate / len(biases),
+                similarity_fn=source.similarity_fn,
+                **given,
+            )
         )
-        screenings[name] = jax.device_get(found)
-    return screenings
+        for name, given in biases.items()
+    }
 
 
 def _bias(source: Embeddings, method: Method, *, joining: bool) -> Any:
     """Of the gallery, or of the gallery bank without an item's own query and copy: [num_items]."""
-    items = source.gallery if joining else source.rows("gallery bank")
-    own = {"query": source.bank_pairs, "gallery": np.arange(len(items))}
-    fitted = method.fit(
-        Streamed(
-            items,
-            source.query_bank,
-            source.gallery_bank,
-            {} if joining else own,
-            similarity_fn=source.similarity_fn,
-        )
-    )
-    return fitted.bias.sum(axis=0)
+    items, own = source.gallery, {}
+    if not joining:
+        items = source.rows("gallery bank")
+        own = {"query": source.bank_pairs, "gallery": np.arange(len(items))}
+    banks = Streamed(items, source.query_bank, source.gallery_bank, own, source.similarity_fn)
+    return method.fit(banks).bias.sum(axis=0)
 
 
 def rank_correlations(columns: npt.NDArray[Any]) -> tuple[float, float, float]:

@@ -6,15 +6,12 @@ from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
-
 import dbnorm_jax as dbn
 from dbnorm_jax._src.corrections import table
 from dbnorm_jax._src.corrections.table import Row, WholeSource
 
 # Inverse temperatures for cosines; other similarities have no default.
 DEFAULT_BETAS = {beta.name: beta.default or 0.0 for beta in (table.BETA_QUERY, table.BETA_GALLERY)}
-_BETAS = tuple(DEFAULT_BETAS)
 # What comes of `auto`: a Correction and why.
 CHOICE = "choice"
 
@@ -22,11 +19,7 @@ CHOICE = "choice"
 def _published(source: WholeSource, *, beta_query: float, beta_gallery: float) -> table.Rescore:
     query = source.statistics("query", beta_query, 1)
     gallery = source.statistics("gallery", beta_gallery, 1)
-
-    def rescore(rows: jax.Array, _: slice) -> jax.Array:
-        return dbn.published_scores(rows, query, gallery)
-
-    return rescore
+    return lambda rows, _: dbn.published_scores(rows, query, gallery)
 
 
 def _auto(source: Any) -> tuple[dbn.Correction, dbn.tuning.Choice]:
@@ -81,14 +74,7 @@ def file_methods() -> tuple[str, ...]:
 def checked_beta(
     name: str, given: float | None, measure: str, why: str = "only cosines have a default"
 ) -> float:
-    """What an option says of a beta, or its default for cosines.
-
-    Args:
-      name: of the parameter.
-      given: None where the option is left out.
-      measure: similarity that it is for, or "given" by matrices.
-      why: it is needed, after that it has a unit.
-    """
+    """What an option says of a beta, or its default for cosines; `measure`: "given" by matrices."""
     option = f"--{name.replace('_', '-')}"
     if given is None:
         if measure == "cosine":
@@ -129,15 +115,10 @@ class Method:
         return self.about.name
 
     @property
-    def gated(self) -> bool:
-        """Whether it acts on a query only where the gate is open."""
-        return self.about.gated
-
-    @property
     def betas(self) -> dict[str, float]:
-        """Those that it has."""
-        pairs = zip(_BETAS, (self.beta_query, self.beta_gallery), strict=True)
-        return {name: beta for name, beta in pairs if beta is not None}
+        """By bank, those that it has."""
+        betas = {"query": self.beta_query, "gallery": self.beta_gallery}
+        return {bank: beta for bank, beta in betas.items() if beta is not None}
 
     @property
     def label(self) -> str:
@@ -151,7 +132,8 @@ class Method:
         """What comes of it; `about.gives` says what that is."""
         whole = {one.name for one in self.about.parameters if one.whole}
         options = {name: int(value) if name in whole else value for name, value in self.options}
-        return self.about.fit(source, **self.betas, **options)
+        betas = {f"beta_{bank}": beta for bank, beta in self.betas.items()}
+        return self.about.fit(source, **betas, **options)
 
 
 def choose_methods(
@@ -163,33 +145,21 @@ def choose_methods(
 
 
 def make_method(
-    kind: str,
-    parameters: Mapping[str, float],
-    beta_query: float | None,
-    beta_gallery: float | None,
+    kind: str, parameters: Mapping[str, float], beta_query: float | None, beta_gallery: float | None
 ) -> Method:
     """One method; `parameters` stand before the betas given for all."""
-    defaults = KINDS[kind].defaults
-    given: dict[str, float | None] = {"beta_query": beta_query, "beta_gallery": beta_gallery}
-    values: dict[str, Any] = {
-        name: parameters.get(name, given.get(name, value)) for name, value in defaults.items()
-    }
-    query, gallery = (values.pop(name, None) for name in _BETAS)
+    given: dict[str, Any] = {"beta_query": beta_query, "beta_gallery": beta_gallery, **parameters}
+    values = {name: given.get(name, value) for name, value in KINDS[kind].defaults.items()}
+    query, gallery = (values.pop(name, None) for name in DEFAULT_BETAS)
     return Method(kind, query, gallery, tuple(values.items()))
 
 
 class Wish(NamedTuple):
-    """One entry of --methods.
-
-    Attributes:
-      kind: of the method.
-      parameters: given with it.
-      by_name: named itself, not through its group.
-    """
+    """One entry of --methods."""
 
     kind: str
     parameters: dict[str, float]
-    by_name: bool
+    by_name: bool  # named itself, not through its group
 
 
 def parse(text: str, option: str) -> list[Wish]:
@@ -199,13 +169,12 @@ def parse(text: str, option: str) -> list[Wish]:
     for item in text.split(","):
         name, *pairs = item.strip().lower().split(":")
         members = members_of.get(name, (name,))
-        for kind in members:
-            if kind not in KINDS:
-                raise ValueError(
-                    f"{option}: expected a list of {', '.join(('auto', *members_of['all']))}, or "
-                    f"groups {', '.join(members_of)}, got {name!r}; write for instance "
-                    f"{option} is,dualis"
-                )
+        if not KINDS.keys() >= {*members}:
+            raise ValueError(
+                f"{option}: expected a list of {', '.join(('auto', *members_of['all']))}, or "
+                f"groups {', '.join(members_of)}, got {name!r}; write for instance {option} "
+                f"is,dualis"
+            )
         if name in members_of and pairs:
             raise ValueError(
                 f"{option}: expected parameters after one method, got them after the group "
@@ -218,8 +187,7 @@ def parse(text: str, option: str) -> list[Wish]:
 
 def _parameter(option: str, kind: str, pair: str) -> tuple[str, float]:
     name, equals, text = pair.partition("=")
-    about = KINDS[kind]
-    known = about.defaults
+    known = KINDS[kind].defaults
     if name not in known or not equals:
         offered = f"{kind}:name=value with {', '.join(known)}" if known else f"{kind} alone"
         raise ValueError(f"{option}: expected {offered}, got {kind}:{pair}; correct it")
@@ -227,8 +195,8 @@ def _parameter(option: str, kind: str, pair: str) -> tuple[str, float]:
         value = float(text)
     except ValueError:
         value = math.nan
-    whole = any(one.whole for one in about.parameters if one.name == name)
-    if not math.isfinite(value) or value <= 0 or (whole and not value.is_integer()):
+    whole = any(one.whole for one in KINDS[kind].parameters if one.name == name)
+    if not 0 < value < math.inf or (whole and not value.is_integer()):
         what = "a whole number" if whole else "a number"
         raise ValueError(
             f"{option}: expected {what} above 0 for {kind}:{name}, got {text!r}; correct it"

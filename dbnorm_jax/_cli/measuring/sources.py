@@ -1,7 +1,7 @@
 """Where similarities come from: embeddings, streamed, or matrices, by rows."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 import dbnorm_jax as dbn
-from dbnorm_jax._cli.reading.sets import Csr, EvaluationSet, SimilaritySet
+from dbnorm_jax._cli.reading.sets import Csr, EvaluationSet, Floats, SimilaritySet, Test
 from dbnorm_jax._src.corrections.streamed import Streamed
 from dbnorm_jax._src.corrections.table import Rescore
 
@@ -21,6 +21,8 @@ Neighbors = npt.NDArray[np.int32]
 _ROWS = 512
 # A matrix that some methods must hold whole.
 _LARGEST_MATRIX = 4 * 2**30
+# Query-bank items told of per item.
+_MAKERS = 3
 
 
 class UnfitError(ValueError):
@@ -35,87 +37,81 @@ class Found(NamedTuple):
     remark: str = ""  # what a method has to say
 
 
-def source_of(test: EvaluationSet | SimilaritySet) -> "Embeddings | Matrices":
+def source_of(test: Test) -> "Embeddings | Matrices":
     """The source of a set."""
     return Matrices(test) if isinstance(test, SimilaritySet) else Embeddings(test)
 
 
-def _check_size(part: str, num_rows: int, num_gallery: int) -> None:
-    size = 4 * num_rows * num_gallery
-    if size > _LARGEST_MATRIX:
-        raise UnfitError(
-            f"expected a {'query' if part == 'queries' else part} x gallery matrix of at most "
-            f"{_LARGEST_MATRIX / 2**30:g} GiB, which this method holds whole, got "
-            f"{size / 2**30:.1f} GiB; leave it out or use fewer rows"
-        )
+class _Source:
+    """What both have in common: statistics are made once, and rows of scores are searched."""
 
+    test: Test
+    _fitted: Callable[[str, Any, int], dbn.BankStatistics]
+    _scores: Callable[[slice], jax.Array]  # of some queries
 
-def _found_by_rows(
-    k: int, relevant: Csr | None, num_gallery: int, blocks: Iterator[tuple[int, jax.Array]]
-) -> Found:
-    """What blocks of score rows hold, each with the number of its first query."""
-    nearest, ranks = [], []
-    for start, scores in blocks:
-        nearest.append(np.asarray(dbn.top_k(scores, k).indices))
-        if relevant is not None:
-            right = _right_items(relevant, start, scores.shape[0], num_gallery)
-            ranks.append(np.asarray(dbn.metrics.ranks(scores, right)))
-    return Found(np.concatenate(nearest), np.concatenate(ranks) if ranks else None)
-
-
-def _right_items(relevant: Csr, start: int, count: int, num_gallery: int) -> npt.NDArray[np.bool_]:
-    indptr, indices = relevant
-    ends = indptr[start : start + count + 1]
-    right = np.zeros((count, num_gallery), bool)
-    right[np.repeat(np.arange(count), np.diff(ends)), indices[ends[0] : ends[-1]]] = True
-    return right
-
-
-class _Known:
-    """Statistics asked for once."""
-
-    def __init__(self) -> None:
+    def __init__(self, test: Test) -> None:
+        self.test = test
+        self.num_queries, self.num_gallery = test.sizes["queries"], test.sizes["gallery"]
         self._known: dict[tuple[str, Any, int], dbn.BankStatistics] = {}
 
     def statistics(self, bank: str, beta: Any, k: int = 1) -> dbn.BankStatistics:
         """Of the "query" or the "gallery" bank; `beta`: a number or a vector."""
-        k = max(k, 1)  # so that gated methods share them with the others
+        key = bank, beta, max(k, 1)  # so that gated methods share them with the others
         if not isinstance(beta, float):
-            return self._fitted(bank, beta, k)
-        if (bank, beta, k) not in self._known:
-            self._known[bank, beta, k] = self._fitted(bank, beta, k)
-        return self._known[bank, beta, k]
+            return self._fitted(*key)
+        if key not in self._known:
+            self._known[key] = self._fitted(*key)
+        return self._known[key]
 
-    def _fitted(self, bank: str, beta: Any, k: int) -> dbn.BankStatistics:
-        raise NotImplementedError
+    def by_rows(self, k: int, rescore: Rescore) -> Found:
+        """A block of whole rows at a time."""
+        nearest, ranks = [], []
+        for start in range(0, self.num_queries, _ROWS):
+            rows = slice(start, min(start + _ROWS, self.num_queries))
+            scores = rescore(self._scores(rows), rows)
+            nearest.append(np.asarray(dbn.top_k(scores, k).indices))
+            if self.test.relevant is not None:
+                right = _right_items(self.test.relevant, rows, self.num_gallery)
+                ranks.append(np.asarray(dbn.metrics.ranks(scores, right)))
+        return Found(np.concatenate(nearest), np.concatenate(ranks) if ranks else None)
+
+    def _check_size(self, part: str, num_rows: int) -> None:
+        size = 4 * num_rows * self.num_gallery
+        if size > _LARGEST_MATRIX:
+            raise UnfitError(
+                f"expected a {'query' if part == 'queries' else part} x gallery matrix of at most "
+                f"{_LARGEST_MATRIX / 2**30:g} GiB, which this method holds whole, got "
+                f"{size / 2**30:.1f} GiB; leave it out or use fewer rows"
+            )
 
 
-class Embeddings(_Known):
+def _right_items(relevant: Csr, rows: slice, num_gallery: int) -> npt.NDArray[np.bool_]:
+    indptr, indices = relevant
+    ends = indptr[rows.start : rows.stop + 1]
+    right = np.zeros((len(ends) - 1, num_gallery), bool)
+    right[np.repeat(np.arange(len(right)), np.diff(ends)), indices[ends[0] : ends[-1]]] = True
+    return right
+
+
+class Embeddings(_Source):
     """A set of embeddings; nothing of the size of a matrix is held unless a method asks."""
 
     embedded = True  # as the rows of the table ask
+    test: EvaluationSet
 
     def __init__(self, test: EvaluationSet) -> None:
-        super().__init__()
+        super().__init__(test)
+        self.measure, self.bank_pairs = test.similarity, test.bank_pairs
         self.similarity_fn = (
             dbn.negative_squared_euclidean if test.similarity == "euclidean" else dbn.dot_product
         )
         self.queries, self.gallery = jnp.asarray(test.queries), jnp.asarray(test.gallery)
         self.query_bank = jnp.asarray(test.query_bank)
         self.gallery_bank = None if test.gallery_bank is None else jnp.asarray(test.gallery_bank)
-        self.bank_pairs = test.bank_pairs
-        self.num_queries, self.num_gallery = len(test.queries), len(test.gallery)
-        self.test, self.measure = test, test.similarity
-        self._streamed = Streamed(
+        streamed = Streamed(
             self.gallery, self.query_bank, self.gallery_bank, similarity_fn=self.similarity_fn
         )
-
-    def _fitted(self, bank: str, beta: Any, k: int) -> dbn.BankStatistics:
-        return self._streamed.statistics(bank, beta, k)
-
-    def largest(self, k: int) -> dbn.LargestSimilarities:
-        """Of the query bank, streamed."""
-        return self._streamed.largest(k)
+        self._fitted, self.largest = streamed.statistics, streamed.largest
 
     def rows(self, part: str) -> jax.Array:
         """Embeddings; without a gallery bank, the gallery is it."""
@@ -126,8 +122,11 @@ class Embeddings(_Known):
     def similarities(self, part: str) -> jax.Array:
         """[num_rows, num_gallery], whole."""
         rows = self.rows(part)
-        _check_size(part, len(rows), self.num_gallery)
+        self._check_size(part, len(rows))
         return self.similarity_fn(rows, self.gallery)
+
+    def _scores(self, rows: slice) -> jax.Array:
+        return self.similarity_fn(self.queries[rows], self.gallery)
 
     def distances(self, similarities: jax.Array) -> jax.Array:
         """Euclidean distances of what the similarities are of."""
@@ -138,6 +137,17 @@ class Embeddings(_Known):
             )
         squares = 2 - 2 * similarities if self.measure == "cosine" else -similarities
         return jnp.sqrt(jnp.maximum(squares, 0))
+
+    def makers(self, items: npt.NDArray[Any], beta: float) -> dbn.attribution.Contributors:
+        """The query-bank items behind the biases of gallery rows at beta."""
+        return dbn.attribution.bias_contributors(
+            self.query_bank,
+            self.gallery,
+            self.statistics("query", beta),
+            items.astype(np.int32),
+            k=min(_MAKERS, len(self.query_bank)),
+            similarity_fn=self.similarity_fn,
+        )
 
     def search(
         self,
@@ -160,49 +170,32 @@ class Embeddings(_Known):
         )
         return Found(np.asarray(nearest), np.asarray(ranks))
 
-    def by_rows(self, k: int, rescore: Rescore) -> Found:
-        """A block of whole rows at a time."""
 
-        def blocks() -> Iterator[tuple[int, jax.Array]]:
-            for start in range(0, self.num_queries, _ROWS):
-                rows = slice(start, min(start + _ROWS, self.num_queries))
-                yield start, rescore(self.similarity_fn(self.queries[rows], self.gallery), rows)
-
-        return _found_by_rows(k, self.test.relevant, self.num_gallery, blocks())
-
-
-class Matrices(_Known):
+class Matrices(_Source):
     """A set of similarity matrices, read by rows."""
 
     embedded, measure = False, None
-
-    def __init__(self, test: SimilaritySet) -> None:
-        super().__init__()
-        self.test = test
-        self.num_queries, self.num_gallery = test.similarities.shape
-
-    def _parts(self, matrix: npt.NDArray[np.float32]) -> Iterator[npt.NDArray[np.float32]]:
-        for start in range(0, len(matrix), _ROWS):
-            yield matrix[start : start + _ROWS]
+    test: SimilaritySet
 
     def _fitted(self, bank: str, beta: Any, k: int) -> dbn.BankStatistics:
         matrix = self.test.query_bank if bank == "query" else self.test.gallery_bank
         if matrix is None:
             raise ValueError("a method with a gallery bank needs the gallery bank's similarities")
-        parts = (dbn.bank_statistics(part, beta=beta, k=k) for part in self._parts(matrix))
-        return functools.reduce(dbn.merge, parts)
+        return _merged(matrix, lambda part: dbn.bank_statistics(part, beta=beta, k=k))
 
     def largest(self, k: int) -> dbn.LargestSimilarities:
-        """Merged over blocks of rows."""
+        """Of the query bank."""
         k = min(k, len(self.test.query_bank))
-        parts = (dbn.largest_similarities(part, k=k) for part in self._parts(self.test.query_bank))
-        return functools.reduce(dbn.merge, parts)
+        return _merged(self.test.query_bank, lambda part: dbn.largest_similarities(part, k=k))
 
     def similarities(self, part: str) -> jax.Array:
         """[num_rows, num_gallery], whole."""
         matrix = self.test.similarities if part == "queries" else self.test.query_bank
-        _check_size(part, len(matrix), self.num_gallery)
+        self._check_size(part, len(matrix))
         return jnp.asarray(matrix)
+
+    def _scores(self, rows: slice) -> jax.Array:
+        return jnp.asarray(self.test.similarities[rows])
 
     def search(self, k: int, correction: dbn.Correction | None) -> Found:
         """By blocks of rows."""
@@ -210,12 +203,8 @@ class Matrices(_Known):
             return self.by_rows(k, lambda scores, _: scores)
         return self.by_rows(k, lambda scores, _: dbn.apply_correction(scores, correction))
 
-    def by_rows(self, k: int, rescore: Rescore) -> Found:
-        """A block of whole rows at a time."""
 
-        def blocks() -> Iterator[tuple[int, jax.Array]]:
-            for start in range(0, self.num_queries, _ROWS):
-                rows = slice(start, min(start + _ROWS, self.num_queries))
-                yield start, rescore(jnp.asarray(self.test.similarities[rows]), rows)
-
-        return _found_by_rows(k, self.test.relevant, self.num_gallery, blocks())
+def _merged(matrix: Floats, make: Callable[[Floats], Any]) -> Any:
+    """What is made of blocks of rows, put together."""
+    blocks = (matrix[start : start + _ROWS] for start in range(0, len(matrix), _ROWS))
+    return functools.reduce(dbn.merge, map(make, blocks))

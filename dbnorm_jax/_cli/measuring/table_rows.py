@@ -1,6 +1,7 @@
 """What each method does to a set: retrieval and hubness numbers. No printing, no files."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from dbnorm_jax._cli.measuring.sources import (
     UnfitError,
     source_of,
 )
-from dbnorm_jax._cli.reading.sets import EvaluationSet, SimilaritySet, num_equal_rows
+from dbnorm_jax._cli.reading.sets import SimilaritySet, Test, num_equal_rows
 from dbnorm_jax._src.corrections.table import INNER_PRODUCTS, MOVED, SCORES, VECTORS
 
 NEIGHBORS = 10
@@ -30,47 +31,27 @@ Step = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ResultRow:
-    """The numbers of one method; shares and recalls in percent, NaN where nothing is known.
-
-    Attributes:
-      method: what was evaluated.
-      recall_at_1: R@1; likewise the next two.
-      recall_at_5: R@5.
-      recall_at_10: R@10.
-      gain: R@1 less that of raw, in points.
-      gain_interval: half-width of the gain's 95 % interval: 1.96 standard errors of the paired
-        differences over queries.
-      median_rank: MdR.
-      mean_rank: MnR.
-      skewness: of the k-occurrence.
-      hub_share: items retrieved at least twice as often as the mean.
-      anti_hub_share: items never retrieved.
-      gates_open: share of queries whose gate is open, one entry per bank of the method.
-      ranks: [num_queries] rank of each query's best right item, or None.
-      k_occurrence: [num_gallery], how many queries have the item among their nearest.
-      nearest: [num_queries, k] gallery rows, best first.
-      remark: what the method has to say, for the notes.
-    """
+    """The numbers of one method; shares and recalls in percent, NaN where nothing is known."""
 
     method: Method
-    recall_at_1: float
-    recall_at_5: float
-    recall_at_10: float
-    gain: float
-    gain_interval: float
-    median_rank: float
-    mean_rank: float
+    nearest: Neighbors  # [num_queries, k] gallery rows, best first
+    ranks: Ranks | None  # [num_queries] of each query's best right item
+    remark: str  # for the notes
+    k_occurrence: Neighbors  # [num_gallery] how many queries have the item among their nearest
     skewness: float
-    hub_share: float
-    anti_hub_share: float
-    gates_open: tuple[float, ...]
-    ranks: Ranks | None
-    k_occurrence: Neighbors
-    nearest: Neighbors
-    remark: str = ""
+    hub_share: float  # items retrieved at least twice as often as the mean
+    anti_hub_share: float  # items never retrieved
+    gates_open: tuple[float, ...]  # share of queries, one entry per bank of the method
+    recall_at_1: float = math.nan
+    recall_at_5: float = math.nan
+    recall_at_10: float = math.nan
+    gain: float = math.nan  # R@1 less that of raw, in points
+    gain_interval: float = math.nan  # half-width: 1.96 standard errors of the paired differences
+    median_rank: float = math.nan
+    mean_rank: float = math.nan
 
 
-def num_transductive(test: EvaluationSet | SimilaritySet) -> int:
+def num_transductive(test: Test) -> int:
     """How many bank rows equal test rows; 0 means the banks are apart from the test."""
     if isinstance(test, SimilaritySet):
         # A bank item that is a test query has that query's similarities. A gallery-bank matrix
@@ -83,14 +64,13 @@ def num_transductive(test: EvaluationSet | SimilaritySet) -> int:
 
 
 def evaluate(
-    test: EvaluationSet | SimilaritySet, methods: Sequence[Method], on_step: Step | None = None
+    test: Test, methods: Sequence[Method], on_step: Step = lambda _: None
 ) -> list[ResultRow]:
     """One row per method.
 
     Embeddings are streamed: no queries x gallery or bank x gallery matrix is held, but by methods
     that are defined on one. `on_step` hears what begins, `count_steps` times.
     """
-    on_step = on_step or (lambda _: None)
     source = source_of(test)
     for bank, beta in _needed_statistics(methods):
         on_step(f"{bank} bank, beta {beta:g}")
@@ -101,13 +81,13 @@ def evaluate(
     first = raw.nearest[:, 0]  # what the gates look at
     rows = []
     for method in methods:
-        banks = [source.statistics(*need) for need in _banks_of(method)]
+        banks = [source.statistics(*need) for need in method.betas.items()]
         found = raw
         if method.kind != "raw":
             on_step(method.label)
             found = _found(source, method, k)
         gates_open = tuple(
-            _rounded(100 * np.asarray(bank.active)[first].mean()) if method.gated else 100.0
+            _rounded(100 * np.asarray(bank.active)[first].mean()) if method.about.gated else 100.0
             for bank in banks
         )
         rows.append(_row(method, found, raw, source.num_gallery, gates_open))
@@ -116,20 +96,15 @@ def evaluate(
 
 def count_steps(methods: Sequence[Method]) -> int:
     """How often `evaluate` calls `on_step`."""
-    corrected = [method for method in methods if method.kind != "raw"]
-    return len(_needed_statistics(methods)) + 1 + len(corrected)
-
-
-def _banks_of(method: Method) -> list[tuple[str, float]]:
-    return [(name.removeprefix("beta_"), beta) for name, beta in method.betas.items()]
+    return len(_needed_statistics(methods)) + 1 + sum(method.kind != "raw" for method in methods)
 
 
 def _needed_statistics(methods: Sequence[Method]) -> list[tuple[str, float]]:
-    return list(dict.fromkeys(need for method in methods for need in _banks_of(method)))
+    return list(dict.fromkeys(need for method in methods for need in method.betas.items()))
 
 
 def _found(source: Embeddings | Matrices, method: Method, k: int) -> Found:
-    about, option = method.about, f"--methods {method.kind}"
+    about = method.about
     try:
         if VECTORS in about.needs and not source.embedded:
             raise UnfitError("expected embeddings, got matrices; leave it out")
@@ -139,7 +114,7 @@ def _found(source: Embeddings | Matrices, method: Method, k: int) -> Found:
         if about.gives == SCORES:
             return source.by_rows(k, fitted)
     except UnfitError as error:
-        raise ValueError(f"{option}: {error}") from None
+        raise ValueError(f"--methods {method.kind}: {error}") from None
     if about.gives == CHOICE:
         fitted, choice = fitted
         first, *others = choice.summary().split("\n")
@@ -155,31 +130,23 @@ def _row(
 ) -> ResultRow:
     counts = dbn.hubness.k_occurrence(found.nearest, num_gallery)
     ranks = found.ranks
-    unknown = float("nan")
-    recalls, middle, mean, gain, interval = [unknown] * 3, unknown, unknown, unknown, unknown
+    known: dict[str, Any] = {}
     if ranks is not None and np.isfinite(ranks).any():
         assert raw.ranks is not None
-        recalls = [_rounded(100 * dbn.metrics.recall_at(ranks, cut)) for cut in (1, 5, 10)]
-        middle = _rounded(dbn.metrics.median_rank(ranks))
-        mean = _rounded(dbn.metrics.mean_rank(ranks))
-        gain, interval = _paired_gain(ranks, raw.ranks)
+        for cut in (1, 5, 10):
+            known[f"recall_at_{cut}"] = _rounded(100 * dbn.metrics.recall_at(ranks, cut))
+        known["median_rank"] = _rounded(dbn.metrics.median_rank(ranks))
+        known["mean_rank"] = _rounded(dbn.metrics.mean_rank(ranks))
+        known["gain"], known["gain_interval"] = _paired_gain(ranks, raw.ranks)
     return ResultRow(
-        method=method,
-        recall_at_1=recalls[0],
-        recall_at_5=recalls[1],
-        recall_at_10=recalls[2],
-        gain=gain,
-        gain_interval=interval,
-        median_rank=middle,
-        mean_rank=mean,
+        method,
+        *found,
+        k_occurrence=np.asarray(counts),
         skewness=_rounded(dbn.hubness.skewness(counts)),
         hub_share=_rounded(100 * dbn.hubness.hub_share(counts)),
         anti_hub_share=_rounded(100 * dbn.hubness.anti_hub_share(counts)),
         gates_open=gates_open,
-        ranks=ranks,
-        k_occurrence=np.asarray(counts),
-        nearest=found.nearest,
-        remark=found.remark,
+        **known,
     )
 
 

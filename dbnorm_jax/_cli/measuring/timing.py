@@ -55,14 +55,13 @@ class Timing:
 def interleaved(
     contenders: dict[str, Callable[[], Any]],
     repetitions: int = 7,
-    on_step: Callable[[str], None] | None = None,
+    on_step: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Timing]:
     """Times all contenders; each repetition runs every one once, the starting one rotates.
 
     The first run of each, which compiles, is not timed. `on_step` hears of it and of each
     repetition.
     """
-    on_step = on_step or (lambda _: None)
     names = list(contenders)
     for name in names:
         on_step(f"compiling {name}")

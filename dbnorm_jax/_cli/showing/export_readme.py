@@ -6,27 +6,16 @@ import textwrap
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """What the columns of the vectors are, and what a query needs to meet them.
-
-    Attributes:
-      num_gallery: rows.
-      dim: of the embeddings.
-      num_terms: columns after the embedding that a gate meets.
-      gated: whether gates depend on the query; 1 otherwise.
-      similarity: "cosine", "dot" or "euclidean".
-      metric: "inner-product" or "cosine".
-      means: of the terms, subtracted; a score lacks `gates . means`.
-      length: of all vectors under the cosine metric.
-    """
+    """What the columns of the vectors are, and what a query needs to meet them."""
 
     num_gallery: int
     dim: int
-    num_terms: int
-    gated: bool
+    num_terms: int  # columns after the embedding that a gate meets
+    gated: bool  # whether gates depend on the query; 1 otherwise
     similarity: str
     metric: str
-    means: tuple[float, ...]
-    length: float | None
+    means: tuple[float, ...]  # of the terms, subtracted; a score lacks `gates . means`
+    length: float | None  # of all vectors under the cosine metric
 
     @property
     def columns(self) -> list[str]:
@@ -52,6 +41,13 @@ _ENGINES = {
 def readme(layout: Layout, vectors: str, dtype: str) -> str:
     """The text, with the numbers of this export."""
     normalized = ", normalized" if layout.similarity == "cosine" else ""
+    search = "With gates of 0 instead of 1 the same index returns the raw results."
+    if layout.gated:
+        search = (
+            "Each query is searched for twice: gates of 0 find its nearest raw item, whose column "
+            "of `activation.npy` holds the gates for the search proper. Where the index is "
+            "approximate, a missed nearest item may open or close a gate wrongly."
+        )
     texts = [
         f"`{vectors}` holds {layout.num_gallery} vectors of {layout.width} dimensions in {dtype}, "
         f"row i for row i of the gallery: {layout.dim} of the embedding{normalized}, then "
@@ -59,7 +55,7 @@ def readme(layout: Layout, vectors: str, dtype: str) -> str:
         f"{layout.metric.replace('-', ' ')}: {_ENGINES[layout.metric]}.",
         "A query is its embedding with as many columns more. In NumPy, where `search` stands for "
         "your engine:",
-        _search_text(layout),
+        search,
         _score_text(layout),
         "The vectors belong to this gallery, row by row, and to the banks of the correction: when "
         "either changes, fit and export again. `export.json` says the same to machines. Recipes "
@@ -70,60 +66,49 @@ def readme(layout: Layout, vectors: str, dtype: str) -> str:
     return "\n\n".join(["# Corrected vectors", *paragraphs]) + "\n"
 
 
+_CODE = """\
+import numpy as np
+{pandas}
+vectors = {load}  # index these once
+{activation}
+
+def with_gates(queries, gates):
+{scale}    gates = np.broadcast_to(gates, (len(queries), {num_terms}))
+    return np.concatenate([queries, gates{more}], axis=1).astype(np.float32)
+
+
+def search(queries, k):
+{normalize}    return np.argsort(-(queries @ {vectors}.T), axis=1, kind="stable")[:, :k]
+
+
+def corrected_search(queries, k):
+{nearest}    return search(with_gates(queries, {gates}), k)"""
+_LOADS = {
+    "vectors.npy": 'np.load("vectors.npy", mmap_mode="r")',
+    "vectors.parquet": 'np.stack(pandas.read_parquet("vectors.parquet")["vector"])',
+}
+_SCALES = {
+    "cosine": "    queries = queries / np.linalg.norm(queries, axis=1, keepdims=True)\n",
+    "dot": "",
+    "euclidean": "    queries = 2 * queries\n",
+}
+_NEAREST = "    nearest = search(with_gates(queries, np.zeros({})), 1)[:, 0]\n"
+
+
 def _code(layout: Layout, vectors: str) -> str:
-    load = {
-        "vectors.npy": 'np.load("vectors.npy", mmap_mode="r")',
-        "vectors.parquet": 'np.stack(pandas.read_parquet("vectors.parquet")["vector"])',
-    }[vectors]
-    imports = ["import numpy as np", *["import pandas"] * vectors.endswith("parquet")]
-    lines = [*imports, "", f"vectors = {load}  # index these once"]
-    if layout.gated:
-        lines.append('activation = np.load("activation.npy")')
-    lines += ["", "", "def with_gates(queries, gates):"]
-    lines += {
-        "cosine": [
-            "    queries = queries / np.linalg.norm(queries, axis=1, keepdims=True)",
-        ],
-        "dot": [],
-        "euclidean": ["    queries = 2 * queries"],
-    }[layout.similarity]
-    lines += [f"    gates = np.broadcast_to(gates, (len(queries), {layout.num_terms}))"]
-    columns = ["queries", "gates"]
-    if layout.similarity == "euclidean":
-        columns.append("np.ones((len(queries), 1))")
-    if layout.metric == "cosine":
-        columns.append("np.zeros((len(queries), 1))")
-    lines += [
-        f"    return np.concatenate([{', '.join(columns)}], axis=1).astype(np.float32)",
-        "",
-        "",
-        "def search(queries, k):",
-    ]
-    if layout.metric == "cosine":
-        lines += [
-            "    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)",
-            '    return np.argsort(-(queries @ unit.T), axis=1, kind="stable")[:, :k]',
-        ]
-    else:
-        lines += ['    return np.argsort(-(queries @ vectors.T), axis=1, kind="stable")[:, :k]']
-    lines += ["", "", "def corrected_search(queries, k):"]
-    if layout.gated:
-        lines += [
-            f"    nearest = search(with_gates(queries, np.zeros({layout.num_terms})), 1)[:, 0]",
-            "    return search(with_gates(queries, activation[:, nearest].T), k)",
-        ]
-    else:
-        lines += [f"    return search(with_gates(queries, np.ones({layout.num_terms})), k)"]
-    return "\n".join(lines)
-
-
-def _search_text(layout: Layout) -> str:
-    if not layout.gated:
-        return "With gates of 0 instead of 1 the same index returns the raw results."
-    return (
-        "Each query is searched for twice: gates of 0 find its nearest raw item, whose column of "
-        "`activation.npy` holds the gates for the search proper. Where the index is approximate, a "
-        "missed nearest item may open or close a gate wrongly."
+    num_terms, gated, cosine = layout.num_terms, layout.gated, layout.metric == "cosine"
+    more = ", np.ones((len(queries), 1))" * (layout.similarity == "euclidean")
+    return _CODE.format(
+        pandas="import pandas\n" * vectors.endswith("parquet"),
+        load=_LOADS[vectors],
+        activation='activation = np.load("activation.npy")\n' * gated,
+        scale=_SCALES[layout.similarity],
+        num_terms=num_terms,
+        more=more + ", np.zeros((len(queries), 1))" * cosine,
+        normalize="    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)\n" * cosine,
+        vectors="unit" if cosine else "vectors",
+        nearest=_NEAREST.format(num_terms) * gated,
+        gates="activation[:, nearest].T" if gated else f"np.ones({num_terms})",
     )
 
 

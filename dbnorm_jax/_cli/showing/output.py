@@ -5,6 +5,7 @@ A symbolic link counts as an earlier result, wherever it leads: nothing is writt
 """
 
 import contextlib
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,11 +18,7 @@ Content = Callable[[], bytes]
 
 
 class Sink:
-    """What --output names: a file, or a folder for files of these names.
-
-    Attributes:
-      path: of it.
-    """
+    """What --output names: a file with one of the suffixes, or a folder for files of the names."""
 
     def __init__(
         self,
@@ -31,14 +28,7 @@ class Sink:
         suffixes: tuple[str, ...] = (),
         force: bool = False,
     ) -> None:
-        """Raises where the results could not be written.
-
-        Args:
-          path: as it was given.
-          names: of the files in a folder; none for a file.
-          suffixes: one of which a file has.
-          force: replace what is there.
-        """
+        """Raises where the results could not be written; `force` replaces what is there."""
         self.path = path
         self._names, self._suffixes, self._force = names, suffixes, force
         self._held = False
@@ -152,6 +142,11 @@ class Sink:
         """Writes fitted state."""
         with self.alone():
             dbn.save(self.path, state, provenance=provenance)
+
+
+def json_text(content: Any) -> str:
+    """As it is printed and written."""
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def csv_line(cells: Iterable[Any]) -> str:

@@ -3,25 +3,17 @@
 import base64
 import html
 import shlex
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Container, Iterable, Sequence
 
 from dbnorm_jax._cli.measuring.story import Example, Story
-from dbnorm_jax._cli.measuring.table_rows import ResultRow
-from dbnorm_jax._cli.reading.sets import EvaluationSet, Test
+from dbnorm_jax._cli.reading.sets import Test
 from dbnorm_jax._cli.showing import table
 from dbnorm_jax._cli.showing.table import Report
 
-Labels = tuple[str, ...] | None
+# Title, description, and what makes the PNG.
+Picture = tuple[str, str, Callable[[], bytes]]
 
-
-class Picture(NamedTuple):
-    """A picture of the page; `png` makes it."""
-
-    title: str
-    description: str
-    png: Callable[[], bytes]
-
+_NUMBERS = range(1, len(table.HEADERS))  # columns
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1b1b1b; background: #fff; max-width: 62rem;
@@ -43,41 +35,39 @@ pre { background: #f4f4f4; padding: .6rem .8rem; white-space: pre-wrap; overflow
 
 
 def to_html(
-    report: Report,
-    test: Test,
-    story: Story,
-    pictures: Sequence[Picture],
-    command: Sequence[str],
+    report: Report, test: Test, story: Story, pictures: Sequence[Picture], command: Sequence[str]
 ) -> str:
-    """The page.
-
-    Args:
-      report: the table.
-      test: what was evaluated, for its labels.
-      story: what is told beside the table.
-      pictures: in this order.
-      command: the arguments that make the page again.
-    """
+    """The page; `command`: the arguments that make it again."""
     name, *details = report.heading
     parts = [
         f"<h1>{_text(name)}</h1>",
-        *(f'<p class="dim">{_text(line)}</p>' for line in details),
+        *map(_dim, details),
         f'<p class="lead" id="summary">{_text(summary(report, story))}</p>',
         "<h2>Methods</h2>",
-        _methods(report, story.shown),
     ]
-    parts += [f'<p class="dim">{_text(line)}</p>' for line in table.legend(report)]
+    for title, rows in report.tables.items():
+        parts += [f"<p>{_text(title)}</p>"] * bool(title)
+        lines = [
+            _row("td", [*map(_text, table.cells(row))], _NUMBERS, shown=row is story.shown)
+            for row in rows
+        ]
+        parts += _table(_row("th", map(_text, table.HEADERS), _NUMBERS), lines)
+    parts += map(_dim, table.legend(report))
     parts += [f"<p>{_text(note)}</p>" for note in report.notes]
     for title, description, png in pictures:
         data = base64.b64encode(png()).decode()
         parts += [
             f"<h2>{_text(title)}</h2>",
             f'<img alt="{_text(description)}" src="data:image/png;base64,{data}">',
-            f'<p class="dim">{_text(description)}</p>',
+            _dim(description),
         ]
-    parts += _hubs(report, test, story)
-    parts += _examples(report, test, story)
-    parts += _settings(command)
+    parts += [*_hubs(report, test, story), *_examples(report, test, story)]
+    versions = ", ".join(f"{name} {version}" for name, version in table.versions().items())
+    parts += [
+        "<h2>Made with</h2>",
+        f"<pre>{_text(shlex.join(command))}</pre>",
+        _dim(f"{versions}. The numbers are in results.json and results.csv beside this page."),
+    ]
     body = "\n".join(parts)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -115,65 +105,20 @@ def summary(report: Report, story: Story) -> str:
     return f"{text}."
 
 
-def _methods(report: Report, shown: ResultRow | None) -> str:
-    own = [row for row in report.rows if not row.method.about.transductive]
-    others = [row for row in report.rows if row.method.about.transductive]
-    parts = [_grid(table.HEADERS, [table.cells(row) for row in own], _place(own, shown))]
-    if others:  # numbers that must not stand beside inductive ones
-        rows = [report.rows[0], *others]
-        parts.append("<p>Transductive: these read the other test queries.</p>")
-        parts.append(_grid(table.HEADERS, [table.cells(row) for row in rows], _place(rows, shown)))
-    return "\n".join(parts)
-
-
-def _place(rows: Sequence[ResultRow], shown: ResultRow | None) -> int | None:
-    return next((place for place, row in enumerate(rows) if row is shown), None)
-
-
-def _grid(headers: Sequence[str], rows: Sequence[Sequence[str]], marked: int | None = None) -> str:
-    lines = [
-        '<div class="scroll"><table>',
-        "<tr>"
-        + "".join(
-            f'<th class="number">{_text(header)}</th>' if place else f"<th>{_text(header)}</th>"
-            for place, header in enumerate(headers)
-        )
-        + "</tr>",
-    ]
-    for place, cells in enumerate(rows):
-        first, *numbers = (_text(cell) for cell in cells)
-        mark = ' class="shown"' if place == marked else ""
-        lines.append(
-            f"<tr{mark}><td>{first}</td>"
-            + "".join(f'<td class="number">{number}</td>' for number in numbers)
-            + "</tr>"
-        )
-    return "\n".join([*lines, "</table></div>"])
-
-
 def _hubs(report: Report, test: Test, story: Story) -> list[str]:
-    if not story.hubs:
-        return []
-    k = report.k
-    after = "raw" if story.shown is None else story.shown.method.label
     made = story.makers_beta is not None
-    headers = ["Item", f"N_{k}", f"N_{k}, {after}", *["Made a hub by"] * made]
-    lines = ["<h2>The most retrieved items</h2>", '<div class="scroll"><table>']
-    lines.append("<tr>" + "".join(f"<th>{_text(header)}</th>" for header in headers) + "</tr>")
-    gallery, bank = _labels(test, "gallery_labels"), _labels(test, "query_bank_labels")
+    after = "raw" if story.shown is None else story.shown.method.label
+    headers = ["Item", f"N_{report.k}", f"N_{report.k}, {after}", *["Made a hub by"] * made]
+    rows = []
     for hub in story.hubs:
-        makers = ", ".join(
-            f"{_name(maker.row, bank)} ({100 * maker.share:.0f} %)"
+        makers = [
+            f"{_name(test, 'query_bank', maker.row)} ({100 * maker.share:.0f} %)"
             for maker in hub.makers
             if maker.share >= 0.005
-        )
-        lines.append(
-            f"<tr><td>{_name(hub.row, gallery)}</td>"
-            f'<td class="number">{hub.before}</td><td class="number">{hub.after}</td>'
-            + f"<td>{makers}</td>" * made
-            + "</tr>"
-        )
-    lines.append("</table></div>")
+        ]
+        cells = [_name(test, "gallery", hub.row), str(hub.before), str(hub.after)]
+        rows.append(_row("td", cells + [", ".join(makers)] * made, numbers=(1, 2)))
+    lines = ["<h2>The most retrieved items</h2>", *_table(_row("th", map(_text, headers)), rows)]
     if made:
         lines.append(
             f'<p class="dim">Made a hub by: the query-bank items with the largest shares of the '
@@ -184,65 +129,64 @@ def _hubs(report: Report, test: Test, story: Story) -> list[str]:
 
 
 def _examples(report: Report, test: Test, story: Story) -> list[str]:
-    if story.shown is None or not (story.gained or story.lost):
+    examples = story.gained + story.lost
+    if story.shown is None or not examples:
         return []
     label = _text(story.shown.method.label)
-    known = any(example.right is not None for example in story.gained + story.lost)
+    known = examples[0].right is not None
     total = f"of {report.sizes['queries']:,} queries"
-    lines = ["<h2>Queries before and after</h2>"]
     if known:
-        lines.append(
-            f"<p>{label} puts a right item first in {story.num_gained:,} {total} where raw does "
-            f"not, and loses it in {story.num_lost:,}. Some of either, spread evenly:</p>"
+        said = (
+            f"{label} puts a right item first in {story.num_gained:,} {total} where raw does not, "
+            f"and loses it in {story.num_lost:,}. Some of either, spread evenly:"
         )
     else:
-        lines.append(
-            f"<p>{label} changes the first place of {story.num_gained:,} {total}. Some of them, "
-            f"spread evenly:</p>"
+        said = (
+            f"{label} changes the first place of {story.num_gained:,} {total}. Some of them, "
+            f"spread evenly:"
         )
-    lines += [
-        '<div class="scroll"><table>',
-        f"<tr><th>Query</th>{'<th>Right</th>' * known}<th>Raw, best first</th>"
-        f"<th>{label}</th></tr>",
+    headers = ["Query", *["Right"] * known, "Raw, best first", label]
+    rows = [_row("td", _example(example, test)) for example in examples]
+    lines = ["<h2>Queries before and after</h2>", f"<p>{said}</p>"]
+    return [*lines, *_table(_row("th", headers), rows)]
+
+
+def _example(example: Example, test: Test) -> list[str]:
+    cells = [_name(test, "query", example.query)]
+    if example.right is not None:
+        cells.append("<br>".join(_name(test, "gallery", row) for row in example.right[:3]))
+    for rows in (example.before, example.after):
+        names = []
+        for row in rows:
+            name = _name(test, "gallery", row)
+            right = example.right is not None and row in example.right
+            names.append(f'<span class="right">{name}</span>' if right else name)
+        cells.append("<br>".join(names))
+    return cells
+
+
+def _table(header: str, rows: Iterable[str]) -> list[str]:
+    return ['<div class="scroll"><table>', header, *rows, "</table></div>"]
+
+
+def _row(
+    tag: str, cells: Iterable[str], numbers: Container[int] = (), *, shown: bool = False
+) -> str:
+    """A line of a table; `numbers`: the columns to the right."""
+    mark = ' class="shown"' if shown else ""
+    parts = [
+        f'<{tag} class="number">{cell}</{tag}>' if place in numbers else f"<{tag}>{cell}</{tag}>"
+        for place, cell in enumerate(cells)
     ]
-    lines += [_example(example, test, known=known) for example in story.gained + story.lost]
-    return [*lines, "</table></div>"]
+    return f"<tr{mark}>{''.join(parts)}</tr>"
 
 
-def _example(example: Example, test: Test, *, known: bool) -> str:
-    gallery = _labels(test, "gallery_labels")
-    right = example.right or []
-
-    def listed(rows: list[int]) -> str:
-        return "<br>".join(
-            f'<span class="right">{_name(row, gallery)}</span>'
-            if row in right
-            else _name(row, gallery)
-            for row in rows
-        )
-
-    answer = f"<td>{'<br>'.join(_name(row, gallery) for row in right[:3])}</td>" * known
-    return (
-        f"<tr><td>{_name(example.query, _labels(test, 'query_labels'))}</td>{answer}"
-        f"<td>{listed(example.before)}</td><td>{listed(example.after)}</td></tr>"
-    )
+def _dim(line: str) -> str:
+    return f'<p class="dim">{_text(line)}</p>'
 
 
-def _settings(command: Sequence[str]) -> list[str]:
-    versions = ", ".join(f"{name} {version}" for name, version in table.versions().items())
-    return [
-        "<h2>Made with</h2>",
-        f"<pre>{_text(shlex.join(command))}</pre>",
-        f'<p class="dim">{_text(versions)}. The numbers are in results.json and results.csv '
-        f"beside this page.</p>",
-    ]
-
-
-def _labels(test: Test, which: str) -> Labels:
-    return getattr(test, which) if isinstance(test, EvaluationSet) else None
-
-
-def _name(row: int, labels: Labels) -> str:
+def _name(test: Test, part: str, row: int) -> str:
+    labels = getattr(test, f"{part}_labels", None)  # matrices have none
     return f"row {row}" if labels is None else _text(labels[row])
 
 

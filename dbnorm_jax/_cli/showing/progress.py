@@ -3,7 +3,6 @@
 import sys
 import threading
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, Self
 
 _DELAY_S = 1.0
@@ -12,8 +11,7 @@ _DELAY_S = 1.0
 class Progress:
     """Counts steps: call it with what begins. Shown late, so that short work shows nothing."""
 
-    def __init__(self, total: int) -> None:
-        """`total`: how many steps will begin."""
+    def __init__(self, total: int = 0) -> None:
         self._started = False
         self._lock = threading.Lock()
         self._timer: threading.Timer | None = None
@@ -53,12 +51,7 @@ class Progress:
             self._timer.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Takes the bar away."""
         if self._timer is None:
             return
@@ -71,9 +64,6 @@ class Progress:
 
 class RowProgress(Progress):
     """Rows of one file after the other, with their rate and the time left."""
-
-    def __init__(self) -> None:
-        super().__init__(0)
 
     def _columns(self, progress: Any) -> list[Any]:
         return [

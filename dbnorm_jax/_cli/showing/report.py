@@ -30,24 +30,21 @@ def contents(
 
     k_occurrence = functools.cache(lambda: plots.k_occurrence_png(report))
     methods = functools.cache(lambda: plots.methods_png(report))
-    pictures = [
-        Picture(
-            "Who is retrieved",
-            f"Left: the {report.k}-occurrence of the items, most retrieved first. Right: the share "
-            f"of all places that the least retrieved items have; the straight line is equality.",
-            k_occurrence,
-        ),
-        Picture("Methods side by side", "The dotted line is raw retrieval.", methods),
+    said = (
+        f"Left: the {report.k}-occurrence of the items, most retrieved first. Right: the share of "
+        f"all places that the least retrieved items have; the straight line is equality."
+    )
+    pictures: list[Picture] = [
+        ("Who is retrieved", said, k_occurrence),
+        ("Methods side by side", "The dotted line is raw retrieval.", methods),
     ]
     sweep = story.sweep
     if sweep is not None:
-        picture = Picture(
-            "How much beta matters",
+        said = (
             "To see, not to choose by: these are the test queries. dbnorm tune chooses from the "
-            "banks.",
-            lambda: plots.sweep_png(report, sweep),
+            "banks."
         )
-        pictures.append(picture)
+        pictures.append(("How much beta matters", said, lambda: plots.sweep_png(report, sweep)))
     made = (
         lambda: to_html(report, test, story, pictures, command).encode(errors="replace"),
         lambda: to_csv(report).encode(errors="replace"),

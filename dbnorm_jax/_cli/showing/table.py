@@ -1,15 +1,17 @@
 """The results as a table for people, and as CSV and JSON for machines."""
 
 import dataclasses
-import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Any
+
+import jax
+import numpy as np
 
 import dbnorm_jax as dbn
 from dbnorm_jax._cli.measuring.table_rows import ResultRow
-from dbnorm_jax._cli.showing.output import csv_line
+from dbnorm_jax._cli.showing.output import csv_line, json_text
 
 SCHEMA = "dbnorm evaluation 1"
 
@@ -30,31 +32,18 @@ _UNITS = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Report:
-    """All that a table says.
+    """All that a table says."""
 
-    Attributes:
-      name: of the set.
-      similarity: cosine, dot, euclidean or "given" (matrices).
-      sizes: number of queries, gallery and bank items.
-      beta_query: of the query bank; None where the rows differ or nothing needs it.
-      beta_gallery: of the gallery bank.
-      own_gallery_bank: the gallery serves as its own bank.
-      num_equal_rows: bank rows that equal test rows; more than 0 makes the test transductive.
-      k: neighbourhood of the k-occurrence.
-      rows: one per method.
-      notes: sentences below the table.
-    """
-
-    name: str
+    name: str  # of the set
     similarity: str
-    sizes: dict[str, int]
-    beta_query: float | None
+    sizes: dict[str, int]  # number of queries, gallery and bank items
+    beta_query: float | None  # None where the rows differ or nothing needs it
     beta_gallery: float | None
-    own_gallery_bank: bool
-    num_equal_rows: int
-    k: int
-    rows: Sequence[ResultRow]
-    notes: tuple[str, ...] = ()
+    own_gallery_bank: bool  # the gallery serves as its own bank
+    num_equal_rows: int  # bank rows that equal test rows; any makes the test transductive
+    k: int  # neighborhood of the k-occurrence
+    rows: Sequence[ResultRow]  # one per method
+    notes: tuple[str, ...] = ()  # sentences below the table
 
     @property
     def kind(self) -> str:
@@ -73,69 +62,69 @@ class Report:
     @property
     def heading(self) -> list[str]:
         """The lines above the table."""
-        sizes = [f"{self.sizes['queries']:,} queries", f"{self.sizes['gallery']:,} gallery items"]
-        sizes.append(f"query bank {self.sizes['query_bank']:,}")
+        sizes = f"{self.sizes['queries']:,} queries, {self.sizes['gallery']:,} gallery items, "
+        sizes += f"query bank {self.sizes['query_bank']:,}, "
         if self.own_gallery_bank:
-            sizes.append("gallery bank: the gallery itself, each item left out of its own sum")
+            sizes += "gallery bank: the gallery itself, each item left out of its own sum"
         elif "gallery_bank" in self.sizes:
-            sizes.append(f"gallery bank {self.sizes['gallery_bank']:,}")
+            sizes += f"gallery bank {self.sizes['gallery_bank']:,}"
         else:
-            sizes.append("no gallery bank")
+            sizes += "no gallery bank"
         how = f"similarity {self.similarity}"
         if self.beta_query is not None:
             how += f", beta {self.beta_query:g} (query bank)"
         if self.beta_gallery is not None:
             how += f", {self.beta_gallery:g} (gallery bank)"
-        return [f"{self.name}: {self.kind_in_words}", ", ".join(sizes), how]
+        return [f"{self.name}: {self.kind_in_words}", sizes, how]
+
+    @property
+    def tables(self) -> dict[str, list[ResultRow]]:
+        """Its rows in tables by their titles: numbers that must not stand beside inductive ones."""
+        tables = {"": [row for row in self.rows if not row.method.about.transductive]}
+        others = [row for row in self.rows if row.method.about.transductive]
+        if others:
+            tables["Transductive: these read the other test queries."] = [self.rows[0], *others]
+        return tables
 
 
 def show(report: Report) -> None:
-    """Prints the table to stdout; plain text when piped, never cut."""
-    from rich.console import Console
-    from rich.measure import Measurement
-    from rich.text import Text
-
-    own = [row for row in report.rows if not row.method.about.transductive]
-    others = [row for row in report.rows if row.method.about.transductive]
-    tables = [_table(own)]
-    if others:  # numbers that must not stand beside inductive ones
-        tables.append(_table([report.rows[0], *others]))
-    console = Console(file=sys.stdout, highlight=False)
-    # A cut number would mislead: on a narrow terminal lines run over instead.
-    wide = console.options.update(width=1000)
-    widths = [Measurement.get(console, wide, table).maximum for table in tables]
-    console.width = max(console.width, *widths)
+    """Prints the table to stdout."""
+    console = wide_console()
     name, *details = report.heading
-    console.print(Text(name, style="bold"), soft_wrap=True)
-    for line in details:
-        console.print(Text(line), soft_wrap=True)
-    console.print()
-    console.print(tables[0])
-    console.print()
-    if others:
-        console.print(Text("Transductive: these read the other test queries.", style="bold"))
+    console.print(name, style="bold")
+    console.print(*details, sep="\n")
+    for title, rows in report.tables.items():
+        if title:
+            console.print(title, style="bold")
         console.print()
-        console.print(tables[1])
+        console.print(grid(HEADERS, map(cells, rows)))
         console.print()
-    for line in legend(report):
-        console.print(Text(line, style="dim"), soft_wrap=True)
+    console.print(*legend(report), sep="\n", style="dim")
     if report.notes:
         console.print()
-    for line in report.notes:
-        console.print(Text(line), soft_wrap=True)
+        console.print(*report.notes, sep="\n")
 
 
-def _table(rows: Sequence[ResultRow]) -> Any:
+def wide_console() -> Any:
+    """Of rich, for stdout: prints text as it is, plain when piped."""
+    from rich.console import Console
+
+    # A cut number would mislead: on a narrow terminal lines run over instead.
+    return Console(
+        file=sys.stdout, width=1000, soft_wrap=True, highlight=False, markup=False, emoji=False
+    )
+
+
+def grid(headers: Sequence[str], rows: Iterable[Sequence[str]], left: Container[int] = (0,)) -> Any:
+    """A table of rich; the columns that are not to the left are to the right."""
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
-    first, *others = HEADERS
-    table.add_column(first, no_wrap=True)
-    for header in others:
-        table.add_column(header, justify="right", no_wrap=True)
+    for place, header in enumerate(headers):
+        table.add_column(header, justify="left" if place in left else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*cells(row))
+        table.add_row(*row)
     return table
 
 
@@ -156,7 +145,7 @@ def cells(row: ResultRow) -> list[str]:
         _number(row.mean_rank, 1),
         _number(row.skewness, 2),
         *(_number(value, 1) for value in (row.hub_share, row.anti_hub_share)),
-        "/".join(_number(share, 0) for share in row.gates_open) if row.method.gated else "-",
+        "/".join(_number(share, 0) for share in row.gates_open) if row.method.about.gated else "-",
     ]
 
 
@@ -167,7 +156,7 @@ def legend(report: Report) -> list[str]:
         "R@k in %; Gain: points of R@1 over raw, ± its 95 % interval, paired over queries; MdR, "
         "MnR: median and mean rank"
     )
-    if any(row.method.gated for row in report.rows):
+    if any(row.method.about.gated for row in report.rows):
         retrieval += "; Open: % of queries whose gate is open"
     hubness = (
         f"{occurrence}: how many queries have an item in their top {report.k}. Skew: its skewness; "
@@ -186,28 +175,22 @@ def to_csv(report: Report) -> str:
     gates = ["gates_open_query_bank", "gates_open_gallery_bank"]
     first = ["set", "kind", "method", "beta_query", "beta_gallery", "options"]
     lines: list[list[Any]] = [[*first, *columns, *gates]]
-    for row in report.rows:
-        shares = [*row.gates_open, None, None][:2]
-        values = [getattr(row, name) for name in columns]
-        lines.append(
-            [report.name, _kind(report, row), row.method.name, row.method.beta_query]
-            + [row.method.beta_gallery, _options(row)]
-            + ["" if value is None or math.isnan(value) else value for value in (*values, *shares)]
-        )
+    for row in (_row(report, row) for row in report.rows):
+        row["set"] = report.name
+        row["options"] = " ".join(f"{name}={value:g}" for name, value in row["options"].items())
+        shares = [*row["gates_open"], None, None][:2]
+        lines.append([*(row[name] for name in (*first, *columns)), *shares])
     return "".join(map(csv_line, lines))
-
-
-def _kind(report: Report, row: ResultRow) -> str:
-    return "transductive" if row.method.about.transductive else report.kind
-
-
-def _options(row: ResultRow) -> str:
-    return " ".join(f"{name}={value:g}" for name, value in row.method.options)
 
 
 def to_json(report: Report) -> str:
     """The whole report; null where nothing is known."""
-    content = {
+    return json_text(content(report))
+
+
+def content(report: Report) -> dict[str, Any]:
+    """What `to_json` says."""
+    return {
         "schema": SCHEMA,
         "set": report.name,
         "kind": report.kind,
@@ -220,28 +203,26 @@ def to_json(report: Report) -> str:
         "versions": versions(),
         "units": _UNITS,
         "rows": [_row(report, row) for row in report.rows],
-        "notes": list(report.notes),
+        "notes": report.notes,
     }
-    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _row(report: Report, row: ResultRow) -> dict[str, Any]:
-    numbers = {name: getattr(row, name) for name in _UNITS}
     return {
         "method": row.method.name,
-        "kind": _kind(report, row),
+        "kind": "transductive" if row.method.about.transductive else report.kind,
         "beta_query": row.method.beta_query,
         "beta_gallery": row.method.beta_gallery,
         "options": dict(row.method.options),
-    } | {
-        name: None if isinstance(value, float) and math.isnan(value) else value
-        for name, value in numbers.items()
+        **{name: or_none(getattr(row, name)) for name in _UNITS},
     }
+
+
+def or_none(value: Any) -> Any:
+    """None for NaN, which JSON does not have."""
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def versions() -> dict[str, str]:
     """Of the packages that the numbers depend on."""
-    import jax
-    import numpy as np
-
     return {"dbnorm_jax": dbn.__version__, "jax": jax.__version__, "numpy": np.__version__}
