@@ -11,7 +11,7 @@ import io
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -42,38 +42,26 @@ ROWS, NUMBERS, TEXTS = "rows", "numbers", "texts"
 
 
 class Container(NamedTuple):
-    """An open file.
+    """An open file."""
 
-    Attributes:
-      names: of its arrays; None where it is one array.
-      read: an array, by its name.
-      columns: of a table, what each holds: ROWS, NUMBERS or TEXTS.
-    """
-
-    names: list[str] | None
-    read: Callable[[str], Array]
-    columns: Mapping[str, str] = {}
+    names: list[str] | None  # of its arrays; None where it is one array
+    read: Callable[[str], Array]  # an array, by its name
+    columns: Mapping[str, str | None] = {}  # of a table, what each holds of the three above
 
 
 def contained(source: Source) -> AbstractContextManager[Container]:
     """The file, open and in whatever form."""
     kind = kind_of(source)
-    if kind is None:
-        raise unknown(source)
-    return _FORMS[kind](source)
-
-
-def unknown(source: Source) -> ValueError:
-    """The error about a file that is in no form."""
+    if kind is not None:
+        return _FORMS[kind](source)
     with opened(source) as file:
         start = file.read(1)
-    expected = "an array file (.npy, .npz, .safetensors, .parquet, .arrow)"
+    what, remedy = "other contents", source.remedy
     if not start:
-        return source.fail(expected, "an empty file", BROKEN_REMEDY)
-    if start == _PICKLE:
+        what, remedy = "an empty file", BROKEN_REMEDY
+    elif start == _PICKLE:
         what = "what looks like a pickle, which can run code and is not loaded"
-        return source.fail(expected, what, source.remedy)
-    return source.fail(expected, "other contents", source.remedy)
+    raise source.fail("an array file (.npy, .npz, .safetensors, .parquet, .arrow)", what, remedy)
 
 
 def listed(names: list[str]) -> str:
@@ -138,21 +126,16 @@ def _unpacked(source: Source, archive: zipfile.ZipFile, name: str) -> Array:
     with archive.open(info) as stream, _refusing(source):
         start = io.BytesIO(stream.read(2**14))
         header = binary.read_header(start, info.file_size)
-        data = bytearray(header.num_bytes)
-        _fill(source, memoryview(data), start.read(), stream)
+        data, filled, block = bytearray(header.num_bytes), 0, start.read()
+        target = memoryview(data)
+        while block:
+            target[filled : filled + len(block)] = block
+            filled += len(block)
+            block = stream.read(min(2**20, len(data) - filled))
+        if filled < len(data):
+            raise source.fail(f"{len(data)} bytes", f"{filled} (truncated)", BROKEN_REMEDY)
+        stream.read(1)  # past the end: compares the checksum
         return header.array(data)
-
-
-def _fill(source: Source, target: memoryview, start: bytes, stream: IO[bytes]) -> None:
-    target[: len(start)] = start
-    filled = len(start)
-    while filled < len(target):
-        block = stream.read(min(2**20, len(target) - filled))
-        if not block:
-            raise source.fail(f"{len(target)} bytes", f"{filled} (truncated)", BROKEN_REMEDY)
-        target[filled : filled + len(block)] = block
-        filled += len(block)
-    stream.read(1)  # past the end: compares the checksum
 
 
 def _check_unpacked(source: Source, packed: int, unpacked: int) -> None:
@@ -215,8 +198,8 @@ def _parquet(source: Source) -> Iterator[Container]:
             # A text that many rows share is unpacked once.
             shared = [field.name for field in schema if _holds(field.type) == TEXTS]
             with parquet.ParquetFile(file, read_dictionary=shared) as table:
+                columns = {field.name: _holds(field.type) for field in table.schema_arrow}
                 names = table.schema_arrow.names
-                columns = _columns(table.schema_arrow)
                 yield Container(names, lambda name: _of_parquet(source, table, name), columns)
 
 
@@ -260,13 +243,13 @@ def _arrow(source: Source) -> Iterator[Container]:
         most = max(_SMALL, _MOST_COMPRESSED * len(whole))
         _check_unpacked(source, len(whole), arrow_sizes.unpacked(whole, most, stream=stream))
         table = reader.read_all()
-        names, columns = table.column_names, _columns(table.schema)
-        yield Container(names, lambda name: _of_arrow(source, table, name), columns)
 
+        def read(name: str) -> Array:
+            table.select([name]).validate(full=True)  # Arrow follows offsets that lead elsewhere
+            return _as_array(source, table.column(name))
 
-def _of_arrow(source: Source, table: Any, name: str) -> Array:
-    table.select([name]).validate(full=True)  # Arrow follows offsets that lead elsewhere
-    return _as_array(source, table.column(name))
+        columns = {field.name: _holds(field.type) for field in table.schema}
+        yield Container(table.column_names, read, columns)
 
 
 _FORMS: dict[str, Callable[[Source], AbstractContextManager[Container]]] = {
@@ -276,11 +259,6 @@ _FORMS: dict[str, Callable[[Source], AbstractContextManager[Container]]] = {
     PARQUET: _parquet,
     ARROW: _arrow,
 }
-
-
-def _columns(schema: Any) -> dict[str, str]:
-    held = {field.name: _holds(field.type) for field in schema}
-    return {name: what for name, what in held.items() if what is not None}
 
 
 def _holds(kind: Any) -> str | None:
@@ -306,28 +284,21 @@ def _as_array(source: Source, column: Any) -> Array:
 
 
 def _lists(source: Source, column: Any) -> Array:
-    from pyarrow import types
+    from pyarrow.compute import list_value_length
 
-    width = None
-    parts = []
-    for chunk in column.chunks:
-        lengths = np.unique(
-            [chunk.type.list_size]
-            if types.is_fixed_size_list(chunk.type)
-            else chunk.value_lengths().to_numpy(zero_copy_only=False)
-        )
-        if not len(chunk):
-            continue
-        if len(lengths) > 1 or width not in (None, lengths[0]):
-            both = sorted({*lengths.tolist(), *([] if width is None else [width])})
-            remedy = "keep rows of one length"
-            raise source.fail("lists of one length", f"{both[0]} to {both[-1]}", remedy)
-        width = int(lengths[0])
-        if not width:
-            raise source.fail("lists of one or more values", "empty ones", "fill them")
-        parts.append(_numbers(source, chunk.type.value_type, chunk.flatten()).reshape(-1, width))
-    if not parts:
+    lengths = sorted(list_value_length(column).unique().to_pylist())
+    if not lengths:
         raise source.fail("at least one row", "none", "fill it")
+    if len(lengths) > 1:
+        both = f"{lengths[0]} to {lengths[-1]}"
+        raise source.fail("lists of one length", both, "keep rows of one length")
+    if not lengths[0]:
+        raise source.fail("lists of one or more values", "empty ones", "fill them")
+    parts = [
+        _numbers(source, chunk.type.value_type, chunk.flatten()).reshape(-1, lengths[0])
+        for chunk in column.chunks
+        if len(chunk)
+    ]
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
@@ -351,8 +322,5 @@ def _numbers(source: Source, kind: Any, values: Any) -> Array:
         raise source.fail("numbers", f"a column of {kind}", "choose another column")
     if values.null_count:
         raise source.fail("a number everywhere", f"{values.null_count} nulls", "remove those rows")
-    # A chunked column copies as it is; one chunk need not.
-    array: Array = (
-        values.to_numpy() if hasattr(values, "chunks") else values.to_numpy(zero_copy_only=False)
-    )
+    array: Array = values.to_numpy(zero_copy_only=False)
     return array
