@@ -19,21 +19,20 @@ SAVE_REMEDY = "write it with numpy.save as float32"
 BROKEN_REMEDY = "copy or write it again"
 STDIN = "-"
 
-NPY, NPZ, SAFETENSORS, PARQUET, ARROW = "npy", "npz", "safetensors", "Parquet", "Arrow"
 _STARTS = {
-    b"\x93NUMPY": NPY,
-    b"PK\x03\x04": NPZ,  # an archive; two letters may begin a text as well
-    b"PK\x05\x06": NPZ,  # an empty one
-    b"PAR1\x15": PARQUET,
-    b"ARROW1\0\0": ARROW,
-    b"\xff\xff\xff\xff": ARROW,  # a stream
+    b"\x93NUMPY": "npy",
+    b"PK\x03\x04": "npz",  # an archive; two letters may begin a text as well
+    b"PK\x05\x06": "npz",  # an empty one
+    b"PAR1\x15": "parquet",
+    b"ARROW1\0\0": "arrow",
+    b"\xff\xff\xff\xff": "arrow",  # a stream
 }
 _SUFFIXES = {
-    ".npz": NPZ,
-    ".safetensors": SAFETENSORS,
-    ".parquet": PARQUET,
-    ".arrow": ARROW,
-    ".feather": ARROW,
+    ".npz": "npz",
+    ".safetensors": "safetensors",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
 }
 _START = 2**16  # bytes of a pipe at most that say what it holds
 _PART = 2**20  # bytes asked for at once
@@ -116,7 +115,7 @@ class Source:
 def _declared(start: bytes) -> int:
     """How many bytes of a pipe to take at most."""
     kind = _kind(start)
-    if kind == NPY:
+    if kind == "npy":
         try:
             header = binary.read_header(io.BytesIO(start), None)
         except binary.BadArrayError:
@@ -130,7 +129,7 @@ def _kind(start: bytes) -> str | None:
         if start.startswith(known):
             return kind
     # Eight bytes say how long the JSON is that follows.
-    return SAFETENSORS if start[4:9] == b"\0\0\0\0{" else None
+    return "safetensors" if start[4:9] == b"\0\0\0\0{" else None
 
 
 def kind_of(source: Source) -> str | None:

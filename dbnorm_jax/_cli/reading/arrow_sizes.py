@@ -20,13 +20,7 @@ class DamagedError(ValueError):
 def unpacked(data: memoryview, most: int, *, stream: bool) -> int:
     """Bytes that compressed buffers declare, 0 where none is compressed; stops beyond `most`.
 
-    Args:
-      data: a whole IPC file or stream.
-      most: what may be declared.
-      stream: message by message, not by a file's footer.
-
-    Raises:
-      DamagedError: places that lead outside of the file.
+    `data` is a whole IPC file, read by its footer, or with `stream` message by message.
     """
     total = 0
     try:
@@ -83,14 +77,11 @@ def _batch(data: memoryview, metadata: int) -> int | None:
     kind, header = _field(data, message, 1), _field(data, message, 2)
     if not kind or not header:
         return None
-    table = _pointed(data, header)
-    match _number(data, "<B", kind):
-        case 2:  # a dictionary's
-            inner = _field(data, table, 1)
-            return _pointed(data, inner) if inner else None
-        case 3:
-            return table
-    return None
+    table, number = _pointed(data, header), _number(data, "<B", kind)
+    if number == 2:  # a dictionary's
+        inner = _field(data, table, 1)
+        return _pointed(data, inner) if inner else None
+    return table if number == 3 else None
 
 
 # --- flatbuffers ---------------------------------------------------------------------------------

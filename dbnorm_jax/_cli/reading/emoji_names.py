@@ -19,7 +19,6 @@ EMOJI_VERSION = "2.16"
 _DIM = 1024  # buckets: the ten low bits of the checksum; the eleventh is the sign
 _NGRAMS = (2, 3, 4)
 _RIDGE = 1.0
-_FULLY_QUALIFIED = "fully_qualified"
 _SKIN_TONES = {chr(code) for code in range(0x1F3FB, 0x1F400)}
 _FEWEST_PAIRS = 30
 
@@ -59,7 +58,6 @@ def emoji_names(source: str = "en", target: str = "de", seed: int = 0) -> Evalua
         query_labels=tuple(names[i][0] for i in tested),
         gallery_labels=tuple(names[i][1] for i in tested),
         query_bank_labels=tuple(names[i][0] for i in banked),
-        gallery_bank_labels=tuple(names[i][1] for i in banked),
     )
 
 
@@ -80,22 +78,21 @@ def _named_pairs(source: str, target: str) -> list[tuple[str, str]]:
     emoji.config.load_language(source)
     emoji.config.load_language(target)
 
-    pairs: list[tuple[str, str]] = []
-    seen: tuple[set[str], set[str]] = (set(), set())
+    pairs: dict[str, str] = {}
+    taken: set[str] = set()
     for character in sorted(emoji.EMOJI_DATA):
         entry = emoji.EMOJI_DATA[character]
-        if entry["status"] != emoji.STATUS[_FULLY_QUALIFIED] or _SKIN_TONES & set(character):
+        if entry["status"] != emoji.STATUS["fully_qualified"] or _SKIN_TONES & set(character):
             continue
         if source not in entry or target not in entry:
             continue
-        pair = _text(entry[source]), _text(entry[target])
-        if pair[0] not in seen[0] and pair[1] not in seen[1]:
-            pairs.append(pair)
-            seen[0].add(pair[0])
-            seen[1].add(pair[1])
+        name, other = _text(entry[source]), _text(entry[target])
+        if name not in pairs and other not in taken:
+            pairs[name] = other
+            taken.add(other)
     if len(pairs) < _FEWEST_PAIRS:
         raise ValueError(f"emoji names {source} -> {target}: only {len(pairs)} pairs; too few")
-    return pairs
+    return list(pairs.items())
 
 
 def _text(name: str) -> str:

@@ -16,17 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dbnorm_jax._cli.reading import arrow_sizes
-from dbnorm_jax._cli.reading.argument import (
-    ARROW,
-    BROKEN_REMEDY,
-    NPY,
-    NPZ,
-    PARQUET,
-    SAFETENSORS,
-    Source,
-    kind_of,
-    opened,
-)
+from dbnorm_jax._cli.reading.argument import BROKEN_REMEDY, Source, kind_of, opened
 from dbnorm_jax._cli.reading.packages import install_hint
 from dbnorm_jax._cli.reading.sets import Array
 from dbnorm_jax._src.files import binary
@@ -49,11 +39,21 @@ class Container(NamedTuple):
     columns: Mapping[str, str | None] = {}  # of a table, what each holds of the three above
 
 
-def contained(source: Source) -> AbstractContextManager[Container]:
+@contextlib.contextmanager
+def contained(source: Source) -> Iterator[Container]:
     """The file, open and in whatever form."""
     kind = kind_of(source)
-    if kind is not None:
-        return _FORMS[kind](source)
+    if kind is None:
+        raise _unknown(source)
+    try:
+        with _FORMS[kind](source) as container:
+            yield container
+    except binary.BadArrayError as error:
+        remedy = f"copy it again, or {source.remedy}"
+        raise source.fail(error.expected, error.actual, remedy) from None
+
+
+def _unknown(source: Source) -> ValueError:
     with opened(source) as file:
         start = file.read(1)
     what, remedy = "other contents", source.remedy
@@ -61,7 +61,7 @@ def contained(source: Source) -> AbstractContextManager[Container]:
         what, remedy = "an empty file", BROKEN_REMEDY
     elif start == _PICKLE:
         what = "what looks like a pickle, which can run code and is not loaded"
-    raise source.fail("an array file (.npy, .npz, .safetensors, .parquet, .arrow)", what, remedy)
+    return source.fail("an array file (.npy, .npz, .safetensors, .parquet, .arrow)", what, remedy)
 
 
 def listed(names: list[str]) -> str:
@@ -78,7 +78,7 @@ def _npy(source: Source) -> Iterator[Container]:
 
 
 def _mapped(source: Source) -> Array:
-    with opened(source) as file, _refusing(source):
+    with opened(source) as file:
         header = binary.read_header(file, source.path.stat().st_size)
         if not header.num_bytes:
             return np.empty(header.shape, header.dtype)
@@ -92,15 +92,6 @@ def _mapped(source: Source) -> Array:
         )
         binary.check_texts(array)
         return array
-
-
-@contextlib.contextmanager
-def _refusing(source: Source) -> Iterator[None]:
-    try:
-        yield
-    except binary.BadArrayError as error:
-        remedy = f"copy it again, or {source.remedy}"
-        raise source.fail(error.expected, error.actual, remedy) from None
 
 
 @contextlib.contextmanager
@@ -123,7 +114,7 @@ def _unpacked(source: Source, archive: zipfile.ZipFile, name: str) -> Array:
     # The directory may lie about the packed size as well: the file bounds it.
     packed = min(info.compress_size, source.path.stat().st_size)
     _check_unpacked(source, packed, info.file_size)
-    with archive.open(info) as stream, _refusing(source):
+    with archive.open(info) as stream:
         start = io.BytesIO(stream.read(2**14))
         header = binary.read_header(start, info.file_size)
         data, filled, block = bytearray(header.num_bytes), 0, start.read()
@@ -168,13 +159,12 @@ def _reading(source: Source, package: str, form: str) -> Iterator[None]:
         if not (foreign or isinstance(error, (OSError, UnicodeError, arrow_sizes.DamagedError))):
             raise
         line = str(error).partition("\n")[0]
-        article = "an" if form == ARROW else "a"
-        raise source.fail(f"{article} {form} file", line, BROKEN_REMEDY) from None
+        raise source.fail(f"{form} file", line, BROKEN_REMEDY) from None
 
 
 @contextlib.contextmanager
 def _safetensors(source: Source) -> Iterator[Container]:
-    with _reading(source, "safetensors", SAFETENSORS):
+    with _reading(source, "safetensors", "a safetensors"):
         import safetensors
 
         with safetensors.safe_open(source.path, "np") as file:
@@ -189,7 +179,7 @@ def _tensor(file: Any, name: str) -> Array:
 
 @contextlib.contextmanager
 def _parquet(source: Source) -> Iterator[Container]:
-    with _reading(source, "pyarrow", PARQUET):
+    with _reading(source, "pyarrow", "a Parquet"):
         from pyarrow import parquet
 
         with opened(source) as file:
@@ -228,7 +218,7 @@ def _of_parquet(source: Source, table: Any, name: str) -> Array:
 @contextlib.contextmanager
 def _arrow(source: Source) -> Iterator[Container]:
     """An IPC file, or a stream as `datasets` writes."""
-    with _reading(source, "pyarrow", ARROW):
+    with _reading(source, "pyarrow", "an Arrow"):
         import pyarrow
 
         mapped = pyarrow.memory_map(str(source.path))
@@ -253,11 +243,11 @@ def _arrow(source: Source) -> Iterator[Container]:
 
 
 _FORMS: dict[str, Callable[[Source], AbstractContextManager[Container]]] = {
-    NPY: _npy,
-    NPZ: _npz,
-    SAFETENSORS: _safetensors,
-    PARQUET: _parquet,
-    ARROW: _arrow,
+    "npy": _npy,
+    "npz": _npz,
+    "safetensors": _safetensors,
+    "parquet": _parquet,
+    "arrow": _arrow,
 }
 
 
@@ -310,7 +300,7 @@ def _texts(source: Source, column: Any) -> Array:
     for chunk in column.chunks:
         shared = types.is_dictionary(chunk.type)
         texts = np.array((chunk.dictionary if shared else chunk).to_pylist(), object)
-        parts.append(texts[chunk.indices.to_numpy()] if shared and len(chunk) else texts)
+        parts.append(texts[chunk.indices.to_numpy()] if shared else texts)
     array = np.concatenate(parts)
     if None in array:  # of a dictionary
         raise source.fail("a value in every row", "nulls", "remove those rows")

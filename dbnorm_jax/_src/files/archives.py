@@ -17,7 +17,6 @@ import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,7 +39,7 @@ class Fields(NamedTuple):
 
     static: frozenset[str]
     arrays: frozenset[str]
-    later: Mapping[str, Any] = MappingProxyType({})  # static ones that version 2 lacks: defaults
+    later: Mapping[str, Any] = {}  # static ones that version 2 lacks: defaults
 
 
 class Archive(NamedTuple):
@@ -182,17 +181,15 @@ def _read_header(
         or not isinstance(header.get("provenance"), (dict, type(None)))
         or not all(isinstance(header[part], dict) for part in ("static", "arrays"))
         or header["static"].keys() != static - (later.keys() if version < 3 else set())
-        or not all(map(_is_static, header["static"].items()))
+        or not all(
+            type(value) is int or (name == "similarity" and isinstance(value, (str, type(None))))
+            for name, value in header["static"].items()
+        )
         or not header["arrays"].keys() <= arrays
         or names != header["arrays"].keys() | {_HEADER}
     ):
         raise _refusal(f"other fields than those of a {kind}")
     return header
-
-
-def _is_static(field: tuple[str, Any]) -> bool:
-    name, value = field
-    return type(value) is int or (name == "similarity" and isinstance(value, (str, type(None))))
 
 
 def _read(archive: zipfile.ZipFile, name: str, largest: int) -> np.ndarray[Any, np.dtype[Any]]:

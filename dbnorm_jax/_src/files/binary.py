@@ -224,18 +224,6 @@ def _held(place: Path) -> Iterator[bool]:
     Raises:
       BlockingIOError: another process, or another place in this one, holds it.
     """
-    handle, locked = _open_lock(place)
-    try:
-        yield locked
-    finally:
-        # Before it is let go: afterwards another process may hold the file that this would remove.
-        gone = discard(place)
-        os.close(handle)
-        if not gone:  # Windows removes no open file, neither this one's nor another's
-            discard(place)
-
-
-def _open_lock(place: Path) -> tuple[int, bool]:
     while True:
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
         if found_at(place) == LINK:  # Windows has no such flag
@@ -248,8 +236,16 @@ def _open_lock(place: Path) -> tuple[int, bool]:
             os.close(handle)
             raise
         if there:
-            return handle, locked
+            break
         os.close(handle)
+    try:
+        yield locked
+    finally:
+        # Before it is let go: afterwards another process may hold the file that this would remove.
+        gone = discard(place)
+        os.close(handle)
+        if not gone:  # Windows removes no open file, neither this one's nor another's
+            discard(place)
 
 
 def _lock(handle: int) -> bool:
@@ -270,11 +266,10 @@ def _lock(handle: int) -> bool:
 
 def discard(place: Path) -> bool:
     """Removes a file where the system lets; whether it did."""
-    try:
+    with contextlib.suppress(OSError):
         place.unlink(missing_ok=True)
-    except OSError:
-        return False
-    return True
+        return True
+    return False
 
 
 def _create(temporary: Path, target: Path) -> IO[bytes]:
