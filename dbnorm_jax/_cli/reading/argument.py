@@ -15,8 +15,6 @@ from typing import IO, Any
 from dbnorm_jax._src.files import binary
 from dbnorm_jax._src.files.binary import printable
 
-SAVE_REMEDY = "write it with numpy.save as float32"
-BROKEN_REMEDY = "copy or write it again"
 STDIN = "-"
 
 _STARTS = {
@@ -49,7 +47,7 @@ class Source:
     path: Path  # of a pipe, what keeps its contents
     member: str | None = None  # the array in a file of several
     piped: bool = False  # it came through standard input
-    remedy: str = SAVE_REMEDY  # how to write what is expected
+    remedy: str = "write it with numpy.save as float32"  # how to write what is expected
 
     @classmethod
     def parse(cls, argument: str, text: str) -> "Source":

@@ -40,16 +40,15 @@ def read_floats(source: Source) -> Array:
     return array
 
 
-def read_integers(source: Source, several: str = "") -> Array:
-    """A 1-d array of row numbers; `several` says where a row that has several of them goes."""
-    source = dataclasses.replace(source, remedy=_ROW_NUMBERS + several)
-    array = _integers(source)
+def read_integers(source: Source) -> Array:
+    """A 1-d array of row numbers."""
+    array = _integers(dataclasses.replace(source, remedy=_ROW_NUMBERS))
     if array.dtype.kind == "b" or array.ndim != 1:
         what = f"dtype {array.dtype}, shape {array.shape}"
         remedy = f"keep one number per row, shape ({len(array) if array.ndim else 1},)"
         if array.dtype.kind == "b" and array.ndim == 2:
             remedy = "write numpy.where(matrix.any(1), matrix.argmax(1), -1)"
-        raise source.fail("1 axis of integers (rows, counted from 0)", what, remedy + several)
+        raise source.fail("1 axis of integers (rows, counted from 0)", what, remedy)
     return array
 
 
@@ -234,26 +233,18 @@ def read_labels(source: Source, count: int, of: str) -> tuple[str, ...]:
 
 
 def read_together(
-    named: Mapping[str, str | None], meaning: str = "embedding dimensions"
+    named: Mapping[str, str | Source | None], meaning: str = "embedding dimensions"
 ) -> dict[str, tuple[Source, Array]]:
     """The rows of those arguments that are given, with as many columns each, values not read yet.
 
     `named` maps an argument to what it says; `meaning` is that of the columns.
     """
-    return _together(
-        {
-            argument: Source.parse(argument, text)
-            for argument, text in named.items()
-            if text is not None
-        },
-        meaning,
-    )
-
-
-def _together(
-    sources: Mapping[str, Source], meaning: str = "embedding dimensions"
-) -> dict[str, tuple[Source, Array]]:
-    found = {name: (source, read_floats(source)) for name, source in sources.items()}
+    sources = {
+        argument: given if isinstance(given, Source) else Source.parse(argument, given)
+        for argument, given in named.items()
+        if given is not None
+    }
+    found = {argument: (source, read_floats(source)) for argument, source in sources.items()}
     sets.check_same_columns({str(source): rows for source, rows in found.values()}, meaning)
     return found
 
@@ -265,14 +256,7 @@ def read_embeddings(
     relevant: str | None,
     bank_pairs: str | None,
 ) -> EvaluationSet:
-    """A set from files apart.
-
-    Args:
-      named: field of the set -> its argument, and what that says.
-      similarity: to prepare rows for.
-      relevant: what --relevant says.
-      bank_pairs: what --bank-pairs says.
-    """
+    """A set from files apart: `named` maps a field of it to its argument and what that says."""
     read = read_together(dict(named.values()))
     parts = {field: read[argument] for field, (argument, _) in named.items() if argument in read}
     titles = [parts[field][0].title for field in ("queries", "gallery") if field in parts]
@@ -294,7 +278,9 @@ def read_set(text: str, similarity: str) -> EvaluationSet:
     members = {"queries": "query", "gallery": "gallery", "query_bank": "query_bank"}
     if "gallery_bank" in names:
         members["gallery_bank"] = "gallery_bank"
-    parts = _together({field: _member_of(source, name, names) for field, name in members.items()})
+    parts = read_together(
+        {field: _member_of(source, name, names) for field, name in members.items()}
+    )
     paired = "bank_pair" in names and "gallery_bank" in names
     pairs = _member_of(source, "bank_pair", names) if paired else None
     # Many sets are folders with one data.npz each: the folder is the name.

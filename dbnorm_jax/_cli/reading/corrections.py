@@ -55,11 +55,8 @@ def read_correction(text: str, gallery: large.Rows, similarity: str | None) -> F
     large.check_gallery(str(source), known, *gallery.rows.shape)
     num_gallery = len(gallery.rows)
     if state.bias.ndim != 2 or state.num_gallery != num_gallery:
-        raise source.fail(
-            f"{num_gallery} gallery items, one per row of GALLERY",
-            f"a bias of shape {state.bias.shape}",
-            "fit it on this gallery",
-        )
+        expected = f"{num_gallery} gallery items, one per row of GALLERY"
+        raise source.fail(expected, f"a bias of shape {state.bias.shape}", "fit it on this gallery")
     if fitted is not None and similarity not in (None, fitted):
         raise ValueError(
             f"--similarity: expected {fitted}, which the correction was fitted with, got "

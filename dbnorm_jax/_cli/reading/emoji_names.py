@@ -43,16 +43,12 @@ def emoji_names(source: str = "en", target: str = "de", seed: int = 0) -> Evalua
     gram = source_vectors[mapped] @ source_vectors[mapped].T
     weights = np.linalg.solve(gram + _RIDGE * np.eye(size), target_vectors[mapped])
     ridge_map = source_vectors[mapped].T @ weights
-
-    def single(vectors: Matrix) -> npt.NDArray[np.float32]:
-        return vectors.astype(np.float32)
-
     return EvaluationSet(
         name=f"emoji names {source} -> {target}",
-        queries=single(_unit(source_vectors[tested] @ ridge_map)),
-        gallery=single(target_vectors[tested]),
-        query_bank=single(_unit(source_vectors[banked] @ ridge_map)),
-        gallery_bank=single(target_vectors[banked]),
+        queries=_unit(source_vectors[tested] @ ridge_map).astype(np.float32),
+        gallery=target_vectors[tested].astype(np.float32),
+        query_bank=_unit(source_vectors[banked] @ ridge_map).astype(np.float32),
+        gallery_bank=target_vectors[banked].astype(np.float32),
         relevant=rows_relevant(size),
         bank_pairs=np.arange(size),
         query_labels=tuple(names[i][0] for i in tested),

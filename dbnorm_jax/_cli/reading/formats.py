@@ -1,9 +1,8 @@
 """The forms of files that hold arrays, read by nobody but their readers here, and distrusted.
 
-An .npy header is compared with the size of the file before anything is allocated, and nothing is
-ever unpickled. NumPy's own messages are not passed on, since some of them advise to allow pickles.
-In Parquet and Arrow a column of lists of one length is a matrix, a column of numbers or texts a
-vector. An .npy and Arrow files are memory-mapped, the others are read whole.
+NumPy's own messages are not passed on, since some of them advise to allow pickles. In Parquet and
+Arrow a column of lists of one length is a matrix, a column of numbers or texts a vector. An .npy
+and Arrow files are memory-mapped, the others are read whole.
 """
 
 import contextlib
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dbnorm_jax._cli.reading import arrow_sizes
-from dbnorm_jax._cli.reading.argument import BROKEN_REMEDY, Source, kind_of, opened
+from dbnorm_jax._cli.reading.argument import Source, kind_of, opened
 from dbnorm_jax._cli.reading.packages import install_hint
 from dbnorm_jax._cli.reading.sets import Array
 from dbnorm_jax._src.files import binary
@@ -27,6 +26,7 @@ _SMALL = 16 * 2**20
 _MOST_COMPRESSED = 100
 _LISTED = 8
 _PICKLE = b"\x80"
+_BROKEN = "copy or write it again"
 
 ROWS, NUMBERS, TEXTS = "rows", "numbers", "texts"
 
@@ -58,7 +58,7 @@ def _unknown(source: Source) -> ValueError:
         start = file.read(1)
     what, remedy = "other contents", source.remedy
     if not start:
-        what, remedy = "an empty file", BROKEN_REMEDY
+        what, remedy = "an empty file", _BROKEN
     elif start == _PICKLE:
         what = "what looks like a pickle, which can run code and is not loaded"
     return source.fail("an array file (.npy, .npz, .safetensors, .parquet, .arrow)", what, remedy)
@@ -104,7 +104,7 @@ def _npz(source: Source) -> Iterator[Container]:
                 yield Container(names, lambda name: _unpacked(source, archive, name))
         except binary.ZIP_ERRORS:
             what = "a truncated, damaged or locked one"
-            raise source.fail("an npz archive", what, BROKEN_REMEDY) from None
+            raise source.fail("an npz archive", what, _BROKEN) from None
 
 
 def _unpacked(source: Source, archive: zipfile.ZipFile, name: str) -> Array:
@@ -124,7 +124,7 @@ def _unpacked(source: Source, archive: zipfile.ZipFile, name: str) -> Array:
             filled += len(block)
             block = stream.read(min(2**20, len(data) - filled))
         if filled < len(data):
-            raise source.fail(f"{len(data)} bytes", f"{filled} (truncated)", BROKEN_REMEDY)
+            raise source.fail(f"{len(data)} bytes", f"{filled} (truncated)", _BROKEN)
         stream.read(1)  # past the end: compares the checksum
         return header.array(data)
 
@@ -132,11 +132,9 @@ def _unpacked(source: Source, archive: zipfile.ZipFile, name: str) -> Array:
 def _check_unpacked(source: Source, packed: int, unpacked: int) -> None:
     """Raises for a bomb, and for a file damaged so that it looks like one."""
     if unpacked > max(_SMALL, _MOST_COMPRESSED * packed):
-        raise source.fail(
-            f"at most {_MOST_COMPRESSED}-fold compression",
-            f"{packed} bytes declared to unpack to {unpacked}",
-            "save it with numpy.save instead",
-        )
+        expected = f"at most {_MOST_COMPRESSED}-fold compression"
+        what = f"{packed} bytes declared to unpack to {unpacked}"
+        raise source.fail(expected, what, "save it with numpy.save instead")
 
 
 # --- of others, each by an extra -----------------------------------------------------------------
@@ -159,7 +157,7 @@ def _reading(source: Source, package: str, form: str) -> Iterator[None]:
         if not (foreign or isinstance(error, (OSError, UnicodeError, arrow_sizes.DamagedError))):
             raise
         line = str(error).partition("\n")[0]
-        raise source.fail(f"{form} file", line, BROKEN_REMEDY) from None
+        raise source.fail(f"{form} file", line, _BROKEN) from None
 
 
 @contextlib.contextmanager
@@ -209,8 +207,8 @@ def _of_parquet(source: Source, table: Any, name: str) -> Array:
         # A damaged chunk ends the process where its metadata is asked for first (pyarrow 26); the
         # reader raises.
         next(table.iter_batches(1, row_groups=[group], columns=[name]), None)
-        chunks = [metadata.row_group(group).column(place) for place in places]
-        unpacked += 8 * sum(chunk.num_values for chunk in chunks)
+        columns = map(metadata.row_group(group).column, places)
+        unpacked += 8 * sum(column.num_values for column in columns)
     _check_unpacked(source, size, unpacked)
     return _as_array(source, table.read([name]).column(0))
 
