@@ -88,11 +88,6 @@ class Source:
         return cls(argument, Path(name), piped=True)
 
     @property
-    def name(self) -> str:
-        """What to write before `:member`."""
-        return STDIN if self.piped else self.path.name
-
-    @property
     def title(self) -> str:
         """What to call its contents."""
         return self.member or (self.argument if self.piped else self.path.stem)

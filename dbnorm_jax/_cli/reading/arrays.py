@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dbnorm_jax._cli.reading import formats, sets
-from dbnorm_jax._cli.reading.argument import Source, kind_of, opened
+from dbnorm_jax._cli.reading.argument import STDIN, Source, kind_of, opened
 from dbnorm_jax._cli.reading.formats import NUMBERS, ROWS, TEXTS
 from dbnorm_jax._cli.reading.sets import Array, Csr, EvaluationSet
 
@@ -150,7 +150,8 @@ def _meant(source: Source, names: list[str], likely: list[str], *, alone: bool) 
     if alone and len(likely) == 1:
         return likely[0]
     if len(names) > 1:
-        remedy = f"choose one, for instance {source.name}:{(likely or names)[0]}"
+        file = STDIN if source.piped else source.path.name
+        remedy = f"choose one, for instance {file}:{(likely or names)[0]}"
         raise source.fail("one array", formats.listed(names), remedy)
     return names[0]
 

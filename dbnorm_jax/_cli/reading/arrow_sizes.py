@@ -28,9 +28,7 @@ def unpacked(data: memoryview, most: int, *, stream: bool) -> int:
             batch = _batch(data, metadata)
             if batch is None or not _field(data, batch, 3):
                 continue
-            place, count = _vector(data, batch, 2)
-            for number in range(count):
-                offset, length = _BUFFER.unpack_from(data, place + _BUFFER.size * number)
+            for offset, length in _vector(data, batch, 2, _BUFFER):
                 if length > 0:
                     declared = _number(data, "<q", body + offset)
                     total += declared if declared >= 0 else length  # -1: as it is
@@ -46,9 +44,7 @@ def _file(data: memoryview) -> Iterator[tuple[int, int]]:
     end = len(data) - len(_MAGIC) - 4
     footer = _pointed(data, end - _number(data, "<i", end))
     for index in (2, 3):  # dictionaries, record batches
-        place, count = _vector(data, footer, index)
-        for number in range(count):
-            offset, size, _, _ = _BLOCK.unpack_from(data, place + _BLOCK.size * number)
+        for offset, size, _, _ in _vector(data, footer, index, _BLOCK):
             yield _start(data, offset)[0], offset + size
 
 
@@ -107,10 +103,12 @@ def _field(data: memoryview, table: int, index: int) -> int:
     return table + offset if offset else 0
 
 
-def _vector(data: memoryview, table: int, index: int) -> tuple[int, int]:
-    """Where the elements of a vector begin, and how many there are."""
+def _vector(
+    data: memoryview, table: int, index: int, element: struct.Struct
+) -> Iterator[tuple[int, ...]]:
+    """The elements of a vector, none where a table has none."""
     field = _field(data, table, index)
-    if not field:
-        return 0, 0
-    place = _pointed(data, field)
-    return place + 4, _number(data, "<I", place)
+    if field:
+        place = _pointed(data, field)
+        for number in range(_number(data, "<I", place)):
+            yield element.unpack_from(data, place + 4 + element.size * number)

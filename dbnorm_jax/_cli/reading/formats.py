@@ -82,16 +82,8 @@ def _mapped(source: Source) -> Array:
         header = binary.read_header(file, source.path.stat().st_size)
         if not header.num_bytes:
             return np.empty(header.shape, header.dtype)
-        array = np.memmap(
-            source.path,
-            dtype=header.dtype,
-            mode="r",
-            offset=header.offset,
-            shape=header.shape,
-            order="F" if header.fortran_order else "C",
-        )
-        binary.check_texts(array)
-        return array
+        size = (header.num_bytes,)
+        return header.array(np.memmap(source.path, np.uint8, "r", header.offset, size))
 
 
 @contextlib.contextmanager

@@ -88,20 +88,18 @@ class Header:
         """Size of the values."""
         return math.prod(self.shape) * self.dtype.itemsize
 
-    def array(self, values: bytes | bytearray | memoryview) -> np.ndarray[Any, np.dtype[Any]]:
-        """The array of these values, not copied; BadArrayError where texts are none."""
+    def array(self, values: Any) -> np.ndarray[Any, np.dtype[Any]]:
+        """The array of these bytes, not copied.
+
+        Raises:
+          BadArrayError: texts with numbers that are no characters, which break Python.
+        """
         array: np.ndarray[Any, np.dtype[Any]] = np.frombuffer(values, self.dtype)
-        check_texts(array)
+        if self.dtype.kind == "U":
+            codes = array.view(np.dtype("u4").newbyteorder(self.dtype.byteorder))
+            if ((codes > 0x10FFFF) | ((codes >= 0xD800) & (codes < 0xE000))).any():
+                raise BadArrayError("texts", "numbers that are no characters")
         return array.reshape(self.shape, order="F" if self.fortran_order else "C")
-
-
-def check_texts(array: np.ndarray[Any, np.dtype[Any]]) -> None:
-    """Raises BadArrayError for texts with numbers that are no characters, which break Python."""
-    if array.dtype.kind == "U" and array.size and array.dtype.itemsize:
-        order = array.dtype.byteorder
-        codes = np.ascontiguousarray(array).reshape(-1).view(np.dtype("u4").newbyteorder(order))
-        if ((codes > 0x10FFFF) | ((codes >= 0xD800) & (codes < 0xE000))).any():
-            raise BadArrayError("texts", "numbers that are no characters")
 
 
 def read_header(file: IO[bytes], size: int | None) -> Header:
@@ -125,7 +123,7 @@ def read_header(file: IO[bytes], size: int | None) -> Header:
     if header.dtype.hasobject:
         raise BadArrayError("numbers", "pickled Python objects")
     # Without values a shape may be anything, and values without bytes as many as it likes.
-    extent = math.prod(max(size, 1) for size in header.shape) * header.dtype.itemsize
+    extent = math.prod(max(length, 1) for length in header.shape) * header.dtype.itemsize
     if not 0 < extent < 2**62 or len(header.shape) > _MOST_AXES or min(header.shape, default=0) < 0:
         raise BadArrayError("an array that fits in memory", f"shape {header.shape}")
     declared = header.num_bytes + header.offset
