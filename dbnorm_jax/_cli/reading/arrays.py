@@ -82,10 +82,7 @@ def read_pairs(given: str | Source, num_query_bank: int, num_gallery_bank: int) 
 
 
 def read_relevant(source: Source, num_queries: int, num_gallery: int) -> Csr:
-    """The right gallery rows of each query, as the library takes them: rows, a bool matrix, CSR.
-
-    CSR are two arrays in one file. Several rows of a query are filled up with -1.
-    """
+    """The right gallery rows of each query: rows, several filled up with -1, a bool matrix, CSR."""
     source = dataclasses.replace(source, remedy=_ROW_NUMBERS + _SEVERAL)
     names = [] if source.member is not None else _names(source) or []
     if {*_CSR} & {*names}:
@@ -160,10 +157,7 @@ def _meant(source: Source, names: list[str], likely: list[str], *, alone: bool) 
 
 
 def read_items(source: Source, count: int, expected: str) -> Array:
-    """What items are called: lines of text, or a 1-d array of texts or integers.
-
-    `expected` says in an error what the `count` of them stands for.
-    """
+    """What `count` items are called; `expected` says in an error what they stand for."""
     items = read_lines(source) if kind_of(source) is None else read_names(source)
     if len(items) != count:
         remedy = "write one for every row, in the order of the rows"
@@ -236,10 +230,7 @@ def read_labels(source: Source, count: int, of: str) -> tuple[str, ...]:
 def read_together(
     named: Mapping[str, str | Source | None], meaning: str = "embedding dimensions"
 ) -> dict[str, tuple[Source, Array]]:
-    """The rows of those arguments that are given, with as many columns each, values not read yet.
-
-    `named` maps an argument to what it says; `meaning` is that of the columns.
-    """
+    """The rows of those arguments that are given, of as many columns each; no values are read."""
     sources = {
         argument: given if isinstance(given, Source) else Source.parse(argument, given)
         for argument, given in named.items()

@@ -71,8 +71,7 @@ def _named_pairs(source: str, target: str) -> list[tuple[str, str]]:
             f"--source and --target: expected two languages, got {source!r} twice; choose another"
         )
     # Both before the first look: names of a language are absent until it is loaded.
-    emoji.config.load_language(source)
-    emoji.config.load_language(target)
+    emoji.config.load_language([source, target])
 
     pairs: dict[str, str] = {}
     taken: set[str] = set()

@@ -74,16 +74,15 @@ def listed(names: list[str]) -> str:
 
 @contextlib.contextmanager
 def _npy(source: Source) -> Iterator[Container]:
-    yield Container(None, lambda _: _mapped(source))
-
-
-def _mapped(source: Source) -> Array:
-    with opened(source) as file:
-        header = binary.read_header(file, source.path.stat().st_size)
+    def read(_: str) -> Array:
+        with opened(source) as file:
+            header = binary.read_header(file, source.path.stat().st_size)
         if not header.num_bytes:
             return np.empty(header.shape, header.dtype)
         size = (header.num_bytes,)
         return header.array(np.memmap(source.path, np.uint8, "r", header.offset, size))
+
+    yield Container(None, read)
 
 
 @contextlib.contextmanager
@@ -158,13 +157,13 @@ def _safetensors(source: Source) -> Iterator[Container]:
         import safetensors
 
         with safetensors.safe_open(source.path, "np") as file:
-            yield Container(list(file.keys()), lambda name: _tensor(file, name))
 
+            def read(name: str) -> Array:
+                array: Array = file.get_tensor(name)
+                # bfloat16 and smaller floats, which NumPy lacks.
+                return array.astype(np.float32) if array.dtype.kind == "V" else array
 
-def _tensor(file: Any, name: str) -> Array:
-    array: Array = file.get_tensor(name)
-    # bfloat16 and smaller floats, which NumPy lacks.
-    return array.astype(np.float32) if array.dtype.kind == "V" else array
+            yield Container(list(file.keys()), read)
 
 
 @contextlib.contextmanager

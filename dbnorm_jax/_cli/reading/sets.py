@@ -204,11 +204,17 @@ def reversed_set(test: EvaluationSet) -> EvaluationSet:
             "--reverse: expected a gallery bank, since it becomes the query bank, got none; give "
             "--gallery-bank"
         )
-    pairs = None
+    pairs = relevant = None
     if test.bank_pairs is not None:
         pairs = np.full(len(test.gallery_bank), -1, np.int64)
         rows = np.flatnonzero(test.bank_pairs >= 0)[::-1]  # the first of several partners stays
         pairs[test.bank_pairs[rows]] = rows
+    if test.relevant is not None:
+        indptr, indices = test.relevant
+        queries = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
+        counts = np.bincount(indices, minlength=len(test.gallery))
+        order = np.argsort(indices, kind="stable")
+        relevant = np.concatenate([[0], np.cumsum(counts)]), queries[order]
     return dataclasses.replace(
         test,
         name=f"{test.name} (reversed)",
@@ -216,20 +222,12 @@ def reversed_set(test: EvaluationSet) -> EvaluationSet:
         gallery=test.queries,
         query_bank=test.gallery_bank,
         gallery_bank=test.query_bank,
-        relevant=None if test.relevant is None else _transposed(test.relevant, len(test.gallery)),
+        relevant=relevant,
         bank_pairs=pairs,
         query_labels=test.gallery_labels,
         gallery_labels=test.query_labels,
         query_bank_labels=None,
     )
-
-
-def _transposed(relevant: Csr, num_gallery: int) -> Csr:
-    indptr, indices = relevant
-    queries = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
-    order = np.argsort(indices, kind="stable")
-    counts = np.bincount(indices, minlength=num_gallery)
-    return np.concatenate([[0], np.cumsum(counts)]), queries[order]
 
 
 def some_queries(test: Test, count: int) -> Test:

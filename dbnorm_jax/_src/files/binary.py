@@ -45,7 +45,6 @@ ZIP_ERRORS = (
     zlib.error,
     struct.error,
     EOFError,
-    NotImplementedError,
     OSError,
     OverflowError,
     RuntimeError,
@@ -89,11 +88,7 @@ class Header:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def array(self, values: Any) -> np.ndarray[Any, np.dtype[Any]]:
-        """The array of these bytes, not copied.
-
-        Raises:
-          BadArrayError: texts with numbers that are no characters, which break Python.
-        """
+        """The array of these bytes, not copied; BadArrayError for texts that break Python."""
         array: np.ndarray[Any, np.dtype[Any]] = np.frombuffer(values, self.dtype)
         if self.dtype.kind == "U":
             codes = array.view(np.dtype("u4").newbyteorder(self.dtype.byteorder))

@@ -205,8 +205,7 @@ def _check_state(name: str, kind: type[Any], arrays: Arrays, static: dict[str, A
             expect(bool((counts >= 0).all()), "k_occurrence", "at least 0")
 
 
-_PAIRS = ("spreads", "active_share", "open_share", "own_share")
-_LENGTHS = dict.fromkeys(_PAIRS, 2) | {"num_equal_rows": 3}
+_LENGTHS = {"spreads": 2, "active_share": 2, "open_share": 2, "own_share": 2, "num_equal_rows": 3}
 _WHOLE = ("chosen", "method", "k", "num_equal_rows")
 
 
