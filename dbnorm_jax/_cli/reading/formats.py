@@ -174,11 +174,11 @@ def _parquet(source: Source) -> Iterator[Container]:
         with opened(source) as file:
             schema = parquet.read_schema(file)
             file.seek(0)
+            columns = {field.name: _holds(field.type) for field in schema}
             # A text that many rows share is unpacked once.
-            shared = [field.name for field in schema if _holds(field.type) == TEXTS]
+            shared = [name for name, what in columns.items() if what == TEXTS]
             with parquet.ParquetFile(file, read_dictionary=shared) as table:
-                columns = {field.name: _holds(field.type) for field in table.schema_arrow}
-                names = table.schema_arrow.names
+                names = schema.names
                 yield Container(names, lambda name: _of_parquet(source, table, name), columns)
 
 
