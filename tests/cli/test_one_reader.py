@@ -292,6 +292,17 @@ def test_one_text_of_many_rows_is_unpacked_once(tmp_path):
     assert arrow.total_allocated_bytes() - before < 2**25
 
 
+def test_an_empty_part_of_a_table_has_no_ids(tmp_path):
+    arrow = pytest.importorskip("pyarrow")
+    names, path = arrow.array(["a", "b", "a"]).dictionary_encode(), tmp_path / "ids.arrow"
+    schema = arrow.schema([("id", names.type)])
+    with arrow.OSFile(str(path), "wb") as file, arrow.ipc.new_stream(file, schema) as writer:
+        for part in (names, names[:0], names):
+            writer.write_batch(arrow.record_batch({"id": part}))
+    items = read_items(Source("--gallery-ids", path), 6, "a name")
+    assert items.tolist() == [*"abaaba"]
+
+
 # --- the remedy that is shown is the right one ---------------------------------------------------
 
 SCORES = (3, 4)

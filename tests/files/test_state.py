@@ -126,7 +126,7 @@ def test_files_of_the_first_version_load(path):
     arrays = {name: np.asarray(getattr(state, name)) for name in header["arrays"]}
     for name in ("sha256", "provenance"):
         del header[name]
-    header["format_version"] = 1
+    header["format_version"], header["static"] = 1, {}
     header["sha256"] = archives._digest(header, arrays)
     np.savez(path, header=np.array(json.dumps(header)), **arrays)
     assert_identical(dbn.load(path), state)

@@ -15,28 +15,24 @@ from typing import IO, Any
 from dbnorm_jax._src.files import binary
 from dbnorm_jax._src.files.binary import printable
 
-SAVE_REMEDY = "write it with numpy.save as float32"
-BROKEN_REMEDY = "copy or write it again"
 STDIN = "-"
 
-NPY, NPZ, SAFETENSORS, PARQUET, ARROW = "npy", "npz", "safetensors", "Parquet", "Arrow"
 _STARTS = {
-    b"\x93NUMPY": NPY,
-    b"PK\x03\x04": NPZ,  # an archive; two letters may begin a text as well
-    b"PK\x05\x06": NPZ,  # an empty one
-    b"PAR1\x15": PARQUET,
-    b"ARROW1\0\0": ARROW,
-    b"\xff\xff\xff\xff": ARROW,  # a stream
+    b"\x93NUMPY": "npy",
+    b"PK\x03\x04": "npz",  # an archive; two letters may begin a text as well
+    b"PK\x05\x06": "npz",  # an empty one
+    b"PAR1\x15": "parquet",
+    b"ARROW1\0\0": "arrow",
+    b"\xff\xff\xff\xff": "arrow",  # a stream
 }
 _SUFFIXES = {
-    ".npz": NPZ,
-    ".safetensors": SAFETENSORS,
-    ".parquet": PARQUET,
-    ".arrow": ARROW,
-    ".feather": ARROW,
+    ".npz": "npz",
+    ".safetensors": "safetensors",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
 }
-# A pipe begins with so many bytes at most that say what it holds.
-_START = 2**16
+_START = 2**16  # bytes of a pipe at most that say what it holds
 _PART = 2**20  # bytes asked for at once
 
 # Standard input -> the argument that took it.
@@ -45,21 +41,13 @@ _taken: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A file given for an argument; `str()` of it names both in errors.
+    """A file given for an argument; `str()` of it names both in errors."""
 
-    Attributes:
-      argument: as the user knows it.
-      path: of the file; of a pipe, what keeps its contents.
-      member: the array in a file of several.
-      piped: it came through standard input.
-      remedy: how to write what is expected.
-    """
-
-    argument: str
-    path: Path
-    member: str | None = None
-    piped: bool = False
-    remedy: str = SAVE_REMEDY
+    argument: str  # as the user knows it; none for one of many files
+    path: Path  # of a pipe, what keeps its contents
+    member: str | None = None  # the array in a file of several
+    piped: bool = False  # it came through standard input
+    remedy: str = "write it with numpy.save as float32"  # how to write what is expected
 
     @classmethod
     def parse(cls, argument: str, text: str) -> "Source":
@@ -79,7 +67,7 @@ class Source:
             )
         _taken[stream] = argument
         source = cls.kept(argument, stream)
-        weakref.finalize(stream, _remove, str(source.path))  # at the end at the latest
+        weakref.finalize(stream, binary.discard, source.path)  # at the end at the latest
         return dataclasses.replace(source, member=member)
 
     @classmethod
@@ -100,11 +88,6 @@ class Source:
         return cls(argument, Path(name), piped=True)
 
     @property
-    def name(self) -> str:
-        """What to write before `:member`."""
-        return STDIN if self.piped else self.path.name
-
-    @property
     def title(self) -> str:
         """What to call its contents."""
         return self.member or (self.argument if self.piped else self.path.stem)
@@ -112,7 +95,7 @@ class Source:
     def __str__(self) -> str:
         place = "standard input" if self.piped else str(self.path)
         place += "" if self.member is None else f":{printable(self.member)}"
-        if not self.argument:  # one of many files
+        if not self.argument:
             return place
         return f"{self.argument} ({place})" if self.piped else f"{self.argument} '{place}'"
 
@@ -122,20 +105,15 @@ class Source:
         return ValueError("{}: expected {}, got {}; {}".format(self, *parts))
 
 
-def _remove(name: str) -> None:
-    with contextlib.suppress(OSError):
-        Path(name).unlink()
-
-
 def _declared(start: bytes) -> int:
     """How many bytes of a pipe to take at most."""
     kind = _kind(start)
-    if kind == NPY:
-        stream = io.BytesIO(start)
+    if kind == "npy":
         try:
-            return binary.read_stream_header(stream).num_bytes + stream.tell() + 1
+            header = binary.read_header(io.BytesIO(start), None)
         except binary.BadArrayError:
             return 0
+        return header.offset + header.num_bytes + 1
     return 0 if kind is None and b"\0" in start else sys.maxsize
 
 
@@ -144,14 +122,11 @@ def _kind(start: bytes) -> str | None:
         if start.startswith(known):
             return kind
     # Eight bytes say how long the JSON is that follows.
-    return SAFETENSORS if start[4:9] == b"\0\0\0\0{" else None
+    return "safetensors" if start[4:9] == b"\0\0\0\0{" else None
 
 
 def kind_of(source: Source) -> str | None:
-    """What a file is by its beginning, else by its suffix; None for a text and for anything else.
-
-    A pipe has no suffix.
-    """
+    """What a file is by its beginning, else by its suffix; None for a text or anything else."""
     with opened(source) as file:
         kind = _kind(file.read(16))
     return kind or _SUFFIXES.get(source.path.suffix.lower())
@@ -174,11 +149,7 @@ def opened(source: Source) -> Iterator[IO[bytes]]:
 
 
 def neighbors(k: int | None, num_gallery: int) -> int:
-    """What -k asks for; left out, 10 or all items where there are fewer.
-
-    Raises:
-      ValueError: more were asked for than there are.
-    """
+    """What -k asks for, at most all items; left out, 10 or all items where there are fewer."""
     if k is not None and k > num_gallery:
         raise ValueError(
             f"-k: expected between 1 and {num_gallery} (gallery items), got {k}; lower it"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dbnorm_jax._cli.reading import formats, sets
-from dbnorm_jax._cli.reading.argument import Source, kind_of, opened
+from dbnorm_jax._cli.reading.argument import STDIN, Source, kind_of, opened
 from dbnorm_jax._cli.reading.formats import NUMBERS, ROWS, TEXTS
 from dbnorm_jax._cli.reading.sets import Array, Csr, EvaluationSet
 
@@ -40,16 +40,15 @@ def read_floats(source: Source) -> Array:
     return array
 
 
-def read_integers(source: Source, several: str = "") -> Array:
-    """A 1-d array of row numbers; `several` says where a row that has several of them goes."""
-    source = dataclasses.replace(source, remedy=_ROW_NUMBERS + several)
-    array = _integers(source)
+def read_integers(source: Source) -> Array:
+    """A 1-d array of row numbers."""
+    array = _integers(dataclasses.replace(source, remedy=_ROW_NUMBERS))
     if array.dtype.kind == "b" or array.ndim != 1:
         what = f"dtype {array.dtype}, shape {array.shape}"
         remedy = f"keep one number per row, shape ({len(array) if array.ndim else 1},)"
         if array.dtype.kind == "b" and array.ndim == 2:
             remedy = "write numpy.where(matrix.any(1), matrix.argmax(1), -1)"
-        raise source.fail("1 axis of integers (rows, counted from 0)", what, remedy + several)
+        raise source.fail("1 axis of integers (rows, counted from 0)", what, remedy)
     return array
 
 
@@ -69,25 +68,21 @@ def _integers(source: Source) -> Array:
     raise source.fail("integers (rows, counted from 0)", what, remedy)
 
 
-def read_pairs(text: str, num_query_bank: int, num_gallery_bank: int) -> sets.Integers:
-    """What --bank-pairs says, checked."""
-    if text == "rows":
+def read_pairs(given: str | Source, num_query_bank: int, num_gallery_bank: int) -> sets.Integers:
+    """The gallery-bank row of each query-bank row (-1: none), of a file or as --bank-pairs says."""
+    if given == "rows":
         if num_query_bank != num_gallery_bank:
             raise ValueError(
                 f"--bank-pairs rows: expected banks of equal length, got {num_query_bank} and "
                 f"{num_gallery_bank} rows; give a file of gallery-bank rows"
             )
         return sets.rows_relevant(num_query_bank)[1]
-    source = Source.parse("--bank-pairs", text)
-    array = read_integers(source)
-    return sets.checked_pairs(str(source), array, num_query_bank, num_gallery_bank)
+    source = given if isinstance(given, Source) else Source.parse("--bank-pairs", given)
+    return sets.checked_pairs(str(source), read_integers(source), num_query_bank, num_gallery_bank)
 
 
 def read_relevant(source: Source, num_queries: int, num_gallery: int) -> Csr:
-    """The right gallery rows of each query, as the library takes them: rows, a bool matrix, CSR.
-
-    CSR are two arrays in one file. Several rows of a query are filled up with -1.
-    """
+    """The right gallery rows of each query: rows, several filled up with -1, a bool matrix, CSR."""
     source = dataclasses.replace(source, remedy=_ROW_NUMBERS + _SEVERAL)
     names = [] if source.member is not None else _names(source) or []
     if {*_CSR} & {*names}:
@@ -123,10 +118,7 @@ def _member_of(source: Source, name: str, names: list[str]) -> Source:
 def _read(source: Source, wanted: str, *, alone: bool = False) -> Array:
     """The array that is meant: the one named, or the only one.
 
-    Args:
-      source: of the array.
-      wanted: what a column of a table should hold, to propose one.
-      alone: the only such column is meant, whatever stands beside it.
+    A column of a table should hold what is `wanted`; with `alone` the only one that does is meant.
     """
     with formats.contained(source) as file:
         if file.names is None:
@@ -155,7 +147,8 @@ def _meant(source: Source, names: list[str], likely: list[str], *, alone: bool) 
     if alone and len(likely) == 1:
         return likely[0]
     if len(names) > 1:
-        remedy = f"choose one, for instance {source.name}:{(likely or names)[0]}"
+        file = STDIN if source.piped else source.path.name
+        remedy = f"choose one, for instance {file}:{(likely or names)[0]}"
         raise source.fail("one array", formats.listed(names), remedy)
     return names[0]
 
@@ -164,10 +157,7 @@ def _meant(source: Source, names: list[str], likely: list[str], *, alone: bool) 
 
 
 def read_items(source: Source, count: int, expected: str) -> Array:
-    """What items are called: lines of text, or a 1-d array of texts or integers.
-
-    `expected` says in an error what the `count` of them stands for.
-    """
+    """What `count` items are called; `expected` says in an error what they stand for."""
     items = read_lines(source) if kind_of(source) is None else read_names(source)
     if len(items) != count:
         remedy = "write one for every row, in the order of the rows"
@@ -204,29 +194,27 @@ def read_lines(source: Source) -> Array:
     return np.array(lines, dtype=object)
 
 
-# Field of the set, field of the request, the rows they are of, what one is called.
-_LABELS = (
-    ("gallery_labels", "labels", "gallery", "gallery item"),
-    ("query_bank_labels", "bank_labels", "query_bank", "query-bank item"),
-    ("query_labels", "query_labels", "queries", "query"),
-)
+# Option -> field of the set, the rows that are named, what one of them is called.
+_LABELS = {
+    "--labels": ("gallery_labels", "gallery", "gallery item"),
+    "--bank-labels": ("query_bank_labels", "query_bank", "query-bank item"),
+    "--query-labels": ("query_labels", "queries", "query"),
+}
 
 
 def labels_given(request: Any) -> dict[str, str]:
     """The options of labels that are given, and what they say."""
-    texts = {f"--{name.replace('_', '-')}": getattr(request, name) for _, name, _, _ in _LABELS}
+    texts = {option: getattr(request, option[2:].replace("-", "_")) for option in _LABELS}
     return {option: text for option, text in texts.items() if text is not None}
 
 
 def with_labels(test: EvaluationSet, request: Any) -> EvaluationSet:
     """The set with the labels that are given."""
-    given = labels_given(request)
     labels: dict[str, Any] = {}
-    for field, name, part, of in _LABELS:
-        option = f"--{name.replace('_', '-')}"
-        if option in given:
-            source = Source.parse(option, given[option])
-            labels[field] = read_labels(source, len(getattr(test, part)), of)
+    for option, text in labels_given(request).items():
+        field, part, of = _LABELS[option]
+        source = Source.parse(option, text)
+        labels[field] = read_labels(source, len(getattr(test, part)), of)
     return dataclasses.replace(test, **labels)
 
 
@@ -240,18 +228,13 @@ def read_labels(source: Source, count: int, of: str) -> tuple[str, ...]:
 
 
 def read_together(
-    named: Mapping[str, str | None], meaning: str = "embedding dimensions"
+    named: Mapping[str, str | Source | None], meaning: str = "embedding dimensions"
 ) -> dict[str, tuple[Source, Array]]:
-    """The rows of those arguments that are given, with as many columns each, values not read yet.
-
-    Args:
-      named: argument -> what it says.
-      meaning: of the columns.
-    """
+    """The rows of those arguments that are given, of as many columns each; no values are read."""
     sources = {
-        argument: Source.parse(argument, text)
-        for argument, text in named.items()
-        if text is not None
+        argument: given if isinstance(given, Source) else Source.parse(argument, given)
+        for argument, given in named.items()
+        if given is not None
     }
     found = {argument: (source, read_floats(source)) for argument, source in sources.items()}
     sets.check_same_columns({str(source): rows for source, rows in found.values()}, meaning)
@@ -265,53 +248,12 @@ def read_embeddings(
     relevant: str | None,
     bank_pairs: str | None,
 ) -> EvaluationSet:
-    """A set from files apart.
-
-    Args:
-      named: field of the set -> its argument, and what that says.
-      similarity: to prepare rows for.
-      relevant: what --relevant says. Without it row i belongs to row i if the counts agree.
-      bank_pairs: what --bank-pairs says.
-    """
+    """A set from files apart: `named` maps a field of it to its argument and what that says."""
     read = read_together(dict(named.values()))
     parts = {field: read[argument] for field, (argument, _) in named.items() if argument in read}
-    sizes = {field: len(rows) for field, (_, rows) in parts.items()}
-    truth = pairs = None
-    if relevant is not None:
-        source = Source.parse("--relevant", relevant)
-        truth = read_relevant(source, sizes["queries"], sizes["gallery"])
-    elif sizes.get("queries") == sizes["gallery"]:
-        truth = sets.rows_relevant(sizes["gallery"])
-    if bank_pairs is not None:
-        # Without a gallery bank the gallery stands in for it.
-        others = sizes.get("gallery_bank", sizes["gallery"])
-        pairs = read_pairs(bank_pairs, sizes["query_bank"], others)
     titles = [parts[field][0].title for field in ("queries", "gallery") if field in parts]
-    return _prepared(" -> ".join(titles), parts, similarity, truth, pairs)
-
-
-def _prepared(
-    name: str,
-    parts: Mapping[str, tuple[Source, Array]],
-    similarity: str,
-    relevant: Csr | None,
-    pairs: sets.Integers | None,
-) -> EvaluationSet:
-    """All checks but those of the values have been made. Without queries the query bank asks."""
-    embeddings = {
-        field: sets.prepared(str(source), rows, similarity)
-        for field, (source, rows) in parts.items()
-    }
-    return EvaluationSet(
-        name,
-        embeddings.get("queries", embeddings["query_bank"]),
-        embeddings["gallery"],
-        embeddings["query_bank"],
-        embeddings.get("gallery_bank"),
-        relevant=relevant,
-        bank_pairs=pairs,
-        similarity=similarity,
-    )
+    source = None if relevant is None else Source.parse("--relevant", relevant)
+    return _prepared(" -> ".join(titles), parts, similarity, source, bank_pairs)
 
 
 def read_set(text: str, similarity: str) -> EvaluationSet:
@@ -328,21 +270,49 @@ def read_set(text: str, similarity: str) -> EvaluationSet:
     members = {"queries": "query", "gallery": "gallery", "query_bank": "query_bank"}
     if "gallery_bank" in names:
         members["gallery_bank"] = "gallery_bank"
-    sources = {field: _member_of(source, name, names) for field, name in members.items()}
-    parts = {field: (one, read_floats(one)) for field, one in sources.items()}
-    sets.check_same_columns(
-        {str(one): rows for one, rows in parts.values()}, "embedding dimensions"
+    parts = read_together(
+        {field: _member_of(source, name, names) for field, name in members.items()}
     )
-    sizes = {field: len(rows) for field, (_, rows) in parts.items()}
-    relevant = pairs = None
-    if {*_CSR} & {*names}:
-        relevant = read_relevant(source, sizes["queries"], sizes["gallery"])
-    elif sizes["queries"] == sizes["gallery"]:
-        relevant = sets.rows_relevant(sizes["queries"])
-    if "bank_pair" in names and "gallery_bank" in sizes:
-        part = _member_of(source, "bank_pair", names)
-        sizes_of_banks = sizes["query_bank"], sizes["gallery_bank"]
-        pairs = sets.checked_pairs(str(part), read_integers(part), *sizes_of_banks)
+    paired = "bank_pair" in names and "gallery_bank" in names
+    pairs = _member_of(source, "bank_pair", names) if paired else None
     # Many sets are folders with one data.npz each: the folder is the name.
     title = source.path.resolve().parent.name if source.title == "data" else source.title
+    relevant = source if {*_CSR} & {*names} else None
     return _prepared(title, parts, similarity, relevant, pairs)
+
+
+def _prepared(
+    name: str,
+    parts: Mapping[str, tuple[Source, Array]],
+    similarity: str,
+    relevant: Source | None,
+    bank_pairs: str | Source | None,
+) -> EvaluationSet:
+    """A set of these parts; values are read last.
+
+    Without queries the query bank asks, without a gallery bank the gallery stands in for it.
+    Where nothing says what is relevant, row i belongs to row i if the counts agree.
+    """
+    sizes = {field: len(rows) for field, (_, rows) in parts.items()}
+    truth = pairs = None
+    if relevant is not None:
+        truth = read_relevant(relevant, sizes["queries"], sizes["gallery"])
+    elif sizes.get("queries") == sizes["gallery"]:
+        truth = sets.rows_relevant(sizes["gallery"])
+    if bank_pairs is not None:
+        others = sizes.get("gallery_bank", sizes["gallery"])
+        pairs = read_pairs(bank_pairs, sizes["query_bank"], others)
+    embeddings = {
+        field: sets.prepared(str(source), rows, similarity)
+        for field, (source, rows) in parts.items()
+    }
+    return EvaluationSet(
+        name,
+        embeddings.get("queries", embeddings["query_bank"]),
+        embeddings["gallery"],
+        embeddings["query_bank"],
+        embeddings.get("gallery_bank"),
+        relevant=truth,
+        bank_pairs=pairs,
+        similarity=similarity,
+    )

@@ -20,13 +20,7 @@ class DamagedError(ValueError):
 def unpacked(data: memoryview, most: int, *, stream: bool) -> int:
     """Bytes that compressed buffers declare, 0 where none is compressed; stops beyond `most`.
 
-    Args:
-      data: a whole IPC file or stream.
-      most: what may be declared.
-      stream: message by message, not by a file's footer.
-
-    Raises:
-      DamagedError: places that lead outside of the file.
+    `data` is a whole IPC file, read by its footer, or with `stream` message by message.
     """
     total = 0
     try:
@@ -34,9 +28,7 @@ def unpacked(data: memoryview, most: int, *, stream: bool) -> int:
             batch = _batch(data, metadata)
             if batch is None or not _field(data, batch, 3):
                 continue
-            place, count = _vector(data, batch, 2)
-            for number in range(count):
-                offset, length = _BUFFER.unpack_from(data, place + _BUFFER.size * number)
+            for offset, length in _vector(data, batch, 2, _BUFFER):
                 if length > 0:
                     declared = _number(data, "<q", body + offset)
                     total += declared if declared >= 0 else length  # -1: as it is
@@ -52,9 +44,7 @@ def _file(data: memoryview) -> Iterator[tuple[int, int]]:
     end = len(data) - len(_MAGIC) - 4
     footer = _pointed(data, end - _number(data, "<i", end))
     for index in (2, 3):  # dictionaries, record batches
-        place, count = _vector(data, footer, index)
-        for number in range(count):
-            offset, size, _, _ = _BLOCK.unpack_from(data, place + _BLOCK.size * number)
+        for offset, size, _, _ in _vector(data, footer, index, _BLOCK):
             yield _start(data, offset)[0], offset + size
 
 
@@ -83,14 +73,11 @@ def _batch(data: memoryview, metadata: int) -> int | None:
     kind, header = _field(data, message, 1), _field(data, message, 2)
     if not kind or not header:
         return None
-    table = _pointed(data, header)
-    match _number(data, "<B", kind):
-        case 2:  # a dictionary's
-            inner = _field(data, table, 1)
-            return _pointed(data, inner) if inner else None
-        case 3:
-            return table
-    return None
+    table, number = _pointed(data, header), _number(data, "<B", kind)
+    if number == 2:  # a dictionary's
+        inner = _field(data, table, 1)
+        return _pointed(data, inner) if inner else None
+    return table if number == 3 else None
 
 
 # --- flatbuffers ---------------------------------------------------------------------------------
@@ -116,10 +103,12 @@ def _field(data: memoryview, table: int, index: int) -> int:
     return table + offset if offset else 0
 
 
-def _vector(data: memoryview, table: int, index: int) -> tuple[int, int]:
-    """Where the elements of a vector begin, and how many there are."""
+def _vector(
+    data: memoryview, table: int, index: int, element: struct.Struct
+) -> Iterator[tuple[int, ...]]:
+    """The elements of a vector, none where a table has none."""
     field = _field(data, table, index)
-    if not field:
-        return 0, 0
-    place = _pointed(data, field)
-    return place + 4, _number(data, "<I", place)
+    if field:
+        place = _pointed(data, field)
+        for number in range(_number(data, "<I", place)):
+            yield element.unpack_from(data, place + 4 + element.size * number)

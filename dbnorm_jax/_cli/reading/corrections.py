@@ -19,29 +19,17 @@ class State(NamedTuple):
 
 
 class Fitted(NamedTuple):
-    """What a file of `dbnorm fit`, or of dbnorm_jax.save, holds.
+    """What a file of `dbnorm fit`, or of dbnorm_jax.save, holds."""
 
-    Attributes:
-      label: names argument and file in errors.
-      correction: for this gallery, by its shape.
-      similarity: what to compare by.
-      gallery: rows, dim and SHA-256 of the gallery that it was fitted on, where that is known.
-      unchanged: the gallery has the size and time of change that the fit saw.
-    """
-
-    label: str
-    correction: dbn.Correction
-    similarity: str
-    gallery: dict[str, Any] | None
-    unchanged: bool
+    label: str  # names argument and file in errors
+    correction: dbn.Correction  # for this gallery, by its shape
+    similarity: str  # what to compare by
+    gallery: dict[str, Any] | None  # what it was fitted on: rows, dim, SHA-256, where known
+    unchanged: bool  # the gallery has the size and time of change that the fit saw
 
 
 def read_state(source: Source, kinds: tuple[type, ...], article: str, remedy: str) -> State:
-    """Reads what dbnorm_jax.save wrote.
-
-    Raises:
-      ValueError: it is none, or of none of these kinds; `article` says before its name what it is.
-    """
+    """Reads what dbnorm_jax.save wrote; `article` says in an error what is expected."""
     with opened(source):
         pass  # says in one line what is wrong with the path
     try:
@@ -59,11 +47,7 @@ def read_state(source: Source, kinds: tuple[type, ...], article: str, remedy: st
 
 
 def read_correction(text: str, gallery: large.Rows, similarity: str | None) -> Fitted:
-    """Reads --correction; `similarity` is what the user asked for, None: what it was fitted with.
-
-    Raises:
-      ValueError: it is none, or one for another gallery or similarity.
-    """
+    """Reads --correction; without a `similarity` that the user asked for, its own is taken."""
     source = Source.parse("--correction", text)
     remedy = "make one with dbnorm fit, or save what a normalizer, tuning.fit or auto returns"
     state, provenance, fitted = read_state(source, (dbn.Correction,), "a Correction", remedy)
@@ -71,11 +55,8 @@ def read_correction(text: str, gallery: large.Rows, similarity: str | None) -> F
     large.check_gallery(str(source), known, *gallery.rows.shape)
     num_gallery = len(gallery.rows)
     if state.bias.ndim != 2 or state.num_gallery != num_gallery:
-        raise source.fail(
-            f"{num_gallery} gallery items, one per row of GALLERY",
-            f"a bias of shape {state.bias.shape}",
-            "fit it on this gallery",
-        )
+        expected = f"{num_gallery} gallery items, one per row of GALLERY"
+        raise source.fail(expected, f"a bias of shape {state.bias.shape}", "fit it on this gallery")
     if fitted is not None and similarity not in (None, fitted):
         raise ValueError(
             f"--similarity: expected {fitted}, which the correction was fitted with, got "

@@ -19,7 +19,6 @@ EMOJI_VERSION = "2.16"
 _DIM = 1024  # buckets: the ten low bits of the checksum; the eleventh is the sign
 _NGRAMS = (2, 3, 4)
 _RIDGE = 1.0
-_FULLY_QUALIFIED = "fully_qualified"
 _SKIN_TONES = {chr(code) for code in range(0x1F3FB, 0x1F400)}
 _FEWEST_PAIRS = 30
 
@@ -44,22 +43,17 @@ def emoji_names(source: str = "en", target: str = "de", seed: int = 0) -> Evalua
     gram = source_vectors[mapped] @ source_vectors[mapped].T
     weights = np.linalg.solve(gram + _RIDGE * np.eye(size), target_vectors[mapped])
     ridge_map = source_vectors[mapped].T @ weights
-
-    def single(vectors: Matrix) -> npt.NDArray[np.float32]:
-        return vectors.astype(np.float32)
-
     return EvaluationSet(
         name=f"emoji names {source} -> {target}",
-        queries=single(_unit(source_vectors[tested] @ ridge_map)),
-        gallery=single(target_vectors[tested]),
-        query_bank=single(_unit(source_vectors[banked] @ ridge_map)),
-        gallery_bank=single(target_vectors[banked]),
+        queries=_unit(source_vectors[tested] @ ridge_map).astype(np.float32),
+        gallery=target_vectors[tested].astype(np.float32),
+        query_bank=_unit(source_vectors[banked] @ ridge_map).astype(np.float32),
+        gallery_bank=target_vectors[banked].astype(np.float32),
         relevant=rows_relevant(size),
         bank_pairs=np.arange(size),
         query_labels=tuple(names[i][0] for i in tested),
         gallery_labels=tuple(names[i][1] for i in tested),
         query_bank_labels=tuple(names[i][0] for i in banked),
-        gallery_bank_labels=tuple(names[i][1] for i in banked),
     )
 
 
@@ -77,25 +71,23 @@ def _named_pairs(source: str, target: str) -> list[tuple[str, str]]:
             f"--source and --target: expected two languages, got {source!r} twice; choose another"
         )
     # Both before the first look: names of a language are absent until it is loaded.
-    emoji.config.load_language(source)
-    emoji.config.load_language(target)
+    emoji.config.load_language([source, target])
 
-    pairs: list[tuple[str, str]] = []
-    seen: tuple[set[str], set[str]] = (set(), set())
+    pairs: dict[str, str] = {}
+    taken: set[str] = set()
     for character in sorted(emoji.EMOJI_DATA):
         entry = emoji.EMOJI_DATA[character]
-        if entry["status"] != emoji.STATUS[_FULLY_QUALIFIED] or _SKIN_TONES & set(character):
+        if entry["status"] != emoji.STATUS["fully_qualified"] or _SKIN_TONES & set(character):
             continue
         if source not in entry or target not in entry:
             continue
-        pair = _text(entry[source]), _text(entry[target])
-        if pair[0] not in seen[0] and pair[1] not in seen[1]:
-            pairs.append(pair)
-            seen[0].add(pair[0])
-            seen[1].add(pair[1])
+        name, other = _text(entry[source]), _text(entry[target])
+        if name not in pairs and other not in taken:
+            pairs[name] = other
+            taken.add(other)
     if len(pairs) < _FEWEST_PAIRS:
         raise ValueError(f"emoji names {source} -> {target}: only {len(pairs)} pairs; too few")
-    return pairs
+    return list(pairs.items())
 
 
 def _text(name: str) -> str:

@@ -1,9 +1,8 @@
 """The forms of files that hold arrays, read by nobody but their readers here, and distrusted.
 
-An .npy header is compared with the size of the file before anything is allocated, and nothing is
-ever unpickled. NumPy's own messages are not passed on, since some of them advise to allow pickles.
-In Parquet and Arrow a column of lists of one length is a matrix, a column of numbers or texts a
-vector. An .npy and Arrow files are memory-mapped, the others are read whole.
+NumPy's own messages are not passed on, since some of them advise to allow pickles. In Parquet and
+Arrow a column of lists of one length is a matrix, a column of numbers or texts a vector. An .npy
+and Arrow files are memory-mapped, the others are read whole.
 """
 
 import contextlib
@@ -11,22 +10,12 @@ import io
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dbnorm_jax._cli.reading import arrow_sizes
-from dbnorm_jax._cli.reading.argument import (
-    ARROW,
-    BROKEN_REMEDY,
-    NPY,
-    NPZ,
-    PARQUET,
-    SAFETENSORS,
-    Source,
-    kind_of,
-    opened,
-)
+from dbnorm_jax._cli.reading.argument import Source, kind_of, opened
 from dbnorm_jax._cli.reading.packages import install_hint
 from dbnorm_jax._cli.reading.sets import Array
 from dbnorm_jax._src.files import binary
@@ -37,43 +26,42 @@ _SMALL = 16 * 2**20
 _MOST_COMPRESSED = 100
 _LISTED = 8
 _PICKLE = b"\x80"
+_BROKEN = "copy or write it again"
 
 ROWS, NUMBERS, TEXTS = "rows", "numbers", "texts"
 
 
 class Container(NamedTuple):
-    """An open file.
+    """An open file."""
 
-    Attributes:
-      names: of its arrays; None where it is one array.
-      read: an array, by its name.
-      columns: of a table, what each holds: ROWS, NUMBERS or TEXTS.
-    """
-
-    names: list[str] | None
-    read: Callable[[str], Array]
-    columns: Mapping[str, str] = {}
+    names: list[str] | None  # of its arrays; None where it is one array
+    read: Callable[[str], Array]  # an array, by its name
+    columns: Mapping[str, str | None] = {}  # of a table, what each holds of the three above
 
 
-def contained(source: Source) -> AbstractContextManager[Container]:
+@contextlib.contextmanager
+def contained(source: Source) -> Iterator[Container]:
     """The file, open and in whatever form."""
     kind = kind_of(source)
     if kind is None:
-        raise unknown(source)
-    return _FORMS[kind](source)
+        raise _unknown(source)
+    try:
+        with _FORMS[kind](source) as container:
+            yield container
+    except binary.BadArrayError as error:
+        remedy = f"copy it again, or {source.remedy}"
+        raise source.fail(error.expected, error.actual, remedy) from None
 
 
-def unknown(source: Source) -> ValueError:
-    """The error about a file that is in no form."""
+def _unknown(source: Source) -> ValueError:
     with opened(source) as file:
         start = file.read(1)
-    expected = "an array file (.npy, .npz, .safetensors, .parquet, .arrow)"
+    what, remedy = "other contents", source.remedy
     if not start:
-        return source.fail(expected, "an empty file", BROKEN_REMEDY)
-    if start == _PICKLE:
+        what, remedy = "an empty file", _BROKEN
+    elif start == _PICKLE:
         what = "what looks like a pickle, which can run code and is not loaded"
-        return source.fail(expected, what, source.remedy)
-    return source.fail(expected, "other contents", source.remedy)
+    return source.fail("an array file (.npy, .npz, .safetensors, .parquet, .arrow)", what, remedy)
 
 
 def listed(names: list[str]) -> str:
@@ -86,33 +74,15 @@ def listed(names: list[str]) -> str:
 
 @contextlib.contextmanager
 def _npy(source: Source) -> Iterator[Container]:
-    yield Container(None, lambda _: _mapped(source))
-
-
-def _mapped(source: Source) -> Array:
-    with opened(source) as file, _refusing(source):
-        header = binary.read_header(file, source.path.stat().st_size)
+    def read(_: str) -> Array:
+        with opened(source) as file:
+            header = binary.read_header(file, source.path.stat().st_size)
         if not header.num_bytes:
             return np.empty(header.shape, header.dtype)
-        array = np.memmap(
-            source.path,
-            dtype=header.dtype,
-            mode="r",
-            offset=header.offset,
-            shape=header.shape,
-            order="F" if header.fortran_order else "C",
-        )
-        binary.check_texts(array)
-        return array
+        size = (header.num_bytes,)
+        return header.array(np.memmap(source.path, np.uint8, "r", header.offset, size))
 
-
-@contextlib.contextmanager
-def _refusing(source: Source) -> Iterator[None]:
-    try:
-        yield
-    except binary.BadArrayError as error:
-        remedy = f"copy it again, or {source.remedy}"
-        raise source.fail(error.expected, error.actual, remedy) from None
+    yield Container(None, read)
 
 
 @contextlib.contextmanager
@@ -125,7 +95,7 @@ def _npz(source: Source) -> Iterator[Container]:
                 yield Container(names, lambda name: _unpacked(source, archive, name))
         except binary.ZIP_ERRORS:
             what = "a truncated, damaged or locked one"
-            raise source.fail("an npz archive", what, BROKEN_REMEDY) from None
+            raise source.fail("an npz archive", what, _BROKEN) from None
 
 
 def _unpacked(source: Source, archive: zipfile.ZipFile, name: str) -> Array:
@@ -135,34 +105,27 @@ def _unpacked(source: Source, archive: zipfile.ZipFile, name: str) -> Array:
     # The directory may lie about the packed size as well: the file bounds it.
     packed = min(info.compress_size, source.path.stat().st_size)
     _check_unpacked(source, packed, info.file_size)
-    with archive.open(info) as stream, _refusing(source):
+    with archive.open(info) as stream:
         start = io.BytesIO(stream.read(2**14))
         header = binary.read_header(start, info.file_size)
-        data = bytearray(header.num_bytes)
-        _fill(source, memoryview(data), start.read(), stream)
+        data, filled, block = bytearray(header.num_bytes), 0, start.read()
+        target = memoryview(data)
+        while block:
+            target[filled : filled + len(block)] = block
+            filled += len(block)
+            block = stream.read(min(2**20, len(data) - filled))
+        if filled < len(data):
+            raise source.fail(f"{len(data)} bytes", f"{filled} (truncated)", _BROKEN)
+        stream.read(1)  # past the end: compares the checksum
         return header.array(data)
-
-
-def _fill(source: Source, target: memoryview, start: bytes, stream: IO[bytes]) -> None:
-    target[: len(start)] = start
-    filled = len(start)
-    while filled < len(target):
-        block = stream.read(min(2**20, len(target) - filled))
-        if not block:
-            raise source.fail(f"{len(target)} bytes", f"{filled} (truncated)", BROKEN_REMEDY)
-        target[filled : filled + len(block)] = block
-        filled += len(block)
-    stream.read(1)  # past the end: compares the checksum
 
 
 def _check_unpacked(source: Source, packed: int, unpacked: int) -> None:
     """Raises for a bomb, and for a file damaged so that it looks like one."""
     if unpacked > max(_SMALL, _MOST_COMPRESSED * packed):
-        raise source.fail(
-            f"at most {_MOST_COMPRESSED}-fold compression",
-            f"{packed} bytes declared to unpack to {unpacked}",
-            "save it with numpy.save instead",
-        )
+        expected = f"at most {_MOST_COMPRESSED}-fold compression"
+        what = f"{packed} bytes declared to unpack to {unpacked}"
+        raise source.fail(expected, what, "save it with numpy.save instead")
 
 
 # --- of others, each by an extra -----------------------------------------------------------------
@@ -185,38 +148,37 @@ def _reading(source: Source, package: str, form: str) -> Iterator[None]:
         if not (foreign or isinstance(error, (OSError, UnicodeError, arrow_sizes.DamagedError))):
             raise
         line = str(error).partition("\n")[0]
-        article = "an" if form == ARROW else "a"
-        raise source.fail(f"{article} {form} file", line, BROKEN_REMEDY) from None
+        raise source.fail(f"{form} file", line, _BROKEN) from None
 
 
 @contextlib.contextmanager
 def _safetensors(source: Source) -> Iterator[Container]:
-    with _reading(source, "safetensors", SAFETENSORS):
+    with _reading(source, "safetensors", "a safetensors"):
         import safetensors
 
         with safetensors.safe_open(source.path, "np") as file:
-            yield Container(list(file.keys()), lambda name: _tensor(file, name))
 
+            def read(name: str) -> Array:
+                array: Array = file.get_tensor(name)
+                # bfloat16 and smaller floats, which NumPy lacks.
+                return array.astype(np.float32) if array.dtype.kind == "V" else array
 
-def _tensor(file: Any, name: str) -> Array:
-    array: Array = file.get_tensor(name)
-    # bfloat16 and smaller floats, which NumPy lacks.
-    return array.astype(np.float32) if array.dtype.kind == "V" else array
+            yield Container(list(file.keys()), read)
 
 
 @contextlib.contextmanager
 def _parquet(source: Source) -> Iterator[Container]:
-    with _reading(source, "pyarrow", PARQUET):
+    with _reading(source, "pyarrow", "a Parquet"):
         from pyarrow import parquet
 
         with opened(source) as file:
             schema = parquet.read_schema(file)
             file.seek(0)
+            columns = {field.name: _holds(field.type) for field in schema}
             # A text that many rows share is unpacked once.
-            shared = [field.name for field in schema if _holds(field.type) == TEXTS]
+            shared = [name for name, what in columns.items() if what == TEXTS]
             with parquet.ParquetFile(file, read_dictionary=shared) as table:
-                names = table.schema_arrow.names
-                columns = _columns(table.schema_arrow)
+                names = schema.names
                 yield Container(names, lambda name: _of_parquet(source, table, name), columns)
 
 
@@ -236,8 +198,8 @@ def _of_parquet(source: Source, table: Any, name: str) -> Array:
         # A damaged chunk ends the process where its metadata is asked for first (pyarrow 26); the
         # reader raises.
         next(table.iter_batches(1, row_groups=[group], columns=[name]), None)
-        chunks = [metadata.row_group(group).column(place) for place in places]
-        unpacked += 8 * sum(chunk.num_values for chunk in chunks)
+        columns = map(metadata.row_group(group).column, places)
+        unpacked += 8 * sum(column.num_values for column in columns)
     _check_unpacked(source, size, unpacked)
     return _as_array(source, table.read([name]).column(0))
 
@@ -245,7 +207,7 @@ def _of_parquet(source: Source, table: Any, name: str) -> Array:
 @contextlib.contextmanager
 def _arrow(source: Source) -> Iterator[Container]:
     """An IPC file, or a stream as `datasets` writes."""
-    with _reading(source, "pyarrow", ARROW):
+    with _reading(source, "pyarrow", "an Arrow"):
         import pyarrow
 
         mapped = pyarrow.memory_map(str(source.path))
@@ -260,27 +222,22 @@ def _arrow(source: Source) -> Iterator[Container]:
         most = max(_SMALL, _MOST_COMPRESSED * len(whole))
         _check_unpacked(source, len(whole), arrow_sizes.unpacked(whole, most, stream=stream))
         table = reader.read_all()
-        names, columns = table.column_names, _columns(table.schema)
-        yield Container(names, lambda name: _of_arrow(source, table, name), columns)
 
+        def read(name: str) -> Array:
+            table.select([name]).validate(full=True)  # Arrow follows offsets that lead elsewhere
+            return _as_array(source, table.column(name))
 
-def _of_arrow(source: Source, table: Any, name: str) -> Array:
-    table.select([name]).validate(full=True)  # Arrow follows offsets that lead elsewhere
-    return _as_array(source, table.column(name))
+        columns = {field.name: _holds(field.type) for field in table.schema}
+        yield Container(table.column_names, read, columns)
 
 
 _FORMS: dict[str, Callable[[Source], AbstractContextManager[Container]]] = {
-    NPY: _npy,
-    NPZ: _npz,
-    SAFETENSORS: _safetensors,
-    PARQUET: _parquet,
-    ARROW: _arrow,
+    "npy": _npy,
+    "npz": _npz,
+    "safetensors": _safetensors,
+    "parquet": _parquet,
+    "arrow": _arrow,
 }
-
-
-def _columns(schema: Any) -> dict[str, str]:
-    held = {field.name: _holds(field.type) for field in schema}
-    return {name: what for name, what in held.items() if what is not None}
 
 
 def _holds(kind: Any) -> str | None:
@@ -306,28 +263,21 @@ def _as_array(source: Source, column: Any) -> Array:
 
 
 def _lists(source: Source, column: Any) -> Array:
-    from pyarrow import types
+    from pyarrow.compute import list_value_length
 
-    width = None
-    parts = []
-    for chunk in column.chunks:
-        lengths = np.unique(
-            [chunk.type.list_size]
-            if types.is_fixed_size_list(chunk.type)
-            else chunk.value_lengths().to_numpy(zero_copy_only=False)
-        )
-        if not len(chunk):
-            continue
-        if len(lengths) > 1 or width not in (None, lengths[0]):
-            both = sorted({*lengths.tolist(), *([] if width is None else [width])})
-            remedy = "keep rows of one length"
-            raise source.fail("lists of one length", f"{both[0]} to {both[-1]}", remedy)
-        width = int(lengths[0])
-        if not width:
-            raise source.fail("lists of one or more values", "empty ones", "fill them")
-        parts.append(_numbers(source, chunk.type.value_type, chunk.flatten()).reshape(-1, width))
-    if not parts:
+    lengths = sorted(list_value_length(column).unique().to_pylist())
+    if not lengths:
         raise source.fail("at least one row", "none", "fill it")
+    if len(lengths) > 1:
+        both = f"{lengths[0]} to {lengths[-1]}"
+        raise source.fail("lists of one length", both, "keep rows of one length")
+    if not lengths[0]:
+        raise source.fail("lists of one or more values", "empty ones", "fill them")
+    parts = [
+        _numbers(source, chunk.type.value_type, chunk.flatten()).reshape(-1, lengths[0])
+        for chunk in column.chunks
+        if len(chunk)
+    ]
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
@@ -339,7 +289,7 @@ def _texts(source: Source, column: Any) -> Array:
     for chunk in column.chunks:
         shared = types.is_dictionary(chunk.type)
         texts = np.array((chunk.dictionary if shared else chunk).to_pylist(), object)
-        parts.append(texts[chunk.indices.to_numpy()] if shared and len(chunk) else texts)
+        parts.append(texts[chunk.indices.to_numpy()] if shared else texts)
     array = np.concatenate(parts)
     if None in array:  # of a dictionary
         raise source.fail("a value in every row", "nulls", "remove those rows")
@@ -351,8 +301,5 @@ def _numbers(source: Source, kind: Any, values: Any) -> Array:
         raise source.fail("numbers", f"a column of {kind}", "choose another column")
     if values.null_count:
         raise source.fail("a number everywhere", f"{values.null_count} nulls", "remove those rows")
-    # A chunked column copies as it is; one chunk need not.
-    array: Array = (
-        values.to_numpy() if hasattr(values, "chunks") else values.to_numpy(zero_copy_only=False)
-    )
+    array: Array = values.to_numpy(zero_copy_only=False)
     return array

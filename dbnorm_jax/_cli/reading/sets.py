@@ -12,8 +12,6 @@ Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 Csr = tuple[Integers, Integers]  # (indptr, indices)
 
-SIMILARITIES = ("cosine", "dot", "euclidean")
-
 # Rows converted at once: a memory-mapped file is never copied whole in float64.
 ROWS_AT_ONCE = 8192
 
@@ -25,36 +23,20 @@ _MOST_NEIGHBORS = 256
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EvaluationSet:
-    """Embeddings of a test and its banks.
+    """Embeddings of a test and its banks, and names of the items."""
 
-    Attributes:
-      name: what to call the set in titles.
-      queries: [num_queries, dim] float32; unit rows under cosine.
-      gallery: [num_gallery, dim].
-      query_bank: [num_query_bank, dim], other items of the query modality.
-      gallery_bank: [num_gallery_bank, dim]; None: the gallery serves, each item excluded from its
-        own sum.
-      relevant: CSR pair, the right gallery rows of each query; None when nothing is known.
-      bank_pairs: [num_query_bank], the gallery-bank row of each query-bank row, -1 for none.
-      similarity: "cosine", "dot" or "euclidean".
-      query_labels: a name per query, or None.
-      gallery_labels: a name per gallery item, or None.
-      query_bank_labels: a name per query-bank item, or None.
-      gallery_bank_labels: a name per gallery-bank item, or None.
-    """
-
-    name: str
-    queries: Floats
-    gallery: Floats
-    query_bank: Floats
+    name: str  # what to call the set in titles
+    queries: Floats  # [num_queries, dim]; unit rows under cosine
+    gallery: Floats  # [num_gallery, dim]
+    query_bank: Floats  # [num_query_bank, dim], other items of the query modality
+    # [num_gallery_bank, dim]; None: the gallery serves, each item excluded from its own sum.
     gallery_bank: Floats | None = None
-    relevant: Csr | None = None
-    bank_pairs: Integers | None = None
-    similarity: str = "cosine"
+    relevant: Csr | None = None  # the right gallery rows of each query; None: nothing is known
+    bank_pairs: Integers | None = None  # the gallery-bank row of each query-bank row, -1 for none
+    similarity: str = "cosine"  # or "dot" or "euclidean"
     query_labels: tuple[str, ...] | None = None
     gallery_labels: tuple[str, ...] | None = None
     query_bank_labels: tuple[str, ...] | None = None
-    gallery_bank_labels: tuple[str, ...] | None = None
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -64,21 +46,13 @@ class EvaluationSet:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SimilaritySet:
-    """Similarities of a test and its banks; columns are gallery items everywhere.
-
-    Attributes:
-      name: what to call the set in titles.
-      similarities: [num_queries, num_gallery] float32.
-      query_bank: [num_query_bank, num_gallery], query bank against the gallery.
-      gallery_bank: [num_gallery_bank, num_gallery], or None: only IS and DIS run.
-      relevant: CSR pair, the right gallery rows of each query; None when nothing is known.
-    """
+    """Similarities of a test and its banks; columns are gallery items everywhere."""
 
     name: str
-    similarities: Floats
-    query_bank: Floats
-    gallery_bank: Floats | None = None
-    relevant: Csr | None = None
+    similarities: Floats  # [num_queries, num_gallery]
+    query_bank: Floats  # [num_query_bank, num_gallery]
+    gallery_bank: Floats | None = None  # [num_gallery_bank, num_gallery]; None: only IS and DIS run
+    relevant: Csr | None = None  # as in EvaluationSet
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -111,16 +85,21 @@ def prepared_blocks(
     argument: str, array: Array, similarity: str | None
 ) -> Iterator[tuple[int, Floats]]:
     """The rows of `prepared`, some thousands at a time, each block with its first row."""
-    for start in range(0, array.shape[0], ROWS_AT_ONCE):
-        block = np.asarray(array[start : start + ROWS_AT_ONCE])
-        _check_finite(argument, block, start)
+    for start, rows in _blocks(array):
+        _check_finite(argument, rows, start)
+        block = rows
         if similarity == "cosine":
-            block = _unit_rows(argument, block.astype(np.float64), start)
+            block = _unit_rows(argument, rows.astype(np.float64), start)
         if block.dtype != np.dtype("=f4"):
             with np.errstate(over="ignore"):
                 block = block.astype(np.float32)
             _check_finite(argument, block, start, " in float32")
         yield start, block
+
+
+def _blocks(array: Array) -> Iterator[tuple[int, Array]]:
+    for start in range(0, len(array), ROWS_AT_ONCE):
+        yield start, np.asarray(array[start : start + ROWS_AT_ONCE])
 
 
 def _check_finite(argument: str, block: Array, start: int, when: str = "") -> None:
@@ -166,9 +145,10 @@ def relevant_from_indices(argument: str, indices: Array, num_queries: int, num_g
             f"{indices.shape}; for several right items use an npz with gt_indptr and gt_indices"
         )
     _check_range(argument, indices, -1, num_gallery, "gallery rows", " (-1: none)")
-    answered = np.asarray(indices.reshape(num_queries, -1) >= 0)
+    rows = indices.reshape(num_queries, -1)
+    answered = np.asarray(rows >= 0)
     indptr = np.concatenate([[0], np.cumsum(answered.sum(axis=1))])
-    return indptr.astype(np.int64), indices.reshape(num_queries, -1)[answered].astype(np.int64)
+    return indptr.astype(np.int64), rows[answered].astype(np.int64)
 
 
 def relevant_from_csr(
@@ -224,11 +204,17 @@ def reversed_set(test: EvaluationSet) -> EvaluationSet:
             "--reverse: expected a gallery bank, since it becomes the query bank, got none; give "
             "--gallery-bank"
         )
-    pairs = None
+    pairs = relevant = None
     if test.bank_pairs is not None:
         pairs = np.full(len(test.gallery_bank), -1, np.int64)
         rows = np.flatnonzero(test.bank_pairs >= 0)[::-1]  # the first of several partners stays
         pairs[test.bank_pairs[rows]] = rows
+    if test.relevant is not None:
+        indptr, indices = test.relevant
+        queries = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
+        counts = np.bincount(indices, minlength=len(test.gallery))
+        order = np.argsort(indices, kind="stable")
+        relevant = np.concatenate([[0], np.cumsum(counts)]), queries[order]
     return dataclasses.replace(
         test,
         name=f"{test.name} (reversed)",
@@ -236,21 +222,12 @@ def reversed_set(test: EvaluationSet) -> EvaluationSet:
         gallery=test.queries,
         query_bank=test.gallery_bank,
         gallery_bank=test.query_bank,
-        relevant=None if test.relevant is None else _transposed(test.relevant, len(test.gallery)),
+        relevant=relevant,
         bank_pairs=pairs,
         query_labels=test.gallery_labels,
         gallery_labels=test.query_labels,
-        query_bank_labels=test.gallery_bank_labels,
-        gallery_bank_labels=test.query_bank_labels,
+        query_bank_labels=None,
     )
-
-
-def _transposed(relevant: Csr, num_gallery: int) -> Csr:
-    indptr, indices = relevant
-    queries = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
-    order = np.argsort(indices, kind="stable")
-    counts = np.bincount(indices, minlength=num_gallery)
-    return np.concatenate([[0], np.cumsum(counts)]), queries[order]
 
 
 def some_queries(test: Test, count: int) -> Test:
@@ -277,12 +254,11 @@ def num_equal_rows(bank: Array, test: Array) -> int:
     neighbors are compared: no bank x test matrix.
     """
     direction = np.random.default_rng(0).normal(size=test.shape[1:])
-    keys = _projected(test, direction)
+    keys = np.concatenate([rows.astype(np.float64) @ direction for _, rows in _blocks(test)])
     order = np.argsort(keys)
     keys = keys[order]
     count = 0
-    for start in range(0, len(bank), ROWS_AT_ONCE):
-        rows = np.asarray(bank[start : start + ROWS_AT_ONCE])
+    for _, rows in _blocks(bank):
         key = rows.astype(np.float64) @ direction
         size = np.abs(rows).max(axis=1)
         reach = _ROUNDING * size * np.abs(direction).sum()
@@ -299,11 +275,3 @@ def num_equal_rows(bank: Array, test: Array) -> int:
             place[open_rows] += 1
             open_rows = open_rows[~equal]
     return count
-
-
-def _projected(rows: Array, direction: Array) -> npt.NDArray[np.float64]:
-    blocks = [
-        rows[i : i + ROWS_AT_ONCE].astype(np.float64) @ direction
-        for i in range(0, len(rows), ROWS_AT_ONCE)
-    ]
-    return np.concatenate(blocks)

@@ -135,7 +135,8 @@ class Sink:
         made = {name: content() for name, content in contents.items()}
         with self.alone():
             for name, data in made.items():
-                binary.replace_file(self.path / name, data)
+                with binary.replacing(self.path / name) as file:
+                    file.write(data)
         return [self.path / name for name in made]
 
     def save(self, state: Any, provenance: Mapping[str, Any] | None = None) -> None:

@@ -17,8 +17,7 @@ import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy_format
@@ -40,7 +39,7 @@ class Fields(NamedTuple):
 
     static: frozenset[str]
     arrays: frozenset[str]
-    later: Mapping[str, Any] = MappingProxyType({})  # static ones that version 2 lacks: defaults
+    later: Mapping[str, Any] = {}  # static ones that version 2 lacks: defaults
 
 
 class Archive(NamedTuple):
@@ -93,27 +92,27 @@ def checked_provenance(provenance: Mapping[str, Any] | None) -> dict[str, Any] |
 
 def read(path: Path, kinds: Mapping[str, Fields]) -> Archive:
     """Reads and checks an archive of one of these kinds."""
-    with path.open("rb") as file:
-        header, arrays = _read_file(path, file, kinds)
-    for name, array in arrays.items():
-        if header["arrays"][name] != _description(array):
-            declared = binary.printable(header["arrays"][name])
-            raise ValueError(
-                f"{path}: expected {name} to be {declared}, got {_description(array)}; {_BROKEN}"
-            )
-    digest = header.pop("sha256")
-    if digest != _digest(header, arrays):
-        raise ValueError(
-            f"{path}: expected SHA-256 {binary.printable(digest)}, got another; {_BROKEN}"
-        )
+    with _opened(path) as (archive, size):
+        header = _read_header(archive, size, kinds)
+        arrays = {name: _read(archive, name, size) for name in header["arrays"]}
+        for name, array in arrays.items():
+            if header["arrays"][name] != _description(array):
+                declared = binary.printable(header["arrays"][name])
+                raise ValueError(
+                    f"expected {name} to be {declared}, got {_description(array)}; {_BROKEN}"
+                )
+        digest = header.pop("sha256")
+        if digest != _digest(header, arrays):
+            shown = binary.printable(digest)
+            raise ValueError(f"expected SHA-256 {shown}, got another; {_BROKEN}")
     static = {**kinds[header["kind"]].later, **header["static"]}
     return Archive(header["kind"], static, arrays, header.get("provenance"))
 
 
 def read_header(path: Path, kinds: Mapping[str, Fields]) -> dict[str, Any]:
     """The header alone; the arrays are not read, and the checksum is not compared."""
-    with path.open("rb") as file, _opened(path, file) as archive:
-        return _read_header(path, archive, os.fstat(file.fileno()).st_size, kinds)
+    with _opened(path) as (archive, size):
+        return _read_header(archive, size, kinds)
 
 
 def _description(array: np.ndarray[Any, np.dtype[Any]]) -> dict[str, Any]:
@@ -128,57 +127,52 @@ def _digest(header: dict[str, Any], arrays: Arrays) -> str:
     return digest.hexdigest()
 
 
-def _refusal(path: Path, contents: str) -> ValueError:
-    shown = binary.printable(contents)
-    return ValueError(f"{path}: expected an .npz written by dbnorm_jax.save, got {shown}")
-
-
-def _read_file(
-    path: Path, file: BinaryIO, kinds: Mapping[str, Fields]
-) -> tuple[dict[str, Any], Arrays]:
-    size = os.fstat(file.fileno()).st_size
-    with _opened(path, file) as archive:
-        header = _read_header(path, archive, size, kinds)
-        return header, {name: _read(path, archive, name, size) for name in header["arrays"]}
-
-
 @contextlib.contextmanager
-def _opened(path: Path, file: BinaryIO) -> Iterator[zipfile.ZipFile]:
-    try:
-        with zipfile.ZipFile(file) as archive:
-            yield archive
-    except binary.ZIP_ERRORS as error:
-        contents = "other contents"
-        with contextlib.suppress(*binary.ZIP_ERRORS):  # which looks at more than its magic
-            if zipfile.is_zipfile(file):
-                contents = f"a damaged archive ({error})"
-        raise _refusal(path, contents) from None
+def _opened(path: Path) -> Iterator[tuple[zipfile.ZipFile, int]]:
+    """An archive and the size of its file; errors about it begin with the path."""
+    with path.open("rb") as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                yield archive, os.fstat(file.fileno()).st_size
+        except binary.ZIP_ERRORS as error:
+            contents = "other contents"
+            with contextlib.suppress(*binary.ZIP_ERRORS):  # which looks at more than its magic
+                if zipfile.is_zipfile(file):
+                    contents = f"a damaged archive ({error})"
+            raise ValueError(f"{path}: {_refusal(contents)}") from None
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+
+def _refusal(contents: str) -> ValueError:
+    shown = binary.printable(contents)
+    return ValueError(f"expected an .npz written by dbnorm_jax.save, got {shown}")
 
 
 def _read_header(
-    path: Path, archive: zipfile.ZipFile, size: int, kinds: Mapping[str, Fields]
+    archive: zipfile.ZipFile, size: int, kinds: Mapping[str, Fields]
 ) -> dict[str, Any]:
     names = {name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")}
     if len(names) != len(archive.namelist()) or _HEADER not in names:
-        raise _refusal(path, f"members {', '.join(sorted(archive.namelist())[:8])}")
-    array = _read(path, archive, _HEADER, min(size, _LARGEST_HEADER))
+        raise _refusal(f"members {', '.join(sorted(archive.namelist())[:8])}")
+    array = _read(archive, _HEADER, min(size, _LARGEST_HEADER))
     header: Any = None
     if array.dtype.kind == "U" and not array.ndim:
         with contextlib.suppress(ValueError, RecursionError):
             header = json.loads(str(array[()]))
     if not isinstance(header, dict):
-        raise _refusal(path, "a header that is none")
+        raise _refusal("a header that is none")
     kind, version = header.get("kind"), header.get("format_version")
     if not isinstance(kind, str) or type(version) is not int:
-        raise _refusal(path, "a header without kind and format version")
+        raise _refusal("a header without kind and format version")
     if version > FORMAT_VERSION:
+        shown = version if version < 10**9 else "a huge one"
         raise ValueError(
-            f"{path}: expected format version {FORMAT_VERSION} or older, got "
-            f"{version if version < 10**9 else 'a huge one'}; upgrade dbnorm_jax"
+            f"expected format version {FORMAT_VERSION} or older, got {shown}; upgrade dbnorm_jax"
         )
     if kind not in kinds:
         shown = binary.printable(repr(kind))
-        raise ValueError(f"{path}: expected one of {', '.join(kinds)}, got kind {shown}")
+        raise ValueError(f"expected one of {', '.join(kinds)}, got kind {shown}")
     static, arrays, later = kinds[kind]
     required = {"kind", "format_version", "library", "static", "arrays", "sha256"}
     required |= {"provenance"} if version > 1 else set()
@@ -187,27 +181,23 @@ def _read_header(
         or not isinstance(header.get("provenance"), (dict, type(None)))
         or not all(isinstance(header[part], dict) for part in ("static", "arrays"))
         or header["static"].keys() != static - (later.keys() if version < 3 else set())
-        or not all(map(_is_static, header["static"].items()))
+        or not all(
+            type(value) is int or (name == "similarity" and isinstance(value, (str, type(None))))
+            for name, value in header["static"].items()
+        )
         or not header["arrays"].keys() <= arrays
         or names != header["arrays"].keys() | {_HEADER}
     ):
-        raise _refusal(path, f"other fields than those of a {kind}")
+        raise _refusal(f"other fields than those of a {kind}")
     return header
 
 
-def _is_static(field: tuple[str, Any]) -> bool:
-    name, value = field
-    return type(value) is int or (name == "similarity" and isinstance(value, (str, type(None))))
-
-
-def _read(
-    path: Path, archive: zipfile.ZipFile, name: str, largest: int
-) -> np.ndarray[Any, np.dtype[Any]]:
+def _read(archive: zipfile.ZipFile, name: str, largest: int) -> np.ndarray[Any, np.dtype[Any]]:
     """One member; `save` never compresses, so none can unpack to more than the file holds."""
     info = archive.getinfo(f"{name}.npy")
     packed = info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size
     if packed or info.flag_bits & 1 or info.file_size > largest:
-        raise _refusal(path, f"a compressed, locked or oversized member {name}")
+        raise _refusal(f"a compressed, locked or oversized member {name}")
     stream = io.BytesIO(archive.read(info))
     try:
         header = binary.read_header(stream, info.file_size)
@@ -215,4 +205,4 @@ def _read(
         # Written on a machine of the other byte order: the same values, which JAX would refuse.
         return array.astype(array.dtype.newbyteorder("="), copy=False)
     except binary.BadArrayError as error:
-        raise ValueError(f"{path}: in {name}, {binary.printable(error)}; {_BROKEN}") from None
+        raise ValueError(f"in {name}, {binary.printable(error)}; {_BROKEN}") from None

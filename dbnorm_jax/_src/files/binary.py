@@ -45,7 +45,6 @@ ZIP_ERRORS = (
     zlib.error,
     struct.error,
     EOFError,
-    NotImplementedError,
     OSError,
     OverflowError,
     RuntimeError,
@@ -67,12 +66,7 @@ def printable(text: object) -> str:
 
 
 class BadArrayError(ValueError):
-    """An .npy stream that cannot be what it says.
-
-    Attributes:
-      expected: what should have been there.
-      actual: what was.
-    """
+    """An .npy stream that cannot be what it says: what should have been there, and what was."""
 
     def __init__(self, expected: str, actual: str) -> None:
         super().__init__(f"expected {expected}, got {actual}")
@@ -81,14 +75,7 @@ class BadArrayError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """What an .npy header declares.
-
-    Attributes:
-      shape: of the array.
-      fortran_order: columns first.
-      dtype: of the array; holds no Python objects.
-      offset: where the values begin, in bytes.
-    """
+    """What an .npy header declares; `offset` says at what byte the values begin."""
 
     shape: tuple[int, ...]
     fortran_order: bool
@@ -100,43 +87,22 @@ class Header:
         """Size of the values."""
         return math.prod(self.shape) * self.dtype.itemsize
 
-    def array(self, values: bytes | bytearray | memoryview) -> np.ndarray[Any, np.dtype[Any]]:
-        """The array of these values, not copied; BadArrayError where texts are none."""
+    def array(self, values: Any) -> np.ndarray[Any, np.dtype[Any]]:
+        """The array of these bytes, not copied; BadArrayError for texts that break Python."""
         array: np.ndarray[Any, np.dtype[Any]] = np.frombuffer(values, self.dtype)
-        check_texts(array)
+        if self.dtype.kind == "U":
+            codes = array.view(np.dtype("u4").newbyteorder(self.dtype.byteorder))
+            if ((codes > 0x10FFFF) | ((codes >= 0xD800) & (codes < 0xE000))).any():
+                raise BadArrayError("texts", "numbers that are no characters")
         return array.reshape(self.shape, order="F" if self.fortran_order else "C")
 
 
-def check_texts(array: np.ndarray[Any, np.dtype[Any]]) -> None:
-    """Raises BadArrayError for texts with numbers that are no characters, which break Python."""
-    if array.dtype.kind == "U" and array.size and array.dtype.itemsize:
-        order = array.dtype.byteorder
-        codes = np.ascontiguousarray(array).reshape(-1).view(np.dtype("u4").newbyteorder(order))
-        if ((codes > 0x10FFFF) | ((codes >= 0xD800) & (codes < 0xE000))).any():
-            raise BadArrayError("texts", "numbers that are no characters")
-
-
-def read_header(file: IO[bytes], size: int) -> Header:
-    """The header of an .npy stream of `size` bytes, checked against that size.
+def read_header(file: IO[bytes], size: int | None) -> Header:
+    """The header of an .npy stream, checked against the size of that in bytes, where it is known.
 
     Raises:
-      BadArrayError: a damaged header, Python objects, or values of another size than declared.
-    """
-    header = dataclasses.replace(read_stream_header(file), offset=file.tell())
-    declared = header.num_bytes + header.offset
-    if declared != size:
-        raise BadArrayError(
-            f"{declared} bytes for shape {header.shape} and dtype {header.dtype}",
-            f"{size}" + (" (truncated)" if size < declared else ""),
-        )
-    return header
-
-
-def read_stream_header(file: IO[bytes]) -> Header:
-    """The header of an .npy stream of unknown size; its offset is not known either.
-
-    Raises:
-      BadArrayError: a damaged header, Python objects, or a shape that cannot be.
+      BadArrayError: a damaged header, Python objects, a shape that cannot be, or values of another
+        size than declared.
     """
     try:
         version = npy_format.read_magic(file)
@@ -146,15 +112,21 @@ def read_stream_header(file: IO[bytes]) -> Header:
             (2, 0): npy_format.read_array_header_2_0,
         }[version]
         with warnings.catch_warnings(action="ignore"):  # of headers that Python 2 wrote
-            header = Header(*read(file), offset=0)
+            header = Header(*read(file), offset=file.tell())
     except Exception:  # NumPy tokenizes and parses the header, which fails in many ways
         raise BadArrayError("an .npy header", "a damaged one") from None
     if header.dtype.hasobject:
         raise BadArrayError("numbers", "pickled Python objects")
     # Without values a shape may be anything, and values without bytes as many as it likes.
-    extent = math.prod(max(size, 1) for size in header.shape) * header.dtype.itemsize
+    extent = math.prod(max(length, 1) for length in header.shape) * header.dtype.itemsize
     if not 0 < extent < 2**62 or len(header.shape) > _MOST_AXES or min(header.shape, default=0) < 0:
         raise BadArrayError("an array that fits in memory", f"shape {header.shape}")
+    declared = header.num_bytes + header.offset
+    if size not in (None, declared):
+        raise BadArrayError(
+            f"{declared} bytes for shape {header.shape} and dtype {header.dtype}",
+            f"{size}" + (" (truncated)" if size < declared else ""),
+        )
     return header
 
 
@@ -167,12 +139,6 @@ def found_at(path: Path) -> str | None:
     return {stat.S_IFREG: FILE, stat.S_IFDIR: FOLDER, stat.S_IFLNK: LINK}.get(kind, OTHER)
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Writes a file whole: readers see the old one or the new one, also after a crash."""
-    with replacing(path) as file:
-        file.write(data)
-
-
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file to write; it takes the place of what is at `path` at the end, unless an error comes.
@@ -180,17 +146,32 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     Readers see the old one or the new one, also after a crash.
     """
     target = path.absolute()
-    with _naming(path, str(target)):
+    with _naming(path, str(target)), contextlib.ExitStack() as stack:
         if found_at(target) == FOLDER:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         remove_cut_off(target)
-        with _temporary(target) as temporary, _removed_on_failure(temporary):
+        while True:
+            # Beside it, because renaming within a folder is atomic; by a name that nobody can
+            # guess. Its lock is a file of its own, and outlives the closing of the other.
+            temporary = target.with_name(f"{_prefix(target)}{secrets.token_hex(6)}")
+            with contextlib.suppress(BlockingIOError):  # a rival looks whether it was cut off
+                stack.enter_context(_held(_lock_of(temporary)))
+                break
+        try:
             with _create(temporary, target) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(target)  # closed: Windows renames no open file
-        _sync_folder(target.parent)
+        except BaseException:
+            discard(temporary)
+            raise
+        with contextlib.suppress(OSError):  # keeps the new name through a crash
+            handle = os.open(target.parent, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
 
 
 def remove_cut_off(path: Path) -> None:
@@ -230,41 +211,12 @@ def _lock_of(temporary: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _temporary(target: Path) -> Iterator[Path]:
-    """A name beside it, because renaming within a folder is atomic; its lock is held.
-
-    Nobody can guess the name. The lock is a file of its own, and outlives the closing of the other.
-    """
-    with contextlib.ExitStack() as stack:
-        while True:
-            temporary = target.with_name(f"{_prefix(target)}{secrets.token_hex(6)}")
-            try:
-                stack.enter_context(_held(_lock_of(temporary)))
-                break
-            except BlockingIOError:  # a rival looks whether it was cut off
-                continue
-        yield temporary
-
-
-@contextlib.contextmanager
 def _held(place: Path) -> Iterator[bool]:
     """Holds a lock file, and removes it -> whether there are locks at all.
 
     Raises:
       BlockingIOError: another process, or another place in this one, holds it.
     """
-    handle, locked = _open_lock(place)
-    try:
-        yield locked
-    finally:
-        # Before it is let go: afterwards another process may hold the file that this would remove.
-        removed = _removed(place)
-        os.close(handle)
-        if not removed:  # Windows removes no open file, neither this one's nor another's
-            _removed(place)
-
-
-def _open_lock(place: Path) -> tuple[int, bool]:
     while True:
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
         if found_at(place) == LINK:  # Windows has no such flag
@@ -277,8 +229,16 @@ def _open_lock(place: Path) -> tuple[int, bool]:
             os.close(handle)
             raise
         if there:
-            return handle, locked
+            break
         os.close(handle)
+    try:
+        yield locked
+    finally:
+        # Before it is let go: afterwards another process may hold the file that this would remove.
+        gone = discard(place)
+        os.close(handle)
+        if not gone:  # Windows removes no open file, neither this one's nor another's
+            discard(place)
 
 
 def _lock(handle: int) -> bool:
@@ -297,12 +257,12 @@ def _lock(handle: int) -> bool:
     return True
 
 
-def _removed(place: Path) -> bool:
-    try:
+def discard(place: Path) -> bool:
+    """Removes a file where the system lets; whether it did."""
+    with contextlib.suppress(OSError):
         place.unlink(missing_ok=True)
-    except OSError:
-        return False
-    return True
+        return True
+    return False
 
 
 def _create(temporary: Path, target: Path) -> IO[bytes]:
@@ -318,25 +278,6 @@ def _create(temporary: Path, target: Path) -> IO[bytes]:
     return os.fdopen(handle, "wb")
 
 
-def _sync_folder(folder: Path) -> None:
-    """Keeps the new name through a crash, where folders can be opened."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-@contextlib.contextmanager
-def _removed_on_failure(temporary: Path) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        _removed(temporary)
-        raise
-
-
 @contextlib.contextmanager
 def _naming(path: Path, place: str) -> Iterator[None]:
     """A full disk or closed folder is an error about the file that was to be written."""
@@ -345,8 +286,7 @@ def _naming(path: Path, place: str) -> Iterator[None]:
     except OSError as error:
         # Errors about other files, read meanwhile, pass.
         about = str(error.filename or "")
-        if about not in ("", str(path), place) and _prefix(path.absolute()) not in about:
-            raise
-        if error.errno is None:
+        ours = about in ("", str(path), place) or _prefix(path.absolute()) in about
+        if not ours or error.errno is None:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error

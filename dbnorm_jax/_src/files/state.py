@@ -1,18 +1,6 @@
 """Saving and loading fitted state: one .npz of plain arrays by field name, checked and atomic.
 
-    header           JSON text: kind, versions, static fields, provenance, checksum (`archives`)
-    log_normalizer   the arrays, by the names of the fields of the state
-    ...
-
 `numpy.load(path)` opens such a file too. Nothing in it is ever unpickled or executed.
-
-    >>> import dbnorm_jax as dbn
-    >>> import jax.numpy as jnp
-    >>> import pathlib, tempfile
-    >>> path = pathlib.Path(tempfile.mkdtemp()) / "correction.npz"
-    >>> dbn.save(path, dbn.Correction(bias=jnp.array([[0.3, 0.1]]), active=None))
-    >>> print(dbn.load(path).bias)
-    [[0.3 0.1]]
 """
 
 import dataclasses
@@ -91,10 +79,8 @@ def save(
                 f"it with .astype('float32')",
             )
     _check_state("state", type(state), arrays, static)
-    kind = type(state).__name__
-    archives.write(
-        Path(path), Archive(kind, static, arrays, archives.checked_provenance(provenance))
-    )
+    kept = archives.checked_provenance(provenance)
+    archives.write(Path(path), Archive(type(state).__name__, static, arrays, kept))
 
 
 def load(path: str | os.PathLike[str]) -> State:
@@ -120,15 +106,14 @@ def load(path: str | os.PathLike[str]) -> State:
     name, static, arrays, _ = archives.read(path, _FIELDS)
     kind = _KINDS[name]
     _check_state(str(path), kind, arrays, static)
-    wide = [name for name, array in arrays.items() if array.dtype == np.float64]
+    wide = [field for field, array in arrays.items() if array.dtype == np.float64]
     if wide and not jax.config.jax_enable_x64:  # type: ignore[attr-defined, unused-ignore]
         raise ValueError(
             f"{path}: holds float64 ({', '.join(wide)}), which JAX would round to float32; load it "
             f"within jax.enable_x64(True)"
         )
-    fields = {field.name for field in dataclasses.fields(kind)}
-    values = {name: jnp.asarray(arrays[name]) for name in fields & arrays.keys()} | static
-    return kind(**dict.fromkeys(fields) | values)
+    values = {name: jnp.asarray(array) for name, array in arrays.items()} | static
+    return kind(**dict.fromkeys(_FIELDS[name].arrays) | values)
 
 
 def read_provenance(path: str | os.PathLike[str]) -> dict[str, Any] | None:
@@ -180,64 +165,56 @@ def _check_state(name: str, kind: type[Any], arrays: Arrays, static: dict[str, A
             actual = "none" if array is None else f"{array.dtype} of shape {array.shape}"
             raise ValueError(f"{name}: expected {field} to be {expected}, got {actual}")
 
-    def is_float(field: str) -> bool:
-        return field in arrays and arrays[field].dtype.kind == "f"
+    def floats(field: str) -> np.ndarray[Any, np.dtype[Any]]:
+        expect(field in arrays and arrays[field].dtype.kind == "f", field, "floating point")
+        return arrays[field]
 
     known = (None, *SIMILARITIES)
     expect(static.get("similarity") in known, "similarity", f"one of {', '.join(map(str, known))}")
     if kind is Correction:
-        expect(is_float("bias"), "bias", "floating point")
-        shape = arrays["bias"].shape
-        expect(len(shape) >= 2 and 0 not in shape[-2:], "bias", "[..., num_terms, num_gallery]")
-        expect(bool(np.isfinite(arrays["bias"]).all()), "bias", "finite")
-        if "active" in arrays:
-            active = arrays["active"]
-            expect(active.shape == shape, "active", f"of the shape of bias {shape}")
+        bias, active = floats("bias"), arrays.get("active")
+        expect(bias.ndim >= 2 and 0 not in bias.shape[-2:], "bias", "[..., num_terms, num_gallery]")
+        expect(bool(np.isfinite(bias).all()), "bias", "finite")
+        if active is not None:
+            expect(active.shape == bias.shape, "active", f"of the shape of bias {bias.shape}")
             expect(active.dtype.kind in "bf", "active", "bool or floating point")
             expect(bool(((active >= 0) & (active <= 1)).all()), "active", "in [0, 1]")
-        return
-    if kind is Choice:
+    elif kind is Choice:
         _check_choice(expect, arrays, static)
-        return
-    if kind is LargestSimilarities:
-        expect(is_float("values"), "values", "floating point")
-        values = arrays["values"]
+    elif kind is LargestSimilarities:
+        values = floats("values")
         expect(values.ndim >= 2 and 0 not in values.shape[-2:], "values", "[..., k, num_gallery]")
         expect(bool((values < np.inf).all()), "values", "free of NaN and +inf")
         ordered = bool((values[..., 1:, :] <= values[..., :-1, :]).all())
         expect(ordered, "values", "sorted, best first")
-        return
-    for field in ("log_normalizer", "mass", "beta"):
-        expect(is_float(field), field, "floating point")
-    log_normalizer, mass, beta = (arrays[field] for field in ("log_normalizer", "mass", "beta"))
-    shape = log_normalizer.shape
-    expect(len(shape) >= 1 and shape[-1] > 0, "log_normalizer", "[..., num_gallery]")
-    expect(mass.shape == shape, "mass", f"of the shape of log_normalizer {shape}")
-    expect(beta.shape == shape[:-1], "beta", f"of shape {shape[:-1]}")
-    expect(bool((log_normalizer < np.inf).all()), "log_normalizer", "free of NaN and +inf")
-    expect(bool(((mass >= 0) & (mass < np.inf)).all()), "mass", "finite and at least 0")
-    expect(bool(((beta > 0) & (beta < np.inf)).all()), "beta", "positive and finite")
-    expect(0 <= static["k"] <= shape[-1], "k", f"between 0 and {shape[-1]}")
-    expect(("k_occurrence" in arrays) == (static["k"] > 0), "k_occurrence", "there iff k >= 1")
-    if "k_occurrence" in arrays:
-        counts = arrays["k_occurrence"]
-        expect(counts.dtype == np.int32, "k_occurrence", "int32")
-        expect(counts.shape == shape, "k_occurrence", f"of the shape of log_normalizer {shape}")
-        expect(bool((counts >= 0).all()), "k_occurrence", "at least 0")
+    else:
+        log_normalizer, mass, beta = map(floats, ("log_normalizer", "mass", "beta"))
+        shape, k = log_normalizer.shape, static["k"]
+        expect(len(shape) >= 1 and shape[-1] > 0, "log_normalizer", "[..., num_gallery]")
+        expect(mass.shape == shape, "mass", f"of the shape of log_normalizer {shape}")
+        expect(beta.shape == shape[:-1], "beta", f"of shape {shape[:-1]}")
+        expect(bool((log_normalizer < np.inf).all()), "log_normalizer", "free of NaN and +inf")
+        expect(bool(((mass >= 0) & (mass < np.inf)).all()), "mass", "finite and at least 0")
+        expect(bool(((beta > 0) & (beta < np.inf)).all()), "beta", "positive and finite")
+        expect(0 <= k <= shape[-1], "k", f"between 0 and {shape[-1]}")
+        expect(("k_occurrence" in arrays) == (k > 0), "k_occurrence", "there iff k >= 1")
+        if "k_occurrence" in arrays:
+            counts = arrays["k_occurrence"]
+            expect(counts.dtype == np.int32, "k_occurrence", "int32")
+            expect(counts.shape == shape, "k_occurrence", f"of the shape of log_normalizer {shape}")
+            expect(bool((counts >= 0).all()), "k_occurrence", "at least 0")
 
 
-_PAIRS = ("spreads", "active_share", "open_share", "own_share")
-_LENGTHS = dict.fromkeys(_PAIRS, 2) | {"num_equal_rows": 3}
+_LENGTHS = {"spreads": 2, "active_share": 2, "open_share": 2, "own_share": 2, "num_equal_rows": 3}
 _WHOLE = ("chosen", "method", "k", "num_equal_rows")
 
 
 def _check_choice(
     expect: Callable[[bool, str, str], None], arrays: Arrays, static: dict[str, int]
 ) -> None:
-    fields = [field.name for field in dataclasses.fields(Choice) if not field.metadata]
     length = arrays["method"].shape[:1] if "method" in arrays else (0,)
     expect("method" in arrays and 0 not in length, "method", "[num_candidates]")
-    for field in fields:
+    for field in (field.name for field in dataclasses.fields(Choice) if not field.metadata):
         shape = () if field == "chosen" else (_LENGTHS.get(field, length[0]),)
         expect(field in arrays and arrays[field].shape == shape, field, f"of shape {shape}")
         kind, name = ("i", "integer") if field in _WHOLE else ("f", "floating point")
