@@ -201,14 +201,8 @@ def rounding(
     tile. Each partial sum is at most `|r| |c|`, by Cauchy and Schwarz; half an `eps` of it is lost
     at most, to either side. Such errors grow like a random walk, with `sqrt(dim)` (Higham and Mary,
     2019); the most that two products were seen to differ by is 0.4 `sqrt(dim)` from 64 dimensions
-    on and 2.5 below.
-
-    Args:
-      similarity_fn: the similarity. Of one that is not of this module the largest that it gives
-        stands for what it sums.
-      row_norms: [num_rows], `norms` of the rows.
-      columns: [num_columns, dim].
-      similarities: [num_rows, num_columns].
+    on and 2.5 below. Of a similarity that is not of this module the largest that it gives stands
+    for what it sums. `row_norms` are the `norms` of the rows, [num_rows].
     """
     dtype = similarities.dtype
     if similarity_fn is cosine_similarity:
@@ -232,6 +226,8 @@ def norms(rows: jax.Array) -> jax.Array:
 
 # XLA fuses no product of matrices with its readers, and twice a product has no rounding of its own.
 _ALIKE = (dot_product, cosine_similarity, negative_squared_euclidean)
+# The names that states know them by.
+SIMILARITIES = tuple(function.__name__ for function in _ALIKE)
 
 
 def _checked(rows: jax.Array, columns: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -257,7 +253,3 @@ def _negative_squared_euclidean(rows: jax.Array, columns: jax.Array) -> jax.Arra
     row_squares = jnp.square(rows.astype(products.dtype)).sum(axis=1)
     column_squares = jnp.square(columns.astype(products.dtype)).sum(axis=1)
     return jnp.minimum(2 * products - row_squares[:, None] - column_squares[None, :], 0)
-
-
-# The names that states know them by.
-SIMILARITIES = tuple(function.__name__ for function in _ALIKE)

@@ -163,17 +163,7 @@ class Correction:
         return self.bias.shape[-2]
 
 
-_Flat = tuple[tuple[Any, ...], str | None]
-
-
-def _flat(correction: Correction) -> _Flat:
-    return (correction.bias, correction.active), correction.similarity
-
-
-def _flat_with_keys(correction: Correction) -> _Flat:
-    leaves, similarity = _flat(correction)
-    keys = map(jax.tree_util.GetAttrKey, ("bias", "active"))
-    return tuple(zip(keys, leaves, strict=True)), similarity
+_BIAS, _ACTIVE = map(jax.tree_util.GetAttrKey, ("bias", "active"))
 
 
 def _unflat(similarity: str | None, leaves: Iterable[Any]) -> Correction:
@@ -185,7 +175,12 @@ def _unflat(similarity: str | None, leaves: Iterable[Any]) -> Correction:
     return correction
 
 
-jax.tree_util.register_pytree_with_keys(Correction, _flat_with_keys, _unflat, _flat)
+jax.tree_util.register_pytree_with_keys(
+    Correction,
+    lambda one: (((_BIAS, one.bias), (_ACTIVE, one.active)), one.similarity),
+    _unflat,
+    lambda one: ((one.bias, one.active), one.similarity),
+)
 
 
 class SearchResult(NamedTuple):

@@ -15,20 +15,12 @@ from dbnorm_jax._src.statistics.largest import stream_largest_similarities
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Streamed:
-    """Both banks against a gallery, a pass per question.
-
-    Attributes:
-      gallery: [num_gallery, dim].
-      query_bank: [num_query_bank, dim].
-      gallery_bank: [num_gallery_bank, dim]; None: the gallery, each item left out of its own sum.
-      exclude: by bank, "query" or "gallery", the gallery rows that a bank row does not enter.
-      similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n].
-      chunk_size: rows held at once.
-    """
+    """Embeddings of both banks against those of a gallery, a pass per question."""
 
     gallery: Any
     query_bank: Any
-    gallery_bank: Any = None
+    gallery_bank: Any = None  # None: the gallery, each item left out of its own sum
+    # By bank, "query" or "gallery", the gallery rows that a bank row does not enter.
     exclude: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     similarity_fn: SimilarityFn = dot_product
     chunk_size: int = DEFAULT_CHUNK_SIZE
