@@ -292,17 +292,13 @@ def check_finite(name: str, array: jax.Array, remedy: str = "remove or repair th
     """Raises where a concrete array holds NaN or infinity, naming the first such place."""
     on_one_device = not is_concrete(array) or len(array.devices()) == 1
     if found(_not_finite if on_one_device else _not_finite_anywhere, array):
-        if not array.is_fully_addressable:  # each process finds the same, and raises alike
+        if array.is_fully_addressable:
+            place = np.argwhere(~np.isfinite(np.asarray(array, dtype=np.float64)))[0].tolist()
+            value = np.asarray(array)[tuple(place)]
+        else:  # each process finds the same, and raises alike
             with jax.ensure_compile_time_eval():
-                first = int(_first_not_finite(array))
-            raise BadValueError(
-                name, f" must be finite, found a value that is not at index [{first}]; {remedy}"
-            )
-        place = np.argwhere(~np.isfinite(np.asarray(array, dtype=np.float64)))[0].tolist()
-        raise BadValueError(
-            name,
-            f" must be finite, found {np.asarray(array)[tuple(place)]} at index {place}; {remedy}",
-        )
+                value, place = "a value that is not", [int(_first_not_finite(array))]
+        raise BadValueError(name, f" must be finite, found {value} at index {place}; {remedy}")
 
 
 def embeddings(name: str, value: Any) -> jax.Array:

@@ -150,8 +150,7 @@ def _swapped(integers: jax.Array) -> jax.Array:
 
 def _negative(integers: jax.Array) -> jax.Array:
     # -1 where negative, else 0. The negative floats are moved by it: -0.0 comes to lie on 0.0.
-    limits = jnp.iinfo(integers.dtype)  # type: ignore[no-untyped-call]
-    return integers >> (limits.bits - 1)
+    return integers >> (8 * integers.dtype.itemsize - 1)
 
 
 def _raised(dtype: jnp.dtype) -> jax.Array:

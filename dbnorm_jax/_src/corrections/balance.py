@@ -170,19 +170,6 @@ def _checked(name: str, statistics: Any, *, gated: bool) -> BankStatistics:
     return statistics
 
 
-def _weights(weights: Any) -> list[jax.Array] | None:
-    if weights is None:
-        return None
-    try:
-        query_weight, gallery_weight = weights
-    except (TypeError, ValueError):
-        raise checks.BadValueError(
-            "weights", f" must be a pair (w_query, w_gallery), got {weights!r}"
-        ) from None
-    pair = {"weights[0]": query_weight, "weights[1]": gallery_weight}
-    return [checks.floating(name, checks.real(name, weight)) for name, weight in pair.items()]
-
-
 @jax.jit
 def _single(statistics: BankStatistics) -> Correction:
     active = None if statistics.active is None else statistics.active[..., None, :]
@@ -194,7 +181,15 @@ def _dual(
 ) -> Correction:
     query_statistics = _checked("query_statistics", query_statistics, gated=gated)
     gallery_statistics = _checked("gallery_statistics", gallery_statistics, gated=gated)
-    weights = _weights(weights)
+    if weights is not None:
+        try:
+            query_weight, gallery_weight = weights
+        except (TypeError, ValueError):
+            raise checks.BadValueError(
+                "weights", f" must be a pair (w_query, w_gallery), got {weights!r}"
+            ) from None
+        pair = {"weights[0]": query_weight, "weights[1]": gallery_weight}
+        weights = [checks.floating(name, checks.real(name, one)) for name, one in pair.items()]
     if query_statistics.num_gallery != gallery_statistics.num_gallery:
         raise checks.BadValueError(
             "query_statistics",

@@ -34,22 +34,16 @@ class Streamed:
                 # An item's similarity to itself would drown its sum.
                 exclude = jnp.arange(len(self.gallery))
         return stream_bank_statistics(
-            rows,
-            self.gallery,
-            beta=beta,
-            k=k,
-            exclude=exclude,
-            similarity_fn=self.similarity_fn,
-            chunk_size=self.chunk_size,
+            rows, self.gallery, beta=beta, k=k, exclude=exclude, **self._how
         )
 
     def largest(self, k: int) -> LargestSimilarities:
         """In one pass over bank x gallery."""
+        k, exclude = min(k, len(self.query_bank)), self.exclude.get("query")
         return stream_largest_similarities(
-            self.query_bank,
-            self.gallery,
-            k=min(k, len(self.query_bank)),
-            exclude=self.exclude.get("query"),
-            similarity_fn=self.similarity_fn,
-            chunk_size=self.chunk_size,
+            self.query_bank, self.gallery, k=k, exclude=exclude, **self._how
         )
+
+    @property
+    def _how(self) -> dict[str, Any]:
+        return {"similarity_fn": self.similarity_fn, "chunk_size": self.chunk_size}
