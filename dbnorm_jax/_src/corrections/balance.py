@@ -7,8 +7,7 @@ beta_2)` and gates `a` in {0, 1} (is the query's raw top-1 in the bank's activat
 
 Up to a positive factor this is the logarithm of the published products of exponentials, so IS, DIS
 and DualIS rank as published at any beta without overflow, and scores stay on the scale of the
-similarity whichever gates are open. DualDIS ranks as published where both gates are open; where one
-is closed, the published code multiplies by the raw similarity instead, see `published_scores`.
+similarity whichever gates are open; DualDIS does where both gates are open.
 """
 
 import dataclasses
