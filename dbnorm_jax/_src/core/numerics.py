@@ -6,7 +6,6 @@ of bank rows in any order, and ends as `log Z = beta m + log z`.
 """
 
 import math
-import re
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -181,16 +180,9 @@ def _varying_axes(array: jax.Array) -> frozenset[Any]:
 def vectorize(function: Callable[..., Any], signature: str) -> Callable[..., Any]:
     """`jnp.vectorize` that also works where a caller forbids implicit rank promotion."""
     vectorized = jnp.vectorize(function, signature=signature)
-    inputs = signature.split("->", maxsplit=1)[0]
-    core = [len(dims.split(",")) if dims else 0 for dims in re.findall(r"\(([^)]*)\)", inputs)]
 
     def call(*arrays: jax.Array) -> Any:
-        lead = max(array.ndim - ndim for array, ndim in zip(arrays, core, strict=True))
-        return vectorized(
-            *(
-                jnp.expand_dims(array, tuple(range(lead + ndim - array.ndim)))
-                for array, ndim in zip(arrays, core, strict=True)
-            )
-        )
+        with jax.numpy_rank_promotion("allow"):
+            return vectorized(*arrays)
 
     return call

@@ -161,10 +161,8 @@ _BIAS, _ACTIVE = map(jax.tree_util.GetAttrKey, ("bias", "active"))
 
 def _unflat(similarity: str | None, leaves: Iterable[Any]) -> Correction:
     # Not by `__init__`: what a function of leaves returns, a sum for instance, may have any rank.
-    correction = object.__new__(Correction)
-    for name, leaf in zip(("bias", "active"), leaves, strict=True):
-        object.__setattr__(correction, name, leaf)
-    object.__setattr__(correction, "similarity", similarity)
+    correction, (bias, active) = object.__new__(Correction), leaves
+    vars(correction).update(bias=bias, active=active, similarity=similarity)
     return correction
 
 
