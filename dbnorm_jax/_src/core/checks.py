@@ -309,6 +309,15 @@ def embeddings(name: str, value: Any) -> jax.Array:
     return array
 
 
+def checked_embeddings(**arrays: Any) -> dict[str, jax.Array]:
+    """`embeddings` by their names, all of the first one's dimension."""
+    checked = {name: embeddings(name, value) for name, value in arrays.items()}
+    (first_name, first), *others = checked.items()
+    for name, other in others:
+        same_dimension(first_name, first, name, other)
+    return checked
+
+
 def check_embeddings(name: str, array: Any) -> None:
     """Raises unless the array, of JAX or NumPy, has the type and shape of embeddings."""
     _check_floating(name, array, ndim=2)

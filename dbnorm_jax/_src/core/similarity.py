@@ -40,7 +40,7 @@ def dot_product(rows: jax.Array, columns: jax.Array) -> jax.Array:
       >>> print(dbn.dot_product(jnp.array([[1.0, 2.0]]), jnp.array([[3.0, 4.0], [0.0, 1.0]])))
       [[11.  2.]]
     """
-    return _dot_product(*_checked(rows, columns))
+    return _dot_product(*checks.checked_embeddings(rows=rows, columns=columns).values())
 
 
 def cosine_similarity(rows: jax.Array, columns: jax.Array) -> jax.Array:
@@ -64,9 +64,9 @@ def cosine_similarity(rows: jax.Array, columns: jax.Array) -> jax.Array:
       >>> print(dbn.cosine_similarity(jnp.array([[0.0, 2.0]]), jnp.array([[3.0, 4.0]])).round(3))
       [[0.8]]
     """
-    rows, columns = _checked(rows, columns)
-    check_rows(cosine_similarity, rows=rows, columns=columns)
-    return _cosine_similarity(rows, columns)
+    checked = checks.checked_embeddings(rows=rows, columns=columns)
+    check_rows(cosine_similarity, **checked)
+    return _cosine_similarity(*checked.values())
 
 
 def negative_squared_euclidean(rows: jax.Array, columns: jax.Array) -> jax.Array:
@@ -94,7 +94,8 @@ def negative_squared_euclidean(rows: jax.Array, columns: jax.Array) -> jax.Array
       >>> print(dbn.negative_squared_euclidean(rows, columns))
       [[-4. -1.]]
     """
-    return _negative_squared_euclidean(*_checked(rows, columns))
+    checked = checks.checked_embeddings(rows=rows, columns=columns)
+    return _negative_squared_euclidean(*checked.values())
 
 
 def name_of(similarity_fn: SimilarityFn) -> str | None:
@@ -228,12 +229,6 @@ def norms(rows: jax.Array) -> jax.Array:
 _ALIKE = (dot_product, cosine_similarity, negative_squared_euclidean)
 # The names that states know them by.
 SIMILARITIES = tuple(function.__name__ for function in _ALIKE)
-
-
-def _checked(rows: jax.Array, columns: jax.Array) -> tuple[jax.Array, jax.Array]:
-    rows, columns = checks.embeddings("rows", rows), checks.embeddings("columns", columns)
-    checks.same_dimension("rows", rows, "columns", columns)
-    return rows, columns
 
 
 _dot_product = jax.jit(numerics.product_transposed)

@@ -156,24 +156,20 @@ def stream_sinkhorn_normalization(
     References:
       Pan et al., ACM MM 2025 (arXiv 2508.02538).
     """
-    bank = checks.embeddings("query_bank", query_bank)
-    gallery = checks.embeddings("gallery", gallery)
-    checks.same_dimension("query_bank", bank, "gallery", gallery)
-    columns = {"gallery": gallery}
-    if gallery_bank is not None:
-        columns["gallery_bank"] = checks.embeddings("gallery_bank", gallery_bank)
-        checks.same_dimension("query_bank", bank, "gallery_bank", columns["gallery_bank"])
-    check_rows(similarity_fn, query_bank=bank, **columns)
-    dtype = numerics.accumulation_dtype(bank.dtype, *(part.dtype for part in columns.values()))
+    more = {} if gallery_bank is None else {"gallery_bank": gallery_bank}
+    arrays = checks.checked_embeddings(query_bank=query_bank, gallery=gallery, **more)
+    check_rows(similarity_fn, **arrays)
+    dtype = numerics.accumulation_dtype(*(array.dtype for array in arrays.values()))
+    bank, *columns = (array.astype(dtype) for array in arrays.values())
     fitted = _stream_sinkhorn(
-        bank.astype(dtype),
-        jnp.concatenate([part.astype(dtype) for part in columns.values()]),
+        bank,
+        jnp.concatenate(columns),
         checks.positive("temperature", temperature, dtype, _UNIT),
         num_iterations=checks.integer("num_iterations", num_iterations, low=1),
         similarity_fn=similarity_fn,
         chunk_size=checks.integer("chunk_size", chunk_size, low=1),
     )
-    return Correction(fitted.bias[:, : gallery.shape[0]], None, name_of(similarity_fn))
+    return Correction(fitted.bias[:, : columns[0].shape[0]], None, name_of(similarity_fn))
 
 
 def sinkhorn_residual(

@@ -62,13 +62,12 @@ def inverse_graph_convolution(
     References:
       Jian and Wang, EMNLP Findings 2023.
     """
-    arrays = {"gallery": gallery, "query_bank": query_bank, "gallery_bank": gallery_bank}
-    checked = {name: checks.embeddings(name, value) for name, value in arrays.items()}
-    banks = {name: checked[name] for name in ("query_bank", "gallery_bank")}
-    for name, bank in banks.items():
-        checks.same_dimension("gallery", checked["gallery"], name, bank)
+    checked = checks.checked_embeddings(
+        gallery=gallery, query_bank=query_bank, gallery_bank=gallery_bank
+    )
     dtype = numerics.accumulation_dtype(*(array.dtype for array in checked.values()))
-    pools = tuple(_pool_size(pool_rate, name, bank) for name, bank in banks.items())
+    names = ("query_bank", "gallery_bank")
+    pools = tuple(_pool_size(pool_rate, name, checked[name]) for name in names)
     rates = {"query_rate": query_rate, "gallery_rate": gallery_rate}
     numbers = [checks.floating(name, checks.real(name, r), ndim=0) for name, r in rates.items()]
     return _inverse_graph_convolution(
@@ -169,9 +168,7 @@ def dis_sim_local(gallery: ArrayLike, query_bank: ArrayLike, *, k: int | None = 
     References:
       Hara et al., AAAI 2016.
     """
-    gallery = checks.embeddings("gallery", gallery)
-    bank = checks.embeddings("query_bank", query_bank)
-    checks.same_dimension("gallery", gallery, "query_bank", bank)
+    gallery, bank = checks.checked_embeddings(gallery=gallery, query_bank=query_bank).values()
     k = checks.neighbors("k", k, 10, high=bank.shape[0], of=" (query-bank items)")
     dtype = numerics.accumulation_dtype(gallery.dtype, bank.dtype)
     return _dis_sim_local(gallery.astype(dtype), bank.astype(dtype), k=k)
