@@ -110,7 +110,9 @@ def found(problem: Callable[[Any], Any], array: Any) -> bool:
     """
     if not is_concrete(array):
         return False
-    if isinstance(array, np.ndarray) or _is_at_hand(array):
+    if isinstance(array, np.ndarray):
+        return bool(problem(array))
+    if _is_at_hand(array):
         return bool(problem(np.asarray(array)))
     with jax.ensure_compile_time_eval():
         return bool(jax.jit(problem)(array))
