@@ -9,7 +9,7 @@ import contextlib
 import operator
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -105,12 +105,8 @@ _SMALLEST = float(np.finfo(np.float32).tiny)
 def found(problem: Callable[[Any], Any], array: Any) -> bool:
     """Whether a concrete array has a problem, looked up where it lives; never on traced ones.
 
-    Arrays that a function under trace closes over are concrete: they are checked too.
-
-    Args:
-      problem: array -> bool, of methods and operators that NumPy and JAX share; a function of a
-        module, so that it compiles once.
-      array: what is checked, of JAX or NumPy.
+    Arrays that a function under trace closes over are concrete: they are checked too. `problem` is
+    a function of a module, so that it compiles once, of operators that NumPy and JAX share.
     """
     if not is_concrete(array):
         return False
@@ -143,18 +139,25 @@ def narrowed(name: str, array: Any, dtype: Any) -> jax.Array:
 
     JAX itself keeps the low bits of a number that is too large, and makes a float infinite.
     """
-    dtype = np.dtype(dtype)
+    dtype, given = np.dtype(dtype), array
     if isinstance(array, np.ndarray):
         try:
             with np.errstate(over="raise"):
-                host = array.astype(dtype, copy=False)
+                array = array.astype(dtype, copy=False)
+            fits = dtype.kind not in "iu" or (array == given).all()
         except FloatingPointError:
-            _fail_range(name, array, dtype)
-        if dtype.kind in "iu" and (host != array).any():
-            _fail_range(name, array, dtype)
-        return converted(host, dtype)
-    if _is_narrowing(array, dtype) and found(_exceeds_float32, array):
-        _fail_range(name, array, dtype)
+            fits = False
+    else:
+        fits = not (_is_narrowing(array, dtype) and found(_exceeds_float32, array))
+    if not fits:
+        limits: Any = (np.iinfo if dtype.kind in "iu" else np.finfo)(dtype)
+        with jax.ensure_compile_time_eval():
+            smallest, largest = given.min(), given.max()
+        raise BadValueError(
+            name,
+            f" must be in the range of {dtype}, at most {limits.max:.3g} in size, got values "
+            f"from {smallest} to {largest}; scale them, or enable jax_enable_x64",
+        )
     return converted(array, dtype)
 
 
@@ -168,17 +171,6 @@ def _exceeds_float32(array: Any) -> Any:
 
 def _vanishes_in_float32(array: Any) -> Any:
     return ((array != 0) & (abs(array) < _SMALLEST)).any()
-
-
-def _fail_range(name: str, array: Any, dtype: np.dtype[Any]) -> NoReturn:
-    limits: Any = (np.iinfo if dtype.kind in "iu" else np.finfo)(dtype)
-    with jax.ensure_compile_time_eval():
-        smallest, largest = array.min(), array.max()
-    raise BadValueError(
-        name,
-        f" must be in the range of {dtype}, at most {limits.max:.3g} in size, got values "
-        f"from {smallest} to {largest}; scale them, or enable jax_enable_x64",
-    )
 
 
 def as_array(name: str, value: Any) -> jax.Array:
@@ -228,8 +220,11 @@ def numeric(name: str, value: Any) -> "jax.Array | np.ndarray[Any, np.dtype[Any]
         raise BadValueError(name, f" must be an array, got ragged {kind}") from error
     except (TypeError, RuntimeError) as error:  # a tensor that NumPy cannot read
         if "bfloat16" in str(getattr(value, "dtype", "")):
-            with contextlib.suppress(BufferError, RuntimeError, TypeError):
-                return _copied_by_dlpack(value)
+            with (
+                contextlib.suppress(BufferError, RuntimeError, TypeError),
+                jax.ensure_compile_time_eval(),
+            ):
+                return jnp.array(jax.dlpack.from_dlpack(value), copy=True)
         raise BadTypeError(
             name,
             f" must be an array in the host's memory, got a {kind} that cannot be read "
@@ -243,11 +238,6 @@ def numeric(name: str, value: Any) -> "jax.Array | np.ndarray[Any, np.dtype[Any]
             name, f" must be a numeric array, got {kind} of dtype {array.dtype}{remedy}"
         )
     return array.astype(array.dtype.newbyteorder("="), copy=False)
-
-
-def _copied_by_dlpack(value: Any) -> jax.Array:
-    with jax.ensure_compile_time_eval():
-        return jnp.array(jax.dlpack.from_dlpack(value), copy=True)
 
 
 def floating(
@@ -304,17 +294,13 @@ def check_finite(name: str, array: jax.Array, remedy: str = "remove or repair th
     """Raises where a concrete array holds NaN or infinity, naming the first such place."""
     on_one_device = not is_concrete(array) or len(array.devices()) == 1
     if found(_not_finite if on_one_device else _not_finite_anywhere, array):
-        if not array.is_fully_addressable:  # each process finds the same, and raises alike
+        if array.is_fully_addressable:
+            place = np.argwhere(~np.isfinite(np.asarray(array, dtype=np.float64)))[0].tolist()
+            value = np.asarray(array)[tuple(place)]
+        else:  # each process finds the same, and raises alike
             with jax.ensure_compile_time_eval():
-                first = int(_first_not_finite(array))
-            raise BadValueError(
-                name, f" must be finite, found a value that is not at index [{first}]; {remedy}"
-            )
-        place = np.argwhere(~np.isfinite(np.asarray(array, dtype=np.float64)))[0].tolist()
-        raise BadValueError(
-            name,
-            f" must be finite, found {np.asarray(array)[tuple(place)]} at index {place}; {remedy}",
-        )
+                value, place = "a value that is not", [int(_first_not_finite(array))]
+        raise BadValueError(name, f" must be finite, found {value} at index {place}; {remedy}")
 
 
 def embeddings(name: str, value: Any) -> jax.Array:
@@ -323,6 +309,15 @@ def embeddings(name: str, value: Any) -> jax.Array:
     check_embeddings(name, array)
     check_finite(name, array)
     return array
+
+
+def checked_embeddings(**arrays: Any) -> dict[str, jax.Array]:
+    """`embeddings` by their names, all of the first one's dimension."""
+    checked = {name: embeddings(name, value) for name, value in arrays.items()}
+    (first_name, first), *others = checked.items()
+    for name, other in others:
+        same_dimension(first_name, first, name, other)
+    return checked
 
 
 def check_embeddings(name: str, array: Any) -> None:
@@ -348,11 +343,9 @@ def check_indexable(name: str, count: int, of: str) -> None:
 def same_dimension(first_name: str, first: Any, second_name: str, second: Any) -> None:
     """Raises unless both [rows, dim] arrays have the same dim."""
     if first.shape[1] != second.shape[1]:
-        hint = (
-            "; is one of them transposed? rows are items"
-            if first.shape[1] == second.shape[0] or first.shape[0] == second.shape[1]
-            else ""
-        )
+        hint = ""
+        if first.shape[1] == second.shape[0] or first.shape[0] == second.shape[1]:
+            hint = "; is one of them transposed? rows are items"
         raise BadValueError(
             first_name,
             " and ",

@@ -1,7 +1,6 @@
-"""Elementary functions, written so that XLA compiles them to fast loops for processors.
+"""Elementary functions of `jnp`, written so that XLA compiles them to fast loops for processors.
 
-They mean what `jnp` means by them. Each says what it spares; where XLA comes to do as well by
-itself, it can go.
+Each says what it spares; where XLA comes to do as well by itself, it can go.
 """
 
 import math
@@ -33,12 +32,10 @@ def written(array: jax.Array) -> jax.Array:
     reader rounds a product, another subtracts from it unrounded (fused multiply-add). Where two
     readers must agree, what they read is written.
     """
-    return lax.platform_dependent(array, cpu=_written_by_loop, default=separate)
-
-
-@written.defjvp
-def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    return written(*primals), tangents[0]
+    # On processors XLA takes barriers away before it fuses. What a loop might change, it writes.
+    return lax.platform_dependent(
+        array, cpu=lambda array: _never_changed(array, array), default=separate
+    )
 
 
 @jax.custom_jvp
@@ -51,14 +48,8 @@ def rounded(array: jax.Array) -> jax.Array:
     return lax.platform_dependent(array, cpu=_rounded_by_bits, default=separate)
 
 
-@rounded.defjvp
-def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    return rounded(*primals), tangents[0]
-
-
-def _written_by_loop(array: jax.Array) -> jax.Array:
-    # On processors XLA takes barriers away before it fuses. What a loop might change, it writes.
-    return _never_changed(array, array)
+written.defjvps(lambda tangent, *_: tangent)
+rounded.defjvps(lambda tangent, *_: tangent)
 
 
 def _rounded_by_bits(array: jax.Array) -> jax.Array:
@@ -94,10 +85,7 @@ def exp2(x: jax.Array) -> jax.Array:
     return lax.platform_dependent(x, cpu=_exp2_float32, default=jnp.exp2)
 
 
-@exp2.defjvp
-def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    power = exp2(*primals)
-    return power, math.log(2) * power * tangents[0]
+exp2.defjvps(lambda tangent, power, _: math.log(2) * power * tangent)
 
 
 def _exp2_float32(x: jax.Array) -> jax.Array:
@@ -132,10 +120,7 @@ def largest_first(matrix: jax.Array) -> jax.Array:
 
 
 def to_order(values: jax.Array) -> jax.Array:
-    """Integers in the order of the floats, NaN below all: XLA compares them in fewer steps.
-
-    Both zeros are one.
-    """
+    """Integers in the order of the floats, NaN below all, both zeros one: compared sooner."""
     bits = lax.bitcast_convert_type(values, _integer(values.dtype))
     return _swapped(bits) - _negative(bits) + _raised(values.dtype)
 
@@ -165,8 +150,7 @@ def _swapped(integers: jax.Array) -> jax.Array:
 
 def _negative(integers: jax.Array) -> jax.Array:
     # -1 where negative, else 0. The negative floats are moved by it: -0.0 comes to lie on 0.0.
-    limits = jnp.iinfo(integers.dtype)  # type: ignore[no-untyped-call]
-    return integers >> (limits.bits - 1)
+    return integers >> (8 * integers.dtype.itemsize - 1)
 
 
 def _raised(dtype: jnp.dtype) -> jax.Array:
@@ -189,21 +173,18 @@ def largest_last(values: jax.Array) -> jax.Array:
 
 def smallest_last(integers: jax.Array) -> jax.Array:
     """The smallest over the last axis, sooner than by `integers.min(axis=-1)`."""
-    if integers.shape[-1] <= _MOST_FOLDED:
-        integers = _folded(jnp.minimum, integers)
-    return integers.min(axis=-1)
+    return _folded(jnp.minimum, integers).min(axis=-1)
 
 
 def any_last(flags: jax.Array) -> jax.Array:
     """Whether any is set over the last axis, sooner than by `flags.any(axis=-1)`."""
-    if flags.shape[-1] <= _MOST_FOLDED:
-        flags = _folded(jnp.logical_or, flags)
-    return flags.any(axis=-1)
+    return _folded(jnp.logical_or, flags).any(axis=-1)
 
 
 def _folded(pick: Callable[[jax.Array, jax.Array], jax.Array], values: jax.Array) -> jax.Array:
-    """Halves of the last axis laid on each other until it is short."""
-    while values.shape[-1] > _LANES and values.shape[-1] % 2 == 0:
+    """Halves of the last axis laid on each other until it is short; a long one as it is."""
+    foldable = values.shape[-1] <= _MOST_FOLDED
+    while foldable and values.shape[-1] > _LANES and values.shape[-1] % 2 == 0:
         half = values.shape[-1] // 2
         values = pick(values[..., :half], values[..., half:])
     return values

@@ -6,7 +6,6 @@ of bank rows in any order, and ends as `log Z = beta m + log z`.
 """
 
 import math
-import re
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -68,7 +67,7 @@ def normalize_rows(rows: jax.Array) -> jax.Array:
 
 
 class RunningLogSum(NamedTuple):
-    """Per gallery column: largest similarity so far, and the shifted sum of exponentials."""
+    """Per gallery column: the largest similarity so far, and the shifted sum of exponentials."""
 
     maximum: jax.Array  # [num_gallery]
     total: jax.Array  # [num_gallery], or [num_gallery, num_betas]
@@ -89,14 +88,10 @@ def add_rows(
     *,
     valid: jax.Array | None = None,
 ) -> RunningLogSum:
-    """Adds rows of similarities [num_rows, num_gallery] with weights [num_rows].
+    """Adds rows of similarities [num_rows, num_gallery], written or given: read twice, they agree.
 
-    Args:
-      state: the running log-sum.
-      similarities: [num_rows, num_gallery], written or given: read twice, they must agree.
-      beta: inverse temperature, scalar or [num_betas].
-      weights: [num_rows], 0 on rows that do not enter.
-      valid: optional [num_rows, num_gallery] bool.
+    `beta` is a scalar or [num_betas], `weights` [num_rows] is 0 on rows that do not enter, `valid`
+    [num_rows, num_gallery] bool.
     """
     # A row of weight 0 must not move the maximum: exp of all the others could vanish. Nor may one
     # that has entered before, as a tile of another shape may round it otherwise.
@@ -129,14 +124,10 @@ def finish_log_sum(state: RunningLogSum, beta: jax.Array) -> jax.Array:
 
     -inf where nothing entered; NaN stays NaN.
     """
-    if beta.ndim:
-        return jax.vmap(
-            lambda total, beta: finish_log_sum(RunningLogSum(state.maximum, total), beta),
-            in_axes=(1, 0),
-        )(state.total, beta)
-    filled = state.total != 0
-    log_total = jnp.log(jnp.where(filled, state.total, 1))
-    return jnp.where(filled, beta * state.maximum + log_total, -jnp.inf)
+    total, maximum = state.total.T, jnp.expand_dims(state.maximum, range(beta.ndim))
+    filled = total != 0
+    log_total = jnp.log(jnp.where(filled, total, 1))
+    return jnp.where(filled, beta[..., None] * maximum + log_total, -jnp.inf)
 
 
 def log_add(first: jax.Array, second: jax.Array) -> jax.Array:
@@ -189,16 +180,9 @@ def _varying_axes(array: jax.Array) -> frozenset[Any]:
 def vectorize(function: Callable[..., Any], signature: str) -> Callable[..., Any]:
     """`jnp.vectorize` that also works where a caller forbids implicit rank promotion."""
     vectorized = jnp.vectorize(function, signature=signature)
-    inputs = signature.split("->", maxsplit=1)[0]
-    core = [len(dims.split(",")) if dims else 0 for dims in re.findall(r"\(([^)]*)\)", inputs)]
 
     def call(*arrays: jax.Array) -> Any:
-        lead = max(array.ndim - ndim for array, ndim in zip(arrays, core, strict=True))
-        return vectorized(
-            *(
-                jnp.expand_dims(array, tuple(range(lead + ndim - array.ndim)))
-                for array, ndim in zip(arrays, core, strict=True)
-            )
-        )
+        with jax.numpy_rank_promotion("allow"):
+            return vectorized(*arrays)
 
     return call

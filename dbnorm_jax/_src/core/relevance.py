@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from dbnorm_jax._src.core import checks
+from dbnorm_jax._src.core import checks, seen
 
 # Rows of right items, a bool matrix, or CSR as (indptr, indices).
 Relevant = ArrayLike | tuple[ArrayLike, ArrayLike]
@@ -15,42 +15,33 @@ Relevant = ArrayLike | tuple[ArrayLike, ArrayLike]
 
 def as_matrix(relevant: Any, shape: tuple[int, ...]) -> jax.Array:
     """The right items as a bool matrix [num_queries, num_gallery]."""
-    num_queries, num_gallery = shape
     if isinstance(relevant, tuple):
         indptr, indices = _csr(relevant, shape)
         places = jnp.arange(indices.shape[0], dtype=jnp.int32)
         rows = jnp.searchsorted(indptr, places, side="right") - 1
         return jnp.zeros(shape, bool).at[rows, indices].set(True)
-    array = checks.numeric("relevant", relevant)
-    check_matrix(array, shape)
-    if array.dtype == bool:
-        return checks.converted(array, bool)
-    rows = _index_rows(array, num_queries, num_gallery)
-    places = jnp.where(rows < 0, num_gallery, rows)  # out of bounds: dropped
-    queries = jnp.arange(num_queries)[:, None]
-    return jnp.zeros(shape, bool).at[queries, places].set(True, mode="drop")
+    array = _array(relevant, shape)
+    return checks.converted(array, bool) if array.dtype == bool else seen.named(array, shape)
 
 
 def as_rows(relevant: Any, shape: tuple[int, ...]) -> jax.Array:
     """The right items as int32 [num_queries, most], padded with -1."""
-    num_queries, num_gallery = shape
     remedy = "inside jit, pass an int array [num_queries, most] padded with -1"
     if isinstance(relevant, tuple):
         if not checks.is_concrete(relevant):
             raise checks.BadTypeError("relevant", f" as a CSR pair must be concrete; {remedy}")
         indptr, indices = (np.asarray(part) for part in _csr(relevant, shape))
     else:
-        array = checks.numeric("relevant", relevant)
-        check_matrix(array, shape)
+        array = _array(relevant, shape)
         if array.dtype != bool:
-            return _index_rows(array, num_queries, num_gallery)
+            return array
         if not checks.is_concrete(array):
             raise checks.BadTypeError("relevant", f" as a bool matrix must be concrete; {remedy}")
         matrix = np.asarray(array)
         indptr = np.concatenate([[0], matrix.sum(axis=1).cumsum()])
         indices = np.nonzero(matrix)[1]
     counts = np.diff(indptr)
-    padded = np.full((num_queries, max(int(counts.max(initial=0)), 1)), -1, np.int32)
+    padded = np.full((shape[0], max(int(counts.max(initial=0)), 1)), -1, np.int32)
     padded[np.arange(padded.shape[1]) < counts[:, None]] = indices
     return jnp.asarray(padded)
 
@@ -73,12 +64,17 @@ def check_matrix(array: Any, shape: tuple[int, ...]) -> None:
         )
 
 
-def _index_rows(array: Any, num_queries: int, num_gallery: int) -> jax.Array:
-    array = checks.indices("relevant", array, low=-1, high=num_gallery)
-    if array.ndim not in (1, 2) or array.shape[0] != num_queries:
+def _array(relevant: Any, shape: tuple[int, ...]) -> Any:
+    """A bool matrix as it is, rows as int32 [num_queries, most]."""
+    array: Any = checks.numeric("relevant", relevant)
+    check_matrix(array, shape)
+    if array.dtype == bool:
+        return array
+    array = checks.indices("relevant", array, low=-1, high=shape[1])
+    if array.ndim not in (1, 2) or array.shape[0] != shape[0]:
         raise checks.BadValueError(
             "relevant",
-            f" must have one entry (or row) per query, expected {num_queries}, "
+            f" must have one entry (or row) per query, expected {shape[0]}, "
             f"got shape {array.shape}; several right items: a CSR pair or a bool matrix",
         )
     return array[:, None] if array.ndim == 1 else array

@@ -52,14 +52,18 @@ def by_query(where: Any, exclude: Any, shape: tuple[int, ...]) -> jax.Array | No
             raise checks.BadValueError(
                 "where", f" must have the shape of the matrix {shape}, got {seen.shape}"
             )
-    num_queries, num_gallery = shape[-2:]
-    rows = exclusions(exclude, num_queries, num_gallery, rows="queries")
+    rows = exclusions(exclude, *shape[-2:], rows="queries")
     if rows is not None:
-        queries, rows = jnp.arange(num_queries)[:, None], jnp.where(rows >= 0, rows, num_gallery)
-        apart = jnp.ones((num_queries, num_gallery), bool)
-        apart = apart.at[queries, rows].set(False, mode="drop")
+        apart = ~named(rows, shape[-2:])
         seen = apart if seen is None else seen & jnp.broadcast_to(apart, seen.shape)
     return None if seen is None else jnp.broadcast_to(seen, shape)
+
+
+def named(rows: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """A bool matrix of this shape, True in the columns that rows [num_queries, most] name."""
+    places = jnp.where(rows < 0, shape[1], rows)  # out of bounds: dropped
+    queries = jnp.arange(shape[0])[:, None]
+    return jnp.zeros(shape, bool).at[queries, places].set(True, mode="drop")
 
 
 def gates(value: Any, correction: Any, num_queries: int | None) -> jax.Array | None:

@@ -40,7 +40,7 @@ def dot_product(rows: jax.Array, columns: jax.Array) -> jax.Array:
       >>> print(dbn.dot_product(jnp.array([[1.0, 2.0]]), jnp.array([[3.0, 4.0], [0.0, 1.0]])))
       [[11.  2.]]
     """
-    return _dot_product(*_checked(rows, columns))
+    return _dot_product(*checks.checked_embeddings(rows=rows, columns=columns).values())
 
 
 def cosine_similarity(rows: jax.Array, columns: jax.Array) -> jax.Array:
@@ -64,9 +64,9 @@ def cosine_similarity(rows: jax.Array, columns: jax.Array) -> jax.Array:
       >>> print(dbn.cosine_similarity(jnp.array([[0.0, 2.0]]), jnp.array([[3.0, 4.0]])).round(3))
       [[0.8]]
     """
-    rows, columns = _checked(rows, columns)
-    check_rows(cosine_similarity, rows=rows, columns=columns)
-    return _cosine_similarity(rows, columns)
+    checked = checks.checked_embeddings(rows=rows, columns=columns)
+    check_rows(cosine_similarity, **checked)
+    return _cosine_similarity(*checked.values())
 
 
 def negative_squared_euclidean(rows: jax.Array, columns: jax.Array) -> jax.Array:
@@ -94,7 +94,8 @@ def negative_squared_euclidean(rows: jax.Array, columns: jax.Array) -> jax.Array
       >>> print(dbn.negative_squared_euclidean(rows, columns))
       [[-4. -1.]]
     """
-    return _negative_squared_euclidean(*_checked(rows, columns))
+    checked = checks.checked_embeddings(rows=rows, columns=columns)
+    return _negative_squared_euclidean(*checked.values())
 
 
 def name_of(similarity_fn: SimilarityFn) -> str | None:
@@ -201,14 +202,8 @@ def rounding(
     tile. Each partial sum is at most `|r| |c|`, by Cauchy and Schwarz; half an `eps` of it is lost
     at most, to either side. Such errors grow like a random walk, with `sqrt(dim)` (Higham and Mary,
     2019); the most that two products were seen to differ by is 0.4 `sqrt(dim)` from 64 dimensions
-    on and 2.5 below.
-
-    Args:
-      similarity_fn: the similarity. Of one that is not of this module the largest that it gives
-        stands for what it sums.
-      row_norms: [num_rows], `norms` of the rows.
-      columns: [num_columns, dim].
-      similarities: [num_rows, num_columns].
+    on and 2.5 below. Of a similarity that is not of this module the largest that it gives stands
+    for what it sums. `row_norms` are the `norms` of the rows, [num_rows].
     """
     dtype = similarities.dtype
     if similarity_fn is cosine_similarity:
@@ -232,12 +227,8 @@ def norms(rows: jax.Array) -> jax.Array:
 
 # XLA fuses no product of matrices with its readers, and twice a product has no rounding of its own.
 _ALIKE = (dot_product, cosine_similarity, negative_squared_euclidean)
-
-
-def _checked(rows: jax.Array, columns: jax.Array) -> tuple[jax.Array, jax.Array]:
-    rows, columns = checks.embeddings("rows", rows), checks.embeddings("columns", columns)
-    checks.same_dimension("rows", rows, "columns", columns)
-    return rows, columns
+# The names that states know them by.
+SIMILARITIES = tuple(function.__name__ for function in _ALIKE)
 
 
 _dot_product = jax.jit(numerics.product_transposed)
@@ -257,7 +248,3 @@ def _negative_squared_euclidean(rows: jax.Array, columns: jax.Array) -> jax.Arra
     row_squares = jnp.square(rows.astype(products.dtype)).sum(axis=1)
     column_squares = jnp.square(columns.astype(products.dtype)).sum(axis=1)
     return jnp.minimum(2 * products - row_squares[:, None] - column_squares[None, :], 0)
-
-
-# The names that states know them by.
-SIMILARITIES = tuple(function.__name__ for function in _ALIKE)

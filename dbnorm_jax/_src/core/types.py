@@ -1,11 +1,6 @@
 """The state of every correction: flat pytrees, and the pair a search returns.
 
 Axes: gallery is always last; leading axes (`...`) are batch, as `jax.vmap` makes them.
-
-    BankStatistics       what a bank says about each gallery item; merges over parts of the bank
-    LargestSimilarities  each gallery item's nearest bank items; merges likewise
-    Correction           one bias per term and gallery item, with the gate's activation set
-    SearchResult         scores and gallery indices of the nearest items
 """
 
 import dataclasses
@@ -22,7 +17,7 @@ from dbnorm_jax._src.core.naming import publish
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class BankStatistics:
-    """What a bank says about each gallery item.
+    """What a bank says about each gallery item; merges over parts of the bank.
 
     Attributes:
       log_normalizer: [..., num_gallery], `log sum_b w_b exp(beta s(b, g))`; -inf where no bank item
@@ -82,8 +77,7 @@ class LargestSimilarities:
     Attributes:
       values: [..., k, num_gallery], best first; -inf in places that no bank item fills. Inside a
         caller's jit, where values cannot be checked, NaN fills none.
-      similarity: name of the function of this package that compared bank and gallery, such as
-        "dot_product"; None = another or unknown, which agrees with everything (static).
+      similarity: of bank and gallery, as in `BankStatistics` (static).
 
     Examples:
       >>> import dbnorm_jax as dbn
@@ -125,8 +119,7 @@ class Correction:
         hub.
       active: [..., num_terms, num_gallery] bool, or soft in [0, 1]: a term acts on query q iff the
         raw top-1 of q is active; None = every term always acts.
-      similarity: name of the function of this package that it was fitted under, such as
-        "dot_product"; None = another or unknown, which agrees with everything (static).
+      similarity: that it was fitted under, as in `BankStatistics` (static).
 
     Raises:
       ValueError: a bias of fewer than two axes.
@@ -163,29 +156,22 @@ class Correction:
         return self.bias.shape[-2]
 
 
-_Flat = tuple[tuple[Any, ...], str | None]
-
-
-def _flat(correction: Correction) -> _Flat:
-    return (correction.bias, correction.active), correction.similarity
-
-
-def _flat_with_keys(correction: Correction) -> _Flat:
-    leaves, similarity = _flat(correction)
-    keys = map(jax.tree_util.GetAttrKey, ("bias", "active"))
-    return tuple(zip(keys, leaves, strict=True)), similarity
+_BIAS, _ACTIVE = map(jax.tree_util.GetAttrKey, ("bias", "active"))
 
 
 def _unflat(similarity: str | None, leaves: Iterable[Any]) -> Correction:
     # Not by `__init__`: what a function of leaves returns, a sum for instance, may have any rank.
-    correction = object.__new__(Correction)
-    for name, leaf in zip(("bias", "active"), leaves, strict=True):
-        object.__setattr__(correction, name, leaf)
-    object.__setattr__(correction, "similarity", similarity)
+    correction, (bias, active) = object.__new__(Correction), leaves
+    vars(correction).update(bias=bias, active=active, similarity=similarity)
     return correction
 
 
-jax.tree_util.register_pytree_with_keys(Correction, _flat_with_keys, _unflat, _flat)
+jax.tree_util.register_pytree_with_keys(
+    Correction,
+    lambda one: (((_BIAS, one.bias), (_ACTIVE, one.active)), one.similarity),
+    _unflat,
+    lambda one: ((one.bias, one.active), one.similarity),
+)
 
 
 class SearchResult(NamedTuple):

@@ -7,21 +7,10 @@ beta_2)` and gates `a` in {0, 1} (is the query's raw top-1 in the bank's activat
 
 Up to a positive factor this is the logarithm of the published products of exponentials, so IS, DIS
 and DualIS rank as published at any beta without overflow, and scores stay on the scale of the
-similarity whichever gates are open. DualDIS ranks as published where both gates are open; where one
-is closed, the published code multiplies by the raw similarity instead, see `published_scores`.
-
-    >>> import dbnorm_jax as dbn
-    >>> import jax.numpy as jnp
-    >>> query_bank = jnp.array([[0.9, 0.2], [0.8, 0.3], [0.9, 0.1]])     # item 0 is everybody's hub
-    >>> gallery_bank = jnp.array([[0.4, 0.1], [0.5, 0.2]])
-    >>> correction = dbn.dual_inverted_softmax(
-    ...     dbn.bank_statistics(query_bank, beta=20.0), dbn.bank_statistics(gallery_bank, beta=1.0))
-    >>> test = jnp.array([[0.85, 0.6]])
-    >>> print(dbn.top_k(test, 1).indices, dbn.top_k(test, 1, correction).indices)
-    [[0]] [[1]]
+similarity whichever gates are open; DualDIS does where both gates are open.
 """
 
-import functools
+import dataclasses
 from typing import Any
 
 import jax
@@ -55,8 +44,7 @@ def inverted_softmax(query_statistics: BankStatistics) -> Correction:
     References:
       Smith et al., ICLR 2017.
     """
-    _check("query_statistics", query_statistics)
-    return _single(query_statistics, None)
+    return _single(_checked("query_statistics", query_statistics, gated=False))
 
 
 def dynamic_inverted_softmax(query_statistics: BankStatistics) -> Correction:
@@ -85,8 +73,7 @@ def dynamic_inverted_softmax(query_statistics: BankStatistics) -> Correction:
       Bogolin et al., CVPR 2022, QB-Norm. Their code takes the gate after the exponential, which
       saturates; here it reads the raw similarities.
     """
-    _check("query_statistics", query_statistics)
-    return _single(query_statistics, _active("query_statistics", query_statistics))
+    return _single(_checked("query_statistics", query_statistics, gated=True))
 
 
 def dual_inverted_softmax(
@@ -124,9 +111,7 @@ def dual_inverted_softmax(
       Wang, Jian and Xue, Balance Act, EMNLP 2023. In the released code the test similarities are
       never read; here they are what is corrected.
     """
-    _check("query_statistics", query_statistics)
-    _check("gallery_statistics", gallery_statistics)
-    return _dual(query_statistics, gallery_statistics, _weights(weights), None, None)
+    return _dual(query_statistics, gallery_statistics, weights, gated=False)
 
 
 def dual_dynamic_inverted_softmax(
@@ -166,62 +151,44 @@ def dual_dynamic_inverted_softmax(
       multiplies by the raw similarity, which changes the scale from row to row and reverses
       negative similarities: `published_scores` reproduces it.
     """
-    _check("query_statistics", query_statistics)
-    _check("gallery_statistics", gallery_statistics)
-    return _dual(
-        query_statistics,
-        gallery_statistics,
-        _weights(weights),
-        _active("query_statistics", query_statistics),
-        _active("gallery_statistics", gallery_statistics),
-    )
+    return _dual(query_statistics, gallery_statistics, weights, gated=True)
 
 
-def _check(name: str, statistics: Any) -> None:
-    checks.instance(
-        name, statistics, BankStatistics, "make it with bank_statistics or stream_bank_statistics"
-    )
-
-
-def _active(name: str, statistics: BankStatistics) -> jax.Array:
-    if statistics.active is None:
+def _checked(name: str, statistics: Any, *, gated: bool) -> BankStatistics:
+    """The statistics, without their activation set where there is no gate."""
+    remedy = "make it with bank_statistics or stream_bank_statistics"
+    checks.instance(name, statistics, BankStatistics, remedy)
+    if not gated:
+        return dataclasses.replace(statistics, k_occurrence=None)
+    if statistics.k_occurrence is None:
         raise checks.BadValueError(
             name,
             " must carry an activation set, got statistics with k=0; "
             "make them with k=1 or more, or use the normalizer without a gate",
         )
-    return statistics.active
-
-
-def _weights(weights: Any) -> tuple[jax.Array, jax.Array] | None:
-    if weights is None:
-        return None
-    try:
-        query_weight, gallery_weight = weights
-    except (TypeError, ValueError):
-        raise checks.BadValueError(
-            "weights", f" must be a pair (w_query, w_gallery), got {weights!r}"
-        ) from None
-    pair = []
-    for index, weight in enumerate((query_weight, gallery_weight)):
-        name = f"weights[{index}]"
-        pair.append(checks.floating(name, checks.real(name, weight)))
-    return pair[0], pair[1]
+    return statistics
 
 
 @jax.jit
-def _single(statistics: BankStatistics, active: jax.Array | None) -> Correction:
-    gates = None if active is None else active[..., None, :]
-    return Correction(statistics.bias[..., None, :], gates, statistics.similarity)
+def _single(statistics: BankStatistics) -> Correction:
+    active = None if statistics.active is None else statistics.active[..., None, :]
+    return Correction(statistics.bias[..., None, :], active, statistics.similarity)
 
 
 def _dual(
-    query_statistics: BankStatistics,
-    gallery_statistics: BankStatistics,
-    weights: tuple[jax.Array, jax.Array] | None,
-    query_active: jax.Array | None,
-    gallery_active: jax.Array | None,
+    query_statistics: Any, gallery_statistics: Any, weights: Any, *, gated: bool
 ) -> Correction:
+    query_statistics = _checked("query_statistics", query_statistics, gated=gated)
+    gallery_statistics = _checked("gallery_statistics", gallery_statistics, gated=gated)
+    if weights is not None:
+        try:
+            query_weight, gallery_weight = weights
+        except (TypeError, ValueError):
+            raise checks.BadValueError(
+                "weights", f" must be a pair (w_query, w_gallery), got {weights!r}"
+            ) from None
+        pair = {"weights[0]": query_weight, "weights[1]": gallery_weight}
+        weights = [checks.floating(name, checks.real(name, one)) for name, one in pair.items()]
     if query_statistics.num_gallery != gallery_statistics.num_gallery:
         raise checks.BadValueError(
             "query_statistics",
@@ -230,32 +197,22 @@ def _dual(
             f"both banks must be compared with the same gallery",
         )
     agreed(("query_statistics", query_statistics), ("gallery_statistics", gallery_statistics))
-    banks = checks.alike(query_statistics, gallery_statistics)
-    return _dual_jit(*banks, weights, *checks.alike(query_active, gallery_active))
+    return _dual_jit(checks.alike(query_statistics, gallery_statistics), weights)
 
 
 @jax.jit
 def _dual_jit(
-    query_statistics: BankStatistics,
-    gallery_statistics: BankStatistics,
-    weights: tuple[jax.Array, jax.Array] | None,
-    query_active: jax.Array | None,
-    gallery_active: jax.Array | None,
+    banks: tuple[BankStatistics, BankStatistics], weights: list[jax.Array] | None
 ) -> Correction:
-    banks = (query_statistics, gallery_statistics)
     dtype = numerics.accumulation_dtype(*(bank.log_normalizer.dtype for bank in banks))
     if weights is None:
         betas = jnp.broadcast_arrays(*(bank.beta.astype(dtype) for bank in banks))
-        weights = (betas[0] / (betas[0] + betas[1]), betas[1] / (betas[0] + betas[1]))
-    terms = [
-        functools.reduce(
-            jnp.multiply,
-            jnp.broadcast_arrays(weight.astype(dtype)[..., None], statistics.bias.astype(dtype)),
-        )
-        for weight, statistics in zip(weights, banks, strict=True)
-    ]
-    active = None
-    if query_active is not None and gallery_active is not None:
-        active = jnp.stack(jnp.broadcast_arrays(query_active, gallery_active), axis=-2)
-    similarity = query_statistics.similarity or gallery_statistics.similarity
+        weights = [beta / (betas[0] + betas[1]) for beta in betas]
+    terms = []
+    for weight, bank in zip(weights, banks, strict=True):
+        pair = jnp.broadcast_arrays(weight.astype(dtype)[..., None], bank.bias.astype(dtype))
+        terms.append(pair[0] * pair[1])
+    gates = [bank.active for bank in banks if bank.active is not None]
+    active = jnp.stack(jnp.broadcast_arrays(*gates), axis=-2) if gates else None
+    similarity = banks[0].similarity or banks[1].similarity
     return Correction(jnp.stack(jnp.broadcast_arrays(*terms), axis=-2), active, similarity)

@@ -42,7 +42,7 @@ def csls(largest: LargestSimilarities) -> Correction:
     References:
       Conneau et al., ICLR 2018, equation 3.
     """
-    return _weighted_mean(_checked(largest), jnp.asarray(0.5, largest.values.dtype))
+    return nearest_neighbor_normalization(largest, weight=0.5)
 
 
 def nearest_neighbor_normalization(
@@ -71,7 +71,14 @@ def nearest_neighbor_normalization(
     References:
       Chowdhury et al., EMNLP 2024.
     """
-    return _weighted_mean(_checked(largest), _weight(weight, largest.values.dtype))
+    checks.instance("largest", largest, LargestSimilarities, "make it with largest_similarities")
+    if checks.found(_lacks_bank_item, largest.values):
+        raise checks.BadValueError(
+            "largest",
+            " must have a bank item for every gallery item, found a column without any; "
+            "widen `where` or the bank",
+        )
+    return _weighted_mean(largest, _weight(weight, largest.values.dtype))
 
 
 def distribution_normalization(
@@ -137,14 +144,3 @@ def _weight(weight: Any, dtype: jnp.dtype) -> jax.Array:
 
 def _lacks_bank_item(values: Any) -> Any:
     return ~(values[..., 0, :] > -np.inf).all()
-
-
-def _checked(largest: Any) -> LargestSimilarities:
-    checks.instance("largest", largest, LargestSimilarities, "make it with largest_similarities")
-    if checks.found(_lacks_bank_item, largest.values):
-        raise checks.BadValueError(
-            "largest",
-            " must have a bank item for every gallery item, found a column without any; "
-            "widen `where` or the bank",
-        )
-    return largest

@@ -12,6 +12,7 @@ The two sets of objects may differ, but for the empiric mutual proximity. Induct
 gallery items by the query bank, and queries by the gallery.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -223,8 +224,7 @@ def local_scaling(
     References:
       Zelnik-Manor and Perona, NeurIPS 2004.
     """
-    matrices = _distances(distances, query_distances, gallery_distances, negative=False)
-    return _local_scaling(*matrices, k=_neighbors(k, matrices))
+    return _by_neighbors(_local_scaling, k, distances, query_distances, gallery_distances)
 
 
 @partial(jax.jit, static_argnames="k")
@@ -270,8 +270,7 @@ def nicdm(
     References:
       Jegou et al., CVPR 2007.
     """
-    matrices = _distances(distances, query_distances, gallery_distances, negative=False)
-    return _nicdm(*matrices, k=_neighbors(k, matrices))
+    return _by_neighbors(_nicdm, k, distances, query_distances, gallery_distances)
 
 
 @partial(jax.jit, static_argnames="k")
@@ -299,25 +298,25 @@ def _matrix(name: str, value: Any) -> jax.Array:
     return checks.converted(array, numerics.accumulation_dtype(array.dtype))
 
 
-def _distances(*values: Any, negative: bool = True) -> tuple[jax.Array, jax.Array, jax.Array]:
-    names = ("distances", "query_distances", "gallery_distances")
-    distances, of_query, of_gallery = (
-        _matrix(name, value) for name, value in zip(names, values, strict=True)
-    )
-    _same(names[0], distances, names[1], of_query, axis=0, what="queries")
-    _same(names[0], distances, names[2], of_gallery, axis=1, what="gallery items")
-    if not negative:
-        for name, array in zip(names, (distances, of_query, of_gallery), strict=True):
-            if checks.found(checks.is_negative, array):
-                raise checks.BadValueError(
-                    name, " must hold distances of at least 0, found negative ones"
-                )
-    return distances, of_query, of_gallery
+_DISTANCES = ("distances", "query_distances", "gallery_distances")
 
 
-def _neighbors(k: int | None, matrices: tuple[jax.Array, jax.Array, jax.Array]) -> int:
+def _distances(*values: Any) -> list[jax.Array]:
+    matrices = list(map(_matrix, _DISTANCES, values))
+    _same(_DISTANCES[0], matrices[0], _DISTANCES[1], matrices[1], axis=0, what="queries")
+    _same(_DISTANCES[0], matrices[0], _DISTANCES[2], matrices[2], axis=1, what="gallery items")
+    return matrices
+
+
+def _by_neighbors(rescaled: Callable[..., jax.Array], k: int | None, *values: Any) -> jax.Array:
+    matrices = _distances(*values)
+    for name, array in zip(_DISTANCES, matrices, strict=True):
+        if checks.found(checks.is_negative, array):
+            raise checks.BadValueError(
+                name, " must hold distances of at least 0, found negative ones"
+            )
     fewest = min(matrices[1].shape[1], matrices[2].shape[0])
-    return checks.neighbors("k", k, 10, high=fewest, of=" (objects)")
+    return rescaled(*matrices, k=checks.neighbors("k", k, 10, high=fewest, of=" (objects)"))
 
 
 def _same(

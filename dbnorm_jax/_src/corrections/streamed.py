@@ -15,20 +15,12 @@ from dbnorm_jax._src.statistics.largest import stream_largest_similarities
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Streamed:
-    """Both banks against a gallery, a pass per question.
-
-    Attributes:
-      gallery: [num_gallery, dim].
-      query_bank: [num_query_bank, dim].
-      gallery_bank: [num_gallery_bank, dim]; None: the gallery, each item left out of its own sum.
-      exclude: by bank, "query" or "gallery", the gallery rows that a bank row does not enter.
-      similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n].
-      chunk_size: rows held at once.
-    """
+    """Embeddings of both banks against those of a gallery, a pass per question."""
 
     gallery: Any
     query_bank: Any
-    gallery_bank: Any = None
+    gallery_bank: Any = None  # None: the gallery, each item left out of its own sum
+    # By bank, "query" or "gallery", the gallery rows that a bank row does not enter.
     exclude: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     similarity_fn: SimilarityFn = dot_product
     chunk_size: int = DEFAULT_CHUNK_SIZE
@@ -42,22 +34,16 @@ class Streamed:
                 # An item's similarity to itself would drown its sum.
                 exclude = jnp.arange(len(self.gallery))
         return stream_bank_statistics(
-            rows,
-            self.gallery,
-            beta=beta,
-            k=k,
-            exclude=exclude,
-            similarity_fn=self.similarity_fn,
-            chunk_size=self.chunk_size,
+            rows, self.gallery, beta=beta, k=k, exclude=exclude, **self._how
         )
 
     def largest(self, k: int) -> LargestSimilarities:
         """In one pass over bank x gallery."""
+        k, exclude = min(k, len(self.query_bank)), self.exclude.get("query")
         return stream_largest_similarities(
-            self.query_bank,
-            self.gallery,
-            k=min(k, len(self.query_bank)),
-            exclude=self.exclude.get("query"),
-            similarity_fn=self.similarity_fn,
-            chunk_size=self.chunk_size,
+            self.query_bank, self.gallery, k=k, exclude=exclude, **self._how
         )
+
+    @property
+    def _how(self) -> dict[str, Any]:
+        return {"similarity_fn": self.similarity_fn, "chunk_size": self.chunk_size}

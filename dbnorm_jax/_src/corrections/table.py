@@ -1,20 +1,12 @@
 """The table of methods: one row per correction, read by the command, by tuning, tests and pages.
 
-A new correction is one function and one row: `TABLE["mine"] = Row("Mine", ...)`. A row says how to
-fit it from a *source*, anything that gives the statistics of the banks. So a method runs wherever
-they come from: matrices, streams, a mesh, files, the held-out part of a bank.
-
-    >>> from dbnorm_jax._src.corrections.streamed import Streamed
-    >>> from dbnorm_jax._src.corrections.table import TABLE
-    >>> import jax.numpy as jnp
-    >>> source = Streamed(gallery=jnp.eye(2), query_bank=jnp.array([[1.0, 0.5]]))
-    >>> print(TABLE["nnn"].fit(source, k=1, weight=0.5).bias)
-    [[0.5  0.25]]
+A row says how to fit a method from a *source*, anything that gives the statistics of the banks. So
+it runs wherever they come from: matrices, streams, a mesh, files, the held-out part of a bank.
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 
@@ -41,19 +33,13 @@ class Source(Protocol):
     """What a method is fitted from: the statistics of the banks."""
 
     def statistics(self, bank: str, beta: Any, k: int) -> BankStatistics:
-        """Of the "query" or the "gallery" bank.
+        """Of the "query" or the "gallery" bank; any beta where the activation set alone is used.
 
-        Args:
-          bank: "query" or "gallery".
-          beta: a parameter of the row, or any number where the activation set alone is used.
-          k: size of the neighborhoods behind the activation set, 0 for none. A source may have been
-            told of another.
+        A source may have been told of another k.
         """
-        ...
 
     def largest(self, k: int) -> LargestSimilarities:
         """The k largest to the query bank; fewer where the bank is smaller."""
-        ...
 
 
 class WholeSource(Source, Protocol):
@@ -64,67 +50,43 @@ class WholeSource(Source, Protocol):
 
     def rows(self, part: str) -> jax.Array:
         """[num_rows, dim] embeddings: "gallery", "query bank", "gallery bank" or "queries"."""
-        ...
 
     def similarities(self, part: str) -> jax.Array:
         """[num_rows, num_gallery] of the "query bank" or the "queries"."""
-        ...
 
     def distances(self, similarities: jax.Array) -> jax.Array:
         """Euclidean distances, of the same shape."""
-        ...
 
 
 # (similarities of a block of queries [num_rows, num_gallery], their places) -> scores.
 Rescore = Callable[[jax.Array, slice], jax.Array]
 
 
-@dataclasses.dataclass(frozen=True)
-class Parameter:
-    """A parameter of a method.
-
-    Attributes:
-      name: as `fit` takes it.
-      default: None where the method has its own, and only tuning sets another.
-      unit: a power of the similarity; then the default is for cosines. "" for none.
-      whole: whether it is an integer.
-    """
+class Parameter(NamedTuple):
+    """A parameter of a method, as `fit` takes it."""
 
     name: str
-    default: float | None
-    unit: str = ""
-    whole: bool = False
+    default: float | None  # None where the method has its own, and only tuning sets another
+    unit: str = ""  # a power of the similarity: then the default is for cosines
+    whole: bool = False  # an integer
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Row:
-    """What is known of a method.
+    """What is known of a method."""
 
-    Attributes:
-      name: as in the field's papers.
-      function: its name in `dbnorm_jax` or `dbnorm_jax.baselines`.
-      paper: the source.
-      group: a name that stands for all its methods in `--methods`; "" keeps it out of lists.
-      fit: (source, **parameters) -> what `gives` says.
-      parameters: in the order in which they are shown.
-      needs: what the source must have.
-      gives: a Correction, vectors or scores.
-      gated: whether it acts on a query only where a gate is open.
-      similarity_fn: the only one that it corrects; None for any.
-      grid: parameters that `auto` tries, all combinations; betas are multiples of 1/spread of the
-        similarities within a row. Empty: it is no candidate.
-    """
-
-    name: str
-    function: str
+    name: str  # as in the field's papers
+    function: str  # its name in `dbnorm_jax` or `dbnorm_jax.baselines`
     paper: str
-    group: str
-    fit: Callable[..., Any]
-    parameters: tuple[Parameter, ...] = ()
-    needs: tuple[str, ...] = (QUERY_BANK,)
+    group: str  # a name that stands for all its methods in `--methods`; "" keeps it out of lists
+    fit: Callable[..., Any]  # (source, **parameters) -> what `gives` says
+    parameters: tuple[Parameter, ...] = ()  # in the order in which they are shown
+    needs: tuple[str, ...] = (QUERY_BANK,)  # what the source must have
     gives: str = CORRECTION
-    gated: bool = False
-    similarity_fn: SimilarityFn | None = None
+    gated: bool = False  # whether it acts on a query only where a gate is open
+    similarity_fn: SimilarityFn | None = None  # the only one that it corrects; None for any
+    # What `auto` tries, all combinations; betas are multiples of 1/spread of the similarities
+    # within a row. Empty: it is no candidate.
     grid: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
 
     @property
@@ -189,19 +151,20 @@ def _distribution(source: WholeSource, *, weight: Any) -> Correction:
     return means.distribution_normalization(mean, source.rows("gallery"), weight=weight)
 
 
-def _sinkhorn(*, both_banks: bool) -> Callable[..., Correction]:
-    def fit(source: WholeSource, *, temperature: Any, iterations: int) -> Correction:
-        options = {"temperature": temperature, "num_iterations": iterations}
-        if not source.embedded:
-            return transport.sinkhorn_normalization(source.similarities("query bank"), **options)
-        options["similarity_fn"] = source.similarity_fn
-        if both_banks:
-            options["gallery_bank"] = source.rows("gallery bank")
-        return transport.stream_sinkhorn_normalization(
-            source.rows("query bank"), source.rows("gallery"), **options
-        )
+def _sinkhorn(
+    source: WholeSource, *, temperature: Any, iterations: int, gallery_bank: Any = None
+) -> Correction:
+    options = {"temperature": temperature, "num_iterations": iterations}
+    if not source.embedded:
+        return transport.sinkhorn_normalization(source.similarities("query bank"), **options)
+    options |= {"gallery_bank": gallery_bank, "similarity_fn": source.similarity_fn}
+    return transport.stream_sinkhorn_normalization(
+        source.rows("query bank"), source.rows("gallery"), **options
+    )
 
-    return fit
+
+def _dual_sinkhorn(source: WholeSource, **parameters: Any) -> Correction:
+    return _sinkhorn(source, gallery_bank=source.rows("gallery bank"), **parameters)
 
 
 def _hubless(source: WholeSource, *, temperature: Any, iterations: int) -> Correction:
@@ -251,10 +214,8 @@ def _rescaled(rescale: Callable[..., jax.Array], **fixed: Any) -> Callable[..., 
         def rescore(rows: jax.Array, places: slice) -> jax.Array:
             distances = of_query = source.distances(rows)
             if fixed:  # "empiric": both ends are judged by the same objects
-                queries = source.rows("queries")[places]
-                of_query = source.distances(
-                    source.similarity_fn(queries, source.rows("query bank"))
-                )
+                queries, objects = source.rows("queries")[places], source.rows("query bank")
+                of_query = source.distances(source.similarity_fn(queries, objects))
             return -rescale(distances, of_query, bank, **options)
 
         return rescore
@@ -287,24 +248,15 @@ _TWO_GRID = {
 }
 _NEAREST_GRID = {"k": (1, 3, 10, 30, 100), "weight": _WEIGHTS}
 
-_is, _dis = _single(balance.inverted_softmax, 0), _single(balance.dynamic_inverted_softmax, 1)
-_dualis = _dual(balance.dual_inverted_softmax, 0)
-_dualdis = _dual(balance.dual_dynamic_inverted_softmax, 1)
-_sn = _sinkhorn(both_banks=False)
-_dbsn = _sinkhorn(both_banks=True)
-_mp, _mp_empiric = (
-    _rescaled(rescaling.mutual_proximity, **fixed) for fixed in ({}, {"method": "empiric"})
-)
-_ls, _nicdm = _rescaled(rescaling.local_scaling), _rescaled(rescaling.nicdm)
-
 # name, function, paper, group, fit, parameters, needs, gives. Those with a grid keep their order,
 # and new ones follow them, since saved choices know them by place.
 # fmt: off
 TABLE: dict[str, Row] = {
     "is": Row("IS", "inverted_softmax", "Smith et al., ICLR 2017",
-              "paper", _is, _ONE, grid=_ONE_GRID),
+              "paper", _single(balance.inverted_softmax, 0), _ONE, grid=_ONE_GRID),
     "dis": Row("DIS", "dynamic_inverted_softmax", "Bogolin et al., CVPR 2022 (QB-Norm)",
-               "paper", _dis, _ONE, gated=True, grid=_ONE_GRID),
+               "paper", _single(balance.dynamic_inverted_softmax, 1), _ONE,
+               gated=True, grid=_ONE_GRID),
     "csls": Row("CSLS", "csls", "Conneau et al., ICLR 2018",
                 "means", _csls, _TEN),
     "nnn": Row("NNN", "nearest_neighbor_normalization", "Chowdhury et al., EMNLP 2024",
@@ -312,28 +264,31 @@ TABLE: dict[str, Row] = {
     "gated nnn": Row("gated NNN", "nearest_neighbor_normalization", "this library",
                      "", _gated_nearest, _NEAREST, gated=True, grid=_NEAREST_GRID),
     "dualis": Row("DualIS", "dual_inverted_softmax", "Wang, Jian, Xue, EMNLP 2023",
-                  "paper", _dualis, _TWO, _BOTH, grid=_TWO_GRID),
+                  "paper", _dual(balance.dual_inverted_softmax, 0), _TWO, _BOTH,
+                  grid=_TWO_GRID),
     "dualdis": Row("DualDIS", "dual_dynamic_inverted_softmax", "Wang, Jian, Xue, EMNLP 2023",
-                   "paper", _dualdis, _TWO, _BOTH, gated=True, grid=_TWO_GRID),
+                   "paper", _dual(balance.dual_dynamic_inverted_softmax, 1), _TWO, _BOTH,
+                   gated=True, grid=_TWO_GRID),
     "dn": Row("DN", "distribution_normalization", "Zhou et al., NeurIPS 2023",
               "means", _distribution, (Parameter("weight", 0.5),),
               (QUERY_BANK, VECTORS, INNER_PRODUCTS)),
     "sn": Row("SN", "sinkhorn_normalization", "Pan et al., ACM MM 2025",
-              "transport", _sn, _SINKHORN, _MATRIX),
+              "transport", _sinkhorn, _SINKHORN, _MATRIX),
     "dbsn": Row("DBSN", "dual_bank_sinkhorn_normalization", "Pan et al., ACM MM 2025",
-                "transport", _dbsn, _SINKHORN, (*_BOTH, VECTORS)),
+                "transport", _dual_sinkhorn, _SINKHORN, (*_BOTH, VECTORS)),
     "hnn": Row("HNN", "hubless_nearest_neighbor", "Huang et al., ACL 2019",
                "transport", _hubless, _HUBLESS, _MATRIX),
     "gc": Row("GC", "globally_corrected", "Dinu et al., 2015",
               "rescaling", _globally_corrected, (), _MATRIX, SCORES),
     "mp": Row("MP", "mutual_proximity", "Schnitzer et al., JMLR 2012",
-              "rescaling", _mp, (), _RESCALED, SCORES),
+              "rescaling", _rescaled(rescaling.mutual_proximity), (), _RESCALED, SCORES),
     "mp-empiric": Row("MP empiric", "mutual_proximity", "Schnitzer et al., JMLR 2012",
-                      "rescaling", _mp_empiric, (), _RESCALED, SCORES),
+                      "rescaling", _rescaled(rescaling.mutual_proximity, method="empiric"), (),
+                      _RESCALED, SCORES),
     "ls": Row("LS", "local_scaling", "Zelnik-Manor, Perona, 2004",
-              "rescaling", _ls, _TEN, _RESCALED, SCORES),
+              "rescaling", _rescaled(rescaling.local_scaling), _TEN, _RESCALED, SCORES),
     "nicdm": Row("NICDM", "nicdm", "Jegou et al., 2007",
-                 "rescaling", _nicdm, _TEN, _RESCALED, SCORES),
+                 "rescaling", _rescaled(rescaling.nicdm), _TEN, _RESCALED, SCORES),
     "dissim": Row("DisSimLocal", "dis_sim_local", "Hara et al., AAAI 2016",
                   "vectors", _dis_sim_local, _TEN, (QUERY_BANK, VECTORS),
                   similarity_fn=negative_squared_euclidean),

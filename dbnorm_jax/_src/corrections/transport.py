@@ -156,24 +156,20 @@ def stream_sinkhorn_normalization(
     References:
       Pan et al., ACM MM 2025 (arXiv 2508.02538).
     """
-    bank = checks.embeddings("query_bank", query_bank)
-    gallery = checks.embeddings("gallery", gallery)
-    checks.same_dimension("query_bank", bank, "gallery", gallery)
-    columns = {"gallery": gallery}
-    if gallery_bank is not None:
-        columns["gallery_bank"] = checks.embeddings("gallery_bank", gallery_bank)
-        checks.same_dimension("query_bank", bank, "gallery_bank", columns["gallery_bank"])
-    check_rows(similarity_fn, query_bank=bank, **columns)
-    dtype = numerics.accumulation_dtype(bank.dtype, *(part.dtype for part in columns.values()))
+    more = {} if gallery_bank is None else {"gallery_bank": gallery_bank}
+    arrays = checks.checked_embeddings(query_bank=query_bank, gallery=gallery, **more)
+    check_rows(similarity_fn, **arrays)
+    dtype = numerics.accumulation_dtype(*(array.dtype for array in arrays.values()))
+    bank, *columns = (array.astype(dtype) for array in arrays.values())
     fitted = _stream_sinkhorn(
-        bank.astype(dtype),
-        jnp.concatenate([part.astype(dtype) for part in columns.values()]),
+        bank,
+        jnp.concatenate(columns),
         checks.positive("temperature", temperature, dtype, _UNIT),
         num_iterations=checks.integer("num_iterations", num_iterations, low=1),
         similarity_fn=similarity_fn,
         chunk_size=checks.integer("chunk_size", chunk_size, low=1),
     )
-    return Correction(fitted.bias[:, : gallery.shape[0]], None, name_of(similarity_fn))
+    return Correction(fitted.bias[:, : columns[0].shape[0]], None, name_of(similarity_fn))
 
 
 def sinkhorn_residual(
@@ -273,24 +269,19 @@ def _checked(
 
 
 def _iterate(
-    over_gallery: LogSums,
-    over_bank: LogSums,
-    num_gallery: int,
-    temperature: jax.Array,
-    num_iterations: int,
+    over_gallery: LogSums, over_bank: LogSums, start: jax.Array, num_iterations: int
 ) -> Correction:
     """The bias after both updates; potentials are kept as `temperature x log`, on the scale of s.
 
     Both functions map potentials of one side to `temperature x LSE` of the other. What is constant
     in a potential cancels in the next update: means stand in for the marginals.
     """
-
-    def iteration(gallery_potential: jax.Array, _: None) -> tuple[jax.Array, None]:
-        bank_potential = -over_gallery(gallery_potential)
-        return -over_bank(bank_potential), None
-
-    start = jnp.zeros(num_gallery, temperature.dtype)
-    potential, _ = lax.scan(iteration, start, None, length=num_iterations)
+    potential, _ = lax.scan(
+        lambda potential, _: (-over_bank(-over_gallery(potential)), None),
+        start,
+        None,
+        length=num_iterations,
+    )
     return Correction(-potential[None], None)
 
 
@@ -298,21 +289,14 @@ def _iterate(
 def _sinkhorn(
     similarities: jax.Array, temperature: jax.Array, *, num_iterations: int
 ) -> Correction:
-    num_bank, num_gallery = similarities.shape
+    def log_sums(potential: jax.Array, axis: int) -> jax.Array:
+        exponents = (similarities + jnp.expand_dims(potential, 1 - axis)) / temperature
+        # Written: their maximum is subtracted from them.
+        sums = jax.nn.logsumexp(elementary.written(exponents), axis=axis)
+        return temperature * (sums - jnp.log(float(similarities.shape[axis])))
 
-    def over(axis: int, count: int) -> LogSums:
-        def log_sums(potential: jax.Array) -> jax.Array:
-            # Written: their maximum is subtracted from them.
-            exponents = elementary.written(
-                (similarities + jnp.expand_dims(potential, 1 - axis)) / temperature
-            )
-            return temperature * (jax.nn.logsumexp(exponents, axis=axis) - jnp.log(float(count)))
-
-        return log_sums
-
-    return _iterate(
-        over(1, num_gallery), over(0, num_bank), num_gallery, temperature, num_iterations
-    )
+    start = jnp.zeros(similarities.shape[1], temperature.dtype)
+    return _iterate(partial(log_sums, axis=1), partial(log_sums, axis=0), start, num_iterations)
 
 
 @partial(jax.jit, static_argnames=("num_iterations", "similarity_fn", "chunk_size"))
@@ -325,35 +309,26 @@ def _stream_sinkhorn(
     similarity_fn: SimilarityFn,
     chunk_size: int,
 ) -> Correction:
-    # Each row carries its potential as one more dimension, which the similarity adds on: the sums
-    # are then those of plain bank statistics.
-    def with_potential(rows: jax.Array, columns: jax.Array) -> jax.Array:
-        return similarity_fn(rows[:, :-1], columns) + rows[:, -1:]
+    def log_sums(
+        potential: jax.Array, rows: jax.Array, columns: jax.Array, function: SimilarityFn
+    ) -> jax.Array:
+        # Each row carries its potential as one more dimension, which the similarity adds on: the
+        # sums are then those of plain bank statistics.
+        def with_potential(rows: jax.Array, columns: jax.Array) -> jax.Array:
+            return function(rows[:, :-1], columns) + rows[:, -1:]
+
+        rows = jnp.concatenate([rows, potential[:, None]], axis=1)
+        options: Any = {"k": 0, "similarity_fn": with_potential, "chunk_size": chunk_size}
+        sums = banks.bank_sums(rows, columns, 1 / temperature, None, None, **options)
+        return temperature * (sums.log_normalizer - jnp.log(sums.mass))
 
     def transposed(rows: jax.Array, columns: jax.Array) -> jax.Array:
-        return similarity_fn(columns, rows[:, :-1]).T + rows[:, -1:]
-
-    def over(rows: jax.Array, columns: jax.Array, function: SimilarityFn) -> LogSums:
-        def log_sums(potential: jax.Array) -> jax.Array:
-            sums = banks.bank_sums(
-                jnp.concatenate([rows, potential[:, None]], axis=1),
-                columns,
-                1 / temperature,
-                None,
-                None,
-                k=0,
-                similarity_fn=function,
-                chunk_size=chunk_size,
-            )
-            return temperature * (sums.log_normalizer - jnp.log(sums.mass))
-
-        return log_sums
+        return similarity_fn(columns, rows).T
 
     return _iterate(
-        over(gallery, bank, transposed),
-        over(bank, gallery, with_potential),
-        gallery.shape[0],
-        temperature,
+        partial(log_sums, rows=gallery, columns=bank, function=transposed),
+        partial(log_sums, rows=bank, columns=gallery, function=similarity_fn),
+        jnp.zeros(gallery.shape[0], temperature.dtype),
         num_iterations,
     )
 

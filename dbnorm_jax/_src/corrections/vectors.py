@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from dbnorm_jax._src.core import checks, numerics
 from dbnorm_jax._src.core.similarity import dot_product, negative_squared_euclidean
 from dbnorm_jax._src.core.types import Correction
-from dbnorm_jax._src.passes import selection, streaming
+from dbnorm_jax._src.passes import streaming
 from dbnorm_jax._src.passes.nearest import nearest_items
 
 
@@ -62,28 +62,22 @@ def inverse_graph_convolution(
     References:
       Jian and Wang, EMNLP Findings 2023.
     """
-    arrays = {"gallery": gallery, "query_bank": query_bank, "gallery_bank": gallery_bank}
-    checked = {name: checks.embeddings(name, value) for name, value in arrays.items()}
-    for name in ("query_bank", "gallery_bank"):
-        checks.same_dimension("gallery", checked["gallery"], name, checked[name])
+    checked = checks.checked_embeddings(
+        gallery=gallery, query_bank=query_bank, gallery_bank=gallery_bank
+    )
     dtype = numerics.accumulation_dtype(*(array.dtype for array in checked.values()))
-    pools: list[int | None] = [None, None]
-    if pool_rate is not None:
-        pools = [
-            _pool_size(pool_rate, name, checked[name]) for name in ("query_bank", "gallery_bank")
-        ]
-    rates = [
-        checks.floating(name, checks.real(name, rate), ndim=0)
-        for name, rate in (("query_rate", query_rate), ("gallery_rate", gallery_rate))
-    ]
+    names = ("query_bank", "gallery_bank")
+    pools = tuple(_pool_size(pool_rate, name, checked[name]) for name in names)
+    rates = {"query_rate": query_rate, "gallery_rate": gallery_rate}
+    numbers = [checks.floating(name, checks.real(name, r), ndim=0) for name, r in rates.items()]
     return _inverse_graph_convolution(
-        *(array.astype(dtype) for array in checked.values()),
-        *(rate.astype(dtype) for rate in rates),
-        pools=tuple(pools),
+        *(array.astype(dtype) for array in (*checked.values(), *numbers)), pools=pools
     )
 
 
-def _pool_size(pool_rate: Any, name: str, bank: jax.Array) -> int:
+def _pool_size(pool_rate: Any, name: str, bank: jax.Array) -> int | None:
+    if pool_rate is None:
+        return None
     checks.check_static("pool_rate", pool_rate)
     if not 0 < pool_rate <= 1:
         raise checks.BadValueError("pool_rate", f" must be in (0, 1], got {pool_rate!r}")
@@ -105,14 +99,12 @@ def _inverse_graph_convolution(
     query_rate: jax.Array,
     gallery_rate: jax.Array,
     *,
-    pools: tuple[int | None, int | None],
+    pools: tuple[int | None, ...],
 ) -> jax.Array:
+    banks = zip((query_bank, gallery_bank), (query_rate, gallery_rate), pools, strict=True)
     moved = [
         numerics.normalize_rows(gallery - rate * _pull(gallery, bank, pool))
-        for bank, rate, pool in (
-            (query_bank, query_rate, pools[0]),
-            (gallery_bank, gallery_rate, pools[1]),
-        )
+        for bank, rate, pool in banks
     ]
     return numerics.normalize_rows((moved[0] + moved[1]) / 2)
 
@@ -129,9 +121,8 @@ def _pull(gallery: jax.Array, bank: jax.Array, pool: int | None) -> jax.Array:
         return (jnp.matmul(gallery, gram, precision=precision) - mean * total[None]) / len(bank)
 
     def chunk(carry: None, block: streaming.Block) -> tuple[None, jax.Array]:
-        nearest = _nearest(block.rows, bank, pool, dot_product)
-        rows = bank[nearest.indices]
-        return carry, jnp.einsum("gp,gpd->gd", nearest.values, rows, precision=precision) / pool
+        values, indices = _nearest(block.rows, bank, pool, dot_product)
+        return carry, jnp.einsum("gp,gpd->gd", values, bank[indices], precision=precision) / pool
 
     return streaming.scan_chunks(chunk, None, gallery, _GATHERED)[1]
 
@@ -140,16 +131,13 @@ def _pull(gallery: jax.Array, bank: jax.Array, pool: int | None) -> jax.Array:
 _GATHERED = 64
 
 
-def _nearest(rows: jax.Array, bank: jax.Array, k: int, similarity_fn: Any) -> selection.Nearest:
-    nearest = nearest_items(
-        rows,
-        bank,
-        None,
-        k=k,
-        similarity_fn=similarity_fn,
-        chunk_size=rows.shape[0],
-    )
-    return selection.Nearest(nearest.values[:, 0], nearest.indices[:, 0])
+def _nearest(
+    rows: jax.Array, bank: jax.Array, k: int, similarity_fn: Any
+) -> tuple[jax.Array, jax.Array]:
+    """[num_rows, k] similarities, and bank rows."""
+    options = {"k": k, "similarity_fn": similarity_fn, "chunk_size": rows.shape[0]}
+    nearest = nearest_items(rows, bank, None, **options)
+    return nearest.values[:, 0], nearest.indices[:, 0]
 
 
 def dis_sim_local(gallery: ArrayLike, query_bank: ArrayLike, *, k: int | None = None) -> Correction:
@@ -180,9 +168,7 @@ def dis_sim_local(gallery: ArrayLike, query_bank: ArrayLike, *, k: int | None = 
     References:
       Hara et al., AAAI 2016.
     """
-    gallery = checks.embeddings("gallery", gallery)
-    bank = checks.embeddings("query_bank", query_bank)
-    checks.same_dimension("gallery", gallery, "query_bank", bank)
+    gallery, bank = checks.checked_embeddings(gallery=gallery, query_bank=query_bank).values()
     k = checks.neighbors("k", k, 10, high=bank.shape[0], of=" (query-bank items)")
     dtype = numerics.accumulation_dtype(gallery.dtype, bank.dtype)
     return _dis_sim_local(gallery.astype(dtype), bank.astype(dtype), k=k)
@@ -191,10 +177,8 @@ def dis_sim_local(gallery: ArrayLike, query_bank: ArrayLike, *, k: int | None = 
 @partial(jax.jit, static_argnames="k")
 def _dis_sim_local(gallery: jax.Array, bank: jax.Array, *, k: int) -> Correction:
     def chunk(carry: None, block: streaming.Block) -> tuple[None, jax.Array]:
-        rows = block.rows
-        nearest = _nearest(rows, bank, k, negative_squared_euclidean)
-        centroid = bank[nearest.indices].mean(axis=1)
-        return carry, jnp.square(rows - centroid).sum(axis=1)
+        _, indices = _nearest(block.rows, bank, k, negative_squared_euclidean)
+        return carry, jnp.square(block.rows - bank[indices].mean(axis=1)).sum(axis=1)
 
     radii = streaming.scan_chunks(chunk, None, gallery, _GATHERED)[1]
     return Correction(-radii[None], None, negative_squared_euclidean.__name__)
