@@ -89,7 +89,7 @@ def run(request: Request) -> None:
     )
     settings = Settings(large.SIMILARITY_FUNCTIONS[similarity], block_size=request.block_size)
     pair = row_pair(("queries", queries.rows), ("gallery", gallery.rows), settings)
-    passes = Passes(*pair, correction, settings.similarity_fn, settings.chunk_size)
+    passes = Passes(*pair, correction, settings.chunk_size)
     known = None if fitted is None else fitted.gallery
     # A gallery with the size and time of change that the fit saw is not hashed again.
     hashed = fitted is not None and known is not None and not fitted.unchanged
