@@ -9,6 +9,7 @@ from jax import lax
 
 from dbnorm_jax._src.core import numerics
 from dbnorm_jax._src.core.similarity import SimilarityFn
+from dbnorm_jax._src.core.types import BankStatistics
 from dbnorm_jax._src.passes.selection import Nearest, add_tile, is_apart, seen_by, start_nearest
 from dbnorm_jax._src.passes.sweep import Chunk, Items, Pass, Rows, Tile, Tiling, sweep
 
@@ -19,6 +20,15 @@ class BankSums(NamedTuple):
     log_normalizer: jax.Array  # [num_gallery], or [num_betas, num_gallery]
     mass: jax.Array  # [num_gallery]
     k_occurrence: jax.Array  # [num_gallery] int32
+
+    def named(self, beta: jax.Array, k: int) -> BankStatistics:
+        """The statistics under a `beta` of any shape, whose entries are those of the sums."""
+        shape = (*beta.shape, len(self.mass))
+        mass, counts = jax.tree.map(
+            lambda array: jnp.broadcast_to(array, shape),
+            (self.mass, self.k_occurrence if k else None),
+        )
+        return BankStatistics(self.log_normalizer.reshape(shape), mass, beta, counts, k)
 
 
 def bank_sums(

@@ -18,14 +18,7 @@ from jax import lax
 from dbnorm_jax._src.core import checks, numerics, similarity
 from dbnorm_jax._src.core.similarity import SimilarityFn
 from dbnorm_jax._src.passes import selection
-from dbnorm_jax._src.passes.nearest import (
-    PAIRS,
-    Scoring,
-    by_list,
-    count_lists,
-    less_mixtures,
-    scores_dtype,
-)
+from dbnorm_jax._src.passes.nearest import PAIRS, Scoring, count_lists, less_mixtures, scores_dtype
 from dbnorm_jax._src.passes.selection import Nearest, Offsets
 from dbnorm_jax._src.passes.streaming import COLUMNS, Block, scan_chunks
 from dbnorm_jax._src.passes.sweep import Chunk, Items, Pass, Rows, Tile, Tiling, sweep
@@ -65,7 +58,7 @@ def count_ahead(
     num_lists = count_lists(offsets, mixtures)
 
     def pick(column: jax.Array) -> tuple[jax.Array, Offsets]:
-        return gallery[column], by_list(None if offsets is None else offsets[column])
+        return gallery[column], selection.by_list(None if offsets is None else offsets[column])
 
     def add(best: Best, column: jax.Array) -> tuple[Best, None]:
         return add_right(best, column >= 0, score, queries, mixtures, column, pick), None
@@ -79,7 +72,7 @@ def count_ahead(
     return sweep(
         counts_pass(score, num_lists),
         Rows(queries, ask(queries, right, best, mixtures, unseen)),
-        Items(gallery, by_list(offsets), valid),
+        Items(gallery, selection.by_list(offsets), valid),
         Tiling(similarity_fn, score.dtype, chunk_size),
     ).outputs
 

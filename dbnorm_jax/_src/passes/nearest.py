@@ -64,11 +64,12 @@ def nearest_items(
     arrays = (queries, gallery, offsets, mixtures)
     asked, items, less, mixed = lax.stop_gradient(arrays)
     dtype = scores_dtype(queries, gallery, offsets)
+    tiling = Tiling(similarity_fn, dtype, chunk_size, columns_for(k))
     found: Nearest = sweep(
         nearest_pass(count_lists(offsets, mixtures), k, dtype),
         Rows(asked, (mixed, unseen)),
-        Items(items, (by_list(less), exclude), valid),
-        Tiling(similarity_fn, dtype, chunk_size, columns_for(k)),
+        Items(items, (selection.by_list(less), exclude), valid),
+        tiling,
     ).outputs
 
     # Of the values alone: inside `jax.shard_map` integers could have no tangent that fits.
@@ -80,9 +81,7 @@ def nearest_items(
     @scores.defjvp
     def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
         found, *arrays = primals
-        again = partial(
-            _scores_again, indices=found.indices, similarity_fn=similarity_fn, chunk_size=chunk_size
-        )
+        again = partial(_scores_again, tiling, found.indices)
         tangent = jax.jvp(again, tuple(arrays), tuple(tangents[1:]))[1]
         known = found.values > -jnp.inf
         return found.values, numerics.varying_like(jnp.where(known, tangent, 0), found.values)
@@ -126,26 +125,23 @@ def columns_for(k: int) -> int:
 
 
 def _scores_again(
+    tiling: Tiling,
+    indices: jax.Array,
     queries: jax.Array,
     gallery: jax.Array,
     offsets: jax.Array | None,
     mixtures: jax.Array | None,
-    *,
-    indices: jax.Array,
-    similarity_fn: SimilarityFn,
-    chunk_size: int,
 ) -> jax.Array:
     """[num_queries, num_lists, k] scores of given items, their vectors gathered by chunks."""
-    dtype = scores_dtype(queries, gallery, offsets)
     _, num_lists, k = indices.shape
     lists = lax.broadcasted_iota(jnp.int32, (num_lists, k), 0).reshape(-1)
 
     def one(query: jax.Array, mixture: jax.Array | None, found: jax.Array) -> jax.Array:
         items = found.reshape(-1)
-        own = by_list(None if offsets is None else offsets[items])
+        own = selection.by_list(None if offsets is None else offsets[items])
         mixture = None if mixture is None else mixture[None]
-        similarities = tile(similarity_fn, query[None], gallery[items]).astype(dtype)
-        similarities, own = less_mixtures(similarities, mixture, own)
+        similarities = tile(tiling.similarity_fn, query[None], gallery[items])
+        similarities, own = less_mixtures(similarities.astype(tiling.dtype), mixture, own)
         scores = similarities[0]
         if own is not None:
             scores -= jnp.stack(own)[lists, jnp.arange(len(items))]
@@ -154,7 +150,7 @@ def _scores_again(
     def chunk(carry: None, block: Block) -> tuple[None, jax.Array]:
         return carry, jax.vmap(one)(*block.rows)
 
-    rows = max(1, min(chunk_size, _GATHERED // (num_lists * k * gallery.shape[1])))
+    rows = max(1, min(tiling.chunk_size, _GATHERED // (num_lists * k * gallery.shape[1])))
     return scan_chunks(chunk, None, (queries, mixtures, indices), rows)[1]
 
 
@@ -227,11 +223,6 @@ def less_mixtures(
 def scores_dtype(*parts: Any) -> jnp.dtype:
     """Of scores of queries, a gallery and offsets or None."""
     return numerics.accumulation_dtype(*(part.dtype for part in parts if part is not None))
-
-
-def by_list(offsets: jax.Array | None) -> Offsets:
-    """The columns of [num_items, num_lists] offsets, each side by side in memory."""
-    return None if offsets is None else tuple(offsets.T)
 
 
 def count_lists(offsets: jax.Array | None, mixtures: jax.Array | None) -> int:

@@ -140,6 +140,12 @@ def start_nearest(shape: tuple[int, ...], dtype: jnp.dtype) -> Nearest:
 # For each list [num_items], subtracted from the similarities of the items; None = nothing is.
 Offsets = tuple[jax.Array, ...] | None
 
+
+def by_list(offsets: jax.Array | None) -> Offsets:
+    """The columns of [num_items, num_lists] offsets, each side by side in memory."""
+    return None if offsets is None else tuple(offsets.T)
+
+
 # (query of the chunk, columns of the tile) -> bool, whether the query may see the items.
 Seen = Callable[[jax.Array, jax.Array], jax.Array]
 

@@ -144,16 +144,10 @@ def run(
     checkpoint: Checkpoint | None = None,
     progress: Progress | None = None,
 ) -> tuple[Partial, dict[str, Any] | None, dict[str, Any] | None]:
-    """Runs a pass to its end, from where its checkpoint was left.
+    """Runs a pass to its end, from where its checkpoint was left; it is kept at the end too.
 
-    Args:
-      make: takes `begun`, `expected` and `hashed` of the pass.
-      like: what a checkpoint of it holds.
-      checkpoint: where it is kept, at the end too.
-      progress: called after each block against block.
-
-    Returns:
-      (what the pass has kept, fingerprint of the rows, fingerprint of the items).
+    `make` takes `begun`, `expected` and `hashed` of the pass, a checkpoint is `like` what is given.
+    Returns (what the pass has kept, fingerprint of the rows, fingerprint of the items).
     """
     found = None if checkpoint is None else checkpoint.load(like)
     rows = items = None
@@ -170,9 +164,9 @@ def run(
         if provenance["complete"]:
             running.check_items()
     written = time.monotonic()
-    for _ in running.steps():
+    for done in running.steps():
         if progress is not None:
-            progress(*running.done)
+            progress(*done)
         if checkpoint is not None and time.monotonic() - written >= checkpoint.every:
             checkpoint.write(running)
             written = time.monotonic()

@@ -16,10 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dbnorm_jax._src.core.similarity import SimilarityFn
 from dbnorm_jax._src.passes import sweep
-from dbnorm_jax._src.passes.sweep import Items, Pass, Tiling, Transposed
-from dbnorm_jax._src.places.disk.rows import RowBlock, Rows, of_prepared
+from dbnorm_jax._src.passes.sweep import Items, Pass, Tiling
+from dbnorm_jax._src.places.disk.rows import RowBlock, Rows
 
 
 class Made(NamedTuple):
@@ -43,14 +42,6 @@ class Made(NamedTuple):
 
 # dtype of the items -> the pass, and a block of rows: neither is known before items are read.
 Begin = Callable[[np.dtype[Any]], tuple[Made, sweep.Rows]]
-
-
-def tiling(
-    similarity_fn: SimilarityFn, dtype: jnp.dtype, *sizes: int, transposed: bool = False
-) -> Tiling:
-    """How prepared rows are compared; where the gallery asks, transposed."""
-    prepared = of_prepared(similarity_fn)
-    return Tiling(Transposed(prepared) if transposed else prepared, dtype, *sizes)
 
 
 def meet(
@@ -83,7 +74,7 @@ def meet(
         if place not in states:
             states[place] = made.start_items(len(block.rows), *made.arrays)
         given = Items(
-            block.on_device(items.similarity_fn),
+            items.on_device(block),
             jax.tree.map(lambda leaf: _of_block(leaf, block, dtype), own),  # noqa: B023
             block.valid if where is None else block.valid & block.filled(where),
             jnp.asarray(block.start, jnp.int32),
@@ -173,13 +164,11 @@ class BlockSweep:
         if begun is not None:
             self._go_on_from(begun)
 
-    @property
-    def done(self) -> tuple[int, int]:
-        """(rows done, items that the next block of them has met)."""
-        return self._rows_done, self._items_done
+    def steps(self) -> Iterator[tuple[int, int]]:
+        """Adds what is left, block against block; yields how many rows and items are done.
 
-    def steps(self) -> Iterator[None]:
-        """Adds what is left, yielding after each block against block."""
+        The items are those that the next block of rows has met.
+        """
         rows, expected = self._rows, self._expected[0]
         for block in rows.read(hashed=self._hashed, skip=self._rows_done):
             rows.check_same(expected, rows.skipped, block.fingerprint)
@@ -194,7 +183,7 @@ class BlockSweep:
         self.items_fingerprint = self._items.hash()
         self._items.check_all(self._expected[1], self.items_fingerprint)
 
-    def _against_items(self, block: RowBlock) -> Iterator[None]:
+    def _against_items(self, block: RowBlock) -> Iterator[tuple[int, int]]:
         items, expected = self._items, self._expected[1]
         begin = functools.cache(functools.partial(self._begin, block))
         # The first pass of this process is hashed, from its beginning.
@@ -207,7 +196,7 @@ class BlockSweep:
             if hashed:
                 items.check_same(expected, items.skipped, passing.fingerprint)
                 self.items_fingerprint = passing.fingerprint
-            yield
+            yield self._rows_done, self._items_done
         if hashed:
             self.items_fingerprint = self.items_fingerprint or items.skipped
             check = items.check_all if expected and self._rows_done else items.check_same

@@ -17,7 +17,7 @@ from dbnorm_jax._src.passes.selection import start_nearest
 from dbnorm_jax._src.passes.streaming import DEFAULT_CHUNK_SIZE
 from dbnorm_jax._src.places.disk import checkpoint as checkpoints
 from dbnorm_jax._src.places.disk.checkpoint import Checkpoint, Fitted, Progress
-from dbnorm_jax._src.places.disk.drive import BlockSweep, Made, Partial, tiling
+from dbnorm_jax._src.places.disk.drive import BlockSweep, Made, Partial
 from dbnorm_jax._src.places.disk.fingerprints import Fingerprint
 from dbnorm_jax._src.places.disk.rows import DEFAULT_BLOCK_SIZE, RowBlock, Rows
 
@@ -86,10 +86,9 @@ def fit_bank(
         entering = block.valid.astype(dtype)
         if weights is not None:
             entering = block.filled(np.asarray(checks.narrowed("weights", weights, dtype)))
-        tiles, flat = tiling(settings.similarity_fn, dtype, settings.chunk_size), narrowed(dtype)
-        made = Made(banks.bank_pass, (k,), tiles, (flat,), banks.start_sums)
-        rows = block.on_device(settings.similarity_fn)
-        return made, sweep.Rows(rows, block.filled(exclude), entering)
+        tiling, flat = sweep.Tiling(bank.compare, dtype, settings.chunk_size), narrowed(dtype)
+        made = Made(banks.bank_pass, (k,), tiling, (flat,), banks.start_sums)
+        return made, sweep.Rows(bank.on_device(block), block.filled(exclude), entering)
 
     def start_total(num_gallery: int) -> jax.Array | None:
         checks.integer("k", k, low=0, high=num_gallery, of=" (gallery items)")
@@ -103,14 +102,11 @@ def fit_bank(
     kept = _of(checkpoint, work, settings)
     found, *fingerprints = checkpoints.run(make, like, kept, progress)
     sums: banks.RunningSums = jax.tree.map(jnp.asarray, found.items)
-    dtype, shape = sums.mass.dtype, (*beta.shape, len(sums.mass))
-    statistics = BankStatistics(
-        _log_normalizer(sums.log_sum, narrowed(dtype)).reshape(shape),
-        jnp.broadcast_to(sums.mass, shape),
-        checks.narrowed("beta", beta, dtype),
-        None if found.total is None else jnp.broadcast_to(jnp.asarray(found.total), shape),
-        k,
-    )
+    dtype = sums.mass.dtype
+    log_normalizer = _log_normalizer(sums.log_sum, narrowed(dtype))
+    total = jax.tree.map(jnp.asarray, found.total)
+    whole = banks.BankSums(log_normalizer, sums.mass, total)
+    statistics = whole.named(checks.narrowed("beta", beta, dtype), k)
     return Fitted(known_by(statistics, settings.similarity_fn), *fingerprints)
 
 
@@ -138,10 +134,10 @@ def fit_largest(
         bank.check_same_dimension(gallery)
         dtype = numerics.accumulation_dtype(block.rows.dtype, other)
         sizes = settings.chunk_size, nearest.columns_for(k)
-        tiles = tiling(settings.similarity_fn, dtype, *sizes, transposed=True)
+        tiling = sweep.Tiling(sweep.Transposed(bank.compare), dtype, *sizes)
         start = jnp.asarray(block.start, jnp.int32)
-        asking = sweep.Rows(block.on_device(settings.similarity_fn), (None, None), start=start)
-        return Made(largest_pass, (k, dtype), tiles), asking
+        asking = sweep.Rows(gallery.on_device(block), (None, None), start=start)
+        return Made(largest_pass, (k, dtype), tiling), asking
 
     like = Partial(None, None, None, np.zeros((1, k), np.float32), 0, 0)
     make = partial(BlockSweep, gallery, bank, begin, own=(None, exclude))

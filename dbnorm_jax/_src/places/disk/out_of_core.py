@@ -16,7 +16,7 @@ from dbnorm_jax._src.passes.gating import check_streamed
 from dbnorm_jax._src.passes.streaming import DEFAULT_CHUNK_SIZE
 from dbnorm_jax._src.places.disk import fits, search
 from dbnorm_jax._src.places.disk.checkpoint import Checkpoint, Progress
-from dbnorm_jax._src.places.disk.drive import joined
+from dbnorm_jax._src.places.disk.drive import check_repeatable, joined
 from dbnorm_jax._src.places.disk.fingerprints import Array
 from dbnorm_jax._src.places.disk.fits import Settings, row_pair
 from dbnorm_jax._src.places.disk.rows import DEFAULT_BLOCK_SIZE, Rows
@@ -377,6 +377,7 @@ def _passes(
     gates = seen.gates(gates, correction, num_queries)
     queries.per_row = jax.tree.map(np.asarray, {"exclude": exclude, "gates": gates})
     gallery.per_row = jax.tree.map(np.asarray, {"where": where})
+    check_repeatable(queries, gallery)
     passes = Passes(queries, gallery, correction, settings.chunk_size)
-    passes.check()
+    passes.check_gallery()
     return passes

@@ -48,11 +48,6 @@ class RowBlock(NamedTuple):
         missing = [(0, len(self.rows) - len(part))] + [(0, 0)] * (values.ndim - 1)
         return jnp.asarray(np.pad(part, missing))
 
-    def on_device(self, similarity_fn: SimilarityFn) -> jax.Array:
-        """The rows where JAX computes; of unit length under cosine similarity."""
-        rows = jnp.asarray(self.rows)
-        return _normalized(rows) if similarity_fn is cosine_similarity else rows
-
     @property
     def valid(self) -> jax.Array:
         """[size] bool, False on the copies."""
@@ -115,6 +110,16 @@ class Rows:
         """Raises, with the name of the argument before the text."""
         raise checks.BadValueError(self.name, text)
 
+    def on_device(self, block: RowBlock) -> jax.Array:
+        """The block where JAX computes; of unit length under cosine similarity."""
+        rows = jnp.asarray(block.rows)
+        return _normalized(rows) if self.similarity_fn is cosine_similarity else rows
+
+    @property
+    def compare(self) -> SimilarityFn:
+        """The similarity of rows on a device."""
+        return dot_product if self.similarity_fn is cosine_similarity else self.similarity_fn
+
     @property
     def fits_one_block(self) -> bool:
         """Whether there is known to be no second block."""
@@ -142,13 +147,11 @@ class Rows:
 
     def check_same(self, expected: Any, *found: Any) -> None:
         """Raises where rows that had been read before are others now."""
-        for description in found:
-            if not expected or not description or expected["rows"] != description["rows"]:
-                continue
-            if expected != description:
+        for one in found:
+            if expected and one and expected["rows"] == one["rows"] and expected != one:
                 self.fail(
                     f" must have the rows that the checkpoint was made from, but its first "
-                    f"{description['rows']} rows have changed; begin anew without the checkpoint"
+                    f"{one['rows']} rows have changed; begin anew without the checkpoint"
                 )
 
     def check_all(self, expected: Any, found: Any) -> None:
@@ -303,11 +306,6 @@ def prefetched(items: Iterable[Any]) -> Iterator[Any]:
         while (item := ahead.result()) is not _END:
             ahead = reader.submit(next, iterator, _END)
             yield item
-
-
-def of_prepared(similarity_fn: SimilarityFn) -> SimilarityFn:
-    """The similarity of rows that `RowBlock.on_device` has prepared."""
-    return dot_product if similarity_fn is cosine_similarity else similarity_fn
 
 
 _normalized: Callable[[jax.Array], jax.Array] = jax.jit(numerics.normalize_rows)

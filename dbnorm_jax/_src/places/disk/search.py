@@ -16,7 +16,7 @@ import numpy as np
 from dbnorm_jax._src.core import checks
 from dbnorm_jax._src.core.similarity import check_similarity
 from dbnorm_jax._src.core.types import Correction, SearchResult
-from dbnorm_jax._src.passes import counts, sweep
+from dbnorm_jax._src.passes import counts, selection, sweep
 from dbnorm_jax._src.passes import nearest as search
 from dbnorm_jax._src.passes.counts import Ahead, Best
 from dbnorm_jax._src.passes.gating import check_streamed, over_gates
@@ -48,17 +48,12 @@ class Passes(NamedTuple):
 
     def blocks(self) -> Iterator[tuple[RowBlock, Asking]]:
         """The queries, block by block."""
-        similarity_fn, per_row = self.gallery.similarity_fn, self.queries.per_row
-        for block in self.queries.read():
-            own = (block.filled(per_row.get(name)) for name in ("exclude", "gates"))
+        queries = self.queries
+        for block in queries.read():
+            own = (block.filled(queries.per_row.get(name)) for name in ("exclude", "gates"))
             if self.correction is not None:
-                check_similarity("correction", self.correction, similarity_fn, block.rows)
-            yield block, Asking(block.on_device(similarity_fn), *own)
-
-    def check(self) -> None:
-        """Raises for what can be known to be wrong before anything is read."""
-        drive.check_repeatable(self.queries, self.gallery)
-        self.check_gallery()
+                check_similarity("correction", self.correction, queries.similarity_fn, block.rows)
+            yield block, Asking(queries.on_device(block), *own)
 
     def check_gallery(self) -> None:
         """Raises for what is of another gallery, once the length of this one is known."""
@@ -78,12 +73,12 @@ class Passes(NamedTuple):
         def begin(_: np.dtype[Any]) -> tuple[Made, sweep.Rows]:
             self.queries.check_same_dimension(self.gallery)
             dtype = search.scores_dtype(asking.rows, self.gallery, offsets)
-            columns, similarity_fn = search.columns_for(k), self.gallery.similarity_fn
-            tiling = drive.tiling(similarity_fn, dtype, self.chunk_size, columns)
+            columns = search.columns_for(k)
+            tiling = sweep.Tiling(self.gallery.compare, dtype, self.chunk_size, columns)
             made = Made(search.nearest_pass, (num_lists, k, dtype), tiling)
             return made, sweep.Rows(asking.rows, (mixtures, asking.unseen))
 
-        return self.through(begin, (search.by_list(offsets), None), hashed=hashed)
+        return self.through(begin, (selection.by_list(offsets), None), hashed=hashed)
 
     def through(self, begin: Begin, own: Any, *, hashed: bool = False) -> Any:
         """The outputs of one pass over the gallery."""
@@ -119,11 +114,7 @@ def top_k_blocks(
 
         found = passes.over_gates(lists, asking)
         hashed = False
-        num_gallery = passes.gallery.num_rows
-        if num_gallery is not None and k > num_gallery:
-            raise checks.BadValueError(
-                "k", f" must be between 1 and {num_gallery} (gallery items), got {k}"
-            )
+        checks.integer("k", k, low=1, high=passes.gallery.num_rows, of=" (gallery items)")
         yield block, SearchResult(*(part[: block.num_rows] for part in found))
 
 
@@ -159,7 +150,7 @@ def _vectors(passes: Passes, right: Array) -> Array:
     vectors, gallery = None, passes.gallery
     for block in gallery.read():
         passes.queries.check_same_dimension(gallery)
-        rows = np.asarray(block.on_device(gallery.similarity_fn))
+        rows = np.asarray(gallery.on_device(block))
         if vectors is None:
             vectors = np.zeros((*right.shape, rows.shape[1]), rows.dtype)
         inside = (right >= block.start) & (right < block.stop)
@@ -188,7 +179,7 @@ def _counted(
     """What `counts_pass` says of a block of queries."""
     rows, num_lists = asking.rows, search.count_lists(offsets, mixtures)
     dtype = search.scores_dtype(rows, vectors, offsets)
-    tiling = drive.tiling(passes.gallery.similarity_fn, dtype, passes.chunk_size)
+    tiling = sweep.Tiling(passes.gallery.compare, dtype, passes.chunk_size)
     score = search.Scoring(tiling.similarity_fn, dtype)
     best = counts.start_best((len(rows), num_lists), dtype)
     for place in range(vectors.shape[1]):
@@ -196,7 +187,7 @@ def _counted(
         best = _best_right(best, rows, items, own, offsets, mixtures, score=score)
     made = Made(counts.counts_pass, (score, num_lists), tiling)
     asked = sweep.Rows(rows, _ask(rows, right, best, mixtures, asking.unseen))
-    return passes.through(lambda _: (made, asked), search.by_list(offsets))
+    return passes.through(lambda _: (made, asked), selection.by_list(offsets))
 
 
 _ask, _distinct = jax.jit(counts.ask), jax.jit(counts.distinct)
@@ -216,5 +207,5 @@ def _best_right(
     if offsets is not None:
         offsets = offsets[right].astype(score.dtype)
         mixtures = None if mixtures is None else mixtures.astype(score.dtype)
-    picked = vectors, search.by_list(offsets)
+    picked = vectors, selection.by_list(offsets)
     return counts.add_right(best, right >= 0, score, rows, mixtures, picked)

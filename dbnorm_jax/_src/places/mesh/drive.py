@@ -124,14 +124,7 @@ def bank_statistics(
             merge_nearest=partial(_own_among_nearest, items=items, k=k),
             **split.options,
         )
-        shape = (*beta.shape, items.size)
-        statistics = BankStatistics(
-            sums.log_normalizer.reshape(shape),
-            jnp.broadcast_to(sums.mass, shape),
-            beta,
-            jnp.broadcast_to(sums.k_occurrence, shape) if k else None,
-            k,
-        )
+        statistics = sums.named(beta, k)
         if rows.axis is not None:
             statistics = all_merge(statistics, rows.axis)
         return statistics.log_normalizer, statistics.mass, statistics.k_occurrence
