@@ -18,8 +18,7 @@ from dbnorm_jax._src.passes.streaming import DEFAULT_CHUNK_SIZE
 from dbnorm_jax._src.places.disk import checkpoint as checkpoints
 from dbnorm_jax._src.places.disk.checkpoint import Checkpoint, Fitted, Progress
 from dbnorm_jax._src.places.disk.drive import BlockSweep, Made, Partial
-from dbnorm_jax._src.places.disk.fingerprints import Fingerprint
-from dbnorm_jax._src.places.disk.rows import DEFAULT_BLOCK_SIZE, RowBlock, Rows
+from dbnorm_jax._src.places.disk.rows import DEFAULT_BLOCK_SIZE, Fingerprint, RowBlock, Rows
 
 
 class Settings(NamedTuple):

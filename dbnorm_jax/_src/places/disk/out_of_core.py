@@ -17,9 +17,8 @@ from dbnorm_jax._src.passes.streaming import DEFAULT_CHUNK_SIZE
 from dbnorm_jax._src.places.disk import fits, search
 from dbnorm_jax._src.places.disk.checkpoint import Checkpoint, Progress
 from dbnorm_jax._src.places.disk.drive import check_repeatable, joined
-from dbnorm_jax._src.places.disk.fingerprints import Array
 from dbnorm_jax._src.places.disk.fits import Settings, row_pair
-from dbnorm_jax._src.places.disk.rows import DEFAULT_BLOCK_SIZE, Rows
+from dbnorm_jax._src.places.disk.rows import DEFAULT_BLOCK_SIZE, Array, Rows
 from dbnorm_jax._src.places.disk.search import Passes
 
 

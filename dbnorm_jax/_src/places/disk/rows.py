@@ -7,6 +7,8 @@ Every block is converted, checked and named by its rows in errors. The last one 
 copies of its first row, so that one compiled program serves all.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, NoReturn
@@ -18,13 +20,13 @@ import numpy as np
 from dbnorm_jax._src.core import checks, numerics
 from dbnorm_jax._src.core.similarity import SimilarityFn, cosine_similarity, dot_product
 from dbnorm_jax._src.passes.streaming import even_size
-from dbnorm_jax._src.places.disk.fingerprints import Array, Fingerprint
 
 # Rows read, converted and moved at once: so many that their products take far longer.
 DEFAULT_BLOCK_SIZE = 8192
 # Block sizes are multiples of this, so that few of them are compiled for.
 _MULTIPLE = 256
 _END: Any = object()
+Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class RowBlock(NamedTuple):
@@ -52,6 +54,30 @@ class RowBlock(NamedTuple):
     def valid(self) -> jax.Array:
         """[size] bool, False on the copies."""
         return jnp.asarray(np.arange(len(self.rows)) < self.num_rows)
+
+
+class Fingerprint:
+    """SHA-256 of the rows of a matrix, block by block in order, with their dtype and number.
+
+    The same for every way of cutting the rows into blocks, for C and Fortran order and for either
+    byte order; another for another dtype. Of whole contents, because a file that changed in one
+    place is another file: hashed by the thread that reads them anyway, a GB/s or two.
+    """
+
+    def __init__(self, dtype: np.dtype[Any], dim: int) -> None:
+        self._digest = hashlib.sha256()
+        self._kind = {"dtype": dtype.name, "dim": dim}
+        self._num_rows = 0
+
+    def update(self, rows: Array) -> dict[str, Any]:
+        """Adds rows [num_rows, dim], C order; returns the description of all so far."""
+        plain: Any = np.ascontiguousarray(rows, rows.dtype.newbyteorder("<"))
+        self._digest.update(plain.view(np.uint8))
+        self._num_rows += len(rows)
+        description = {"rows": self._num_rows, **self._kind}
+        digest = self._digest.copy()
+        digest.update(json.dumps(description, sort_keys=True).encode())
+        return {"sha256": digest.hexdigest(), **description}
 
 
 class Rows:

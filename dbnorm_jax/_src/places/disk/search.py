@@ -23,8 +23,7 @@ from dbnorm_jax._src.passes.gating import check_streamed, over_gates
 from dbnorm_jax._src.passes.selection import Nearest
 from dbnorm_jax._src.places.disk import drive
 from dbnorm_jax._src.places.disk.drive import Begin, Made
-from dbnorm_jax._src.places.disk.fingerprints import Array
-from dbnorm_jax._src.places.disk.rows import RowBlock, Rows
+from dbnorm_jax._src.places.disk.rows import Array, RowBlock, Rows
 
 
 class Asking(NamedTuple):
