@@ -150,17 +150,16 @@ def run(
     Returns (what the pass has kept, fingerprint of the rows, fingerprint of the items).
     """
     found = None if checkpoint is None else checkpoint.load(like)
-    rows = items = None
     if found is None:
         running = make(hashed=checkpoint is not None)
     else:
         assert checkpoint is not None
         partial, provenance = found
-        rows, items = (provenance[side] for side in _SIDES)
+        expected = provenance["rows"], provenance["items"]
         stamped = checkpoint.stamps is not None and provenance["stamps"] == checkpoint.stamps
         if provenance["complete"] and stamped:
-            return partial, rows, items
-        running = make(begun=partial, expected=(rows, items), hashed=True)
+            return partial, *expected
+        running = make(begun=partial, expected=expected, hashed=True)
         if provenance["complete"]:
             running.check_items()
     written = time.monotonic()
@@ -170,9 +169,6 @@ def run(
         if checkpoint is not None and time.monotonic() - written >= checkpoint.every:
             checkpoint.write(running)
             written = time.monotonic()
-    # Where nothing was left to pass over them.
-    running.rows_fingerprint = running.rows_fingerprint or rows
-    running.items_fingerprint = running.items_fingerprint or items
     if checkpoint is not None:
         checkpoint.write(running, complete=True)
     return running.partial(), running.rows_fingerprint, running.items_fingerprint

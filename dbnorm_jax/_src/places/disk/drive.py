@@ -150,9 +150,9 @@ class BlockSweep:
         hashed: bool = False,
     ) -> None:
         check_repeatable(rows, items)
-        self.rows_fingerprint: dict[str, Any] | None = None
-        self.items_fingerprint: dict[str, Any] | None = None
-        self._rows, self._items, self._own, self._expected = rows, items, own, expected
+        self.rows_fingerprint, self.items_fingerprint = expected
+        rows.expected, items.expected = expected
+        self._rows, self._items, self._own = rows, items, own
         self._begin, self._start_total = begin, start_total
         self._hashed, self._items_hashed = hashed, False
         self._state: Any = None
@@ -169,22 +169,17 @@ class BlockSweep:
 
         The items are those that the next block of rows has met.
         """
-        rows, expected = self._rows, self._expected[0]
-        for block in rows.read(hashed=self._hashed, skip=self._rows_done):
-            rows.check_same(expected, rows.skipped, block.fingerprint)
+        for block in self._rows.read(hashed=self._hashed, skip=self._rows_done):
             self.rows_fingerprint = block.fingerprint
             yield from self._against_items(block)
-        if self.rows_fingerprint is None:  # all had been done before
-            self.rows_fingerprint = rows.skipped
-            rows.check_same(expected, rows.skipped)
 
     def check_items(self) -> None:
         """Reads the items only to see whether they are those expected."""
-        self.items_fingerprint = self._items.hash()
-        self._items.check_all(self._expected[1], self.items_fingerprint)
+        self._items.hash()
+        self._items.check_all()
 
     def _against_items(self, block: RowBlock) -> Iterator[tuple[int, int]]:
-        items, expected = self._items, self._expected[1]
+        items = self._items
         begin = functools.cache(functools.partial(self._begin, block))
         # The first pass of this process is hashed, from its beginning.
         hashed, self._items_hashed = self._hashed and not self._items_hashed, True
@@ -193,14 +188,13 @@ class BlockSweep:
         for passing, self._state in met:
             self._items_done = passing.stop
             self._num_items = max(self._num_items, passing.stop)
-            if hashed:
-                items.check_same(expected, items.skipped, passing.fingerprint)
+            if hashed and not self._rows_done:
                 self.items_fingerprint = passing.fingerprint
             yield self._rows_done, self._items_done
         if hashed:
-            self.items_fingerprint = self.items_fingerprint or items.skipped
-            check = items.check_all if expected and self._rows_done else items.check_same
-            check(expected, self.items_fingerprint)
+            self.items_fingerprint = items.fingerprint
+            if self._rows_done:
+                items.check_all()
         if self._total is None:
             assert items.num_rows is not None
             self._total = self._start_total(items.num_rows)

@@ -89,7 +89,7 @@ class Rows:
       dim: None until the first block of an iterable.
       dtype: of the blocks; as `dim`.
       fingerprint: of all rows, after a pass that was hashed.
-      skipped: fingerprint of the rows that the last pass has skipped.
+      expected: fingerprint of the first rows, from an earlier pass; a hashed one compares.
       similarity_fn: by which they are compared.
       per_row: other arguments with an entry for each row, by name; None where not given.
     """
@@ -108,7 +108,7 @@ class Rows:
         self.dim: int | None = None
         self.dtype: np.dtype[Any] | None = None
         self.fingerprint: dict[str, Any] | None = None
-        self.skipped: dict[str, Any] | None = None
+        self.expected: dict[str, Any] | None = None
         self._passes = 0
         if isinstance(source, jax.core.Tracer):
             raise checks.BadTypeError(
@@ -171,22 +171,12 @@ class Rows:
                 f"{other.dim}",
             )
 
-    def check_same(self, expected: Any, *found: Any) -> None:
-        """Raises where rows that had been read before are others now."""
-        for one in found:
-            if expected and one and expected["rows"] == one["rows"] and expected != one:
-                self.fail(
-                    f" must have the rows that the checkpoint was made from, but its first "
-                    f"{one['rows']} rows have changed; begin anew without the checkpoint"
-                )
-
-    def check_all(self, expected: Any, found: Any) -> None:
-        """Raises where all rows, or their number, are not those that had been read before."""
-        if found != expected:
-            self.check_same(expected, found)
+    def check_all(self) -> None:
+        """Raises where a hashed pass has met other rows than those expected, or more or fewer."""
+        if self.expected and self.fingerprint != self.expected:
             self.fail(
-                f" must have the {expected['rows']} rows that the checkpoint was made from, got "
-                f"{self.num_rows}"
+                f" must have the {self.expected['rows']} rows that the checkpoint was made from, "
+                f"got {self.num_rows}"
             )
 
     def read(self, *, hashed: bool = False, skip: int = 0) -> Iterator[RowBlock]:
@@ -204,19 +194,19 @@ class Rows:
         return self.fingerprint
 
     def _read(self, hashed: bool, skip: int) -> Iterator[RowBlock]:
-        known, self.skipped = self.num_rows, None
-        fingerprint, described, num_rows = None, None, 0
+        known, num_rows = self.num_rows, 0
+        fingerprint = described = None
         for rows in self._of_one_size():
             if hashed:
                 if fingerprint is None:
                     fingerprint = Fingerprint(rows.dtype, rows.shape[1])
                 described = fingerprint.update(rows)
+                self._check_same(described)
             start, num_rows = num_rows, num_rows + len(rows)
             if num_rows > checks.MOST_ROWS:
                 self.fail(f" must have at most {checks.MOST_ROWS} rows; split it")
             self._check_per_row(num_rows, whole=False)
             if num_rows <= skip:
-                self.skipped = described
                 continue
             if start < skip:
                 self._fail_changed(skip, num_rows)
@@ -242,6 +232,14 @@ class Rows:
                     f" must have one entry per {self.name} row, expected "
                     f"{'' if whole else 'at least '}{num_rows}, got {length}",
                 )
+
+    def _check_same(self, found: dict[str, Any]) -> None:
+        expected = self.expected
+        if expected and expected["rows"] == found["rows"] and expected != found:
+            self.fail(
+                f" must have the rows that the checkpoint was made from, but its first "
+                f"{found['rows']} rows have changed; begin anew without the checkpoint"
+            )
 
     def _fail_changed(self, before: int, now: int) -> None:
         self.fail(
