@@ -75,9 +75,7 @@ def start_sums(num_items: int, beta: jax.Array) -> RunningSums:
 
 
 def bank_pass(
-    k: int,
-    beta: jax.Array,
-    merge_nearest: Callable[[Nearest], Nearest] = lambda nearest: nearest,
+    k: int, beta: jax.Array, merge_nearest: Callable[[Nearest], Nearest] = lambda nearest: nearest
 ) -> Pass:
     """Rows own what they exclude; items keep RunningSums; the total is the k-occurrence.
 

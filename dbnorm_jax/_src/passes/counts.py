@@ -253,12 +253,10 @@ def _count(scored: _Scored, place: int) -> tuple[jax.Array, jax.Array]:
 def _rescored(
     scored: _Scored, near: jax.Array, pairs: Callable[[jax.Array, jax.Array], jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
-    """[num_rows, num_lists] int32 near items above the best right one, and level with it.
+    """[num_rows, num_lists] int32 items above the best right one, and level with it.
 
-    Args:
-      scored: the tile.
-      near: [num_rows, num_lists] int32, how many wrong items are near the best right one.
-      pairs: (row [num_pairs], column [num_pairs]) -> [num_pairs, num_lists] scores of their own.
+    Of `near` [num_rows, num_lists] wrong items near it, by scores of their own: `pairs` takes rows
+    [num_pairs] and columns [num_pairs], and gives [num_pairs, num_lists].
     """
     num_lists = near.shape[1]
     num_columns = scored.similarities.shape[1]

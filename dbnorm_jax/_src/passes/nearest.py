@@ -43,20 +43,13 @@ def nearest_items(
 ) -> Nearest:
     """The k nearest gallery items of each query under several offsets at once, one matmul for all.
 
-    Differentiable in the values: those of the items found, computed again from their embeddings.
+    Each of the `offsets` [num_gallery, num_lists] is subtracted from the similarities for a list of
+    its own. With `mixtures` [num_queries, num_offsets] there is one list, under the query's own sum
+    of offsets. `exclude` [num_gallery, most] are rows of queries that never see the item, -1 for
+    none; `unseen` [num_queries, most] says the same from the queries' side; `valid` [num_gallery]
+    is False on padding.
 
-    Args:
-      queries: [num_queries, dim].
-      gallery: [num_gallery, dim].
-      offsets: [num_gallery, num_lists], each subtracted from the similarities for a list of its
-        own; None = one list of raw similarities.
-      mixtures: optional [num_queries, num_offsets]: one list, under the query's own sum of offsets.
-      k: neighbors per list.
-      similarity_fn: the similarity.
-      chunk_size: queries held at once.
-      exclude: optional [num_gallery, most], rows of queries that never see the item, -1 for none.
-      unseen: optional [num_queries, most] int32, the same from the queries' side.
-      valid: optional [num_gallery] bool, False on padding.
+    Differentiable in the values: those of the items found, computed again from their embeddings.
 
     Returns:
       Nearest of [num_queries, num_lists, k], best first; -inf and index -1 where there are fewer.

@@ -31,7 +31,6 @@ class Made(NamedTuple):
     start_items: Callable[..., Any] = lambda *_: None  # (number of items, *arrays) -> their state
 
     def kept(self, arrays: tuple[Any, ...]) -> Pass:
-        """The pass."""
         return self.make(*self.static, *arrays)
 
     @property

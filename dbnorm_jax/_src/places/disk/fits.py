@@ -28,11 +28,6 @@ class Settings(NamedTuple):
     chunk_size: int = DEFAULT_CHUNK_SIZE
     block_size: int = DEFAULT_BLOCK_SIZE
 
-    def describe(self) -> dict[str, Any]:
-        """In plain values."""
-        similarity = getattr(self.similarity_fn, "__qualname__", repr(self.similarity_fn))
-        return {**self._asdict(), "similarity_fn": similarity}
-
 
 def row_pair(
     first: tuple[str, Any], second: tuple[str, Any], settings: Settings
@@ -152,7 +147,9 @@ def _of(
     """The checkpoint, for what has to be equal, beside the embeddings, for it to be taken up."""
     if checkpoint is None:
         return None
-    return dataclasses.replace(checkpoint, work={**work, **settings.describe()})
+    similarity = getattr(settings.similarity_fn, "__qualname__", repr(settings.similarity_fn))
+    work = {**work, **settings._asdict(), "similarity_fn": similarity}
+    return dataclasses.replace(checkpoint, work=work)
 
 
 def _digest(values: Any) -> str | None:
