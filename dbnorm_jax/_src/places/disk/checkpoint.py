@@ -51,19 +51,13 @@ class Found(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A file for what a fit has so far.
-
-    Attributes:
-      path: of the file.
-      every: seconds between two writes.
-      work: what it is of; that of other work is not taken up.
-      stamps: of the files that are read, or None: equal stamps mean equal files.
-    """
+    """A file for what a fit has so far."""
 
     path: Path
-    every: float
+    every: float  # seconds between two writes
+    # What it is of; that of other work is not taken up.
     work: dict[str, Any] = dataclasses.field(default_factory=dict)
-    stamps: Any = None
+    stamps: Any = None  # of the files that are read: equal stamps mean equal files
 
     def load(self, like: Partial) -> Found | None:
         """What is in the file, None where there is none.

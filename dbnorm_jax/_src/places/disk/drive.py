@@ -129,12 +129,14 @@ class Partial(NamedTuple):
 
 
 class BlockSweep:
-    """A pass over files, that goes on where it was left.
+    """A pass over files, that goes on where it was left."""
 
-    Attributes:
-      rows_fingerprint: of the rows that have entered, where asked for.
-      items_fingerprint: of the items once they have passed; of those so far before.
-    """
+    _state: Any = None
+    _total: Any = None
+    _num_items = 0  # that have states
+    _rows_done = 0
+    _items_done = 0
+    _items_hashed = False
 
     def __init__(
         self,
@@ -149,17 +151,13 @@ class BlockSweep:
         hashed: bool = False,
     ) -> None:
         check_repeatable(rows, items)
+        # Of the rows that have entered; of the items once they have passed, before of those so far.
         self.rows_fingerprint, self.items_fingerprint = expected
         rows.expected, items.expected = expected
         self._rows, self._items, self._own = rows, items, own
-        self._begin, self._start_total = begin, start_total
-        self._hashed, self._items_hashed = hashed, False
-        self._state: Any = None
+        self._begin, self._start_total, self._hashed = begin, start_total, hashed
         self._states: dict[int, Any] = {}
-        self._total: Any = None
         self._outputs: list[Any] = []
-        self._num_items = 0  # that have states
-        self._rows_done, self._items_done = 0, 0
         if begun is not None:
             self._go_on_from(begun)
 

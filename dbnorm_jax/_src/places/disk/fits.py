@@ -157,4 +157,4 @@ def _digest(values: Any) -> str | None:
         return None
     column = np.asarray(values)
     column = column.reshape(len(column), -1)
-    return str(Fingerprint(column.dtype, column.shape[1]).update(column)["sha256"])
+    return str(Fingerprint().update(column)["sha256"])

@@ -64,9 +64,8 @@ class Fingerprint:
     place is another file: hashed by the thread that reads them anyway, a GB/s or two.
     """
 
-    def __init__(self, dtype: np.dtype[Any], dim: int) -> None:
+    def __init__(self) -> None:
         self._digest = hashlib.sha256()
-        self._kind = {"dtype": dtype.name, "dim": dim}
         self._num_rows = 0
 
     def update(self, rows: Array) -> dict[str, Any]:
@@ -74,42 +73,33 @@ class Fingerprint:
         plain: Any = np.ascontiguousarray(rows, rows.dtype.newbyteorder("<"))
         self._digest.update(plain.view(np.uint8))
         self._num_rows += len(rows)
-        description = {"rows": self._num_rows, **self._kind}
+        description = {"rows": self._num_rows, "dtype": rows.dtype.name, "dim": rows.shape[1]}
         digest = self._digest.copy()
         digest.update(json.dumps(description, sort_keys=True).encode())
         return {"sha256": digest.hexdigest(), **description}
 
 
 class Rows:
-    """The rows of one argument.
+    """The rows of one argument."""
 
-    Attributes:
-      name: of the argument.
-      num_rows: None until an iterable has been passed over once.
-      dim: None until the first block of an iterable.
-      dtype: of the blocks; as `dim`.
-      fingerprint: of all rows, after a pass that was hashed.
-      expected: fingerprint of the first rows, from an earlier pass; a hashed one compares.
-      similarity_fn: by which they are compared.
-      per_row: other arguments with an entry for each row, by name; None where not given.
-    """
+    num_rows: int | None = None  # until an iterable has been passed over once
+    dim: int | None = None  # until the first block of an iterable
+    dtype: np.dtype[Any] | None = None  # of the blocks; as `dim`
+    fingerprint: dict[str, Any] | None = None  # of all rows, after a pass that was hashed
+    expected: dict[str, Any] | None = None  # fingerprint of the first rows, which a pass compares
+    _passes = 0
 
     def __init__(
         self, name: str, source: Any, block_size: int, similarity_fn: SimilarityFn = dot_product
     ) -> None:
-        self.name = name
+        self.name = name  # of the argument
         self.block_size = block_size
-        self.similarity_fn = similarity_fn
+        self.similarity_fn = similarity_fn  # by which they are compared
+        # Other arguments with an entry for each row, by name; None where not given.
         self.per_row: dict[str, Array | None] = {}
         self._source = source
         # Looked up here: the setting belongs to a thread, and another one reads.
         self._wide = bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined, unused-ignore]
-        self.num_rows: int | None = None
-        self.dim: int | None = None
-        self.dtype: np.dtype[Any] | None = None
-        self.fingerprint: dict[str, Any] | None = None
-        self.expected: dict[str, Any] | None = None
-        self._passes = 0
         if isinstance(source, jax.core.Tracer):
             raise checks.BadTypeError(
                 name, " must be concrete here, got values traced by jit or vmap"
@@ -195,11 +185,9 @@ class Rows:
 
     def _read(self, hashed: bool, skip: int) -> Iterator[RowBlock]:
         known, num_rows = self.num_rows, 0
-        fingerprint = described = None
+        fingerprint, described = Fingerprint(), None
         for rows in self._of_one_size():
             if hashed:
-                if fingerprint is None:
-                    fingerprint = Fingerprint(rows.dtype, rows.shape[1])
                 described = fingerprint.update(rows)
                 self._check_same(described)
             start, num_rows = num_rows, num_rows + len(rows)
