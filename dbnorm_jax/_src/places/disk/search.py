@@ -140,7 +140,7 @@ def rank_blocks(passes: Passes, right: Array, ties: str) -> Iterator[Array]:
 
         ahead = passes.over_gates(lists, asking)
         assert gallery.dtype is not None
-        answered = (own >= 0).any(axis=1)
+        answered = jnp.asarray((np.asarray(own) >= 0).any(axis=1))
         yield np.asarray(counts.rank(ahead, answered, gallery.dtype, ties))[: block.num_rows]
 
 
