@@ -20,7 +20,7 @@ from benchmarks.support.common import bare_scan, interleaved
 from benchmarks.support.report import Figure, Record
 from dbnorm_jax._src.core import elementary, similarity
 from dbnorm_jax._src.passes import selection, streaming
-from dbnorm_jax._src.passes.nearest import by_list, columns_for, nearest_items
+from dbnorm_jax._src.passes.nearest import columns_for, nearest_items
 
 SIZES = {"queries": 2048, "gallery": 102400, "dim": 512, "repetitions": 7}
 # Stage: the program that ends with it, and the one that ends before it.
@@ -68,7 +68,7 @@ def block_maxima(
     def stage(similarities: jax.Array, lists: selection.Offsets) -> jax.Array:
         return selection.in_blocks(similarities, lists).bounds(num_lists)
 
-    return _over_tiles(stage, queries, gallery, by_list(offsets), columns)
+    return _over_tiles(stage, queries, gallery, selection.by_list(offsets), columns)
 
 
 @jax.jit

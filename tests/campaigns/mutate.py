@@ -78,7 +78,6 @@ TESTS = {
     "passes/sweep": "statistics/bank passes/selection places/disk/out_of_core",
     "places/disk/checkpoint": "places/disk/out_of_core campaigns/hostile_files",
     "places/disk/drive": "places/disk/out_of_core",
-    "places/disk/fingerprints": "places/disk/out_of_core",
     "places/disk/fits": "places/disk/out_of_core",
     "places/disk/out_of_core": "places/disk/out_of_core",
     "places/disk/rows": "places/disk/out_of_core cli/formats",

@@ -454,7 +454,7 @@ def test_arrays_of_more_than_2_to_the_31_values():
 def test_chunks_up_to_the_last_row(chunk_size):
     """The places of the last blocks of 2^31 - 1 rows: each row is passed once, none is beyond."""
     length = 2**31 - 1
-    size = streaming._block_size(length, chunk_size)
+    size = streaming.even_size(length, chunk_size)
     num_blocks = -(-length // size)
     for index in (num_blocks - 2, num_blocks - 1):
         start, fresh = streaming._place(jnp.int32(index), size, length)

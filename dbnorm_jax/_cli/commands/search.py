@@ -87,7 +87,7 @@ def run(request: Request) -> None:
     )
     settings = Settings(large.SIMILARITY_FUNCTIONS[similarity], block_size=request.block_size)
     pair = row_pair(("queries", queries.rows), ("gallery", gallery.rows), settings)
-    passes = Passes(*pair, correction, settings.similarity_fn, settings.chunk_size)
+    passes = Passes(*pair, correction, settings.chunk_size)
     with ExitStack() as stack:
         stack.enter_context(large.errors_name({"queries": queries.label, "gallery": gallery.label}))
         progress = stack.enter_context(RowProgress())

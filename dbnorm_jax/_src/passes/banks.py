@@ -9,6 +9,7 @@ from jax import lax
 
 from dbnorm_jax._src.core import numerics
 from dbnorm_jax._src.core.similarity import SimilarityFn
+from dbnorm_jax._src.core.types import BankStatistics
 from dbnorm_jax._src.passes.selection import Nearest, add_tile, is_apart, seen_by, start_nearest
 from dbnorm_jax._src.passes.sweep import Chunk, Items, Pass, Rows, Tile, Tiling, sweep
 
@@ -19,6 +20,15 @@ class BankSums(NamedTuple):
     log_normalizer: jax.Array  # [num_gallery], or [num_betas, num_gallery]
     mass: jax.Array  # [num_gallery]
     k_occurrence: jax.Array  # [num_gallery] int32
+
+    def named(self, beta: jax.Array, k: int) -> BankStatistics:
+        """The statistics under a `beta` of any shape, whose entries are those of the sums."""
+        shape = (*beta.shape, len(self.mass))
+        mass, counts = jax.tree.map(
+            lambda array: jnp.broadcast_to(array, shape),
+            (self.mass, self.k_occurrence if k else None),
+        )
+        return BankStatistics(self.log_normalizer.reshape(shape), mass, beta, counts, k)
 
 
 def bank_sums(
@@ -36,23 +46,12 @@ def bank_sums(
 ) -> BankSums:
     """Log-normalizers and k-occurrence of a bank in one pass over its similarities.
 
-    Args:
-      bank: [num_bank, dim].
-      gallery: [num_gallery, dim].
-      beta: scalar or [num_betas]; the similarities are computed once for all.
-      weights: optional [num_bank].
-      exclude: optional [num_bank, most] int32, gallery rows that the item does not enter, -1 for
-        none.
-      k: neighborhood size of the activation set, 0 for none.
-      similarity_fn: the similarity.
-      chunk_size: bank rows held at once.
-      valid: optional [num_gallery] bool, False on padding: never among the nearest.
-      merge_nearest: what becomes of the nearest items [size, 1, k] of some bank rows before they
-        are counted; an index beyond the gallery is not.
+    They are computed once for a `beta` of [num_betas]. `exclude` [num_bank, most] holds gallery
+    rows that an item does not enter, -1 for none; what is not `valid` is never among the nearest.
     """
     num_gallery = gallery.shape[0]
-    counts = jnp.zeros(num_gallery, jnp.int32)
-    sums, counts = numerics.varying_like((start_sums(num_gallery, beta), counts), beta)
+    start = start_sums(num_gallery, beta), jnp.zeros(num_gallery, jnp.int32)
+    sums, counts = numerics.varying_like(start, beta)
     (log_sum, mass), k_occurrence, _ = sweep(
         bank_pass(k, beta, merge_nearest),
         Rows(bank, exclude, weights),
@@ -65,23 +64,24 @@ def bank_sums(
 
 
 class RunningSums(NamedTuple):
-    """Bank statistics of some gallery items while bank rows are added: the state of the items."""
+    """The state of gallery items while bank rows are added."""
 
     log_sum: numerics.RunningLogSum
     mass: jax.Array  # [num_items]
 
 
 def start_sums(num_items: int, beta: jax.Array) -> RunningSums:
-    """Those of no bank rows."""
     return RunningSums(numerics.start_log_sum(num_items, beta), jnp.zeros(num_items, beta.dtype))
 
 
 def bank_pass(
-    k: int,
-    beta: jax.Array,
-    merge_nearest: Callable[[Nearest], Nearest] = lambda nearest: nearest,
+    k: int, beta: jax.Array, merge_nearest: Callable[[Nearest], Nearest] = lambda nearest: nearest
 ) -> Pass:
-    """Rows own what they exclude; items keep RunningSums; the total is the k-occurrence."""
+    """Rows own what they exclude; items keep RunningSums; the total is the k-occurrence.
+
+    `merge_nearest` is what becomes of the nearest items [size, 1, k] of some rows before they are
+    counted; an index beyond the gallery is not.
+    """
 
     def start(rows: Chunk) -> Nearest:
         return start_nearest((rows.size, 1, k), beta.dtype)
@@ -92,14 +92,8 @@ def bank_pass(
         log_sum = numerics.add_rows(sums.log_sum, similarities, beta, entering, valid=valid)
         added = entering.sum() if valid is None else jnp.where(valid, entering[:, None], 0).sum(0)
         if k:
-            nearest = add_tile(
-                nearest,
-                lax.stop_gradient(similarities),
-                None,
-                tile.start,
-                valid=tile.valid,
-                seen=seen_by(exclude, tile.start),
-            )
+            seen, numbers = seen_by(exclude, tile.start), lax.stop_gradient(similarities)
+            nearest = add_tile(nearest, numbers, None, tile.start, valid=tile.valid, seen=seen)
         return nearest, RunningSums(log_sum, sums.mass + added)
 
     def finish(k_occurrence: jax.Array, nearest: Nearest, rows: Chunk) -> tuple[jax.Array, None]:

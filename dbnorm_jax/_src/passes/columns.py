@@ -1,6 +1,7 @@
 """The k largest similarities of each column, by a search or by a sorting network."""
 
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,18 +33,25 @@ def nearest_bank_items(
     chunk_size: int,
 ) -> LargestSimilarities:
     """As `stream_largest_similarities`, unchecked; `valid` [num_bank] is False on padding."""
-    find = _Largest(k, similarity_fn, chunk_size)
+    # The gallery asks and the bank answers: few items of a large bank are inserted.
+    transposed = Transposed(similarity_fn)
+    ask = partial(nearest_items, k=k, similarity_fn=transposed, chunk_size=chunk_size)
+
+    def by_search(bank: jax.Array, gallery: jax.Array, exclude: Any, valid: Any) -> jax.Array:
+        return ask(gallery, bank, None, exclude=exclude, valid=valid).values[:, 0].T
+
     if bank.shape[0] > _ROWS_PER_PLACE * k or not selection.suits_network(k, gallery.shape[0]):
-        return LargestSimilarities(find.by_search(bank, gallery, exclude, valid))
+        return LargestSimilarities(by_search(bank, gallery, exclude, valid))
+    by_network = partial(_by_network, k=k, similarity_fn=similarity_fn, chunk_size=chunk_size)
 
     @jax.custom_jvp
     def largest(*arrays: Any) -> jax.Array:
-        return lax.platform_dependent(*arrays, cpu=find.by_network, default=find.by_search)
+        return lax.platform_dependent(*arrays, cpu=by_network, default=by_search)
 
     @largest.defjvp
     def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
         masks = primals[2:]
-        return jax.jvp(lambda *rows: find.by_search(*rows, *masks), primals[:2], tangents[:2])
+        return jax.jvp(lambda *rows: by_search(*rows, *masks), primals[:2], tangents[:2])
 
     return LargestSimilarities(largest(bank, gallery, exclude, valid))
 
@@ -58,46 +66,32 @@ def largest_pass(k: int, dtype: jnp.dtype) -> Pass:
     return search._replace(finish=finish)
 
 
-class _Largest(NamedTuple):
-    """Two ways to [k, num_gallery], the k largest similarities of each item to a bank."""
+def _by_network(
+    bank: jax.Array,
+    gallery: jax.Array,
+    exclude: Any,
+    valid: Any,
+    *,
+    k: int,
+    similarity_fn: SimilarityFn,
+    chunk_size: int,
+) -> jax.Array:
+    """[k, num_gallery]; every tile is sorted: of a small bank, many items are among the largest."""
+    dtype = numerics.accumulation_dtype(bank.dtype, gallery.dtype)
 
-    k: int
-    similarity_fn: SimilarityFn
-    chunk_size: int
+    def add(_: None, largest: jax.Array, tile: Tile) -> tuple[None, jax.Array]:
+        own, entering = tile.rows.own, tile.rows.entering > 0
+        counted = numerics.is_number(tile.similarities) & entering[:, None]
+        if own is not None:
+            counted &= is_apart(own[:, None], tile.places[None])
+        similarities = jnp.where(counted, tile.similarities, -jnp.inf)
+        here = sorting.largest_of_columns(similarities, k)
+        return None, sorting.merged(largest.T, here).T
 
-    def by_search(self, bank: jax.Array, gallery: jax.Array, exclude: Any, valid: Any) -> jax.Array:
-        """The gallery asks and the bank answers: few items of a large bank are inserted."""
-        nearest = nearest_items(
-            gallery,
-            bank,
-            None,
-            k=self.k,
-            similarity_fn=Transposed(self.similarity_fn),
-            chunk_size=self.chunk_size,
-            exclude=exclude,
-            valid=valid,
-        )
-        return nearest.values[:, 0].T
-
-    def by_network(
-        self, bank: jax.Array, gallery: jax.Array, exclude: Any, valid: Any
-    ) -> jax.Array:
-        """Every tile is sorted: of a small bank, many items are among the k largest."""
-        dtype = numerics.accumulation_dtype(bank.dtype, gallery.dtype)
-
-        def add(_: None, largest: jax.Array, tile: Tile) -> tuple[None, jax.Array]:
-            own, entering = tile.rows.own, tile.rows.entering > 0
-            counted = numerics.is_number(tile.similarities) & entering[:, None]
-            if own is not None:
-                counted &= is_apart(own[:, None], tile.places[None])
-            similarities = jnp.where(counted, tile.similarities, -jnp.inf)
-            here = sorting.largest_of_columns(similarities, self.k)
-            return None, sorting.merged(largest.T, here).T
-
-        return sweep(
-            Pass(add),
-            Rows(bank, exclude, None if valid is None else valid.astype(dtype)),
-            Items(gallery),
-            Tiling(self.similarity_fn, dtype, _ROWS, min(self.chunk_size, _ITEMS)),
-            state=jnp.full((gallery.shape[0], self.k), -jnp.inf, dtype),
-        ).items.T
+    return sweep(
+        Pass(add),
+        Rows(bank, exclude, None if valid is None else valid.astype(dtype)),
+        Items(gallery),
+        Tiling(similarity_fn, dtype, _ROWS, min(chunk_size, _ITEMS)),
+        state=jnp.full((gallery.shape[0], k), -jnp.inf, dtype),
+    ).items.T

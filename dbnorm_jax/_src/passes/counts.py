@@ -17,22 +17,9 @@ from jax import lax
 
 from dbnorm_jax._src.core import checks, numerics, similarity
 from dbnorm_jax._src.core.similarity import SimilarityFn
-from dbnorm_jax._src.passes.nearest import (
-    PAIRS,
-    Scoring,
-    by_list,
-    count_lists,
-    less_mixtures,
-    scoring,
-)
-from dbnorm_jax._src.passes.selection import (
-    Nearest,
-    Offsets,
-    add_tile,
-    is_apart,
-    seen_by,
-    start_nearest,
-)
+from dbnorm_jax._src.passes import selection
+from dbnorm_jax._src.passes.nearest import PAIRS, Scoring, count_lists, less_mixtures, scores_dtype
+from dbnorm_jax._src.passes.selection import Nearest, Offsets
 from dbnorm_jax._src.passes.streaming import COLUMNS, Block, scan_chunks
 from dbnorm_jax._src.passes.sweep import Chunk, Items, Pass, Rows, Tile, Tiling, sweep
 
@@ -58,34 +45,23 @@ def count_ahead(
 ) -> tuple["Ahead", Nearest]:
     """Counts the wrong items ahead of each query's best right item, in one pass.
 
-    Args:
-      queries: [num_queries, dim].
-      gallery: [num_gallery, dim].
-      relevant: [num_queries, num_right] int32 gallery rows, -1 for none.
-      offsets: as in `nearest_items`.
-      mixtures: as in `nearest_items`.
-      similarity_fn: the similarity.
-      chunk_size: queries held at once.
-      unseen: as in `nearest_items`; none of them is relevant.
-      valid: optional [num_gallery] bool, False on padding; all that is relevant is valid.
-      merge_best: what becomes of the scores [size, num_lists] of the best right items of some
-        queries before others are compared with them.
+    `relevant` [num_queries, num_right] are gallery rows, -1 for none; none of them is `unseen`, all
+    are `valid`, and all else is as in `nearest_items`. `merge_best` is what becomes of the scores
+    [size, num_lists] of the best right items of some queries before others are compared with them.
 
     Returns:
-      Ahead of [num_queries, num_lists], and Nearest of [num_queries], the best item of the first
-      list.
+      Ahead of [num_queries, num_lists], and Nearest of [num_queries] of the first list.
     """
     # Counts are steps: they have no slope.
     queries, gallery, offsets, mixtures = lax.stop_gradient((queries, gallery, offsets, mixtures))
-    score = scoring(queries, gallery, offsets, similarity_fn)
+    score = Scoring(similarity_fn, scores_dtype(queries, gallery, offsets))
     num_lists = count_lists(offsets, mixtures)
 
     def pick(column: jax.Array) -> tuple[jax.Array, Offsets]:
-        return gallery[column], by_list(None if offsets is None else offsets[column])
+        return gallery[column], selection.by_list(None if offsets is None else offsets[column])
 
     def add(best: Best, column: jax.Array) -> tuple[Best, None]:
-        scores = _paired_scores(score, queries, column, mixtures, pick)
-        return add_right(best, scores, column >= 0), None
+        return add_right(best, column >= 0, score, queries, mixtures, column, pick), None
 
     right = distinct(relevant)
     best = start_best((queries.shape[0], num_lists), score.dtype)
@@ -96,7 +72,7 @@ def count_ahead(
     return sweep(
         counts_pass(score, num_lists),
         Rows(queries, ask(queries, right, best, mixtures, unseen)),
-        Items(gallery, by_list(offsets), valid),
+        Items(gallery, selection.by_list(offsets), valid),
         Tiling(similarity_fn, score.dtype, chunk_size),
     ).outputs
 
@@ -117,12 +93,25 @@ class Best(NamedTuple):
 
 
 def start_best(shape: tuple[int, ...], dtype: jnp.dtype) -> Best:
-    """Of no right items."""
     return Best(jnp.full(shape, -jnp.inf, dtype), jnp.zeros(shape, jnp.int32))
 
 
-def add_right(best: Best, scores: jax.Array, there: jax.Array) -> Best:
-    """Adds the scores [num_queries, num_lists] of one right item of each query that has one."""
+def add_right(
+    best: Best,
+    there: jax.Array,
+    score: Scoring,
+    queries: jax.Array,
+    mixtures: jax.Array | None,
+    right: Any,
+    pick: Callable[[Any], tuple[jax.Array, Offsets]] = lambda right: right,
+) -> Best:
+    """Adds one right item of each query that has one; `pick(right)` are items and their offsets."""
+
+    def block_scores(carry: None, block: Block) -> tuple[None, jax.Array]:
+        rows, places, mixture = block.rows
+        return carry, score.pairs(rows, mixture, *pick(places))
+
+    scores = scan_chunks(block_scores, None, (queries, right, mixtures), PAIRS)[1]
     scores = jnp.where(there[:, None], scores, -jnp.inf)
     level = best.level + (scores == best.scores).astype(jnp.int32)
     higher = scores > best.scores
@@ -154,13 +143,7 @@ class Asked(NamedTuple):
     unseen: jax.Array | None  # [num_queries, most] int32, those of them that are not seen
 
 
-def ask(
-    queries: jax.Array,
-    right: jax.Array,
-    best: Best,
-    mixtures: jax.Array | None,
-    unseen: jax.Array | None,
-) -> Asked:
+def ask(queries: jax.Array, right: jax.Array, best: Best, mixtures: Any, unseen: Any) -> Asked:
     """What goes with queries of these right items, none of them repeated."""
     passed = right if unseen is None else distinct(jnp.concatenate([right, unseen], axis=1))
     return Asked(passed, best, similarity.norms(queries), mixtures, unseen)
@@ -171,7 +154,7 @@ def seen_right(right: jax.Array, unseen: jax.Array | None, valid: Any) -> jax.Ar
     if valid is not None:
         right = jnp.where(jnp.asarray(valid)[jnp.maximum(right, 0)], right, -1)
     if unseen is not None:
-        right = jnp.where(is_apart(unseen[:, None], right), right, -1)
+        right = jnp.where(selection.is_apart(unseen[:, None], right), right, -1)
     return right
 
 
@@ -180,18 +163,14 @@ def counts_pass(score: Scoring, num_lists: int) -> Pass:
 
     def start(rows: Chunk) -> Counts:
         none = jnp.zeros((rows.size, num_lists), jnp.int32)
-        return Counts(none, none, start_nearest((rows.size, 1, 1), score.dtype))
+        return Counts(none, none, selection.start_nearest((rows.size, 1, 1), score.dtype))
 
     def add(counts: Counts, _: None, tile: Tile) -> tuple[Counts, None]:
         passed, best, norms, mixtures, unseen = tile.rows.own
         similarities, left = less_mixtures(tile.similarities, mixtures, tile.own)
-        nearest = add_tile(
-            counts.nearest,
-            similarities,
-            None if left is None else left[:1],
-            tile.start,
-            valid=tile.valid,
-            seen=seen_by(unseen, tile.start),
+        first, seen = None if left is None else left[:1], selection.seen_by(unseen, tile.start)
+        nearest = selection.add_tile(
+            counts.nearest, similarities, first, tile.start, valid=tile.valid, seen=seen
         )
         # Counted from the same tile as the others, they are taken out again exactly.
         column, num_items = passed - tile.start, len(tile.items)
@@ -206,55 +185,22 @@ def counts_pass(score: Scoring, num_lists: int) -> Pass:
             best.scores,
             score.rounding(norms, mixtures, tile.items, tile.own, similarities, best.scores),
         )
-        pairs = partial(_tile_pairs, score, tile.rows.vectors, mixtures, tile.items, tile.own)
-        above, level = _ahead_in_tile(scored, pairs)
-        return Counts(counts.above + above, counts.level + level, nearest), None
+
+        def pairs(row: jax.Array, column: jax.Array) -> jax.Array:
+            own = None if tile.own is None else tuple(offset[column] for offset in tile.own)
+            mixed = None if mixtures is None else mixtures[row]
+            return score.pairs(tile.rows.vectors[row], mixed, tile.items[column], own)
+
+        counted = [_count(scored, place) for place in range(num_lists)]
+        above, near = (jnp.stack(part, axis=1) for part in zip(*counted, strict=True))
+        of_near, level = _rescored(scored, near, pairs)
+        return Counts(counts.above + (above + of_near), counts.level + level, nearest), None
 
     def finish(total: None, counts: Counts, rows: Chunk) -> tuple[None, tuple[Ahead, Nearest]]:
         first = Nearest(*(part[:, 0, 0] for part in counts.nearest))
         return total, (Ahead(counts.above, counts.level, rows.own.best.level), first)
 
     return Pass(add, start, finish)
-
-
-def paired_scores(
-    queries: jax.Array,
-    items: jax.Array,
-    offsets: jax.Array | None,
-    mixtures: jax.Array | None,
-    *,
-    similarity_fn: SimilarityFn,
-) -> jax.Array:
-    """[num_queries, num_lists] scores of one item for each query, with that item's offsets."""
-    score = scoring(queries, items, offsets, similarity_fn)
-    return _paired_scores(score, queries, (items, by_list(offsets)), mixtures, lambda pair: pair)
-
-
-def _paired_scores(
-    score: Scoring, queries: jax.Array, picked: Any, mixtures: Any, pick: Callable[[Any], Any]
-) -> jax.Array:
-    """As `paired_scores`, of items that `pick` finds."""
-
-    def block_scores(carry: None, block: Block) -> tuple[None, jax.Array]:
-        rows, places, mixture = block.rows
-        return carry, score.pairs(rows, mixture, *pick(places))
-
-    return scan_chunks(block_scores, None, (queries, picked, mixtures), PAIRS)[1]
-
-
-def _tile_pairs(
-    score: Scoring,
-    rows: jax.Array,
-    mixtures: jax.Array | None,
-    items: jax.Array,
-    offsets: Offsets,
-    row: jax.Array,
-    column: jax.Array,
-) -> jax.Array:
-    """[num_pairs, num_lists] scores of rows [num_pairs] and columns [num_pairs] of a tile."""
-    own = None if offsets is None else tuple(offset[column] for offset in offsets)
-    mixtures = None if mixtures is None else mixtures[row]
-    return score.pairs(rows[row], mixtures, items[column], own)
 
 
 class _Scored(NamedTuple):
@@ -266,21 +212,6 @@ class _Scored(NamedTuple):
     valid: jax.Array | None  # [num_columns] bool
     best: jax.Array  # [num_rows, num_lists]
     rounding: jax.Array  # [num_rows, num_lists], how far scores of the tile may be off
-
-
-def _ahead_in_tile(
-    scored: _Scored, pairs: Callable[[jax.Array, jax.Array], jax.Array]
-) -> tuple[jax.Array, jax.Array]:
-    """[num_rows, num_lists] int32 wrong items above the best right one, and level with it.
-
-    Args:
-      scored: the tile.
-      pairs: (row [num_pairs], column [num_pairs]) -> [num_pairs, num_lists] scores of their own.
-    """
-    counted = [_count(scored, place) for place in range(scored.best.shape[1])]
-    above, near = (jnp.stack(part, axis=1) for part in zip(*counted, strict=True))
-    of_near, level = _rescored(scored, near, pairs)
-    return above + of_near, level
 
 
 def _count(scored: _Scored, place: int) -> tuple[jax.Array, jax.Array]:
@@ -320,18 +251,12 @@ def _count(scored: _Scored, place: int) -> tuple[jax.Array, jax.Array]:
 
 
 def _rescored(
-    scored: _Scored,
-    near: jax.Array,
-    pairs: Callable[[jax.Array, jax.Array], jax.Array],
+    scored: _Scored, near: jax.Array, pairs: Callable[[jax.Array, jax.Array], jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
-    """[num_rows, num_lists] int32 near items above the best right one, and level with it.
+    """[num_rows, num_lists] int32 items above the best right one, and level with it.
 
-    By scores of their own.
-
-    Args:
-      scored: the tile.
-      near: [num_rows, num_lists] int32, how many wrong items are near the best right one.
-      pairs: as in `_ahead_in_tile`.
+    Of `near` [num_rows, num_lists] wrong items near it, by scores of their own: `pairs` takes rows
+    [num_pairs] and columns [num_pairs], and gives [num_pairs, num_lists].
     """
     num_lists = near.shape[1]
     num_columns = scored.similarities.shape[1]

@@ -55,37 +55,27 @@ def over_gates(
     if correction is None:
         return jax.tree.map(lambda leaf: leaf[:, 0], lists(None, None)[0])
     bias = correction.bias.astype(numerics.accumulation_dtype(dtype, correction.bias.dtype))
-    if correction.active is None and gates is None:
+    active, num_terms = correction.active, correction.num_terms
+    if active is None and gates is None:
         return jax.tree.map(lambda leaf: leaf[:, 0], lists(bias.sum(axis=0)[:, None], None)[0])
 
-    def opened(active: jax.Array, items: jax.Array) -> jax.Array:
+    def opened(items: jax.Array) -> jax.Array:
         """[num_terms, num_queries] gates of raw best items; closed where there is none."""
+        assert active is not None
         found = activity(active, jnp.maximum(items, 0))
         return jnp.where(items >= 0, found, jnp.zeros((), found.dtype))
 
-    active, num_terms = correction.active, correction.num_terms
-    if (
-        gates is None
-        and active is not None
-        and active.dtype == bool
-        and num_terms <= _MOST_COMBINED_TERMS
-    ):
+    hard = active is not None and active.dtype == bool
+    if gates is None and hard and num_terms <= _MOST_COMBINED_TERMS:
         combinations = np.array(list(itertools.product((0, 1), repeat=num_terms)), bias.dtype)
-        offsets = jnp.stack(
-            [
-                sum(gate * term for gate, term in zip(row, bias, strict=True))
-                for row in combinations
-            ],
-            axis=-1,
-        )
-        results, first = lists(offsets, None)
+        sums = [
+            sum(gate * term for gate, term in zip(row, bias, strict=True)) for row in combinations
+        ]
+        results, first = lists(jnp.stack(sums, axis=-1), None)
         place_values = jnp.asarray(2 ** np.arange(num_terms)[::-1], jnp.int32)
-        open_gates = opened(active, first).astype(jnp.int32)
-        chosen = (open_gates * place_values[:, None]).sum(axis=0)
+        chosen = (opened(first).astype(jnp.int32) * place_values[:, None]).sum(axis=0)
     else:  # soft gates, or many of them: a search of its own for the gates
-        if gates is None:
-            assert active is not None
-            gates = opened(active, top_1()).T
+        gates = opened(top_1()).T if gates is None else gates
         results, _ = lists(bias.T, gates.astype(bias.dtype))
         chosen = jnp.zeros(gates.shape[0], jnp.int32)
 

@@ -14,14 +14,7 @@ from jax import lax
 from dbnorm_jax._src.core import elementary, numerics, similarity
 from dbnorm_jax._src.core.similarity import SimilarityFn, tile
 from dbnorm_jax._src.passes import selection
-from dbnorm_jax._src.passes.selection import (
-    Nearest,
-    Offsets,
-    add_tile,
-    is_apart,
-    seen_by,
-    start_nearest,
-)
+from dbnorm_jax._src.passes.selection import Nearest, Offsets
 from dbnorm_jax._src.passes.streaming import COLUMNS, Block, scan_chunks
 from dbnorm_jax._src.passes.sweep import Chunk, Items, Pass, Rows, Tile, Tiling, sweep
 
@@ -50,37 +43,27 @@ def nearest_items(
 ) -> Nearest:
     """The k nearest gallery items of each query under several offsets at once, one matmul for all.
 
-    Differentiable in the values: those of the items found, computed again from their embeddings.
+    Each of the `offsets` [num_gallery, num_lists] is subtracted from the similarities for a list of
+    its own. With `mixtures` [num_queries, num_offsets] there is one list, under the query's own sum
+    of offsets. `exclude` [num_gallery, most] are rows of queries that never see the item, -1 for
+    none; `unseen` [num_queries, most] says the same from the queries' side; `valid` [num_gallery]
+    is False on padding.
 
-    Args:
-      queries: [num_queries, dim].
-      gallery: [num_gallery, dim].
-      offsets: [num_gallery, num_lists], each subtracted from the similarities for a list of its
-        own; None = one list of raw similarities.
-      mixtures: optional [num_queries, num_offsets]: one list then, under the query's own sum of
-        offsets.
-      k: neighbours per list.
-      similarity_fn: the similarity.
-      chunk_size: queries held at once.
-      exclude: optional [num_gallery, most] int32, rows of queries that never see the item, -1 for
-        none.
-      unseen: optional [num_queries, most] int32, the same from the queries' side: items that the
-        query never sees.
-      valid: optional [num_gallery] bool, False on padding.
+    Differentiable in the values: those of the items found, computed again from their embeddings.
 
     Returns:
       Nearest of [num_queries, num_lists, k], best first; -inf and index -1 where there are fewer.
     """
     arrays = (queries, gallery, offsets, mixtures)
-    found = _search(
-        *lax.stop_gradient(arrays),
-        exclude,
-        unseen,
-        valid,
-        k=k,
-        similarity_fn=similarity_fn,
-        chunk_size=chunk_size,
-    )
+    asked, items, less, mixed = lax.stop_gradient(arrays)
+    dtype = scores_dtype(queries, gallery, offsets)
+    tiling = Tiling(similarity_fn, dtype, chunk_size, columns_for(k))
+    found: Nearest = sweep(
+        nearest_pass(count_lists(offsets, mixtures), k, dtype),
+        Rows(asked, (mixed, unseen)),
+        Items(items, (selection.by_list(less), exclude), valid),
+        tiling,
+    ).outputs
 
     # Of the values alone: inside `jax.shard_map` integers could have no tangent that fits.
     @jax.custom_jvp
@@ -91,36 +74,12 @@ def nearest_items(
     @scores.defjvp
     def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
         found, *arrays = primals
-        again = partial(
-            _scores_again, indices=found.indices, similarity_fn=similarity_fn, chunk_size=chunk_size
-        )
+        again = partial(_scores_again, tiling, found.indices)
         tangent = jax.jvp(again, tuple(arrays), tuple(tangents[1:]))[1]
         known = found.values > -jnp.inf
         return found.values, numerics.varying_like(jnp.where(known, tangent, 0), found.values)
 
     return found._replace(values=scores(found, *arrays))
-
-
-def _search(
-    queries: jax.Array,
-    gallery: jax.Array,
-    offsets: jax.Array | None,
-    mixtures: jax.Array | None,
-    exclude: jax.Array | None,
-    unseen: jax.Array | None,
-    valid: jax.Array | None,
-    *,
-    k: int,
-    similarity_fn: SimilarityFn,
-    chunk_size: int,
-) -> Nearest:
-    dtype = scoring(queries, gallery, offsets, similarity_fn).dtype
-    return sweep(
-        nearest_pass(count_lists(offsets, mixtures), k, dtype),
-        Rows(queries, (mixtures, unseen)),
-        Items(gallery, (by_list(offsets), exclude), valid),
-        Tiling(similarity_fn, dtype, chunk_size, columns_for(k)),
-    ).outputs
 
 
 def nearest_pass(num_lists: int, k: int, dtype: jnp.dtype) -> Pass:
@@ -130,24 +89,18 @@ def nearest_pass(num_lists: int, k: int, dtype: jnp.dtype) -> Pass:
     """
 
     def start(rows: Chunk) -> Nearest:
-        return start_nearest((rows.size, num_lists, k), dtype)
+        return selection.start_nearest((rows.size, num_lists, k), dtype)
 
     def add(nearest: Nearest, _: None, tile: Tile) -> tuple[Nearest, None]:
         (mixtures, unseen), (offsets, excluded) = tile.rows.own, tile.own
-        seen = seen_by(unseen, tile.start)
+        seen = selection.seen_by(unseen, tile.start)
         if excluded is not None:
 
             def seen(row: jax.Array, columns: jax.Array) -> jax.Array:
-                return is_apart(excluded[columns], tile.rows.start + row)
+                return selection.is_apart(excluded[columns], tile.rows.start + row)
 
-        nearest = add_tile(
-            nearest,
-            *less_mixtures(tile.similarities, mixtures, offsets),
-            tile.start,
-            valid=tile.valid,
-            seen=seen,
-        )
-        return nearest, None
+        scores = less_mixtures(tile.similarities, mixtures, offsets)
+        return selection.add_tile(nearest, *scores, tile.start, valid=tile.valid, seen=seen), None
 
     def finish(total: None, nearest: Nearest, _: Chunk) -> tuple[None, Nearest]:
         return total, Nearest(*selection.filled(*nearest))
@@ -165,50 +118,40 @@ def columns_for(k: int) -> int:
 
 
 def _scores_again(
+    tiling: Tiling,
+    indices: jax.Array,
     queries: jax.Array,
     gallery: jax.Array,
     offsets: jax.Array | None,
     mixtures: jax.Array | None,
-    *,
-    indices: jax.Array,
-    similarity_fn: SimilarityFn,
-    chunk_size: int,
 ) -> jax.Array:
     """[num_queries, num_lists, k] scores of given items, their vectors gathered by chunks."""
-    score = scoring(queries, gallery, offsets, similarity_fn)
     _, num_lists, k = indices.shape
     lists = lax.broadcasted_iota(jnp.int32, (num_lists, k), 0).reshape(-1)
 
     def one(query: jax.Array, mixture: jax.Array | None, found: jax.Array) -> jax.Array:
         items = found.reshape(-1)
-        own = by_list(None if offsets is None else offsets[items])
-        scores, own = score(
-            query[None], None if mixture is None else mixture[None], gallery[items], own
-        )
-        scores = (
-            scores[0] if own is None else scores[0] - jnp.stack(own)[lists, jnp.arange(len(items))]
-        )
+        own = selection.by_list(None if offsets is None else offsets[items])
+        mixture = None if mixture is None else mixture[None]
+        similarities = tile(tiling.similarity_fn, query[None], gallery[items])
+        similarities, own = less_mixtures(similarities.astype(tiling.dtype), mixture, own)
+        scores = similarities[0]
+        if own is not None:
+            scores -= jnp.stack(own)[lists, jnp.arange(len(items))]
         return scores.reshape(num_lists, k)
 
     def chunk(carry: None, block: Block) -> tuple[None, jax.Array]:
         return carry, jax.vmap(one)(*block.rows)
 
-    rows = max(1, min(chunk_size, _GATHERED // (num_lists * k * gallery.shape[1])))
+    rows = max(1, min(tiling.chunk_size, _GATHERED // (num_lists * k * gallery.shape[1])))
     return scan_chunks(chunk, None, (queries, mixtures, indices), rows)[1]
 
 
 class Scoring(NamedTuple):
-    """Tiles of similarities, and what is left to subtract from them."""
+    """Scores of pairs, each computed alone, and how far those of a tile may be from them."""
 
     similarity_fn: SimilarityFn
     dtype: jnp.dtype
-
-    def __call__(
-        self, rows: jax.Array, mixtures: Any, items: jax.Array, offsets: Offsets
-    ) -> tuple[jax.Array, Offsets]:
-        """([num_rows, num_items] similarities, what is left to subtract from them)."""
-        similarities = tile(self.similarity_fn, rows, items).astype(self.dtype)
-        return less_mixtures(similarities, mixtures, offsets)
 
     def pairs(
         self, rows: jax.Array, mixtures: Any, items: jax.Array, offsets: Offsets
@@ -245,13 +188,7 @@ class Scoring(NamedTuple):
     ) -> jax.Array:
         """[num_rows, num_lists], how far scores of a tile may be from those of pairs.
 
-        Args:
-          norms: [num_rows] Euclidean norms of the rows.
-          mixtures: as the tile's.
-          items: of the tile.
-          offsets: of the tile.
-          similarities: the tile.
-          scores: [num_rows, num_lists], near which the tile's scores are looked at.
+        Looked at near `scores` [num_rows, num_lists]; `norms` [num_rows] are those of the rows.
         """
         rounding = similarity.rounding(self.similarity_fn, norms, items, similarities)[:, None]
         # Offsets are subtracted one by one, each difference rounded once.
@@ -276,16 +213,9 @@ def less_mixtures(
     return elementary.written(similarities), None
 
 
-def scoring(
-    queries: jax.Array, gallery: jax.Array, offsets: jax.Array | None, similarity_fn: SimilarityFn
-) -> Scoring:
-    parts = (queries, gallery) if offsets is None else (queries, gallery, offsets)
-    return Scoring(similarity_fn, numerics.accumulation_dtype(*(part.dtype for part in parts)))
-
-
-def by_list(offsets: jax.Array | None) -> Offsets:
-    """The columns of [num_items, num_lists] offsets, each side by side in memory."""
-    return None if offsets is None else tuple(offsets.T)
+def scores_dtype(*parts: Any) -> jnp.dtype:
+    """Of scores of queries, a gallery and offsets or None."""
+    return numerics.accumulation_dtype(*(part.dtype for part in parts if part is not None))
 
 
 def count_lists(offsets: jax.Array | None, mixtures: jax.Array | None) -> int:

@@ -134,12 +134,17 @@ class Nearest(NamedTuple):
 
 
 def start_nearest(shape: tuple[int, ...], dtype: jnp.dtype) -> Nearest:
-    """No neighbors yet; `shape` is [..., k]."""
     return Nearest(jnp.full(shape, -jnp.inf, dtype), jnp.zeros(shape, jnp.int32))
 
 
 # For each list [num_items], subtracted from the similarities of the items; None = nothing is.
 Offsets = tuple[jax.Array, ...] | None
+
+
+def by_list(offsets: jax.Array | None) -> Offsets:
+    """The columns of [num_items, num_lists] offsets, each side by side in memory."""
+    return None if offsets is None else tuple(offsets.T)
+
 
 # (query of the chunk, columns of the tile) -> bool, whether the query may see the items.
 Seen = Callable[[jax.Array, jax.Array], jax.Array]
@@ -157,12 +162,7 @@ def is_apart(excluded: jax.Array, place: jax.Array) -> jax.Array:
 
 
 def seen_by(unseen: jax.Array | None, start: jax.Array) -> Seen | None:
-    """Which columns, of gallery items from `start` on, are none of a query's `unseen` ones.
-
-    Args:
-      unseen: [num_queries, most] gallery rows, -1 for none; None where all is seen.
-      start: gallery index of the first column.
-    """
+    """Which columns, of gallery items from `start` on, are none of `unseen` [num_queries, most]."""
     if unseen is None:
         return None
     return lambda row, columns: is_apart(unseen[row], start + columns)
@@ -170,12 +170,8 @@ def seen_by(unseen: jax.Array | None, start: jax.Array) -> Seen | None:
 
 def _block(blocks: jax.Array, row: jax.Array, block: jax.Array) -> jax.Array:
     """One block of [num_rows, num_blocks, BLOCK]; by one index, which XLA follows faster."""
-    place = row * blocks.shape[1] + block
-    return (
-        blocks.reshape(-1, BLOCK)
-        .at[place]
-        .get(mode="promise_in_bounds", wrap_negative_indices=False)
-    )
+    flat, place = blocks.reshape(-1, BLOCK), row * blocks.shape[1] + block
+    return flat.at[place].get(mode="promise_in_bounds", wrap_negative_indices=False)
 
 
 class Tile(NamedTuple):
@@ -268,18 +264,10 @@ def add_tile(
     valid: jax.Array | None = None,
     seen: Seen | None = None,
 ) -> Nearest:
-    """Adds a tile of similarities, less offsets, to the k nearest of each query and list.
+    """Adds a tile of similarities, less offsets, to the k nearest [num_queries, num_lists, k].
 
-    Which items are nearest is no smooth question: nothing here is differentiated.
-
-    Args:
-      nearest: [num_queries, num_lists, k].
-      similarities: [num_queries, num_columns], of gallery items `start, start + 1, ...`, all after
-        those before.
-      offsets: of the columns.
-      start: gallery index of the first column.
-      valid: optional [num_columns] bool.
-      seen: optional, which query may see which columns.
+    The tile is of gallery items `start, start + 1, ...`, all after those before. Which items are
+    nearest is no smooth question: nothing here is differentiated.
     """
     k = nearest.values.shape[-1]
     tile = in_blocks(similarities, offsets, valid, seen)
@@ -336,7 +324,7 @@ def _insert(nearest: Nearest, tile: Tile, start: jax.Array) -> Nearest:
 
 
 class _Inserting(NamedTuple):
-    """One row while its items are inserted, best first and ties by column."""
+    """A row while its items are inserted, best first and ties by column."""
 
     bounds: jax.Array  # [num_blocks] on the items not yet inserted
     bound: jax.Array  # the largest of them
@@ -426,13 +414,9 @@ def _select_anew(nearest: Nearest, tile: Tile, start: jax.Array) -> Nearest:
         chosen = jnp.sort(best)  # in order of index: equal values keep the order of the gallery
         scores = jax.vmap(tile.scores, (None, None, 0))(query, place, chosen)
         columns = chosen[:, None] * BLOCK + lax.iota(jnp.int32, BLOCK)[None] + start
-        return Nearest(
-            *_take_largest(
-                jnp.concatenate([nearest.values, scores.reshape(-1)]),
-                jnp.concatenate([nearest.indices, columns.reshape(-1)]),
-                k,
-            )
-        )
+        values = jnp.concatenate([nearest.values, scores.reshape(-1)])
+        indices = jnp.concatenate([nearest.indices, columns.reshape(-1)])
+        return Nearest(*_take_largest(values, indices, k))
 
     return _each(one, nearest, tile)
 

@@ -35,17 +35,11 @@ def scan_chunks(
 ) -> tuple[Any, Any]:
     """`lax.scan` of `step(carry, block) -> (carry, outputs)` over blocks of the leading axis.
 
-    Args:
-      step: outputs is a pytree of [size, ...], one entry per row of the block, or None.
-      carry: first value of the carry.
-      arrays: pytree of [length, ...].
-      chunk_size: rows per block, a hint.
-
-    Returns:
-      (last carry, outputs as a pytree of [length, ...]).
+    `arrays` is a pytree of [length, ...], outputs one of [size, ...] with an entry per row of the
+    block, or None; those of all blocks come back as [length, ...]. `chunk_size` is a hint.
     """
     length = jax.tree.leaves(arrays)[0].shape[0]
-    size = _block_size(length, chunk_size)
+    size = even_size(length, chunk_size)
     num_blocks = -(-length // size)
     overlap = num_blocks * size - length
 
@@ -77,12 +71,12 @@ def _place(index: jax.Array, size: int, length: int) -> tuple[jax.Array, jax.Arr
     return start, start + lax.iota(jnp.int32, size) >= index * size
 
 
-def _block_size(length: int, largest: int) -> int:
+def even_size(length: int, largest: int, multiple: int = BLOCK) -> int:
     """Even blocks: full ones would leave the last to repeat up to a whole block of work."""
     if length <= largest:
         return length
     even = -(-length // -(-length // largest))
-    return min(largest, -(-even // BLOCK) * BLOCK)
+    return min(largest, -(-even // multiple) * multiple)
 
 
 def both(first: jax.Array | None, second: jax.Array | None) -> jax.Array | None:

@@ -51,7 +51,6 @@ class Chunk(NamedTuple):
 
     @property
     def size(self) -> int:
-        """How many they are."""
         return len(self.vectors)
 
     @property
@@ -84,17 +83,12 @@ class Pass(NamedTuple):
         pytree of [num_items, ...] that waits for the next rows.
       start: chunk -> state of the rows before their first tile, a pytree of [size, ...].
       finish: (total, state of the rows, chunk) -> (total, outputs), when the rows have met all
-        items; outputs is a pytree of [size, ...] or None.
+        items; outputs is a pytree of [size, ...] or None. By default the state of the rows.
     """
 
     add: Callable[[Any, Any, Tile], tuple[Any, Any]]
     start: Callable[[Chunk], Any] = lambda _: None
     finish: Callable[[Any, Any, Chunk], tuple[Any, Any]] = lambda total, state, _: (total, state)
-
-
-def unfinished(kept: Pass) -> Pass:
-    """The pass over a part of the items: its outputs are the state of the rows."""
-    return kept._replace(finish=Pass._field_defaults["finish"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,8 +111,6 @@ class Tiling(NamedTuple):
 
 
 class Swept(NamedTuple):
-    """What a sweep has left."""
-
     items: Any  # state of the items, pytree of [num_items, ...]
     total: Any
     outputs: Any  # pytree of [num_rows, ...]

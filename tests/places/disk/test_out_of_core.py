@@ -472,6 +472,18 @@ def test_resumed_is_bit_by_bit_the_same(steps, tmp_path):
     np.testing.assert_array_equal(again.bias, whole.bias)
 
 
+@pytest.mark.parametrize("name", ["sums", "largest"])
+def test_killed_twice(name, tmp_path):
+    """In the second block of rows: the items have passed as a whole before, and now in part."""
+    function, options = (fit, {"beta": 3.0}) if name == "sums" else (largest, {})
+    path = tmp_path / f"{name}.partial"
+    for steps in (4, 1):
+        killed_after(steps, path, function, **options)
+    whole, resumed = function(**options)(), function(**options, checkpoint=path)()
+    for first, second in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
 def test_resuming_iterables(tmp_path):
     path = tmp_path / "sums.partial"
     options = {"bank": Anew(BANK), "gallery": Anew(GALLERY), "k": 0}

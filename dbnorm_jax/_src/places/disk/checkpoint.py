@@ -20,6 +20,9 @@ from dbnorm_jax._src.places.disk.drive import BlockSweep, Partial
 
 State = TypeVar("State", BankStatistics, LargestSimilarities)
 
+# (rows done, rows of the other side that the next block of them has passed).
+Progress = Callable[[int, int], None]
+
 _KIND = "UnfinishedPass"
 _COUNTS = ("rows_done", "items_done")
 _PARTS = tuple(name for name in Partial._fields if name not in _COUNTS)
@@ -48,25 +51,18 @@ class Found(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A file for what a fit has so far.
-
-    Attributes:
-      path: of the file.
-      every: seconds between two writes.
-      work: what it is of; that of other work is not taken up.
-      stamps: of the files that are read, or None: equal stamps mean equal files.
-    """
+    """A file for what a fit has so far."""
 
     path: Path
-    every: float
+    every: float  # seconds between two writes
+    # What it is of; that of other work is not taken up.
     work: dict[str, Any] = dataclasses.field(default_factory=dict)
-    stamps: Any = None
+    stamps: Any = None  # of the files that are read: equal stamps mean equal files
 
     def load(self, like: Partial) -> Found | None:
         """What is in the file, None where there is none.
 
-        Args:
-          like: what is expected; arrays may be longer, a part may be missing.
+        It is to be like what is given, but arrays may be longer, and a part may be missing.
         """
         what = binary.found_at(self.path)
         if what is None:
@@ -114,19 +110,17 @@ class Checkpoint:
         """One part, its arrays checked; None where it is missing."""
         leaves, structure = jax.tree.flatten(like)
         names = [f"{part}_{number}" for number in range(len(leaves))]
-        found = [array for name, array in archive.arrays.items() if name.startswith(f"{part}_")]
+        found = {name for name in archive.arrays if name.startswith(f"{part}_")}
         if not found:
             return None
-        if len(found) != len(names) or not archive.arrays.keys() >= set(names):
+        if found != set(names):
             self._refuse()
-        found = [archive.arrays[name] for name in names]
-        for array, leaf in zip(found, leaves, strict=True):
-            form = (leaf.dtype.kind, leaf.ndim, leaf.shape[1:])
-            if (array.dtype.kind, array.ndim, array.shape[1:]) != form:
-                self._refuse()
-        if len({len(array) for array in found}) > 1:
+        arrays = [archive.arrays[name] for name in names]
+        if any(_form(one) != _form(leaf) for one, leaf in zip(arrays, leaves, strict=True)):
             self._refuse()
-        return jax.tree.unflatten(structure, found)
+        if len({len(array) for array in arrays}) > 1:
+            self._refuse()
+        return jax.tree.unflatten(structure, arrays)
 
     def _refuse(self) -> NoReturn:
         raise ValueError(
@@ -134,47 +128,41 @@ class Checkpoint:
         )
 
 
+def _form(array: Any) -> tuple[Any, ...]:
+    return array.dtype.kind, array.ndim, array.shape[1:]
+
+
 def run(
     make: Callable[..., BlockSweep],
     like: Partial,
     checkpoint: Checkpoint | None = None,
-    after_step: Callable[[BlockSweep], None] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Partial, dict[str, Any] | None, dict[str, Any] | None]:
-    """Runs a pass to its end, from where its checkpoint was left.
+    """Runs a pass to its end, from where its checkpoint was left; it is kept at the end too.
 
-    Args:
-      make: takes `begun`, `expected` and `hashed` of the pass.
-      like: what a checkpoint of it holds.
-      checkpoint: where it is kept, at the end too.
-      after_step: called after each block against block.
-
-    Returns:
-      (what the pass has kept, fingerprint of the rows, fingerprint of the items).
+    `make` takes `begun`, `expected` and `hashed` of the pass, a checkpoint is `like` what is given.
+    Returns (what the pass has kept, fingerprint of the rows, fingerprint of the items).
     """
     found = None if checkpoint is None else checkpoint.load(like)
-    rows = items = None
     if found is None:
         running = make(hashed=checkpoint is not None)
     else:
         assert checkpoint is not None
         partial, provenance = found
-        rows, items = (provenance[side] for side in _SIDES)
+        expected = provenance["rows"], provenance["items"]
         stamped = checkpoint.stamps is not None and provenance["stamps"] == checkpoint.stamps
         if provenance["complete"] and stamped:
-            return partial, rows, items
-        running = make(begun=partial, expected=(rows, items), hashed=True)
+            return partial, *expected
+        running = make(begun=partial, expected=expected, hashed=True)
         if provenance["complete"]:
             running.check_items()
     written = time.monotonic()
-    for _ in running.steps():
-        if after_step is not None:
-            after_step(running)
+    for done in running.steps():
+        if progress is not None:
+            progress(*done)
         if checkpoint is not None and time.monotonic() - written >= checkpoint.every:
             checkpoint.write(running)
             written = time.monotonic()
-    # Where nothing was left to pass over them.
-    running.rows_fingerprint = running.rows_fingerprint or rows
-    running.items_fingerprint = running.items_fingerprint or items
     if checkpoint is not None:
         checkpoint.write(running, complete=True)
     return running.partial(), running.rows_fingerprint, running.items_fingerprint

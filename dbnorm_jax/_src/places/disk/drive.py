@@ -16,19 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dbnorm_jax._src.core.similarity import SimilarityFn
 from dbnorm_jax._src.passes import sweep
-from dbnorm_jax._src.passes.sweep import Items, Pass, Tiling, Transposed
-from dbnorm_jax._src.places.disk.rows import (
-    RowBlock,
-    Rows,
-    check_all_rows,
-    check_same_rows,
-    of_prepared,
-    on_device,
-    read_again,
-    wait_for,
-)
+from dbnorm_jax._src.passes.sweep import Items, Pass, Tiling
+from dbnorm_jax._src.places.disk.rows import RowBlock, Rows
 
 
 class Made(NamedTuple):
@@ -38,25 +28,19 @@ class Made(NamedTuple):
     static: tuple[Any, ...]
     tiling: Tiling
     arrays: tuple[Any, ...] = ()
-    start_items: Callable[[int], Any] = lambda _: None  # number of items -> their state
+    start_items: Callable[..., Any] = lambda *_: None  # (number of items, *arrays) -> their state
 
-    def start(self, rows: sweep.Rows) -> Any:
-        """The state of a block of rows before the first items."""
-        return self.make(*self.static, *self.arrays).start(
-            sweep.chunk_of(rows, None, self.tiling.dtype)
-        )
+    def kept(self, arrays: tuple[Any, ...]) -> Pass:
+        return self.make(*self.static, *arrays)
+
+    @property
+    def known(self) -> "Made":
+        """All but the arrays, which are traced."""
+        return self._replace(arrays=())
 
 
 # dtype of the items -> the pass, and a block of rows: neither is known before items are read.
 Begin = Callable[[np.dtype[Any]], tuple[Made, sweep.Rows]]
-
-
-def tiling(
-    similarity_fn: SimilarityFn, dtype: jnp.dtype, *sizes: int, transposed: bool = False
-) -> Tiling:
-    """How prepared rows are compared; where the gallery asks, transposed."""
-    prepared = of_prepared(similarity_fn)
-    return Tiling(Transposed(prepared) if transposed else prepared, dtype, *sizes)
 
 
 def meet(
@@ -64,7 +48,6 @@ def meet(
     items: Rows,
     own: Any = None,
     *,
-    where: Any = None,
     hashed: bool = False,
     skip: int = 0,
     state: Any = None,
@@ -72,36 +55,32 @@ def meet(
 ) -> Iterator[tuple[RowBlock, Any]]:
     """Adds blocks of items to one block of rows; yields each, and the state of the rows after it.
 
-    Args:
-      begin: the pass and the rows.
-      items: all of them.
-      own: what goes with each item, pytree of [num_items, ...].
-      where: optional [num_items] bool, those that are there.
-      hashed: whether fingerprints are taken.
-      skip: items that the rows have met.
-      state: of the rows after those.
-      states: of the blocks of items, by their number; updated.
+    Of the items only those take part that a `where` in their `per_row` has. `own` goes with each
+    item. The rows have met the first `skip` of them, which has left their `state`. The `states` of
+    the blocks of items, by their number, are updated.
     """
     states = {} if states is None else states
-    own, place = jax.tree.map(np.asarray, own), -1
+    own, where, place = jax.tree.map(np.asarray, own), items.per_row.get("where"), -1
     for block in items.read(hashed=hashed, skip=skip):
         assert items.dtype is not None
         made, rows = begin(items.dtype)
-        state = made.start(rows) if state is None else state
+        dtype = made.tiling.dtype
+        if state is None:
+            state = made.kept(made.arrays).start(sweep.chunk_of(rows, None, dtype))
         # The step before is done before the next is begun: no queue of blocks builds up.
         _settle(state, states, place)
         place = block.start // items.block_size
         if place not in states:
-            states[place] = made.start_items(len(block.rows))
+            states[place] = made.start_items(len(block.rows), *made.arrays)
         given = Items(
-            on_device(block, items.similarity_fn),
-            jax.tree.map(lambda leaf: _of_block(leaf, block, made.tiling.dtype), own),  # noqa: B023
+            items.on_device(block),
+            jax.tree.map(lambda leaf: _of_block(leaf, block, dtype), own),  # noqa: B023
             block.valid if where is None else block.valid & block.filled(where),
             jnp.asarray(block.start, jnp.int32),
         )
         waiting = jax.tree.map(jnp.asarray, states[place])
         rows = rows._replace(state=state)
-        state, states[place] = _add(made.arrays, rows, given, waiting, **_static(made))
+        state, states[place] = _add(made.arrays, rows, given, waiting, made=made.known)
         yield block, state
     _settle(state, states, place)
 
@@ -110,58 +89,32 @@ def finish(begin: Begin, items: Rows, state: Any, total: Any = None) -> tuple[An
     """(total, outputs) of a block of rows that has met all items."""
     assert items.dtype is not None
     made, rows = begin(items.dtype)
-    return _finish(made.arrays, rows, state, total, **_static(made))
-
-
-def through(begin: Begin, items: Rows, own: Any, *, where: Any = None, hashed: bool = False) -> Any:
-    """The outputs of one block of rows, after one pass over all items."""
-    state = None
-    for _, after in meet(begin, items, own, where=where, hashed=hashed):
-        state = after
-    return finish(begin, items, state)[1]
+    return _finish(made.arrays, rows, state, total, made=made.known)
 
 
 def _settle(state: Any, states: dict[int, Any], place: int) -> None:
     """Waits for a step, and keeps the state of its items on the host: devices hold less."""
-    wait_for(state)
+    jax.block_until_ready(state)  # type: ignore[no-untyped-call]
     if place >= 0:
         states[place] = jax.tree.map(np.array, states[place])
 
 
 def _of_block(leaf: np.ndarray[Any, Any], block: RowBlock, dtype: jnp.dtype) -> jax.Array:
-    filled = block.filled(leaf)
+    filled: jax.Array = block.filled(leaf)
     return filled.astype(dtype) if jnp.issubdtype(filled.dtype, jnp.floating) else filled
 
 
-def _static(made: Made) -> dict[str, Any]:
-    return {"make": made.make, "static": made.static, "tiling": made.tiling}
-
-
-@functools.partial(jax.jit, static_argnames=("make", "static", "tiling"))
-def _add(
-    arrays: Any, rows: sweep.Rows, items: Items, state: Any, *, make: Any, static: Any, tiling: Any
-) -> tuple[Any, Any]:
-    kept = sweep.unfinished(make(*static, *arrays))
-    swept = sweep.sweep(kept, rows, items, tiling, state=state)
+@functools.partial(jax.jit, static_argnames="made")
+def _add(arrays: Any, rows: sweep.Rows, items: Items, state: Any, *, made: Made) -> Any:
+    kept = made.kept(arrays)
+    unfinished = Pass(kept.add, kept.start)  # its outputs are the state of the rows
+    swept = sweep.sweep(unfinished, rows, items, made.tiling, state=state)
     return swept.outputs, swept.items
 
 
-@functools.partial(jax.jit, static_argnames=("make", "static", "tiling"))
-def _finish(
-    arrays: Any, rows: sweep.Rows, state: Any, total: Any, *, make: Any, static: Any, tiling: Any
-) -> tuple[Any, Any]:
-    chunk = sweep.chunk_of(rows, None, tiling.dtype)
-    return make(*static, *arrays).finish(total, state, chunk)
-
-
-class Task(NamedTuple):
-    """A pass over files, before it runs."""
-
-    rows: Rows
-    items: Rows
-    begin: Callable[[RowBlock, np.dtype[Any]], tuple[Made, sweep.Rows]]
-    own: Any = None  # of the items
-    start_total: Callable[[int], Any] = lambda _: None  # number of items -> total before all rows
+@functools.partial(jax.jit, static_argnames="made")
+def _finish(arrays: Any, rows: sweep.Rows, state: Any, total: Any, *, made: Made) -> Any:
+    return made.kept(arrays).finish(total, state, sweep.chunk_of(rows, None, made.tiling.dtype))
 
 
 class Partial(NamedTuple):
@@ -176,76 +129,72 @@ class Partial(NamedTuple):
 
 
 class BlockSweep:
-    """A pass over files, that goes on where it was left.
+    """A pass over files, that goes on where it was left."""
 
-    Attributes:
-      rows_fingerprint: of the rows that have entered, where asked for.
-      items_fingerprint: of the items once they have passed; of those so far before.
-    """
+    _state: Any = None
+    _total: Any = None
+    _num_items = 0  # that have states
+    _rows_done = 0
+    _items_done = 0
+    _items_hashed = False
 
     def __init__(
         self,
-        task: Task,
+        rows: Rows,
+        items: Rows,
+        begin: Callable[[RowBlock, np.dtype[Any]], tuple[Made, sweep.Rows]],
+        own: Any = None,  # of the items
+        start_total: Callable[[int], Any] = lambda _: None,  # number of items -> before all rows
         *,
         begun: Partial | None = None,
-        expected: tuple[Any, Any] = (None, None),
+        expected: tuple[Any, Any] = (None, None),  # fingerprints of rows and items
         hashed: bool = False,
     ) -> None:
-        check_repeatable(task.rows, task.items)
-        self.rows_fingerprint: dict[str, Any] | None = None
-        self.items_fingerprint: dict[str, Any] | None = None
-        self._task, self._expected = task, expected
-        self._hashed, self._items_hashed = hashed, False
-        self._state: Any = None
+        check_repeatable(rows, items)
+        # Of the rows that have entered; of the items once they have passed, before of those so far.
+        self.rows_fingerprint, self.items_fingerprint = expected
+        rows.expected, items.expected = expected
+        self._rows, self._items, self._own = rows, items, own
+        self._begin, self._start_total, self._hashed = begin, start_total, hashed
         self._states: dict[int, Any] = {}
-        self._total: Any = None
         self._outputs: list[Any] = []
-        self._num_items = 0  # that have states
-        self._rows_done, self._items_done = 0, 0
         if begun is not None:
             self._go_on_from(begun)
 
-    @property
-    def done(self) -> tuple[int, int]:
-        """(rows done, items that the next block of them has met)."""
-        return self._rows_done, self._items_done
+    def steps(self) -> Iterator[tuple[int, int]]:
+        """Adds what is left, block against block; yields how many rows and items are done.
 
-    def steps(self) -> Iterator[None]:
-        """Adds what is left, yielding after each block against block."""
-        rows, expected = self._task.rows, self._expected[0]
-        for block in rows.read(hashed=self._hashed, skip=self._rows_done):
-            check_same_rows(rows, expected, rows.skipped, block.fingerprint)
+        The items are those that the next block of rows has met.
+        """
+        for block in self._rows.read(hashed=self._hashed, skip=self._rows_done):
             self.rows_fingerprint = block.fingerprint
             yield from self._against_items(block)
-        if self.rows_fingerprint is None:  # all had been done before
-            self.rows_fingerprint = rows.skipped
-            check_same_rows(rows, expected, rows.skipped)
 
     def check_items(self) -> None:
         """Reads the items only to see whether they are those expected."""
-        self.items_fingerprint = read_again(self._task.items, self._expected[1])
+        self._items.hash()
+        self._items.check_all()
 
-    def _against_items(self, block: RowBlock) -> Iterator[None]:
-        task, items, expected = self._task, self._task.items, self._expected[1]
-        begin = functools.cache(functools.partial(task.begin, block))
+    def _against_items(self, block: RowBlock) -> Iterator[tuple[int, int]]:
+        items = self._items
+        begin = functools.cache(functools.partial(self._begin, block))
         # The first pass of this process is hashed, from its beginning.
         hashed, self._items_hashed = self._hashed and not self._items_hashed, True
         options: dict[str, Any] = {"skip": self._items_done, "state": self._state}
-        met = meet(begin, items, task.own, hashed=hashed, states=self._states, **options)
+        met = meet(begin, items, self._own, hashed=hashed, states=self._states, **options)
         for passing, self._state in met:
             self._items_done = passing.stop
             self._num_items = max(self._num_items, passing.stop)
-            if hashed:
-                check_same_rows(items, expected, items.skipped, passing.fingerprint)
+            if hashed and not self._rows_done:
                 self.items_fingerprint = passing.fingerprint
-            yield
+            yield self._rows_done, self._items_done
         if hashed:
-            self.items_fingerprint = self.items_fingerprint or items.skipped
-            check = check_all_rows if expected and self._rows_done else check_same_rows
-            check(items, expected, self.items_fingerprint)
+            self.items_fingerprint = items.fingerprint
+            if self._rows_done:
+                items.check_all()
         if self._total is None:
             assert items.num_rows is not None
-            self._total = task.start_total(items.num_rows)
+            self._total = self._start_total(items.num_rows)
         self._total, outputs = finish(begin, items, self._state, self._total)
         kept = jax.tree.map(lambda leaf: np.asarray(leaf)[: block.num_rows], outputs)
         self._outputs.append(kept)
@@ -254,13 +203,13 @@ class BlockSweep:
     def partial(self) -> Partial:
         """What has been added so far; rows that no items remember begin their way anew."""
         states = [self._states[place] for place in sorted(self._states)]
-        items = jax.tree.map(lambda leaf: leaf[: self._num_items], _joined(states))
+        items = jax.tree.map(lambda leaf: leaf[: self._num_items], joined(states))
         remembered = bool(jax.tree.leaves(items))
         return Partial(
             items,
             jax.tree.map(np.asarray, self._state) if remembered else None,
             jax.tree.map(np.asarray, self._total),
-            _joined(self._outputs),
+            joined(self._outputs),
             self._rows_done,
             self._items_done if remembered else 0,
         )
@@ -272,7 +221,7 @@ class BlockSweep:
         if not (leaves := jax.tree.leaves(begun.items)):
             return
         self._num_items = len(leaves[0])
-        size = min(self._task.items.block_size, self._num_items)
+        size = min(self._items.block_size, self._num_items)
         for start in range(0, self._num_items, size):
             block = RowBlock(leaves[0][:size], start, min(size, self._num_items - start), None)
             self._states[start // size] = jax.tree.map(block.filled, begun.items)
@@ -285,7 +234,8 @@ def check_repeatable(rows: Rows, items: Rows) -> None:
         items.check_repeatable(f"the {items.name} is passed over once per block of {each}")
 
 
-def _joined(parts: list[Any]) -> Any:
+def joined(parts: list[Any]) -> Any:
+    """Pytrees of [rows, ...] one after the other, on the host; None of nothing."""
     if not parts:
         return None
     return jax.tree.map(lambda *leaves: np.concatenate([*map(np.asarray, leaves)]), *parts)

@@ -1,7 +1,6 @@
 """Passes of banks and galleries from their arguments: checked, begun or gone on with."""
 
 import dataclasses
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,19 +16,9 @@ from dbnorm_jax._src.passes.columns import largest_pass
 from dbnorm_jax._src.passes.selection import start_nearest
 from dbnorm_jax._src.passes.streaming import DEFAULT_CHUNK_SIZE
 from dbnorm_jax._src.places.disk import checkpoint as checkpoints
-from dbnorm_jax._src.places.disk.checkpoint import Checkpoint, Fitted
-from dbnorm_jax._src.places.disk.drive import BlockSweep, Made, Partial, Task, tiling
-from dbnorm_jax._src.places.disk.fingerprints import Fingerprint
-from dbnorm_jax._src.places.disk.rows import (
-    DEFAULT_BLOCK_SIZE,
-    RowBlock,
-    Rows,
-    check_same_dimension,
-    on_device,
-)
-
-# (rows done, rows of the other side that the next block of them has passed).
-Progress = Callable[[int, int], None]
+from dbnorm_jax._src.places.disk.checkpoint import Checkpoint, Fitted, Progress
+from dbnorm_jax._src.places.disk.drive import BlockSweep, Made, Partial
+from dbnorm_jax._src.places.disk.rows import DEFAULT_BLOCK_SIZE, Fingerprint, RowBlock, Rows
 
 
 class Settings(NamedTuple):
@@ -38,11 +27,6 @@ class Settings(NamedTuple):
     similarity_fn: SimilarityFn
     chunk_size: int = DEFAULT_CHUNK_SIZE
     block_size: int = DEFAULT_BLOCK_SIZE
-
-    def describe(self) -> dict[str, Any]:
-        """In plain values."""
-        similarity = getattr(self.similarity_fn, "__qualname__", repr(self.similarity_fn))
-        return {**self._asdict(), "similarity_fn": similarity}
 
 
 def row_pair(
@@ -53,7 +37,7 @@ def row_pair(
     checks.integer("chunk_size", chunk_size, low=1)
     checks.integer("block_size", block_size, low=1)
     pair = Rows(*first, block_size, similarity_fn), Rows(*second, block_size, similarity_fn)
-    check_same_dimension(*pair)
+    pair[0].check_same_dimension(pair[1])
     return pair
 
 
@@ -78,7 +62,7 @@ def fit_bank(
         shape = np.shape(weights) if bank.num_rows is None else (bank.num_rows,)
         weights = np.asarray(checks.bank_weights("weights", weights, shape))
         checks.one_per_bank_row("weights", weights, len(weights))
-    exclude = _on_host(seen.exclusions(exclude, bank.num_rows, gallery.num_rows))
+    exclude = jax.tree.map(np.asarray, seen.exclusions(exclude, bank.num_rows, gallery.num_rows))
     work = {
         "beta": np.asarray(beta, np.float64).tolist(),
         "k": k,
@@ -91,44 +75,33 @@ def fit_bank(
         return checks.narrowed("beta", beta, dtype).reshape(beta.shape and -1)
 
     def begin(block: RowBlock, other: np.dtype[Any]) -> tuple[Made, sweep.Rows]:
-        check_same_dimension(bank, gallery)
+        bank.check_same_dimension(gallery)
         dtype = numerics.accumulation_dtype(block.rows.dtype, other)
-        entering, own = block.valid.astype(dtype), None
+        entering = block.valid.astype(dtype)
         if weights is not None:
             entering = block.filled(np.asarray(checks.narrowed("weights", weights, dtype)))
-        if exclude is not None:
-            own = block.filled(exclude)
-        tiles, flat = tiling(settings.similarity_fn, dtype, settings.chunk_size), narrowed(dtype)
-        start_items = partial(banks.start_sums, beta=flat)
-        made = Made(banks.bank_pass, (k,), tiles, (flat,), start_items)
-        return made, sweep.Rows(on_device(block, settings.similarity_fn), own, entering)
+        tiling, flat = sweep.Tiling(bank.compare, dtype, settings.chunk_size), narrowed(dtype)
+        made = Made(banks.bank_pass, (k,), tiling, (flat,), banks.start_sums)
+        return made, sweep.Rows(bank.on_device(block), block.filled(exclude), entering)
 
     def start_total(num_gallery: int) -> jax.Array | None:
         checks.integer("k", k, low=0, high=num_gallery, of=" (gallery items)")
         return jnp.zeros(num_gallery, jnp.int32) if k else None
 
-    def statistics(found: Partial) -> BankStatistics:
-        sums: banks.RunningSums = jax.tree.map(jnp.asarray, found.items)
-        dtype, shape = sums.mass.dtype, (*beta.shape, len(sums.mass))
-        counts = None if found.total is None else jnp.broadcast_to(jnp.asarray(found.total), shape)
-        return BankStatistics(
-            _log_normalizer(sums.log_sum, narrowed(dtype)).reshape(shape),
-            jnp.broadcast_to(sums.mass, shape),
-            checks.narrowed("beta", beta, dtype),
-            counts,
-            k,
-        )
-
     few = narrowed(jnp.dtype(jnp.float32))
     like = Partial(
         banks.start_sums(1, few), start_nearest((1, 1, k), few.dtype), start_total(k), None, 0, 0
     )
-    task = Task(bank, gallery, begin, start_total=start_total)
+    make = partial(BlockSweep, bank, gallery, begin, start_total=start_total)
     kept = _of(checkpoint, work, settings)
-    state, *fingerprints = checkpoints.run(
-        partial(BlockSweep, task), like, kept, _reporting(progress)
-    )
-    return Fitted(known_by(statistics(state), settings.similarity_fn), *fingerprints)
+    found, *fingerprints = checkpoints.run(make, like, kept, progress)
+    sums: banks.RunningSums = jax.tree.map(jnp.asarray, found.items)
+    dtype = sums.mass.dtype
+    log_normalizer = _log_normalizer(sums.log_sum, narrowed(dtype))
+    total = jax.tree.map(jnp.asarray, found.total)
+    whole = banks.BankSums(log_normalizer, sums.mass, total)
+    statistics = whole.named(checks.narrowed("beta", beta, dtype), k)
+    return Fitted(known_by(statistics, settings.similarity_fn), *fingerprints)
 
 
 _log_normalizer = jax.jit(numerics.finish_log_sum)
@@ -147,25 +120,23 @@ def fit_largest(
     """`largest_similarities`, with fingerprints where there is a checkpoint, of whatever work."""
     bank, gallery = row_pair(("bank", bank), ("gallery", gallery), settings)
     k = checks.integer("k", k, low=1)
-    exclude = _on_host(seen.exclusions(exclude, bank.num_rows, gallery.num_rows))
+    exclude = jax.tree.map(np.asarray, seen.exclusions(exclude, bank.num_rows, gallery.num_rows))
     work = {"largest_similarities": k, "exclude": _digest(exclude)}
     bank.per_row = {"exclude": exclude}
 
     def begin(block: RowBlock, other: np.dtype[Any]) -> tuple[Made, sweep.Rows]:
-        check_same_dimension(bank, gallery)
+        bank.check_same_dimension(gallery)
         dtype = numerics.accumulation_dtype(block.rows.dtype, other)
         sizes = settings.chunk_size, nearest.columns_for(k)
-        tiles = tiling(settings.similarity_fn, dtype, *sizes, transposed=True)
+        tiling = sweep.Tiling(sweep.Transposed(bank.compare), dtype, *sizes)
         start = jnp.asarray(block.start, jnp.int32)
-        asking = sweep.Rows(on_device(block, settings.similarity_fn), (None, None), start=start)
-        return Made(largest_pass, (k, dtype), tiles), asking
+        asking = sweep.Rows(gallery.on_device(block), (None, None), start=start)
+        return Made(largest_pass, (k, dtype), tiling), asking
 
     like = Partial(None, None, None, np.zeros((1, k), np.float32), 0, 0)
-    task = Task(gallery, bank, begin, own=(None, exclude))
+    make = partial(BlockSweep, gallery, bank, begin, own=(None, exclude))
     kept = _of(checkpoint, work, settings)
-    state, of_gallery, of_bank = checkpoints.run(
-        partial(BlockSweep, task), like, kept, _reporting(progress)
-    )
+    state, of_gallery, of_bank = checkpoints.run(make, like, kept, progress)
     largest = LargestSimilarities(jnp.asarray(state.outputs.T), name_of(settings.similarity_fn))
     return Fitted(largest, of_bank, of_gallery)
 
@@ -176,11 +147,9 @@ def _of(
     """The checkpoint, for what has to be equal, beside the embeddings, for it to be taken up."""
     if checkpoint is None:
         return None
-    return dataclasses.replace(checkpoint, work={**work, **settings.describe()})
-
-
-def _reporting(progress: Progress | None) -> Callable[[BlockSweep], None] | None:
-    return None if progress is None else lambda running: progress(*running.done)
+    similarity = getattr(settings.similarity_fn, "__qualname__", repr(settings.similarity_fn))
+    work = {**work, **settings._asdict(), "similarity_fn": similarity}
+    return dataclasses.replace(checkpoint, work=work)
 
 
 def _digest(values: Any) -> str | None:
@@ -188,8 +157,4 @@ def _digest(values: Any) -> str | None:
         return None
     column = np.asarray(values)
     column = column.reshape(len(column), -1)
-    return str(Fingerprint(column.dtype, column.shape[1]).update(column)["sha256"])
-
-
-def _on_host(array: Any) -> Any:
-    return None if array is None else np.asarray(array)
+    return str(Fingerprint().update(column)["sha256"])

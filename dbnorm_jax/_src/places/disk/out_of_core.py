@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from dbnorm_jax._src.core import checks, relevance, seen
@@ -15,10 +15,10 @@ from dbnorm_jax._src.passes import counts
 from dbnorm_jax._src.passes.gating import check_streamed
 from dbnorm_jax._src.passes.streaming import DEFAULT_CHUNK_SIZE
 from dbnorm_jax._src.places.disk import fits, search
-from dbnorm_jax._src.places.disk.checkpoint import Checkpoint
-from dbnorm_jax._src.places.disk.fingerprints import Array
-from dbnorm_jax._src.places.disk.fits import Progress, Settings, row_pair
-from dbnorm_jax._src.places.disk.rows import DEFAULT_BLOCK_SIZE, Rows
+from dbnorm_jax._src.places.disk.checkpoint import Checkpoint, Progress
+from dbnorm_jax._src.places.disk.drive import check_repeatable, joined
+from dbnorm_jax._src.places.disk.fits import Settings, row_pair
+from dbnorm_jax._src.places.disk.rows import DEFAULT_BLOCK_SIZE, Array, Rows
 from dbnorm_jax._src.places.disk.search import Passes
 
 
@@ -193,21 +193,10 @@ def top_k(
       >>> print(dbn.out_of_core.top_k(np.array([[0.6, 0.8]]), [np.eye(2)], 1).indices)
       [[1]]
     """
-    found = list(
-        top_k_blocks(
-            queries,
-            gallery,
-            k,
-            correction,
-            exclude=exclude,
-            where=where,
-            gates=gates,
-            similarity_fn=similarity_fn,
-            chunk_size=chunk_size,
-            block_size=block_size,
-        )
-    )
-    return SearchResult(*map(_joined, zip(*found, strict=True)))
+    settings = Settings(similarity_fn, chunk_size, block_size)
+    blocks = _top_k_blocks(queries, gallery, k, correction, settings, exclude, where, gates)
+    found: SearchResult = joined(list(blocks))
+    return found
 
 
 def top_k_blocks(
@@ -253,9 +242,15 @@ def top_k_blocks(
       [[2]]
     """
     settings = Settings(similarity_fn, chunk_size, block_size)
-    passes = _passes(queries, gallery, correction, settings, exclude, where, gates)
+    return _top_k_blocks(queries, gallery, k, correction, settings, exclude, where, gates)
+
+
+def _top_k_blocks(
+    queries: Any, gallery: Any, k: int, correction: Any, settings: Settings, *seen_by: Any
+) -> Iterator[SearchResult]:
+    passes = _passes(queries, gallery, correction, settings, *seen_by)
     k = checks.integer("k", k, low=1, high=passes.gallery.num_rows, of=" (gallery items)")
-    return (SearchResult(*map(_on_host, found)) for _, found in search.top_k_blocks(passes, k))
+    return (jax.tree.map(np.asarray, found) for _, found in search.top_k_blocks(passes, k))
 
 
 def ranks(
@@ -320,11 +315,11 @@ def ranks(
     )
     right = np.asarray(relevance.as_rows(relevant, shape))
     found = []
-    for ahead, answered, dtype in search.rank_blocks(passes, right):
+    for ranks in search.rank_blocks(passes, right, ties):
         num_gallery = passes.gallery.num_rows
         if is_array and num_gallery is not None:
             relevance.check_matrix(relevant, (len(right), num_gallery))
-        found.append(np.asarray(counts.rank(ahead, jnp.asarray(answered), dtype, ties)))
+        found.append(ranks)
     total = np.concatenate(found)
     if len(total) != len(right):
         raise checks.BadValueError(
@@ -359,19 +354,7 @@ def fingerprint(rows: Any) -> dict[str, Any]:
       >>> described == dbn.out_of_core.fingerprint(np.split(np.eye(4), 2))
       True
     """
-    source = Rows("rows", rows, DEFAULT_BLOCK_SIZE)
-    for _ in source.read(hashed=True):
-        pass
-    assert source.fingerprint is not None
-    return source.fingerprint
-
-
-def _on_host(array: Any) -> Any:
-    return np.asarray(array)
-
-
-def _joined(parts: Any) -> Any:
-    return np.concatenate(parts)
+    return Rows("rows", rows, DEFAULT_BLOCK_SIZE).hash()
 
 
 def _passes(
@@ -384,27 +367,16 @@ def _passes(
     gates: Any,
 ) -> Passes:
     queries, gallery = row_pair(("queries", queries), ("gallery", gallery), settings)
+    num_queries, num_gallery = queries.num_rows, gallery.num_rows
     if correction is not None:
-        num_gallery = gallery.num_rows
         check_streamed(correction, correction.num_gallery if num_gallery is None else num_gallery)
         correction = checks.unsplit(correction)
-    num_queries, num_gallery = queries.num_rows, gallery.num_rows
-    own = (
-        seen.exclusions(exclude, num_queries, num_gallery, rows="queries"),
-        seen.items(where, num_gallery),
-        seen.gates(gates, correction, num_queries),
-    )
-    exclude, where, gates = (None if one is None else np.asarray(one) for one in own)
-    queries.per_row, gallery.per_row = {"exclude": exclude, "gates": gates}, {"where": where}
-    passes = Passes(
-        queries,
-        gallery,
-        correction,
-        settings.similarity_fn,
-        settings.chunk_size,
-        exclude,
-        where,
-        gates,
-    )
-    passes.check()
+    exclude = seen.exclusions(exclude, num_queries, num_gallery, rows="queries")
+    where = seen.items(where, num_gallery)
+    gates = seen.gates(gates, correction, num_queries)
+    queries.per_row = jax.tree.map(np.asarray, {"exclude": exclude, "gates": gates})
+    gallery.per_row = jax.tree.map(np.asarray, {"where": where})
+    check_repeatable(queries, gallery)
+    passes = Passes(queries, gallery, correction, settings.chunk_size)
+    passes.check_gallery()
     return passes

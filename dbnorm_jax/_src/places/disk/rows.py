@@ -7,9 +7,11 @@ Every block is converted, checked and named by its rows in errors. The last one 
 copies of its first row, so that one compiled program serves all.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -17,16 +19,14 @@ import numpy as np
 
 from dbnorm_jax._src.core import checks, numerics
 from dbnorm_jax._src.core.similarity import SimilarityFn, cosine_similarity, dot_product
-from dbnorm_jax._src.places.disk.fingerprints import Array, Fingerprint
+from dbnorm_jax._src.passes.streaming import even_size
 
 # Rows read, converted and moved at once: so many that their products take far longer.
 DEFAULT_BLOCK_SIZE = 8192
 # Block sizes are multiples of this, so that few of them are compiled for.
 _MULTIPLE = 256
-# A gallery index is an int32.
-_MOST_ROWS = 2**31 - 1
 _END: Any = object()
-T = TypeVar("T")
+Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class RowBlock(NamedTuple):
@@ -42,8 +42,10 @@ class RowBlock(NamedTuple):
         """One more than the number of the last row."""
         return self.start + self.num_rows
 
-    def filled(self, values: Array) -> jax.Array:
-        """`values`, one per row of the matrix, for this block; 0 on the copies."""
+    def filled(self, values: Array | None) -> Any:
+        """`values`, one per row of the matrix, for this block; 0 on the copies. None stays None."""
+        if values is None:
+            return None
         part = values[self.start : self.stop]
         missing = [(0, len(self.rows) - len(part))] + [(0, 0)] * (values.ndim - 1)
         return jnp.asarray(np.pad(part, missing))
@@ -54,37 +56,50 @@ class RowBlock(NamedTuple):
         return jnp.asarray(np.arange(len(self.rows)) < self.num_rows)
 
 
-class Rows:
-    """The rows of one argument.
+class Fingerprint:
+    """SHA-256 of the rows of a matrix, block by block in order, with their dtype and number.
 
-    Attributes:
-      name: of the argument.
-      num_rows: None until an iterable has been passed over once.
-      dim: None until the first block of an iterable.
-      dtype: of the blocks; as `dim`.
-      fingerprint: of all rows, after a pass that was hashed.
-      skipped: fingerprint of the rows that the last pass has skipped.
-      similarity_fn: by which they are compared.
-      per_row: other arguments with an entry for each row, by name; None where not given.
+    The same for every way of cutting the rows into blocks, for C and Fortran order and for either
+    byte order; another for another dtype. Of whole contents, because a file that changed in one
+    place is another file: hashed by the thread that reads them anyway, a GB/s or two.
     """
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+        self._num_rows = 0
+
+    def update(self, rows: Array) -> dict[str, Any]:
+        """Adds rows [num_rows, dim], C order; returns the description of all so far."""
+        plain: Any = np.ascontiguousarray(rows, rows.dtype.newbyteorder("<"))
+        self._digest.update(plain.view(np.uint8))
+        self._num_rows += len(rows)
+        description = {"rows": self._num_rows, "dtype": rows.dtype.name, "dim": rows.shape[1]}
+        digest = self._digest.copy()
+        digest.update(json.dumps(description, sort_keys=True).encode())
+        return {"sha256": digest.hexdigest(), **description}
+
+
+class Rows:
+    """The rows of one argument."""
+
+    num_rows: int | None = None  # until an iterable has been passed over once
+    dim: int | None = None  # until the first block of an iterable
+    dtype: np.dtype[Any] | None = None  # of the blocks; as `dim`
+    fingerprint: dict[str, Any] | None = None  # of all rows, after a pass that was hashed
+    expected: dict[str, Any] | None = None  # fingerprint of the first rows, which a pass compares
+    _passes = 0
 
     def __init__(
         self, name: str, source: Any, block_size: int, similarity_fn: SimilarityFn = dot_product
     ) -> None:
-        self.name = name
+        self.name = name  # of the argument
         self.block_size = block_size
-        self.similarity_fn = similarity_fn
+        self.similarity_fn = similarity_fn  # by which they are compared
+        # Other arguments with an entry for each row, by name; None where not given.
         self.per_row: dict[str, Array | None] = {}
         self._source = source
-        self._nonzero = similarity_fn is cosine_similarity
         # Looked up here: the setting belongs to a thread, and another one reads.
         self._wide = bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined, unused-ignore]
-        self.num_rows: int | None = None
-        self.dim: int | None = None
-        self.dtype: np.dtype[Any] | None = None
-        self.fingerprint: dict[str, Any] | None = None
-        self.skipped: dict[str, Any] | None = None
-        self._passes = 0
         if isinstance(source, jax.core.Tracer):
             raise checks.BadTypeError(
                 name, " must be concrete here, got values traced by jit or vmap"
@@ -96,19 +111,30 @@ class Rows:
         if self._is_array:
             self._check_shape(source)
             if 0 in source.shape:
-                raise checks.BadValueError(
-                    name,
-                    f" must have at least one row and one dimension, got shape "
-                    f"{tuple(source.shape)}",
-                )
+                shape = tuple(source.shape)
+                self.fail(f" must have at least one row and one dimension, got shape {shape}")
             self.num_rows = source.shape[0]
-            self.block_size = _even_size(source.shape[0], block_size)
+            self.block_size = even_size(source.shape[0], block_size, _MULTIPLE)
         elif not isinstance(source, Iterable) or isinstance(source, (str, bytes, dict)):
             raise checks.BadTypeError(
                 name,
                 f" must be an array or an iterable of blocks of rows, got {type(source).__name__}",
             )
         self._is_iterator = not self._is_array and iter(source) is source
+
+    def fail(self, text: str) -> NoReturn:
+        """Raises, with the name of the argument before the text."""
+        raise checks.BadValueError(self.name, text)
+
+    def on_device(self, block: RowBlock) -> jax.Array:
+        """The block where JAX computes; of unit length under cosine similarity."""
+        rows = jnp.asarray(block.rows)
+        return _normalized(rows) if self.similarity_fn is cosine_similarity else rows
+
+    @property
+    def compare(self) -> SimilarityFn:
+        """The similarity of rows on a device."""
+        return dot_product if self.similarity_fn is cosine_similarity else self.similarity_fn
 
     @property
     def fits_one_block(self) -> bool:
@@ -118,11 +144,29 @@ class Rows:
     def check_repeatable(self, why: str) -> None:
         """Raises for an iterator, which can be passed over only once."""
         if self._is_iterator:
+            self.fail(
+                f" must be an array or an iterable that begins anew each time, got an iterator "
+                f"({type(self._source).__name__}); {why}: pass a list, or an object whose __iter__ "
+                f"opens the source"
+            )
+
+    def check_same_dimension(self, other: "Rows") -> None:
+        """Raises where both are known to have different numbers of columns."""
+        if None not in (self.dim, other.dim) and self.dim != other.dim:
             raise checks.BadValueError(
                 self.name,
-                f" must be an array or an iterable that begins anew each time, got "
-                f"an iterator ({type(self._source).__name__}); {why}: pass a list, or an object "
-                f"whose __iter__ opens the source",
+                " and ",
+                other.name,
+                f" must have the same number of columns (embedding dimensions), got {self.dim} and "
+                f"{other.dim}",
+            )
+
+    def check_all(self) -> None:
+        """Raises where a hashed pass has met other rows than those expected, or more or fewer."""
+        if self.expected and self.fingerprint != self.expected:
+            self.fail(
+                f" must have the {self.expected['rows']} rows that the checkpoint was made from, "
+                f"got {self.num_rows}"
             )
 
     def read(self, *, hashed: bool = False, skip: int = 0) -> Iterator[RowBlock]:
@@ -132,31 +176,35 @@ class Rows:
         self._passes += 1
         return prefetched(self._read(hashed, skip))
 
+    def hash(self) -> dict[str, Any]:
+        """The fingerprint, by a pass that is for nothing else."""
+        for _ in self.read(hashed=True):
+            pass
+        assert self.fingerprint is not None
+        return self.fingerprint
+
     def _read(self, hashed: bool, skip: int) -> Iterator[RowBlock]:
-        known, self.skipped = self.num_rows, None
-        fingerprint, num_rows = None, 0
-        described = None
+        known, num_rows = self.num_rows, 0
+        fingerprint, described = Fingerprint(), None
         for rows in self._of_one_size():
             if hashed:
-                if fingerprint is None:
-                    fingerprint = Fingerprint(rows.dtype, rows.shape[1])
                 described = fingerprint.update(rows)
+                self._check_same(described)
             start, num_rows = num_rows, num_rows + len(rows)
-            if num_rows > _MOST_ROWS:
-                raise checks.BadValueError(
-                    self.name, f" must have at most {_MOST_ROWS} rows; split it"
-                )
+            if num_rows > checks.MOST_ROWS:
+                self.fail(f" must have at most {checks.MOST_ROWS} rows; split it")
             self._check_per_row(num_rows, whole=False)
             if num_rows <= skip:
-                self.skipped = described
                 continue
             if start < skip:
                 self._fail_changed(skip, num_rows)
             if not start:
                 self.block_size = len(rows)  # the only block, if short, needs no filling up
-            yield RowBlock(self._filled_up(rows), start, len(rows), described)
+            copies = np.broadcast_to(rows[:1], (self.block_size - len(rows), rows.shape[1]))
+            filled = np.concatenate([rows, copies]) if len(copies) else rows
+            yield RowBlock(filled, start, len(rows), described)
         if not num_rows:
-            raise checks.BadValueError(self.name, " must have at least one row, got none")
+            self.fail(" must have at least one row, got none")
         if num_rows != (num_rows if known is None else known) or num_rows < skip:
             self._fail_changed(skip if known is None else known, num_rows)
         self._check_per_row(num_rows, whole=True)
@@ -165,28 +213,33 @@ class Rows:
 
     def _check_per_row(self, num_rows: int, *, whole: bool) -> None:
         for name, values in self.per_row.items():
-            if values is not None and (
-                len(values) != num_rows if whole else len(values) < num_rows
-            ):
+            length = num_rows if values is None else len(values)
+            if length < num_rows or (whole and length > num_rows):
                 raise checks.BadValueError(
                     name,
                     f" must have one entry per {self.name} row, expected "
-                    f"{'' if whole else 'at least '}{num_rows}, got {len(values)}",
+                    f"{'' if whole else 'at least '}{num_rows}, got {length}",
                 )
 
+    def _check_same(self, found: dict[str, Any]) -> None:
+        expected = self.expected
+        if expected and expected["rows"] == found["rows"] and expected != found:
+            self.fail(
+                f" must have the rows that the checkpoint was made from, but its first "
+                f"{found['rows']} rows have changed; begin anew without the checkpoint"
+            )
+
     def _fail_changed(self, before: int, now: int) -> None:
-        raise checks.BadValueError(
-            self.name,
-            f" must have the same rows each time, got {before} and then {now}; has "
-            f"it changed, or does it not begin anew?",
+        self.fail(
+            f" must have the same rows each time, got {before} and then {now}; has it changed, or "
+            f"does it not begin anew?"
         )
 
     def _of_one_size(self) -> Iterator[Array]:
         """Converted rows, `block_size` at a time; the last may be fewer."""
         held: list[Array] = []
         start, count = 0, 0  # of the rows held
-        for block in self._slices() if self._is_array else self._source:
-            raw = block if self._is_array else self._checked_block(block)
+        for raw in self._slices() if self._is_array else map(self._checked, self._source):
             if len(raw):
                 held.append(self._converted(raw, start + count))
                 count += len(raw)
@@ -198,16 +251,6 @@ class Rows:
         if count:
             yield np.concatenate(held)
 
-    def _filled_up(self, rows: Array) -> Array:
-        missing = self.block_size - len(rows)
-        if not missing:
-            return rows
-        return np.concatenate([rows, np.broadcast_to(rows[:1], (missing, rows.shape[1]))])
-
-    def _slices(self) -> Iterator[Array]:
-        for start in range(0, self._source.shape[0], self.block_size):
-            yield np.asarray(self._source[start : start + self.block_size])
-
     def _check_shape(self, array: Any) -> None:
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise checks.BadTypeError(
@@ -217,27 +260,26 @@ class Rows:
             )
         if len(array.shape) != 2:
             remedy = "" if self._is_array else "; an iterable gives blocks of rows [rows, dim]"
-            raise checks.BadValueError(
-                self.name, f" must have 2 axes, got shape {tuple(array.shape)}{remedy}"
-            )
+            self.fail(f" must have 2 axes, got shape {tuple(array.shape)}{remedy}")
         dtype = np.dtype(array.dtype).newbyteorder("=")
         if dtype.itemsize > 4 and not self._wide:
             dtype = np.dtype(np.float32)
         if (self.dim or array.shape[1], self.dtype or dtype) != (array.shape[1], dtype):
-            raise checks.BadValueError(
-                self.name,
-                f" must have blocks of one kind, got {self.dim} columns of "
-                f"{self.dtype} and then {array.shape[1]} of {dtype}",
+            self.fail(
+                f" must have blocks of one kind, got {self.dim} columns of {self.dtype} and then "
+                f"{array.shape[1]} of {dtype}"
             )
         self.dim, self.dtype = array.shape[1], dtype
 
-    def _checked_block(self, block: Any) -> Array:
+    def _slices(self) -> Iterator[Array]:
+        for start in range(0, self._source.shape[0], self.block_size):
+            yield np.asarray(self._source[start : start + self.block_size])
+
+    def _checked(self, block: Any) -> Array:
         array = np.asarray(block)
         self._check_shape(array)
         if not array.shape[1]:
-            raise checks.BadValueError(
-                self.name, f" must have at least one dimension, got {array.shape}"
-            )
+            self.fail(f" must have at least one dimension, got {array.shape}")
         return array
 
     def _converted(self, raw: Array, start: int) -> Array:
@@ -252,33 +294,23 @@ class Rows:
             suspect = not np.isfinite(rows.sum(dtype=np.promote_types(rows.dtype, np.float32)))
         if suspect and not (finite := np.isfinite(rows)).all():
             row, column = np.argwhere(~finite)[0].tolist()
-            raise checks.BadValueError(
-                self.name,
-                f" must be finite, found {rows[row, column]} at index "
-                f"[{start + row}, {column}]; remove or repair that row",
+            self.fail(
+                f" must be finite, found {rows[row, column]} at index [{start + row}, {column}]; "
+                f"remove or repair that row"
             )
-        if self._nonzero:
+        if self.similarity_fn is cosine_similarity:
             # To the device the smallest numbers may be zero.
             tiny = np.finfo(np.float64 if self.dtype == np.float64 else np.float32).tiny
             zero = np.abs(rows).max(axis=1) < tiny
             if zero.any():
-                raise checks.BadValueError(
-                    self.name,
-                    f" must have no zero row under cosine similarity, found the first "
-                    f"at row {start + int(zero.argmax())}; remove it",
+                self.fail(
+                    f" must have no zero row under cosine similarity, found the first at row "
+                    f"{start + int(zero.argmax())}; remove it"
                 )
         return rows
 
 
-def _even_size(num_rows: int, largest: int) -> int:
-    """Blocks of even size: full ones would leave the last to be nearly all copies."""
-    if num_rows <= largest:
-        return num_rows
-    even = -(-num_rows // -(-num_rows // largest))
-    return min(largest, -(-even // _MULTIPLE) * _MULTIPLE)
-
-
-def prefetched(items: Iterable[T]) -> Iterator[T]:
+def prefetched(items: Iterable[Any]) -> Iterator[Any]:
     """The items, each made by a thread while the one before is in use."""
     with ThreadPoolExecutor(1, "dbnorm-reader") as reader:
         iterator = reader.submit(iter, items).result()
@@ -288,65 +320,4 @@ def prefetched(items: Iterable[T]) -> Iterator[T]:
             yield item
 
 
-def check_same_dimension(first: Rows, second: Rows) -> None:
-    """Raises where both are known to have different numbers of columns."""
-    if None not in (first.dim, second.dim) and first.dim != second.dim:
-        raise checks.BadValueError(
-            first.name,
-            " and ",
-            second.name,
-            f" must have the same number of columns (embedding "
-            f"dimensions), got {first.dim} and {second.dim}",
-        )
-
-
-def check_same_rows(rows: Rows, expected: Any, *found: Any) -> None:
-    """Raises where rows that had been read before are others now."""
-    for description in found:
-        if not expected or not description or expected["rows"] != description["rows"]:
-            continue
-        if expected != description:
-            raise checks.BadValueError(
-                rows.name,
-                f" must have the rows that the checkpoint was made from, but its "
-                f"first {description['rows']} rows have changed; begin anew without the checkpoint",
-            )
-
-
-def check_all_rows(rows: Rows, expected: Any, found: Any) -> None:
-    """Raises where all rows, or their number, are not those that had been read before."""
-    if found != expected:
-        check_same_rows(rows, expected, found)
-        raise checks.BadValueError(
-            rows.name,
-            f" must have the {expected['rows']} rows that the checkpoint was made "
-            f"from, got {rows.num_rows}",
-        )
-
-
-def read_again(rows: Rows, expected: Any) -> dict[str, Any] | None:
-    """The fingerprint of rows that are read only to see whether they are those expected."""
-    found = None
-    for block in rows.read(hashed=True):
-        found = block.fingerprint
-    check_all_rows(rows, expected, found)
-    return found
-
-
-def on_device(block: RowBlock, similarity_fn: SimilarityFn) -> jax.Array:
-    """The rows where JAX computes; of unit length under cosine similarity."""
-    rows = jnp.asarray(block.rows)
-    return _normalized(rows) if similarity_fn is cosine_similarity else rows
-
-
 _normalized: Callable[[jax.Array], jax.Array] = jax.jit(numerics.normalize_rows)
-
-
-def of_prepared(similarity_fn: SimilarityFn) -> SimilarityFn:
-    """The similarity of rows that `on_device` has prepared."""
-    return dot_product if similarity_fn is cosine_similarity else similarity_fn
-
-
-def wait_for(arrays: Any) -> None:
-    """Until they are computed: a step that is done before the next begins leaves no queue."""
-    jax.block_until_ready(arrays)  # type: ignore[no-untyped-call]

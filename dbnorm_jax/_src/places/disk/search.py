@@ -13,34 +13,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dbnorm_jax._src.core import checks, numerics
-from dbnorm_jax._src.core.similarity import SimilarityFn, check_similarity
+from dbnorm_jax._src.core import checks
+from dbnorm_jax._src.core.similarity import check_similarity
 from dbnorm_jax._src.core.types import Correction, SearchResult
+from dbnorm_jax._src.passes import counts, selection, sweep
 from dbnorm_jax._src.passes import nearest as search
-from dbnorm_jax._src.passes import sweep
-from dbnorm_jax._src.passes.counts import (
-    Ahead,
-    Best,
-    add_right,
-    ask,
-    counts_pass,
-    distinct,
-    paired_scores,
-    seen_right,
-    start_best,
-)
+from dbnorm_jax._src.passes.counts import Ahead, Best
 from dbnorm_jax._src.passes.gating import check_streamed, over_gates
 from dbnorm_jax._src.passes.selection import Nearest
 from dbnorm_jax._src.places.disk import drive
 from dbnorm_jax._src.places.disk.drive import Begin, Made
-from dbnorm_jax._src.places.disk.fingerprints import Array
-from dbnorm_jax._src.places.disk.rows import (
-    RowBlock,
-    Rows,
-    check_same_dimension,
-    of_prepared,
-    on_device,
-)
+from dbnorm_jax._src.places.disk.rows import Array, RowBlock, Rows
 
 
 class Asking(NamedTuple):
@@ -52,67 +35,58 @@ class Asking(NamedTuple):
 
 
 class Passes(NamedTuple):
-    """Passes over a gallery for one block of queries after the other."""
+    """Passes over a gallery for one block of queries after the other.
+
+    The `per_row` of queries may have `exclude` and `gates`, that of the gallery `where`.
+    """
 
     queries: Rows
     gallery: Rows
     correction: Correction | None
-    similarity_fn: SimilarityFn
     chunk_size: int
-    exclude: Array | None = None  # [num_queries, most]
-    where: Array | None = None  # [num_gallery] bool
-    gates: Array | None = None  # [num_queries, num_terms]
 
     def blocks(self) -> Iterator[tuple[RowBlock, Asking]]:
         """The queries, block by block."""
-        for block in self.queries.read():
-            own = (
-                None if given is None else block.filled(given)
-                for given in (self.exclude, self.gates)
-            )
+        queries = self.queries
+        for block in queries.read():
+            own = (block.filled(queries.per_row.get(name)) for name in ("exclude", "gates"))
             if self.correction is not None:
-                check_similarity("correction", self.correction, self.similarity_fn, block.rows)
-            yield block, Asking(on_device(block, self.similarity_fn), *own)
-
-    def check(self) -> None:
-        """Raises for what can be known to be wrong before anything is read."""
-        drive.check_repeatable(self.queries, self.gallery)
-        self.check_gallery()
+                check_similarity("correction", self.correction, queries.similarity_fn, block.rows)
+            yield block, Asking(queries.on_device(block), *own)
 
     def check_gallery(self) -> None:
         """Raises for what is of another gallery, once the length of this one is known."""
-        num_gallery = self.gallery.num_rows
+        num_gallery, exclude = self.gallery.num_rows, self.queries.per_row.get("exclude")
         if num_gallery is None:
             return
         if self.correction is not None:
             check_streamed(self.correction, num_gallery)
-        if self.exclude is not None:
-            checks.indices("exclude", self.exclude, low=-1, high=num_gallery)
+        if exclude is not None:
+            checks.indices("exclude", exclude, low=-1, high=num_gallery)
 
     def nearest(self, asking: Asking, k: int, *lists: Any, hashed: bool = False) -> Nearest:
         """[num_queries, num_lists, k], best first, by one pass over the gallery."""
         offsets, mixtures = lists or (None, None)
         num_lists = search.count_lists(offsets, mixtures)
 
-        def begin(items: np.dtype[Any]) -> tuple[Made, sweep.Rows]:
-            check_same_dimension(self.queries, self.gallery)
-            dtype = self.dtype(asking.rows, items, offsets)
-            tiling = drive.tiling(self.similarity_fn, dtype, self.chunk_size, search.columns_for(k))
+        def begin(_: np.dtype[Any]) -> tuple[Made, sweep.Rows]:
+            self.queries.check_same_dimension(self.gallery)
+            dtype = search.scores_dtype(asking.rows, self.gallery, offsets)
+            columns = search.columns_for(k)
+            tiling = sweep.Tiling(self.gallery.compare, dtype, self.chunk_size, columns)
             made = Made(search.nearest_pass, (num_lists, k, dtype), tiling)
             return made, sweep.Rows(asking.rows, (mixtures, asking.unseen))
 
-        return self.through(begin, (search.by_list(offsets), None), hashed=hashed)
+        return self.through(begin, (selection.by_list(offsets), None), hashed=hashed)
 
     def through(self, begin: Begin, own: Any, *, hashed: bool = False) -> Any:
         """The outputs of one pass over the gallery."""
-        outputs = drive.through(begin, self.gallery, own, where=self.where, hashed=hashed)
+        state = None
+        for _, after in drive.meet(begin, self.gallery, own, hashed=hashed):
+            state = after
+        outputs = drive.finish(begin, self.gallery, state)[1]
         self.check_gallery()
         return outputs
-
-    def dtype(self, rows: jax.Array, items: Any, offsets: jax.Array | None) -> jnp.dtype:
-        """Of the scores."""
-        known = (rows.dtype, items) if offsets is None else (rows.dtype, items, offsets.dtype)
-        return numerics.accumulation_dtype(*known)
 
     def over_gates(self, lists: Any, asking: Asking) -> Any:
         """As `gating.over_gates`, with a pass of its own for the gates where one is needed."""
@@ -139,22 +113,17 @@ def top_k_blocks(
 
         found = passes.over_gates(lists, asking)
         hashed = False
-        num_gallery = passes.gallery.num_rows
-        if num_gallery is not None and k > num_gallery:
-            raise checks.BadValueError(
-                "k", f" must be between 1 and {num_gallery} (gallery items), got {k}"
-            )
+        checks.integer("k", k, low=1, high=passes.gallery.num_rows, of=" (gallery items)")
         yield block, SearchResult(*(part[: block.num_rows] for part in found))
 
 
-def rank_blocks(passes: Passes, right: Array) -> Iterator[tuple[Ahead, Array, np.dtype[Any]]]:
-    """(Ahead of [num_queries], whether each has a right item, dtype of the gallery) by blocks.
+def rank_blocks(passes: Passes, right: Array, ties: str) -> Iterator[Array]:
+    """The ranks of each block of queries, after two passes: one is for the right items' vectors.
 
-    Args:
-      passes: over the gallery, two for each block of queries: one for the right items' vectors.
-      right: [num_queries, num_right] int32 gallery rows, -1 for none.
+    `right` [num_queries, num_right] int32 are gallery rows, -1 for none.
     """
-    passes.gallery.check_repeatable("the right items are read first, then the others counted")
+    gallery, where = passes.gallery, passes.gallery.per_row.get("where")
+    gallery.check_repeatable("the right items are read first, then the others counted")
     for block, asking in passes.blocks():
         if block.stop > len(right):
             raise checks.BadValueError(
@@ -162,7 +131,7 @@ def rank_blocks(passes: Passes, right: Array) -> Iterator[tuple[Ahead, Array, np
                 f" must have one entry (or row) per query, expected at least "
                 f"{block.stop}, got {len(right)}",
             )
-        own = _distinct(seen_right(block.filled(right), asking.unseen, passes.where))
+        own = _distinct(counts.seen_right(block.filled(right), asking.unseen, where))
         vectors = _vectors(passes, np.asarray(own))
 
         def lists(offsets: Any, mixtures: Any) -> tuple[Ahead, jax.Array]:
@@ -170,30 +139,30 @@ def rank_blocks(passes: Passes, right: Array) -> Iterator[tuple[Ahead, Array, np
             return ahead, first.indices
 
         ahead = passes.over_gates(lists, asking)
-        assert passes.gallery.dtype is not None
-        answered: Array = np.any(np.asarray(own)[: block.num_rows] >= 0, axis=1)
-        yield Ahead(*(part[: block.num_rows] for part in ahead)), answered, passes.gallery.dtype
+        assert gallery.dtype is not None
+        answered = jnp.asarray((np.asarray(own) >= 0).any(axis=1))
+        yield np.asarray(counts.rank(ahead, answered, gallery.dtype, ties))[: block.num_rows]
 
 
 def _vectors(passes: Passes, right: Array) -> Array:
     """[num_queries, num_right, dim] embeddings of the right items; zero where there is none."""
-    vectors = None
-    for block in passes.gallery.read():
-        check_same_dimension(passes.queries, passes.gallery)
-        rows = np.asarray(on_device(block, passes.similarity_fn))
+    vectors, gallery = None, passes.gallery
+    for block in gallery.read():
+        passes.queries.check_same_dimension(gallery)
+        rows = np.asarray(gallery.on_device(block))
         if vectors is None:
             vectors = np.zeros((*right.shape, rows.shape[1]), rows.dtype)
         inside = (right >= block.start) & (right < block.stop)
         vectors[inside] = rows[right[inside] - block.start]
     passes.check_gallery()
     assert vectors is not None
-    assert passes.gallery.num_rows is not None
+    assert gallery.num_rows is not None
     last = int(right.max(initial=-1))
-    if last >= passes.gallery.num_rows:
+    if last >= gallery.num_rows:
         raise checks.BadValueError(
             "relevant",
             f" must hold gallery rows between -1 (-1 marks none) and "
-            f"{passes.gallery.num_rows - 1}, got {last}",
+            f"{gallery.num_rows - 1}, got {last}",
         )
     return vectors
 
@@ -207,26 +176,23 @@ def _counted(
     mixtures: jax.Array | None,
 ) -> tuple[Ahead, Nearest]:
     """What `counts_pass` says of a block of queries."""
-    similarity_fn, rows = of_prepared(passes.similarity_fn), asking.rows
-    num_lists = search.count_lists(offsets, mixtures)
-    dtype = passes.dtype(rows, vectors.dtype, offsets)
-    best = start_best((len(rows), num_lists), dtype)
+    rows, num_lists = asking.rows, search.count_lists(offsets, mixtures)
+    dtype = search.scores_dtype(rows, vectors, offsets)
+    tiling = sweep.Tiling(passes.gallery.compare, dtype, passes.chunk_size)
+    score = search.Scoring(tiling.similarity_fn, dtype)
+    best = counts.start_best((len(rows), num_lists), dtype)
     for place in range(vectors.shape[1]):
         own, items = right[:, place], jnp.asarray(vectors[:, place])
-        best = _best_right(best, rows, items, own, offsets, mixtures, similarity_fn=similarity_fn)
-    made = Made(
-        counts_pass,
-        (search.Scoring(similarity_fn, dtype), num_lists),
-        drive.tiling(passes.similarity_fn, dtype, passes.chunk_size),
-    )
+        best = _best_right(best, rows, items, own, offsets, mixtures, score=score)
+    made = Made(counts.counts_pass, (score, num_lists), tiling)
     asked = sweep.Rows(rows, _ask(rows, right, best, mixtures, asking.unseen))
-    return passes.through(lambda _: (made, asked), search.by_list(offsets))
+    return passes.through(lambda _: (made, asked), selection.by_list(offsets))
 
 
-_ask, _distinct = jax.jit(ask), jax.jit(distinct)
+_ask, _distinct = jax.jit(counts.ask), jax.jit(counts.distinct)
 
 
-@functools.partial(jax.jit, static_argnames="similarity_fn")
+@functools.partial(jax.jit, static_argnames="score")
 def _best_right(
     best: Best,
     rows: jax.Array,
@@ -235,11 +201,10 @@ def _best_right(
     offsets: jax.Array | None,
     mixtures: jax.Array | None,
     *,
-    similarity_fn: SimilarityFn,
+    score: search.Scoring,
 ) -> Best:
     if offsets is not None:
-        dtype = best.scores.dtype
-        offsets = offsets[right].astype(dtype)
-        mixtures = None if mixtures is None else mixtures.astype(dtype)
-    scores = paired_scores(rows, vectors, offsets, mixtures, similarity_fn=similarity_fn)
-    return add_right(best, scores, right >= 0)
+        offsets = offsets[right].astype(score.dtype)
+        mixtures = None if mixtures is None else mixtures.astype(score.dtype)
+    picked = vectors, selection.by_list(offsets)
+    return counts.add_right(best, right >= 0, score, rows, mixtures, picked)

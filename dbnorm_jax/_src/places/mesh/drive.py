@@ -74,18 +74,12 @@ def checked(
 ) -> tuple[Split, jax.Array, jax.Array]:
     """Bank rows or queries, and the gallery: checked and split; and how they are."""
     here = placement.mesh is None
-    # For a mesh, arrays of a host stay there, and those that are split stay split.
-    arrays: dict[str, Any] = {
-        name: checks.as_array(name, value)
-        if here
-        else value
-        if isinstance(value, jax.Array)
-        else checks.numeric(name, value)
-        for name, value in embeddings.items()
-    }
-    for name, array in arrays.items():
-        checks.check_embeddings(name, array)
-    (first, rows), (second, items) = arrays.items()
+    for name, value in embeddings.items():
+        # For a mesh, arrays of a host stay there, and those that are split stay split.
+        if here or not isinstance(value, jax.Array):
+            embeddings[name] = (checks.as_array if here else checks.numeric)(name, value)
+        checks.check_embeddings(name, embeddings[name])
+    (first, rows), (second, items) = embeddings.items()
     checks.same_dimension(first, rows, second, items)
     split = {
         first: layout.split(rows, placement, placement.bank),
@@ -130,14 +124,7 @@ def bank_statistics(
             merge_nearest=partial(_own_among_nearest, items=items, k=k),
             **split.options,
         )
-        shape = (*beta.shape, items.size)
-        statistics = BankStatistics(
-            sums.log_normalizer.reshape(shape),
-            jnp.broadcast_to(sums.mass, shape),
-            beta,
-            jnp.broadcast_to(sums.k_occurrence, shape) if k else None,
-            k,
-        )
+        statistics = sums.named(beta, k)
         if rows.axis is not None:
             statistics = all_merge(statistics, rows.axis)
         return statistics.log_normalizer, statistics.mass, statistics.k_occurrence
@@ -190,10 +177,11 @@ class Seen(NamedTuple):
     valid: Any  # [num_gallery] bool
     gates: Any  # [num_rows, num_terms]
 
-    def on_device(self, items: Shard) -> dict[str, Any]:
-        """Of the streamed functions, on the device of some items."""
+    def options(self, split: Split) -> dict[str, Any]:
+        """Of the streamed functions, on one device."""
+        items = split.items
         unseen = None if self.unseen is None else self.unseen - items.start
-        return {"unseen": unseen, "valid": both(items.valid, self.valid)}
+        return {"unseen": unseen, "valid": both(items.valid, self.valid), **split.options}
 
 
 @partial(jax.jit, static_argnames=("split", "k"))
@@ -208,27 +196,17 @@ def top_k(
 ) -> SearchResult:
     """The k best items of a gallery split over devices."""
     items = split.items
+    dtype = numerics.accumulation_dtype(queries.dtype, gallery.dtype)
     split = split._replace(chunk_size=split.placement.queries_at_once(split.chunk_size))
 
     def local(queries: Any, gallery: Any, correction: Any, seen: Seen) -> Nearest:
-        options = seen.on_device(items) | split.options
+        search: Any = partial(dispatch.nearest_items, queries, gallery, **seen.options(split))
 
         def lists(offsets: Any, mixtures: Any) -> tuple[Nearest, jax.Array]:
-            nearest = dispatch.nearest_items(
-                queries,
-                gallery,
-                offsets,
-                mixtures,
-                k=min(k, items.size),
-                kernel=split.kernel,
-                **options,
-            )
+            nearest = search(offsets, mixtures, k=min(k, items.size), kernel=split.kernel)
             return nearest, _first(nearest, items)
 
-        top_1 = partial(_raw_first, queries, gallery, items, options)
-        dtype = numerics.accumulation_dtype(queries.dtype, gallery.dtype)
-        found = over_gates(lists, top_1, correction, dtype, items.take, seen.gates)
-        return items.nearest(found, k)
+        return items.nearest(_over_gates(lists, search, correction, seen, items, dtype), k)
 
     arrays, rows = (queries, gallery, correction, seen), P(split.rows.axis)
     nearest = split.on_devices(local, arrays, _specs(split), rows)
@@ -241,13 +219,15 @@ def _specs(split: Split) -> tuple[Any, ...]:
     return rows, items, P(None, split.items.axis), Seen(rows, items, rows)
 
 
-def _raw_first(
-    queries: jax.Array, gallery: jax.Array, items: Shard, options: dict[str, Any]
-) -> jax.Array:
-    """[num_rows] the raw nearest item on all devices, by a search of its own; -1 for none."""
-    kernel = dispatch.NEVER
-    nearest = dispatch.nearest_items(queries, gallery, None, None, k=1, kernel=kernel, **options)
-    return _first(nearest, items)
+def _over_gates(
+    lists: Any, search: Any, correction: Any, seen: Seen, items: Shard, dtype: jnp.dtype
+) -> Any:
+    """As `gating.over_gates`; the raw nearest item on all devices by a search of its own."""
+
+    def top_1() -> jax.Array:
+        return _first(search(None, None, k=1, kernel=dispatch.NEVER), items)
+
+    return over_gates(lists, top_1, correction, dtype, items.take, seen.gates)
 
 
 @partial(jax.jit, static_argnames=("split", "ties"))
@@ -266,7 +246,8 @@ def ranks(
     dtype = numerics.accumulation_dtype(queries.dtype, gallery.dtype)
 
     def local(queries: Any, gallery: Any, correction: Any, seen: Seen, right: Any) -> jax.Array:
-        options = seen.on_device(items) | split.options
+        options = seen.options(split)
+        search = partial(dispatch.nearest_items, queries, gallery, **options)
         own = items.local(right)
         own = jnp.where((right >= 0) & (own < items.size), own, -1)
         own = counts.seen_right(own, options["unseen"], options["valid"])
@@ -277,8 +258,7 @@ def ranks(
             )
             return ahead, items.first(Nearest(*filled(*nearest)))
 
-        top_1 = partial(_raw_first, queries, gallery, items, options)
-        ahead = over_gates(count, top_1, correction, dtype, items.take, seen.gates)
+        ahead = _over_gates(count, search, correction, seen, items, dtype)
         ahead = jax.tree.map(items.sum, ahead)
         answered = items.sum((own >= 0).any(axis=1).astype(jnp.int32)) > 0
         return counts.rank(ahead, answered, dtype, ties)

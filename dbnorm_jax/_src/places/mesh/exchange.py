@@ -91,8 +91,13 @@ class Shard(NamedTuple):
     """A device's rows of an array whose leading axis is split evenly, padding last."""
 
     axis: Axis  # None: every device holds all rows
-    size: int  # rows per device
+    num_shards: int  # devices along the axis
     total: int  # rows in all, without padding
+
+    @property
+    def size(self) -> int:
+        """Rows per device."""
+        return -(-self.total // self.num_shards)
 
     @property
     def start(self) -> jax.Array | int:
@@ -100,21 +105,16 @@ class Shard(NamedTuple):
         return 0 if self.axis is None else lax.axis_index(self.axis).astype(jnp.int32) * self.size
 
     @property
-    def num_shards(self) -> int:
-        """Devices along the axis."""
-        return 1 if self.axis is None else lax.axis_size(self.axis)
-
-    @property
-    def num_valid(self) -> jax.Array | int:
-        """Rows of this device that are no padding."""
-        return jnp.clip(self.total - self.start, 0, self.size)
+    def missing(self) -> int:
+        """Rows of padding on all devices."""
+        return self.size * self.num_shards - self.total
 
     @property
     def valid(self) -> jax.Array | None:
         """[size] bool, False on padding; None where no device has any."""
-        if self.size * self.num_shards == self.total:
+        if not self.missing:
             return None
-        return lax.iota(jnp.int32, self.size) < self.num_valid
+        return lax.iota(jnp.int32, self.size) < jnp.clip(self.total - self.start, 0, self.size)
 
     def local(self, rows: jax.Array) -> jax.Array:
         """Indices of rows as this device's own; beyond them (`size`) where another has the row."""
@@ -122,11 +122,10 @@ class Shard(NamedTuple):
         return jnp.where((own >= 0) & (own < self.size), own, self.size)
 
     def sum(self, array: jax.Array) -> jax.Array:
-        """Over devices."""
         return array if self.axis is None else lax.psum(array, self.axis)
 
     def maximum(self, array: jax.Array) -> jax.Array:
-        """Over devices; without a gradient."""
+        """Without a gradient."""
         return array if self.axis is None else lax.pmax(lax.stop_gradient(array), self.axis)
 
     def take(self, array: jax.Array, rows: jax.Array) -> jax.Array:
@@ -141,10 +140,7 @@ class Shard(NamedTuple):
         return lax.psum(jnp.where(mine, values, 0), self.axis)
 
     def first(self, nearest: Nearest) -> jax.Array:
-        """Global index of the nearest of all devices' items, ties to the lowest: [...] of [...].
-
-        An index of -1 says that there is none.
-        """
+        """[...] global index of the nearest item of all devices, the lowest of equals, or -1."""
         if self.axis is None:
             return nearest.indices
         best = lax.pmax(lax.stop_gradient(nearest.values), self.axis)
@@ -153,12 +149,9 @@ class Shard(NamedTuple):
         return jnp.where(index < self.total, index, -1)
 
     def nearest(self, nearest: Nearest, k: int) -> Nearest:
-        """The k nearest of all devices' lists, with global indices.
+        """The k nearest of all devices' lists [num_rows, places], with global indices.
 
-        Args:
-          nearest: [num_rows, places] this device's nearest items, best first; index -1 where
-            there are fewer.
-          k: how many; index -1 where all devices have fewer.
+        Lists are best first, with index -1 where there are fewer.
         """
         if self.axis is None:
             return nearest

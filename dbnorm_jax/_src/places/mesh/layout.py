@@ -4,6 +4,7 @@ What is on its devices already stays there. Of a NumPy array or a memory-mapped 
 reads its own rows only. Every computation masks what was filled up.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -23,15 +24,10 @@ class Layout(NamedTuple):
     bank: Axis  # of bank rows and queries
     gallery: Axis
 
-    def num_shards(self, axis: Axis) -> int:
-        """Devices along an axis."""
-        if self.mesh is None:
-            return 1
-        return int(np.prod([self.mesh.shape[name] for name in _names(axis)], dtype=int))
-
     def shard(self, axis: Axis, num_rows: int) -> Shard:
         """What each device holds of so many rows."""
-        return Shard(axis, -(-num_rows // self.num_shards(axis)), num_rows)
+        shape = {} if self.mesh is None else self.mesh.shape
+        return Shard(axis, math.prod(shape[name] for name in _names(axis)), num_rows)
 
     def queries_at_once(self, chunk_size: int) -> int:
         """Half of them where many devices are one processor, whose cache holds all their tiles."""
@@ -75,19 +71,15 @@ def layout(mesh: Any, bank_axis: Axis, gallery_axis: Axis) -> Layout:
 def split(
     array: Any, placement: Layout, axis: Axis, *, dim: int = 0, fill: Any = None
 ) -> jax.Array:
-    """An array split over a mesh axis, filled up to a length that divides.
+    """An array of JAX, traced or not, or of NumPy, split over a mesh axis along one of its own.
 
-    Args:
-      array: of JAX, traced or not, or of NumPy.
-      placement: the mesh.
-      axis: None = a copy on every device.
-      dim: which of the array's axes is split.
-      fill: what fills it up; None = copies of its last entry.
+    It is filled up to a length that divides, with copies of its last entry where `fill` is None.
+    Without a mesh axis there is a copy on every device.
     """
     if placement.mesh is None:
         return checks.unsplit(array)
     sharding = NamedSharding(placement.mesh, P(*[None] * dim, axis) if axis is not None else P())
-    missing = -array.shape[dim] % placement.num_shards(axis) if axis is not None else 0
+    missing = placement.shard(axis, array.shape[dim]).missing if axis is not None else 0
     if isinstance(array, jax.core.Tracer):
         return _split_traced(array, sharding, dim, missing, fill)
     with jax.ensure_compile_time_eval():
@@ -122,15 +114,12 @@ def _split_traced(
 def _resharded(array: jax.Array, sharding: NamedSharding) -> jax.Array:
     """Where axes are Explicit the sharding is part of the type; else `jax.shard_map` sees to it."""
     mesh = sharding.mesh
-    explicit = {
-        name
-        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
-        if kind == AxisType.Explicit
-    }
-    if not explicit:
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    if AxisType.Explicit not in kinds.values():
         return array
     kept = [
-        tuple(name for name in _names(axis) if name in explicit) or None for axis in sharding.spec
+        tuple(name for name in _names(axis) if kinds[name] == AxisType.Explicit) or None
+        for axis in sharding.spec
     ]
     now = jax.typeof(array).sharding.spec
     if not any(now) and not any(kept):
@@ -141,10 +130,9 @@ def _resharded(array: jax.Array, sharding: NamedSharding) -> jax.Array:
 def _filled(array: jax.Array, dim: int, missing: int, fill: Any) -> jax.Array:
     if not missing:
         return array
-    widths = [(0, missing if axis == dim else 0) for axis in range(array.ndim)]
-    if fill is None:
-        return jnp.pad(array, widths, mode="edge")
-    return jnp.pad(array, widths, constant_values=fill)
+    widths = [(0, missing * (axis == dim)) for axis in range(array.ndim)]
+    how: Any = {"mode": "edge"} if fill is None else {"constant_values": fill}
+    return jnp.pad(array, widths, **how)
 
 
 def _split_host(
