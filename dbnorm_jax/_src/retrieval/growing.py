@@ -121,8 +121,8 @@ def remove_gallery_items(
     neighbors: SearchResult | None,
     bank: ArrayLike,
     gallery: ArrayLike,
-    removed: ArrayLike,
     *,
+    removed: ArrayLike,
     weights: ArrayLike | None = None,
     similarity_fn: SimilarityFn = dot_product,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
@@ -156,7 +156,8 @@ def remove_gallery_items(
       >>> bank, gallery = np.array([[1.0, 0.0]]), np.eye(2)
       >>> statistics = dbn.stream_bank_statistics(bank, gallery, beta=1.0)
       >>> neighbors = dbn.stream_top_k(bank, gallery, 1)
-      >>> left, _ = dbn.growing.remove_gallery_items(statistics, neighbors, bank, gallery, [0])
+      >>> left, _ = dbn.growing.remove_gallery_items(
+      ...     statistics, neighbors, bank, gallery, removed=[0])
       >>> print(left.k_occurrence, left.bias)
       [1] [0.]
     """
