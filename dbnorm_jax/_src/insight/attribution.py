@@ -9,19 +9,15 @@ from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, numerics, seen
 from dbnorm_jax._src.core.naming import publish
-from dbnorm_jax._src.core.similarity import SimilarityFn, check_similarity, dot_product
+from dbnorm_jax._src.core.similarity import SimilarityFn, check_similarity, compared, dot_product
 from dbnorm_jax._src.core.types import BankStatistics, Correction
-from dbnorm_jax._src.insight.influence import (
-    bank_vector,
-    banked,
-    check_statistics,
-    handicaps_of,
-)
+from dbnorm_jax._src.insight.influence import check_statistics, handicaps_of
 from dbnorm_jax._src.passes import streaming
 from dbnorm_jax._src.passes.gating import check_streamed
 from dbnorm_jax._src.passes.selection import add_tile, is_apart, start_nearest
 from dbnorm_jax._src.passes.sweep import Chunk, Items, Pass, Rows, Tile, Tiling, Transposed, sweep
 from dbnorm_jax._src.retrieval.search import stream_top_k
+from dbnorm_jax._src.statistics.bank import row_weights
 
 # Gallery items held at once.
 _ITEMS = 1024
@@ -89,14 +85,12 @@ def bias_contributors(
       k: contributors per item, between 1 and num_bank; by default 10, or all where there are fewer
         (static).
       weights: optional [num_bank], those that the statistics were made with.
-      exclude: optional int [num_bank] or [num_bank, most], the one that the statistics were made
-        with.
+      exclude: optional int [num_bank] or [num_bank, most], likewise.
       similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static).
       chunk_size: bank rows held at once (static).
 
     Returns:
-      Contributors of [num_items, k] and [num_items]. Places that no bank item fills hold
-      responsibility 0.
+      Contributors of [num_items, k] and [num_items]; places that no bank item fills have share 0.
 
     Raises:
       ValueError: empty, non-finite or mismatched embeddings, statistics of another gallery or with
@@ -116,29 +110,23 @@ def bias_contributors(
       The derivative of the log-normalizer of Wang, Jian and Xue, EMNLP 2023; the effective number
       is the inverse Simpson index.
     """
-    bank, gallery = banked(bank, gallery, similarity_fn)
+    bank, gallery = compared(similarity_fn, bank=bank, gallery=gallery)
     num_bank, num_gallery = bank.shape[0], gallery.shape[0]
     statistics = check_statistics(statistics, gallery)
     check_similarity("statistics", statistics, similarity_fn, bank, gallery)
     items = checks.indices("items", items, low=0, high=num_gallery, ndim=1)
     k = checks.neighbors("k", k, 10, high=num_bank, of=" (bank items)")
     chunk_size = checks.integer("chunk_size", chunk_size, low=1)
-    weights = bank_vector(weights, num_bank, statistics)
+    dtype = statistics.log_normalizer.dtype
+    weights = row_weights(weights, num_bank, dtype)
     exclude = seen.exclusions(exclude, num_bank, num_gallery)
+    tiling = Tiling(similarity_fn, dtype, _ITEMS, chunk_size)
     return _bias_contributors(
-        bank,
-        gallery,
-        statistics,
-        items,
-        weights,
-        exclude,
-        k=k,
-        similarity_fn=similarity_fn,
-        chunk_size=chunk_size,
+        bank, gallery, statistics, items, weights, exclude, k=k, tiling=tiling
     )
 
 
-@partial(jax.jit, static_argnames=("k", "similarity_fn", "chunk_size"))
+@partial(jax.jit, static_argnames=("k", "tiling"))
 def _bias_contributors(
     bank: jax.Array,
     gallery: jax.Array,
@@ -148,10 +136,9 @@ def _bias_contributors(
     exclude: jax.Array | None,
     *,
     k: int,
-    similarity_fn: SimilarityFn,
-    chunk_size: int,
+    tiling: Tiling,
 ) -> Contributors:
-    dtype, beta = statistics.log_normalizer.dtype, statistics.beta
+    beta = statistics.beta
     # Ordered by s + log w / beta: the order of the responsibilities, and never underflows.
     handicaps = None if weights is None else handicaps_of(weights, beta)
 
@@ -163,8 +150,8 @@ def _bias_contributors(
         return jnp.where(present, jnp.exp(jnp.where(present, exponents, 0)), 0)
 
     def start(chunk: Chunk) -> tuple[Any, ...]:
-        none = jnp.zeros(chunk.size, dtype)
-        return start_nearest((chunk.size, 1, k), dtype), none, none
+        none = jnp.zeros(chunk.size, tiling.dtype)
+        return start_nearest((chunk.size, 1, k), tiling.dtype), none, none
 
     def add(state: Any, _: None, tile: Tile) -> tuple[Any, None]:
         nearest, total, squares = state
@@ -188,13 +175,10 @@ def _bias_contributors(
         return None, Contributors(nearest.indices[:, 0], share(values, chunk.own[1]), effective)
 
     # Vectors are gathered chunk by chunk: the items may be the whole gallery.
-    of_items = Transposed(lambda rows, items: similarity_fn(rows, gallery[items]))
-    return sweep(
-        Pass(add, start, finish),
-        Rows(items, (items, statistics.log_normalizer[items])),
-        Items(bank, (handicaps, exclude)),
-        Tiling(of_items, dtype, _ITEMS, chunk_size),
-    ).outputs
+    of_items = Transposed(lambda rows, items: tiling.similarity_fn(rows, gallery[items]))
+    rows = Rows(items, (items, statistics.log_normalizer[items]))
+    columns, kept = Items(bank, (handicaps, exclude)), Pass(add, start, finish)
+    return sweep(kept, rows, columns, tiling._replace(similarity_fn=of_items)).outputs
 
 
 def top_1_changes(
@@ -222,8 +206,7 @@ def top_1_changes(
       Top1Changes of [num_queries]; differences are 0 where nothing changed.
 
     Raises:
-      ValueError: empty, non-finite or mismatched embeddings, a correction fitted on another number
-        of gallery items.
+      ValueError: empty, non-finite or mismatched embeddings, a correction of another gallery.
       TypeError: embeddings that are not floating point, or no Correction.
 
     Examples:

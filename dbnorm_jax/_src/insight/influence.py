@@ -13,6 +13,7 @@ from dbnorm_jax._src.core.similarity import (
     SimilarityFn,
     check_rows,
     check_similarity,
+    compared,
     dot_product,
     tile,
 )
@@ -21,6 +22,7 @@ from dbnorm_jax._src.passes import counts, selection, streaming
 from dbnorm_jax._src.passes.selection import Nearest, add_tile, start_nearest
 from dbnorm_jax._src.passes.streaming import Block, scan_chunks
 from dbnorm_jax._src.passes.sweep import Items, Pass, Rows, Tile, Tiling, sweep
+from dbnorm_jax._src.statistics.bank import row_weights
 
 # Bank items left out side by side: one matmul for all of them.
 _LEFT_OUT = 8
@@ -54,8 +56,7 @@ def influence(
       bank: [num_bank, dim] embeddings.
       statistics: of this bank and gallery, fields [num_gallery]; with `k >= 1` when `gated`.
       items: optional int [num_items], the bank rows to leave out, one at a time; all when None.
-      gated: whether the term is gated by the bank's activation set, which loses what only the item
-        put there (static).
+      gated: whether the bank's activation set, without the item, gates the term (static).
       weight: scalar, of the term.
       offsets: optional [num_gallery], subtracted from every score besides.
       weights: optional [num_bank], those that the statistics were made with.
@@ -63,8 +64,8 @@ def influence(
       chunk_size: queries or bank rows held at once (static).
 
     Returns:
-      [num_items] float in [-1, 1]; positive where the item helps. The cost is one search of all
-      queries for every 8 items.
+      [num_items] float in [-1, 1], positive where the item helps. 8 items cost a search of all
+      queries.
 
     Raises:
       ValueError: empty, non-finite or mismatched embeddings, statistics of another gallery, right
@@ -86,7 +87,7 @@ def influence(
       Leave-one-out influence, as in Koh and Liang, ICML 2017, without their linearisation.
     """
     queries = checks.embeddings("queries", queries)
-    bank, gallery = banked(bank, gallery, similarity_fn)
+    bank, gallery = compared(similarity_fn, bank=bank, gallery=gallery)
     checks.same_dimension("queries", queries, "gallery", gallery)
     check_rows(similarity_fn, queries=queries)
     num_bank, num_gallery = bank.shape[0], gallery.shape[0]
@@ -108,19 +109,13 @@ def influence(
     offsets = checks.floating("offsets", offsets, ndim=1).astype(dtype)
     checks.matching_gallery("offsets", offsets.shape[0], "gallery", gallery.shape[:1])
     weight = checks.floating("weight", checks.real("weight", weight, dtype), ndim=0)
-    return _influence(
-        (queries, gallery, right),
-        bank,
-        statistics,
-        items,
-        (weight, offsets, bank_vector(weights, num_bank, statistics)),
-        gated=gated,
-        similarity_fn=similarity_fn,
-        chunk_size=checks.integer("chunk_size", chunk_size, low=1),
-    )
+    term = weight, offsets, row_weights(weights, num_bank, dtype)
+    tiling = Tiling(similarity_fn, dtype, checks.integer("chunk_size", chunk_size, low=1))
+    test = queries, gallery, right
+    return _influence(test, bank, statistics, items, term, gated=gated, tiling=tiling)
 
 
-@partial(jax.jit, static_argnames=("gated", "similarity_fn", "chunk_size"))
+@partial(jax.jit, static_argnames=("gated", "tiling"))
 def _influence(
     test: tuple[jax.Array, jax.Array, jax.Array],
     bank: jax.Array,
@@ -129,15 +124,15 @@ def _influence(
     term: tuple[jax.Array, jax.Array, jax.Array | None],
     *,
     gated: bool,
-    similarity_fn: SimilarityFn,
-    chunk_size: int,
+    tiling: Tiling,
 ) -> jax.Array:
     queries, gallery, right = test
     weight, offsets, weights = term
-    dtype, beta = statistics.log_normalizer.dtype, statistics.beta
+    similarity_fn, dtype, chunk_size, _ = tiling
+    beta = statistics.beta
     weights = jnp.ones(bank.shape[0], dtype) if weights is None else weights
     answered = (right >= 0).any(axis=1)
-    first, rest = _without_the_first(bank, gallery, weights, beta, similarity_fn, chunk_size)
+    first, rest = _without_the_first(bank, gallery, weights, beta, tiling)
 
     def bias(log_normalizer: jax.Array, mass: jax.Array) -> jax.Array:
         shape = log_normalizer.shape
@@ -149,15 +144,8 @@ def _influence(
         lists = weight * biases + offsets[None]
         if gated:  # read from the first list; the second is that of closed gates
             lists = jnp.concatenate([jnp.zeros_like(lists[:1]), offsets[None], lists])
-        ahead, top_1 = counts.count_ahead(
-            queries,
-            gallery,
-            right,
-            lists.T,
-            None,
-            similarity_fn=similarity_fn,
-            chunk_size=chunk_size,
-        )
+        options: Any = {"similarity_fn": similarity_fn, "chunk_size": chunk_size}
+        ahead, top_1 = counts.count_ahead(queries, gallery, right, lists.T, None, **options)
         hit = ahead.above + ahead.level == 0
         if gated:
             hit = jnp.where(active[:, top_1.indices].T, hit[:, 2:], hit[:, 1:2])
@@ -167,6 +155,11 @@ def _influence(
     occurrence = statistics.k_occurrence
     if occurrence is None:
         occurrence = jnp.zeros(gallery.shape[0], jnp.int32)
+
+    def still_active(row: jax.Array, weight: jax.Array) -> jax.Array:
+        """[num_gallery] the activation set without a bank row."""
+        own = (weight > 0).astype(jnp.int32)
+        return occurrence.at[selection.largest(row, statistics.k)[1]].add(-own) > 0
 
     def left_out(carry: None, block: Block) -> tuple[None, jax.Array]:
         rows = block.rows
@@ -183,35 +176,18 @@ def _influence(
         biases = bias(log_normalizer, jnp.where(present, mass, 0))
         active = jnp.zeros(biases.shape, bool)
         if gated:
-            active = _still_active(occurrence, similarities, weights[rows], statistics.k)
+            active = jax.vmap(still_active)(similarities, weights[rows])
         return carry, hits(biases, active)
 
     whole = hits(bias(statistics.log_normalizer[None], statistics.mass[None]), occurrence[None] > 0)
     return whole[0] - scan_chunks(left_out, None, items, _LEFT_OUT)[1]
 
 
-def _still_active(
-    occurrence: jax.Array, similarities: jax.Array, weights: jax.Array, k: int
-) -> jax.Array:
-    """[num_rows, num_gallery] the activation set without each of the bank rows."""
-
-    def one(row: jax.Array, weight: jax.Array) -> jax.Array:
-        own = (weight > 0).astype(jnp.int32)
-        return occurrence.at[selection.largest(row, k)[1]].add(-own) > 0
-
-    return jax.vmap(one)(similarities, weights)
-
-
 def _without_the_first(
-    bank: jax.Array,
-    gallery: jax.Array,
-    weights: jax.Array,
-    beta: jax.Array,
-    similarity_fn: SimilarityFn,
-    chunk_size: int,
+    bank: jax.Array, gallery: jax.Array, weights: jax.Array, beta: jax.Array, tiling: Tiling
 ) -> tuple[jax.Array, jax.Array]:
     """([num_gallery] int32 the most responsible bank row, log Z of all others)."""
-    num_gallery, dtype = gallery.shape[0], beta.dtype
+    num_gallery, dtype = gallery.shape[0], tiling.dtype
 
     def find(_: None, nearest: Nearest, tile: Tile) -> tuple[None, Nearest]:
         scores = tile.similarities - tile.rows.own[:, None]
@@ -221,7 +197,6 @@ def _without_the_first(
         entering, others = tile.rows.entering, tile.rows.places[:, None] != tile.own[None]
         return None, numerics.add_rows(sums, tile.similarities, beta, entering, valid=others)
 
-    tiling = Tiling(similarity_fn, dtype, chunk_size)
     rows, none = Rows(bank, handicaps_of(weights, beta)), start_nearest((num_gallery, 1, 1), dtype)
     first = sweep(Pass(find), rows, Items(gallery), tiling, state=none).items.indices[:, 0, 0]
     rows, start = Rows(bank, None, weights), numerics.start_log_sum(num_gallery, beta)
@@ -232,13 +207,6 @@ def _without_the_first(
 def handicaps_of(weights: jax.Array, beta: jax.Array) -> jax.Array:
     """[num_bank] `-log w / beta`, infinite for what is absent."""
     return jnp.where(weights > 0, -jnp.log(jnp.where(weights > 0, weights, 1)) / beta, jnp.inf)
-
-
-def banked(bank: Any, gallery: Any, similarity_fn: SimilarityFn) -> tuple[jax.Array, jax.Array]:
-    bank, gallery = checks.embeddings("bank", bank), checks.embeddings("gallery", gallery)
-    checks.same_dimension("bank", bank, "gallery", gallery)
-    check_rows(similarity_fn, bank=bank, gallery=gallery)
-    return bank, gallery
 
 
 def check_statistics(statistics: Any, gallery: jax.Array) -> BankStatistics:
@@ -253,12 +221,3 @@ def check_statistics(statistics: Any, gallery: jax.Array) -> BankStatistics:
             f"{statistics.log_normalizer.shape}; use jax.vmap over its leading axes",
         )
     return checks.unsplit(statistics)
-
-
-def bank_vector(weights: Any, num_bank: int, statistics: BankStatistics) -> jax.Array | None:
-    if weights is None:
-        return None
-    dtype = statistics.log_normalizer.dtype
-    weights = checks.bank_weights("weights", weights, (num_bank,), dtype)
-    checks.one_per_bank_row("weights", weights, num_bank)
-    return weights

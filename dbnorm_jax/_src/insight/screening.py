@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks
 from dbnorm_jax._src.core.naming import publish
-from dbnorm_jax._src.core.similarity import SimilarityFn, check_rows, dot_product
+from dbnorm_jax._src.core.similarity import SimilarityFn, compared, dot_product
 from dbnorm_jax._src.core.types import Correction
 from dbnorm_jax._src.passes import streaming
 from dbnorm_jax._src.passes.sweep import Items, Pass, Rows, Tile, Tiling, sweep
@@ -106,15 +106,10 @@ def hub_screening(
       The k-occurrence is Radovanovic et al.'s, JMLR 2010; the p-value is that of conformal anomaly
       detection, Laxhammar and Falkman, 2010.
     """
-    gallery = checks.embeddings("gallery", gallery)
-    query_bank = checks.embeddings("query_bank", query_bank)
     own = gallery_bank is None
-    clean = gallery if own else checks.embeddings("gallery_bank", gallery_bank)
-    checks.same_dimension("query_bank", query_bank, "gallery", gallery)
-    check_rows(similarity_fn, query_bank=query_bank, gallery=gallery)
-    if not own:
-        checks.same_dimension("query_bank", query_bank, "gallery_bank", clean)
-        check_rows(similarity_fn, gallery_bank=clean)
+    galleries = {"gallery": gallery} if own else {"gallery": gallery, "gallery_bank": gallery_bank}
+    query_bank, gallery, *banks = compared(similarity_fn, query_bank=query_bank, **galleries)
+    clean = gallery if own else banks[0]
     num_clean = clean.shape[0]
     if num_clean < 2:
         raise checks.BadValueError(
@@ -148,20 +143,11 @@ def hub_screening(
             )
 
     correction = None if clean_bias is None else Correction(clean_bias[None], None)
-    found = stream_top_k(
-        query_bank, clean, k, correction, similarity_fn=similarity_fn, chunk_size=chunk_size
-    )
-    clean_counts = hubness.k_occurrence(found.indices, num_clean)
-    counts = clean_counts
+    options: Any = {"similarity_fn": similarity_fn, "chunk_size": chunk_size}
+    found = stream_top_k(query_bank, clean, k, correction, **options)
+    counts = clean_counts = hubness.k_occurrence(found.indices, num_clean)
     if not own:
-        counts = _num_above(
-            query_bank,
-            gallery,
-            found.scores[:, -1],
-            bias,
-            similarity_fn=similarity_fn,
-            chunk_size=chunk_size,
-        )
+        counts = _num_above(query_bank, gallery, found.scores[:, -1], bias, **options)
     # An item takes part in the comparison itself: it stands in the gallery, or is the one joining.
     size = num_clean + (not own)
     # A count is flagged where at most so many items, itself among them, are retrieved as often.

@@ -21,11 +21,10 @@ _LARGE = 2.0**64
 def k_occurrence(
     indices: ArrayLike | SearchResult, num_gallery: int, *, where: ArrayLike | None = None
 ) -> jax.Array:
-    """`N_k(g)`, the number of queries with g among their k nearest.
+    """`N_k(g)`, the number of queries with g among their k nearest (Radovanovic et al., JMLR 2010).
 
     Args:
-      indices: int [..., num_queries, k] gallery rows of the k nearest, -1 for an empty place; or
-        the SearchResult that holds them.
+      indices: int [..., num_queries, k] gallery rows, -1 in empty places; or a SearchResult.
       num_gallery: size of the gallery (static).
       where: optional bool [..., num_queries] or [..., num_queries, k], the places to count.
 
@@ -41,9 +40,6 @@ def k_occurrence(
       >>> import jax.numpy as jnp
       >>> print(hubness.k_occurrence(jnp.array([[0], [2], [2]]), 4))
       [1 0 2 0]
-
-    References:
-      Radovanovic et al., JMLR 2010.
     """
     num_gallery = checks.integer("num_gallery", num_gallery, low=1, high=checks.MOST_ROWS)
     if isinstance(indices, SearchResult):
@@ -95,7 +91,7 @@ def skewness(counts: ArrayLike) -> jax.Array:
     """
     counts = _checked(counts)
     if isinstance(counts, np.ndarray):  # JAX would round it, or cut it off, first
-        counts = _floating(_excess(counts))
+        counts = checks.real("counts", _excess(counts))
     return _skewness(counts)
 
 
@@ -106,7 +102,7 @@ def _excess(counts: Any) -> Any:
 
 @jax.jit
 def _skewness(counts: jax.Array) -> jax.Array:
-    excess = _scaled(_floating(_excess(counts)))
+    excess = _scaled(checks.real("counts", _excess(counts)))
     # Scaled before cubing: the third power of large counts leaves the range of float32.
     scale = excess.max(axis=-1, keepdims=True)
     deviation = excess / jnp.where(scale > 0, scale, 1)
@@ -119,9 +115,7 @@ def _skewness(counts: jax.Array) -> jax.Array:
 
 
 def hub_share(counts: ArrayLike, *, factor: float = 2.0) -> jax.Array:
-    """Share of gallery items that are hubs, `N_k >= factor * mean(N_k)`.
-
-    A count within 5e-7 of the threshold, relatively, counts as a hub: the mean is rounded.
+    """Share of gallery items that are hubs, `N_k >= factor * mean(N_k)` up to 5e-7 of rounding.
 
     Args:
       counts: [..., num_gallery] k-occurrence.
@@ -203,9 +197,7 @@ def gini(counts: ArrayLike) -> jax.Array:
 
 
 def robin_hood(counts: ArrayLike) -> jax.Array:
-    """Robin Hood (Hoover) index: share of occurrences to be moved for an even spread.
-
-    `sum |N - mean| / (2 sum N)`.
+    """Robin Hood index, `sum |N - mean| / (2 sum N)`: share to be moved for an even spread.
 
     Args:
       counts: [..., num_gallery] k-occurrence.
@@ -229,8 +221,8 @@ def atkinson(counts: ArrayLike, *, epsilon: float = 0.5) -> jax.Array:
 
     Args:
       counts: [..., num_gallery] k-occurrence.
-      epsilon: aversion to inequality, > 0; at 1 the geometric mean takes the place of the power
-        mean, and one anti-hub makes the index 1, as it does above 1.
+      epsilon: aversion to inequality, > 0 (static); at 1 the geometric mean takes the place of the
+        power mean. From 1 on, one anti-hub makes the index 1.
 
     Returns:
       [...] in [0, 1]; 0 when nothing was retrieved.
@@ -267,7 +259,7 @@ def _no_count(counts: Any) -> Any:
 
 
 def _counts(counts: Any) -> jax.Array:
-    return _scaled(_floating(_checked(counts)))
+    return _scaled(checks.real("counts", _checked(counts)))
 
 
 @jax.jit
@@ -294,11 +286,7 @@ def _checked(counts: Any) -> Any:
         )
     checks.check_none_vanishes("counts", array, jax.dtypes.canonicalize_dtype(array.dtype))
     narrow = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < 4
-    return _floating(array) if narrow else array
-
-
-def _floating(counts: Any) -> jax.Array:
-    return checks.real("counts", counts)
+    return checks.real("counts", array) if narrow else array
 
 
 def _hubs(counts: jax.Array, factor: float) -> jax.Array:

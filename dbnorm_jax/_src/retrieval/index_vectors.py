@@ -31,8 +31,8 @@ from jax.typing import ArrayLike
 from dbnorm_jax._src.core import checks, numerics
 from dbnorm_jax._src.core.similarity import (
     SimilarityFn,
-    check_rows,
     check_similarity,
+    compared,
     cosine_similarity,
     dot_product,
     negative_squared_euclidean,
@@ -62,8 +62,7 @@ def inner_product_vectors(
       queries: [num_queries, dim] embeddings.
       gallery: [num_gallery, dim] embeddings.
       correction: with fields [num_terms, num_gallery].
-      gates: [num_queries, num_terms], or [num_terms] for all queries alike, as from
-        `gates_from_top_1` or `gates`.
+      gates: [num_queries, num_terms], or [num_terms] for all, as of `gates_from_top_1` or `gates`.
       similarity_fn: as in `inner_product_gallery` (static).
       center: as in `inner_product_gallery` (static).
       metric: as in `inner_product_gallery` (static).
@@ -73,8 +72,7 @@ def inner_product_vectors(
       What `inner_product_queries` and `inner_product_gallery` return.
 
     Raises:
-      ValueError: as they do.
-      TypeError: as they do.
+      ValueError, TypeError: as they do.
 
     Examples:
       >>> import dbnorm_jax as dbn
@@ -85,17 +83,9 @@ def inner_product_vectors(
       >>> print(queries, gallery, queries @ gallery.T)
       [[1. 0. 1.]] [[ 1.    0.   -0.25] [ 0.8   0.6   0.25]] [[0.75 1.05]]
     """
-    queries = checks.embeddings("queries", queries)
-    gallery = checks.embeddings("gallery", gallery)
-    checks.same_dimension("queries", queries, "gallery", gallery)
-    indexed = inner_product_gallery(
-        gallery,
-        correction,
-        similarity_fn=similarity_fn,
-        center=center,
-        metric=metric,
-        length=length,
-    )
+    queries, gallery = compared(similarity_fn, queries=queries, gallery=gallery)
+    options: Any = {"similarity_fn": similarity_fn, "metric": metric}
+    indexed = inner_product_gallery(gallery, correction, center=center, length=length, **options)
     gates = _checked_gates(gates, queries.shape[0])
     if gates.shape[-1] != correction.num_terms:
         raise checks.BadValueError(
@@ -103,8 +93,7 @@ def inner_product_vectors(
             f" must have one column per term of `correction`, expected "
             f"{correction.num_terms}, got shape {gates.shape}",
         )
-    asked = inner_product_queries(queries, gates, similarity_fn=similarity_fn, metric=metric)
-    return asked, indexed
+    return inner_product_queries(queries, gates, **options), indexed
 
 
 def inner_product_gallery(
@@ -118,8 +107,8 @@ def inner_product_gallery(
 ) -> jax.Array:
     """Vectors to index, `[g, -bias_1(g), ..., -bias_t(g)]`: made once, when the index is built.
 
-    Biases are centered, so that an index that stores few bits spends them on differences: every
-    score moves by `sum_t gate_t(q) mean(bias_t)`, the same for all items, which changes no rank.
+    Biases are centered, so that an index that stores few bits spends them on differences. Every
+    score of a query moves by `sum_t gate_t(q) mean(bias_t)`, which changes no rank.
     A negative squared distance is `[2 q, 1] . [g, -|g|^2]` up to `|q|^2`: one dimension more, after
     the terms. A store that knows cosines only gets vectors of one `length`, by a last dimension
     `sqrt(length^2 - |rest|^2)` which queries meet with 0: its cosines are the scores over `length`
@@ -141,8 +130,8 @@ def inner_product_gallery(
       more for "cosine".
 
     Raises:
-      ValueError: bad embeddings, a correction fitted on another number of gallery items, another
-        similarity function, a `length` that is too short.
+      ValueError: bad embeddings, a correction of another gallery, another similarity function, a
+        `length` that is too short.
       TypeError: embeddings that are not floating point, no Correction.
 
     Examples:
@@ -155,15 +144,13 @@ def inner_product_gallery(
     References:
       Bachrach et al., RecSys 2014, for the reduction of inner products to cosines.
     """
-    gallery = checks.embeddings("gallery", gallery)
     _check_options(similarity_fn, metric)
-    check_rows(similarity_fn, gallery=gallery)
+    (gallery,) = compared(similarity_fn, gallery=gallery)
     check_streamed(correction, gallery.shape[0])
     correction = checks.unsplit(correction)
     check_similarity("correction", correction, similarity_fn, gallery)
-    rows = _gallery_rows(
-        gallery, correction.bias, similarity_fn=similarity_fn, center=checks.flag("center", center)
-    )
+    center = checks.flag("center", center)
+    rows = _gallery_rows(gallery, correction.bias, similarity_fn=similarity_fn, center=center)
     if metric == "inner_product":
         if length is not None:
             raise checks.BadValueError(
@@ -209,19 +196,14 @@ def inner_product_queries(
       >>> print(dbn.inner_product_queries(jnp.array([[0.6, 0.8]]), [1.0, 0.0]))
       [[0.6 0.8 1.  0. ]]
     """
-    queries = checks.embeddings("queries", queries)
     _check_options(similarity_fn, metric)
-    check_rows(similarity_fn, queries=queries)
+    (queries,) = compared(similarity_fn, queries=queries)
     gates = _checked_gates(gates, queries.shape[0])
     return _query_rows(queries, gates, similarity_fn=similarity_fn, cosine=metric == "cosine")
 
 
 def gates_from_top_1(indices: ArrayLike, correction: Correction) -> jax.Array:
-    """Which terms act on which query, given the nearest raw item of each from any index.
-
-        a_t(q) = active_t(nearest(q))
-
-    Equal to `gates` where the index is exact.
+    """`gates` by each query's nearest raw item in any index: `a_t(q) = active_t(nearest(q))`.
 
     Args:
       indices: [num_queries] integers, the gallery row of each query's raw top-1.
@@ -298,7 +280,6 @@ def _checked_gates(gates: Any, num_queries: int) -> jax.Array:
 
 
 def _check_length(rows: jax.Array, length: jax.Array) -> None:
-    """Raises where a row is longer than all are to be."""
     norms = np.linalg.norm(np.asarray(rows, np.float64), axis=1)
     if norms.max() > float(length) * (1 + _ROUNDINGS * float(jnp.finfo(rows.dtype).eps)):  # type: ignore[no-untyped-call]
         raise checks.BadValueError(
@@ -306,11 +287,6 @@ def _check_length(rows: jax.Array, length: jax.Array) -> None:
             f" must be at least the length of every vector, got {float(length):g} but "
             f"{norms.max():g} at row {int(norms.argmax())}; build the index anew with a larger one",
         )
-
-
-def _with_columns(rows: jax.Array, columns: list[jax.Array]) -> jax.Array:
-    dtype = numerics.accumulation_dtype(*(array.dtype for array in (rows, *columns)))
-    return jnp.concatenate([array.astype(dtype) for array in (rows, *columns)], axis=1)
 
 
 @functools.partial(jax.jit, static_argnames=("similarity_fn", "center"))
@@ -325,7 +301,7 @@ def _gallery_rows(
         terms = jnp.concatenate([terms, jnp.square(gallery).sum(axis=1)[None]])
     if center:
         terms -= terms.mean(axis=1, keepdims=True)
-    return _with_columns(gallery, [-terms.T])
+    return jnp.concatenate([gallery, -terms.T], axis=1)
 
 
 @functools.partial(jax.jit, static_argnames=("similarity_fn", "cosine"))
@@ -333,6 +309,7 @@ def _query_rows(
     queries: jax.Array, gates: jax.Array, *, similarity_fn: SimilarityFn, cosine: bool
 ) -> jax.Array:
     columns = [gates]
+    dtype = numerics.accumulation_dtype(queries.dtype, gates.dtype)
     queries = queries.astype(numerics.accumulation_dtype(queries.dtype))
     if similarity_fn is cosine_similarity:
         queries = numerics.normalize_rows(queries)
@@ -341,7 +318,7 @@ def _query_rows(
         columns.append(jnp.ones((queries.shape[0], 1), queries.dtype))
     if cosine:
         columns.append(jnp.zeros((queries.shape[0], 1), queries.dtype))
-    return _with_columns(queries, columns)
+    return jnp.concatenate([array.astype(dtype) for array in (queries, *columns)], axis=1)
 
 
 @jax.jit

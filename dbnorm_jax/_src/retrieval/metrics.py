@@ -35,10 +35,10 @@ def ranks(
       relevant: the right items, in one of the forms of this module.
       ties: "average", the expectation over all orders; "min", all ties broken in favor of right
         items, or "max", of wrong ones (static).
-      exclude: optional [num_queries] or [num_queries, most] int, gallery rows that a query never
+      exclude: optional int [num_queries] or [num_queries, most], gallery rows that a query never
         sees, -1 for none: itself, where it stands in its own gallery.
-      where: optional bool mask [num_queries, num_gallery] of the pairs that are seen. What a query
-        does not see is not ranked, and is not right.
+      where: optional bool [num_queries, num_gallery], the pairs that are seen: others are not
+        ranked, and not right.
 
     Returns:
       [num_queries] float, 1 = best; +inf for queries without a right item. Other right items never
@@ -90,27 +90,24 @@ def stream_ranks(
     bank_axis: Axis = "bank",
     gallery_axis: Axis = "gallery",
 ) -> jax.Array:
-    """Ranks from embeddings in one pass, never holding queries x gallery.
+    """`ranks` of corrected scores from embeddings in one pass, never holding queries x gallery.
 
-    Equal to `ranks(apply_correction(similarity_fn(queries, gallery), correction), relevant)`, but
-    sure of copies. A product of matrices may round two copies of an item apart. Here an item within
-    rounding of the best right one is compared with it by similarities that are each computed alone:
-    copies with the same bias are level.
+    A product of matrices may round two copies of an item apart. Here an item within rounding of the
+    best right one is compared with it by similarities that are each computed alone: copies with the
+    same bias are level.
 
     Args:
       queries: [num_queries, dim] embeddings.
       gallery: [num_gallery, dim] embeddings.
-      relevant: the right items, in one of the forms of this module; a CSR pair or a bool matrix
-        must be concrete here (inside jit, pass the padded int array).
+      relevant: the right items, in one of the forms of this module; inside jit an int array.
       correction: optional, fields [num_terms, num_gallery].
       ties: as in `ranks` (static).
-      exclude: as in `ranks`; excluded items are no raw top-1 for a gate.
-      where: optional bool mask [num_gallery] of the items that are there.
+      exclude: as in `ranks`.
+      where: optional bool [num_gallery], the items that are there.
       gates: optional [num_queries, num_terms]; those of the raw similarities when None.
       similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static).
       chunk_size: queries held at once (static).
-      mesh: optional, the devices that share the work; `docs/scaling.md` says how. NumPy arrays and
-        files are read by part, arrays that are split already stay where they are.
+      mesh: optional, the devices that share the work; as in `stream_bank_statistics`.
       bank_axis: mesh axis over which queries are split; a tuple of several, or None for whole.
       gallery_axis: mesh axis over which gallery items are split, likewise.
 
@@ -120,20 +117,15 @@ def stream_ranks(
 
     Raises:
       ValueError: empty, non-finite or mismatched embeddings, right items out of range, a correction
-        fitted on another number of gallery items, a mesh without the axis.
-      TypeError: embeddings that are not floating point, right items that are not integers or bools,
-        or integers of the shape of the scores, a `mesh` that is none.
+        of another gallery, a mesh without the axis.
+      TypeError: embeddings that are not floating point, right items as in `ranks`, a `mesh` that is
+        none.
 
     Examples:
       >>> from dbnorm_jax import metrics
-      >>> import jax
       >>> import jax.numpy as jnp
-      >>> gallery = jnp.array([[1.0, 0.0], [0.0, 1.0]])
-      >>> queries = jnp.array([[0.6, 0.8]])
+      >>> queries, gallery = jnp.array([[0.6, 0.8]]), jnp.array([[1.0, 0.0], [0.0, 1.0]])
       >>> print(metrics.stream_ranks(queries, gallery, jnp.array([0])))
-      [2.]
-      >>> mesh = jax.make_mesh((1, 1), ("bank", "gallery"))
-      >>> print(metrics.stream_ranks(queries, gallery, jnp.array([0]), mesh=mesh))
       [2.]
     """
     placement = layout.layout(mesh, bank_axis, gallery_axis)
@@ -151,26 +143,20 @@ def stream_ranks(
         split.along_items(seen.items(where, num_gallery), False),
         split.along_rows(seen.gates(gates, correction, num_queries), 0),
     )
-    return drive.ranks(
-        queries,
-        gallery,
-        split.along_items(correction, 0, dim=1),
-        asked,
-        split.along_rows(right, -1),
-        split=split,
-        ties=counts.check_ties(ties),
-    )
+    correction, right = split.along_items(correction, 0, dim=1), split.along_rows(right, -1)
+    ties = counts.check_ties(ties)
+    return drive.ranks(queries, gallery, correction, asked, right, split=split, ties=ties)
 
 
 def recall_at(ranks: ArrayLike, k: float) -> jax.Array:
-    """R@k, the share of queries with rank <= k, in [0, 1].
+    """R@k, the share of queries with rank <= k.
 
     Args:
       ranks: [...] float ranks, +inf = left out.
       k: the cut-off, >= 1.
 
     Returns:
-      Scalar; NaN when no query counts.
+      Scalar in [0, 1]; NaN when no query counts.
 
     Raises:
       ValueError: k < 1, ranks that hold NaN.
@@ -192,7 +178,7 @@ def _recall_at(ranks: jax.Array, k: jax.Array) -> jax.Array:
 
 
 def median_rank(ranks: ArrayLike) -> jax.Array:
-    """MdR, the median rank, at least 1.
+    """MdR, the median rank.
 
     Args:
       ranks: [...] float ranks, +inf = left out.
@@ -206,8 +192,7 @@ def median_rank(ranks: ArrayLike) -> jax.Array:
       >>> print(metrics.median_rank(jnp.array([1.0, 3.0, 20.0])))
       3.0
     """
-    ranks = _check_ranks(ranks)
-    return _median(ranks.reshape(-1))
+    return _median(_check_ranks(ranks).reshape(-1))
 
 
 @jax.jit
@@ -219,7 +204,7 @@ def _median(ranks: jax.Array) -> jax.Array:
 
 
 def mean_rank(ranks: ArrayLike) -> jax.Array:
-    """MnR, the mean rank, at least 1.
+    """MnR, the mean rank.
 
     Args:
       ranks: [...] float ranks, +inf = left out.
@@ -302,9 +287,7 @@ def mean_average_precision(
       Scalar in [0, 1]; queries without a right item are left out.
 
     Raises:
-      ValueError: NaN scores, right items out of range, shapes that do not fit.
-      TypeError: scores that are not floating point, right items that are not integers or bools, or
-        integers of the shape of the scores.
+      ValueError, TypeError: as `ranks`.
 
     Examples:
       >>> from dbnorm_jax import metrics

@@ -51,16 +51,16 @@ def gates(
     Args:
       similarities: [..., num_queries, num_gallery], raw.
       correction: with fields [..., num_terms, num_gallery].
-      exclude: optional [num_queries] or [num_queries, most] int, gallery rows that a query never
+      exclude: optional int [num_queries] or [num_queries, most], gallery rows that a query never
         sees, -1 for none: itself, where it stands in its own gallery.
-      where: optional bool mask [..., num_queries, num_gallery] of the pairs that are seen.
+      where: optional bool [..., num_queries, num_gallery], the pairs that are seen.
 
     Returns:
       [..., num_queries, num_terms] in [0, 1]; 1 where `correction.active` is None, else 0 for a
       query that sees nothing. Piecewise constant in the similarities: their gradient is zero.
 
     Raises:
-      ValueError: a non-finite matrix, or one with another number of columns than the correction.
+      ValueError: a non-finite matrix, a correction of another gallery.
       TypeError: a matrix that is not floating point, or no Correction.
 
     Examples:
@@ -74,7 +74,7 @@ def gates(
     References:
       Bogolin et al., CVPR 2022, section on dynamic inverted softmax.
     """
-    similarities, correction = _check_matrix(similarities, correction)
+    similarities, correction = check_matrix(similarities, correction)
     return _gates(similarities, correction, seen.by_query(where, exclude, similarities.shape))
 
 
@@ -83,8 +83,7 @@ def _gates(similarities: jax.Array, correction: Correction, pairs: jax.Array | N
     dtype = numerics.accumulation_dtype(similarities.dtype, correction.bias.dtype)
     if correction.active is None:
         lead = jnp.broadcast_shapes(similarities.shape[:-2], correction.bias.shape[:-2])
-        shape = (*lead, similarities.shape[-2], correction.num_terms)
-        return jnp.ones(shape, dtype)
+        return jnp.ones((*lead, similarities.shape[-2], correction.num_terms), dtype)
 
     def one(row: jax.Array, active: jax.Array) -> jax.Array:
         best, nearest = selection.argmax(row)
@@ -122,7 +121,7 @@ def apply_correction(
     References:
       Wang, Jian and Xue, EMNLP 2023, DualIS and DualDIS, in the log domain.
     """
-    similarities, correction = _check_matrix(similarities, correction)
+    similarities, correction = check_matrix(similarities, correction)
     gates = seen.gates(gates, correction, similarities.shape[-2])
     return _apply_correction(similarities, correction, gates)
 
@@ -160,11 +159,10 @@ def top_k(
 
     Args:
       similarities: [..., num_queries, num_gallery], raw.
-      k: neighbours per query, between 1 and num_gallery (static).
+      k: neighbors per query, between 1 and num_gallery (static).
       correction: optional, fields [..., num_terms, num_gallery].
-      exclude: optional [num_queries] or [num_queries, most] int, gallery rows that a query never
-        sees, -1 for none: itself, where it stands in its own gallery.
-      where: optional bool mask [..., num_queries, num_gallery] of the pairs that are seen.
+      exclude: as in `gates`, optional int [num_queries] or [num_queries, most].
+      where: as in `gates`, optional bool [..., num_queries, num_gallery].
       gates: optional [..., num_queries, num_terms]; those of the raw similarities when None.
 
     Returns:
@@ -186,7 +184,7 @@ def top_k(
     if correction is None:
         similarities = checks.similarities("similarities", similarities, rows="queries")
     else:
-        similarities, correction = _check_matrix(similarities, correction)
+        similarities, correction = check_matrix(similarities, correction)
     k = checks.integer("k", k, low=1, high=similarities.shape[-1], of=" (gallery items)")
     pairs = seen.by_query(where, exclude, similarities.shape)
     gates = seen.gates(gates, correction, similarities.shape[-2])
@@ -235,47 +233,41 @@ def stream_top_k(
     bank_axis: Axis = "bank",
     gallery_axis: Axis = "gallery",
 ) -> SearchResult:
-    """The k best gallery items of each query from embeddings, never holding queries x gallery.
+    """`top_k` from embeddings, never holding queries x gallery.
 
-    Equal to `top_k(similarity_fn(queries, gallery), k, correction)` up to rounding. Exact: no item
-    is skipped. The gates of DIS and DualDIS are read in the same pass, with one matmul.
+    Exact, up to rounding: no item is skipped. The gates of DIS and DualDIS are read in the same
+    pass, with one matmul.
 
     Args:
       queries: [num_queries, dim] embeddings.
       gallery: [num_gallery, dim] embeddings.
-      k: neighbours per query, between 1 and num_gallery (static).
+      k: neighbors per query, between 1 and num_gallery (static).
       correction: optional, fields [num_terms, num_gallery].
-      exclude: optional [num_queries] or [num_queries, most] int, gallery rows that a query never
+      exclude: optional int [num_queries] or [num_queries, most], gallery rows that a query never
         sees, -1 for none: itself, where it stands in its own gallery.
-      where: optional bool mask [num_gallery] of the items that are there.
+      where: optional bool [num_gallery], the items that are there.
       gates: optional [num_queries, num_terms]; those of the raw similarities when None.
       similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static).
       chunk_size: queries held at once (static); results do not depend on it beyond rounding. Over a
         mesh, half of them where more than two devices are one processor.
-      mesh: optional, the devices that share the work; `docs/scaling.md` says how. NumPy arrays and
-        files are read by part, arrays that are split already stay where they are.
+      mesh: optional, the devices that share the work; as in `stream_bank_statistics`.
       bank_axis: mesh axis over which queries are split; a tuple of several, or None for whole.
       gallery_axis: mesh axis over which gallery items are split, likewise.
 
     Returns:
-      SearchResult of [num_queries, k], best first, ties to the lowest gallery index. A query that
-      sees fewer items has score -inf and index -1 in the places left. Over a mesh, split over
-      `bank_axis` where its size divides num_queries, else a copy on every device.
+      SearchResult of [num_queries, k] as of `top_k`. Over a mesh, split over `bank_axis` where its
+      size divides num_queries, else a copy on every device.
 
     Raises:
-      ValueError: empty, non-finite or mismatched embeddings, k out of range, a correction fitted on
-        another number of gallery items, a mesh without the axis.
+      ValueError: empty, non-finite or mismatched embeddings, k out of range, a correction of
+        another gallery, a mesh without the axis.
       TypeError: embeddings that are not floating point, a `mesh` that is none.
 
     Examples:
       >>> import dbnorm_jax as dbn
-      >>> import jax
       >>> import jax.numpy as jnp
-      >>> gallery = jnp.array([[1.0, 0.0], [0.0, 1.0]])
-      >>> print(dbn.stream_top_k(jnp.array([[0.6, 0.8]]), gallery, 1).indices)
-      [[1]]
-      >>> mesh = jax.make_mesh((1, 1), ("bank", "gallery"))
-      >>> print(dbn.stream_top_k(jnp.array([[0.6, 0.8]]), gallery, 1, mesh=mesh).indices)
+      >>> queries, gallery = jnp.array([[0.6, 0.8]]), jnp.array([[1.0, 0.0], [0.0, 1.0]])
+      >>> print(dbn.stream_top_k(queries, gallery, 1).indices)
       [[1]]
     """
     placement = layout.layout(mesh, bank_axis, gallery_axis)
@@ -351,21 +343,13 @@ def semantic_search(
         chunk_size=chunk_size,
     )
     return [
-        [
-            {"corpus_id": row, "score": score}
-            for row, score in zip(rows, scores, strict=True)
-            if row >= 0
-        ]
-        for rows, scores in zip(found.indices.tolist(), found.scores.tolist(), strict=True)
+        [{"corpus_id": row, "score": score} for score, row in zip(*places, strict=True) if row >= 0]
+        for places in zip(found.scores.tolist(), found.indices.tolist(), strict=True)
     ]
 
 
 def _filled_up(*arrays: jax.Array | None) -> list[Any]:
-    """At most an eighth more queries: a service that is asked in any number compiles for few.
-
-    Args:
-      arrays: [num_queries, ...] each, the queries first.
-    """
+    """At most an eighth more queries: a service that is asked in any number compiles for few."""
     given = [array for array in arrays if array is not None]
     num_queries = given[0].shape[0]
     step = max(32, 2 ** (num_queries.bit_length() - 4))
@@ -376,11 +360,10 @@ def _filled_up(*arrays: jax.Array | None) -> list[Any]:
         return list(arrays)
 
     def filled_up(array: jax.Array) -> jax.Array:
-        if not _on_host(array):
-            return jnp.pad(array, ((0, missing), (0, 0)))
-        rows = np.asarray(array)
-        nothing = np.zeros((missing, rows.shape[1]), rows.dtype)
-        return jax.device_put(np.concatenate([rows, nothing]))
+        widths = ((0, missing), (0, 0))
+        if _on_host(array):
+            return jax.device_put(np.pad(np.asarray(array), widths))
+        return jnp.pad(array, widths)
 
     return [None if array is None else filled_up(array) for array in arrays]
 
@@ -400,7 +383,8 @@ def _on_host(array: jax.Array) -> bool:
     return first.platform == "cpu" and array.devices() == {first}
 
 
-def _check_matrix(similarities: Any, correction: Any) -> tuple[jax.Array, Correction]:
+def check_matrix(similarities: Any, correction: Any) -> tuple[jax.Array, Correction]:
+    """Both, checked to be of the same gallery."""
     array = checks.similarities("similarities", similarities, rows="queries")
     checks.correction(correction, Correction)
     checks.matching_gallery("correction", correction.num_gallery, "similarities", array.shape)
