@@ -29,8 +29,8 @@ class Contributors(NamedTuple):
     Attributes:
       indices: [num_items, k] int32 bank rows, most responsible first.
       responsibilities: [num_items, k], their shares of `Z`, in [0, 1].
-      effective_number: [num_items], `1 / sum_b p_b^2` over the whole bank: 1 where one bank item
-        makes the bias, the number of bank items where all do alike; 0 for an empty column.
+      effective_number: [num_items], `1 / sum_b p_b^2` over the whole bank (inverse Simpson index):
+        1 where one bank item makes the bias, num_bank where all do alike, 0 for an empty column.
     """
 
     indices: jax.Array
@@ -46,8 +46,8 @@ class Top1Changes(NamedTuple):
       old: [num_queries] int32, the gallery row of the raw top-1.
       new: [num_queries] int32, that of the corrected top-1.
       similarity_lost: [num_queries], `s(q, old) - s(q, new)`, at least 0 up to rounding.
-      bias_removed: [num_queries, num_terms], `gate_t(q) (bias_t(old) - bias_t(new))`. What is
-        removed in sum exceeds what is lost; the largest term moved the query.
+      bias_removed: [num_queries, num_terms], `gate_t(q) (bias_t(old) - bias_t(new))`; in sum at
+        least what is lost. The largest term moved the query.
     """
 
     changed: jax.Array
@@ -99,16 +99,14 @@ def bias_contributors(
 
     Examples:
       >>> import dbnorm_jax as dbn
-      >>> import jax.numpy as jnp
-      >>> bank, gallery = jnp.array([[0.1], [0.9], [0.9]]), jnp.array([[1.0]])
+      >>> bank, gallery = [[0.1], [0.9], [0.9]], [[1.0]]
       >>> statistics = dbn.stream_bank_statistics(bank, gallery, beta=20.0)
       >>> found = dbn.attribution.bias_contributors(bank, gallery, statistics, [0], k=2)
       >>> print(found.indices, found.responsibilities.round(2), found.effective_number.round(2))
       [[1 2]] [[0.5 0.5]] [2.]
 
     References:
-      The derivative of the log-normalizer of Wang, Jian and Xue, EMNLP 2023; the effective number
-      is the inverse Simpson index.
+      The derivative of the log-normalizer of Wang, Jian and Xue, EMNLP 2023.
     """
     bank, gallery = compared(similarity_fn, bank=bank, gallery=gallery)
     num_bank, num_gallery = bank.shape[0], gallery.shape[0]
@@ -191,9 +189,8 @@ def top_1_changes(
 ) -> Top1Changes:
     """Which queries a correction gives another top-1, and which of its terms did.
 
-    `score(q, new) >= score(q, old)` says that the bias removed, `sum_t gate_t(q) (bias_t(old) -
-    bias_t(new))`, is at least the similarity lost, `s(q, old) - s(q, new)`. The bank items behind
-    either bias are those of `bias_contributors(..., items=changes.old)`, or `new`.
+    The bank items behind either bias are those of `bias_contributors(..., items=changes.old)`, or
+    `new`.
 
     Args:
       queries: [num_queries, dim] embeddings.
@@ -212,7 +209,7 @@ def top_1_changes(
     Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
-      >>> correction = dbn.Correction(bias=jnp.array([[0.5, 0.0], [0.0, 0.25]]), active=None)
+      >>> correction = dbn.Correction(bias=jnp.array([[0.5, 0.0], [0.0, 0.25]]))
       >>> changes = dbn.attribution.top_1_changes(jnp.eye(2) + 0.8, jnp.eye(2), correction)
       >>> print(changes.changed, changes.bias_removed[0])
       [False False] [0. 0.]

@@ -7,16 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from dbnorm_jax._src.core import checks, numerics, relevance
+from dbnorm_jax._src.core import checks, numerics, relevance, similarity
 from dbnorm_jax._src.core.relevance import Relevant
-from dbnorm_jax._src.core.similarity import (
-    SimilarityFn,
-    check_rows,
-    check_similarity,
-    compared,
-    dot_product,
-    tile,
-)
+from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
 from dbnorm_jax._src.core.types import BankStatistics
 from dbnorm_jax._src.passes import counts, selection, streaming
 from dbnorm_jax._src.passes.selection import Nearest, add_tile, start_nearest
@@ -74,25 +67,21 @@ def influence(
 
     Examples:
       >>> import dbnorm_jax as dbn
-      >>> import jax.numpy as jnp
-      >>> gallery = jnp.array([[1.0, 0.0], [0.0, 1.0]])
-      >>> bank = jnp.array([[1.0, 0.0], [0.6, 0.8]])        # the first shows that item 0 is a hub
-      >>> statistics = dbn.stream_bank_statistics(bank, gallery, beta=10.0)
-      >>> query = jnp.array([[0.75, 0.7]])                  # of item 1
-      >>> known = {"gallery": gallery, "bank": bank, "statistics": statistics}
-      >>> print(dbn.attribution.influence(queries=query, relevant=[1], **known))
+      >>> known = {"bank": [[1.0, 0.0], [0.6, 0.8]], "gallery": [[1.0, 0.0], [0.0, 1.0]]}
+      >>> known["statistics"] = dbn.stream_bank_statistics(**known, beta=10.0)
+      >>> print(dbn.attribution.influence(queries=[[0.75, 0.7]], relevant=[1], **known))
       [1. 0.]
 
     References:
       Leave-one-out influence, as in Koh and Liang, ICML 2017, without their linearisation.
     """
     queries = checks.embeddings("queries", queries)
-    bank, gallery = compared(similarity_fn, bank=bank, gallery=gallery)
+    bank, gallery = similarity.compared(similarity_fn, bank=bank, gallery=gallery)
     checks.same_dimension("queries", queries, "gallery", gallery)
-    check_rows(similarity_fn, queries=queries)
+    similarity.check_rows(similarity_fn, queries=queries)
     num_bank, num_gallery = bank.shape[0], gallery.shape[0]
     statistics = check_statistics(statistics, gallery)
-    check_similarity("statistics", statistics, similarity_fn, queries, bank, gallery)
+    similarity.check_similarity("statistics", statistics, similarity_fn, queries, bank, gallery)
     gated = checks.flag("gated", gated)
     if gated and statistics.k_occurrence is None:
         raise checks.BadValueError(
@@ -139,7 +128,7 @@ def _influence(
         betas = jnp.broadcast_to(beta, shape[:-1])
         return BankStatistics(log_normalizer, jnp.broadcast_to(mass, shape), betas, None, 0).bias
 
-    def hits(biases: jax.Array, active: jax.Array) -> jax.Array:
+    def hits(biases: jax.Array, active: Any) -> jax.Array:
         """[num_lists] R@1 under biases [num_lists, num_gallery] and their activation sets."""
         lists = weight * biases + offsets[None]
         if gated:  # read from the first list; the second is that of closed gates
@@ -152,18 +141,15 @@ def _influence(
         count = jnp.maximum(answered.sum(), 1).astype(dtype)
         return (hit & answered[:, None]).sum(axis=0).astype(dtype) / count
 
-    occurrence = statistics.k_occurrence
-    if occurrence is None:
-        occurrence = jnp.zeros(gallery.shape[0], jnp.int32)
-
     def still_active(row: jax.Array, weight: jax.Array) -> jax.Array:
         """[num_gallery] the activation set without a bank row."""
-        own = (weight > 0).astype(jnp.int32)
+        occurrence, own = statistics.k_occurrence, (weight > 0).astype(jnp.int32)
+        assert occurrence is not None
         return occurrence.at[selection.largest(row, statistics.k)[1]].add(-own) > 0
 
     def left_out(carry: None, block: Block) -> tuple[None, jax.Array]:
         rows = block.rows
-        similarities = tile(similarity_fn, bank[rows], gallery).astype(dtype)
+        similarities = similarity.tile(similarity_fn, bank[rows], gallery).astype(dtype)
         # The largest share is not subtracted, which would cancel: the sum of the others is known.
         share = weights[rows][:, None] * jnp.exp(
             jnp.minimum(beta * similarities - statistics.log_normalizer[None], 0)
@@ -174,12 +160,11 @@ def _influence(
         mass = statistics.mass[None] - weights[rows][:, None]
         present = (mass > 0) & (log_normalizer > -jnp.inf)
         biases = bias(log_normalizer, jnp.where(present, mass, 0))
-        active = jnp.zeros(biases.shape, bool)
-        if gated:
-            active = jax.vmap(still_active)(similarities, weights[rows])
+        active = jax.vmap(still_active)(similarities, weights[rows]) if gated else None
         return carry, hits(biases, active)
 
-    whole = hits(bias(statistics.log_normalizer[None], statistics.mass[None]), occurrence[None] > 0)
+    active = None if statistics.active is None else statistics.active[None]
+    whole = hits(bias(statistics.log_normalizer[None], statistics.mass[None]), active)
     return whole[0] - scan_chunks(left_out, None, items, _LEFT_OUT)[1]
 
 

@@ -54,16 +54,15 @@ def hub_screening(
     `N(g) = #{b: s(b, g) > the k-th largest s(b, h) over the gallery bank}`, where b is of the query
     bank, and `p(g) = (1 + #{h: N(h) >= N(g)}) / (1 + num_gallery_bank)`, where `N(h)` is the
     k-occurrence of h in the gallery bank itself. Flagged is `p <= false_alarm_rate`: a conformal
-    test, so that an item alike to the gallery bank is flagged with at most that probability,
-    whatever the distribution. One item is judged by itself: neither other planted items nor the
-    rest of the gallery change what is said of it.
+    test. An item alike to the gallery bank is flagged with at most that probability, whatever the
+    distribution, and the rest of the gallery changes nothing of it.
 
     With `bias`, the similarities are those corrected, `s(b, g) - bias(g)`: who knows the correction
     can plant items that only corrected scores retrieve, so screen under what is served too.
 
-    It finds what is retrieved for many queries of the bank's kind. An item planted for a few of
-    them, or for queries that the bank has none of, passes; so does everything where the gallery
-    bank holds planted items itself. Natural hubs beyond all others are flagged as well.
+    An item planted for a few queries, or for queries that the bank has none of, passes; so does
+    everything where the gallery bank holds planted items. Natural hubs beyond all others are
+    flagged as well.
 
     Args:
       gallery: [num_gallery, dim] embeddings of the items to judge.
@@ -76,8 +75,7 @@ def hub_screening(
       false_alarm_rate: share of clean items that may be flagged, in (0, 1); where the gallery bank
         is too small for it, items retrieved more often than all of the bank are flagged, at a rate
         of `1 / (1 + num_gallery_bank)` (static).
-      bias: optional [num_gallery], what a correction subtracts for each item of the gallery; one
-        that depends on the item and the banks alone (of IS, DualIS, CSLS, NNN).
+      bias: optional [num_gallery], of a correction without gates (IS, DualIS, CSLS, NNN).
       gallery_bank_bias: with `bias` and `gallery_bank`, [num_gallery_bank], the same for its items,
         each left out of its own sum.
       similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static).
@@ -93,12 +91,9 @@ def hub_screening(
 
     Examples:
       >>> import dbnorm_jax as dbn
-      >>> import jax.numpy as jnp
-      >>> clean = jnp.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
-      >>> queries = clean[:2] + 0.9
-      >>> planted = jnp.array([[0.0, 1.0], [1.0, 1.0]])
+      >>> clean, planted = [[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]], [[0.0, 1.0], [1.0, 1.0]]
       >>> found = dbn.attribution.hub_screening(
-      ...     gallery=planted, query_bank=queries, gallery_bank=clean, k=1)
+      ...     gallery=planted, query_bank=[[1.9, 0.9], [0.9, 1.9]], gallery_bank=clean, k=1)
       >>> print(found.k_occurrence, found.p_value, found.flagged)
       [0 2] [1.   0.25] [False  True]
 

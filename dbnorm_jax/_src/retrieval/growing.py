@@ -39,8 +39,7 @@ def decay(statistics: BankStatistics, factor: ArrayLike) -> BankStatistics:
 
     Examples:
       >>> import dbnorm_jax as dbn
-      >>> import numpy as np
-      >>> old = dbn.bank_statistics(np.array([[0.5, 0.25]]), beta=1.0)
+      >>> old = dbn.bank_statistics([[0.5, 0.25]], beta=1.0)
       >>> print(dbn.growing.decay(old, 0.5).mass, dbn.growing.decay(old, 0.5).bias.round(4))
       [0.5 0.5] [0.5  0.25]
     """
@@ -88,11 +87,10 @@ def add_gallery_items(
 
     Examples:
       >>> import dbnorm_jax as dbn
-      >>> import numpy as np
-      >>> bank, gallery = np.array([[1.0, 0.0]]), np.array([[0.5, 0.0]])
+      >>> bank, gallery, items = [[1.0, 0.0]], [[0.5, 0.0]], [[1.0, 0.0], [0.0, 1.0]]
       >>> statistics = dbn.stream_bank_statistics(bank, gallery, beta=1.0)
       >>> neighbors = dbn.stream_top_k(bank, gallery, 1)
-      >>> grown, _ = dbn.growing.add_gallery_items(statistics, neighbors, bank, np.eye(2))
+      >>> grown, _ = dbn.growing.add_gallery_items(statistics, neighbors, bank, items)
       >>> print(grown.k_occurrence, grown.bias)
       [0 1 0] [0.5 1.  0. ]
     """
@@ -149,8 +147,7 @@ def remove_gallery_items(
 
     Examples:
       >>> import dbnorm_jax as dbn
-      >>> import numpy as np
-      >>> bank, gallery = np.array([[1.0, 0.0]]), np.eye(2)
+      >>> bank, gallery = [[1.0, 0.0]], [[1.0, 0.0], [0.0, 1.0]]
       >>> statistics = dbn.stream_bank_statistics(bank, gallery, beta=1.0)
       >>> neighbors = dbn.stream_top_k(bank, gallery, 1)
       >>> left, _ = dbn.growing.remove_gallery_items(

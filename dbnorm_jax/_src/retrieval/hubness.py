@@ -37,8 +37,7 @@ def k_occurrence(
 
     Examples:
       >>> from dbnorm_jax import hubness
-      >>> import jax.numpy as jnp
-      >>> print(hubness.k_occurrence(jnp.array([[0], [2], [2]]), 4))
+      >>> print(hubness.k_occurrence([[0], [2], [2]], 4))
       [1 0 2 0]
     """
     num_gallery = checks.integer("num_gallery", num_gallery, low=1, high=checks.MOST_ROWS)
@@ -85,8 +84,7 @@ def skewness(counts: ArrayLike) -> jax.Array:
 
     Examples:
       >>> from dbnorm_jax import hubness
-      >>> import jax.numpy as jnp
-      >>> print(f"{hubness.skewness(jnp.array([0, 0, 0, 4])):.4f}")    # 2 / sqrt(3)
+      >>> print(f"{hubness.skewness([0, 0, 0, 4]):.4f}")    # 2 / sqrt(3)
       1.1547
     """
     counts = _checked(counts)
@@ -126,8 +124,7 @@ def hub_share(counts: ArrayLike, *, factor: float = 2.0) -> jax.Array:
 
     Examples:
       >>> from dbnorm_jax import hubness
-      >>> import jax.numpy as jnp
-      >>> print(hubness.hub_share(jnp.array([0, 0, 1, 3])))
+      >>> print(hubness.hub_share([0, 0, 1, 3]))
       0.25
     """
     return _hubs(_counts(counts), factor).mean(axis=-1)
@@ -145,8 +142,7 @@ def hub_occurrence(counts: ArrayLike, *, factor: float = 2.0) -> jax.Array:
 
     Examples:
       >>> from dbnorm_jax import hubness
-      >>> import jax.numpy as jnp
-      >>> print(hubness.hub_occurrence(jnp.array([0, 0, 1, 3])))
+      >>> print(hubness.hub_occurrence([0, 0, 1, 3]))
       0.75
     """
     counts = _counts(counts)
@@ -164,8 +160,7 @@ def anti_hub_share(counts: ArrayLike) -> jax.Array:
 
     Examples:
       >>> from dbnorm_jax import hubness
-      >>> import jax.numpy as jnp
-      >>> print(hubness.anti_hub_share(jnp.array([0, 0, 1, 3])))
+      >>> print(hubness.anti_hub_share([0, 0, 1, 3]))
       0.5
     """
     counts = _counts(counts)
@@ -183,8 +178,7 @@ def gini(counts: ArrayLike) -> jax.Array:
 
     Examples:
       >>> from dbnorm_jax import hubness
-      >>> import jax.numpy as jnp
-      >>> print(hubness.gini(jnp.array([0, 0, 0, 4])), hubness.gini(jnp.array([2, 2])))
+      >>> print(hubness.gini([0, 0, 0, 4]), hubness.gini([2, 2]))
       0.75 0.0
     """
     counts = _counts(counts)
@@ -207,8 +201,7 @@ def robin_hood(counts: ArrayLike) -> jax.Array:
 
     Examples:
       >>> from dbnorm_jax import hubness
-      >>> import jax.numpy as jnp
-      >>> print(hubness.robin_hood(jnp.array([0, 0, 0, 4])))
+      >>> print(hubness.robin_hood([0, 0, 0, 4]))
       0.75
     """
     counts = _counts(counts)
@@ -232,8 +225,7 @@ def atkinson(counts: ArrayLike, *, epsilon: float = 0.5) -> jax.Array:
 
     Examples:
       >>> from dbnorm_jax import hubness
-      >>> import jax.numpy as jnp
-      >>> print(hubness.atkinson(jnp.array([0, 0, 0, 4])))    # 1 - (2 / 4)^2 / 1
+      >>> print(hubness.atkinson([0, 0, 0, 4]))    # 1 - (2 / 4)^2 / 1
       0.75
     """
     checks.check_static("epsilon", epsilon)

@@ -5,19 +5,6 @@
 The gallery side is written once, when the index is built; the query side per request. Corrections
 that always act have gates of 1. Those of DIS and DualDIS depend on the nearest raw item, which the
 same index finds under gates of 0: two searches.
-
-    >>> import dbnorm_jax as dbn
-    >>> import jax.numpy as jnp
-    >>> correction = dbn.Correction(
-    ...     bias=jnp.array([[0.5, 0.0, 0.1]]), active=jnp.array([[True, False, False]]))
-    >>> gallery = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
-    >>> queries = jnp.array([[1.0, 0.0], [0.6, 0.8]])
-    >>> index = dbn.inner_product_gallery(gallery, correction)
-    >>> def search(gates):  # what an engine does
-    ...     return (dbn.inner_product_queries(queries, gates) @ index.T).argmax(axis=1)
-    >>> raw = search(jnp.zeros(1))
-    >>> print(raw, search(dbn.gates_from_top_1(raw, correction)))
-    [0 1] [1 1]
 """
 
 import functools
@@ -28,15 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from dbnorm_jax._src.core import checks, numerics
-from dbnorm_jax._src.core.similarity import (
-    SimilarityFn,
-    check_similarity,
-    compared,
-    cosine_similarity,
-    dot_product,
-    negative_squared_euclidean,
-)
+from dbnorm_jax._src.core import checks, numerics, similarity
+from dbnorm_jax._src.core.similarity import SimilarityFn, compared, dot_product
 from dbnorm_jax._src.core.types import Correction
 from dbnorm_jax._src.passes.gating import check_streamed
 
@@ -77,9 +57,9 @@ def inner_product_vectors(
     Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
-      >>> correction = dbn.Correction(bias=jnp.array([[0.5, 0.0]]), active=None)
+      >>> correction = dbn.Correction(bias=jnp.array([[0.5, 0.0]]))
       >>> queries, gallery = dbn.inner_product_vectors(
-      ...     jnp.array([[1.0, 0.0]]), jnp.array([[1.0, 0.0], [0.8, 0.6]]), correction, gates=[1.0])
+      ...     [[1.0, 0.0]], [[1.0, 0.0], [0.8, 0.6]], correction, gates=[1.0])
       >>> print(queries, gallery, queries @ gallery.T)
       [[1. 0. 1.]] [[ 1.    0.   -0.25] [ 0.8   0.6   0.25]] [[0.75 1.05]]
     """
@@ -137,8 +117,8 @@ def inner_product_gallery(
     Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
-      >>> correction = dbn.Correction(bias=jnp.array([[0.5, 0.0]]), active=None)
-      >>> print(dbn.inner_product_gallery(jnp.array([[1.0, 0.0], [0.8, 0.6]]), correction))
+      >>> correction = dbn.Correction(bias=jnp.array([[0.5, 0.0]]))
+      >>> print(dbn.inner_product_gallery([[1.0, 0.0], [0.8, 0.6]], correction))
       [[ 1.    0.   -0.25] [ 0.8   0.6   0.25]]
 
     References:
@@ -148,7 +128,7 @@ def inner_product_gallery(
     (gallery,) = compared(similarity_fn, gallery=gallery)
     check_streamed(correction, gallery.shape[0])
     correction = checks.unsplit(correction)
-    check_similarity("correction", correction, similarity_fn, gallery)
+    similarity.check_similarity("correction", correction, similarity_fn, gallery)
     center = checks.flag("center", center)
     rows = _gallery_rows(gallery, correction.bias, similarity_fn=similarity_fn, center=center)
     if metric == "inner_product":
@@ -192,8 +172,7 @@ def inner_product_queries(
 
     Examples:
       >>> import dbnorm_jax as dbn
-      >>> import jax.numpy as jnp
-      >>> print(dbn.inner_product_queries(jnp.array([[0.6, 0.8]]), [1.0, 0.0]))
+      >>> print(dbn.inner_product_queries([[0.6, 0.8]], [1.0, 0.0]))
       [[0.6 0.8 1.  0. ]]
     """
     _check_options(similarity_fn, metric)
@@ -219,9 +198,8 @@ def gates_from_top_1(indices: ArrayLike, correction: Correction) -> jax.Array:
     Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
-      >>> correction = dbn.Correction(
-      ...     bias=jnp.zeros((2, 3)), active=jnp.array([[True, False, True], [True, True, False]]))
-      >>> print(dbn.gates_from_top_1(jnp.array([0, 2]), correction))
+      >>> active = jnp.array([[True, False, True], [True, True, False]])
+      >>> print(dbn.gates_from_top_1([0, 2], dbn.Correction(jnp.zeros((2, 3)), active)))
       [[1. 1.] [1. 0.]]
     """
     checks.correction(correction, Correction)
@@ -255,7 +233,7 @@ def _check_options(similarity_fn: SimilarityFn, metric: str) -> None:
         raise checks.BadValueError(
             "metric", f" must be one of {', '.join(_METRICS)}, got {metric!r}"
         )
-    if similarity_fn not in (dot_product, cosine_similarity, negative_squared_euclidean):
+    if similarity.name_of(similarity_fn) is None:
         name = getattr(similarity_fn, "__name__", repr(similarity_fn))
         raise checks.BadValueError(
             "similarity_fn",
@@ -295,9 +273,9 @@ def _gallery_rows(
 ) -> jax.Array:
     dtype = numerics.accumulation_dtype(gallery.dtype, bias.dtype)
     gallery, terms = gallery.astype(dtype), bias.astype(dtype)
-    if similarity_fn is cosine_similarity:
+    if similarity_fn is similarity.cosine_similarity:
         gallery = numerics.normalize_rows(gallery)
-    if similarity_fn is negative_squared_euclidean:
+    if similarity_fn is similarity.negative_squared_euclidean:
         terms = jnp.concatenate([terms, jnp.square(gallery).sum(axis=1)[None]])
     if center:
         terms -= terms.mean(axis=1, keepdims=True)
@@ -311,9 +289,9 @@ def _query_rows(
     columns = [gates]
     dtype = numerics.accumulation_dtype(queries.dtype, gates.dtype)
     queries = queries.astype(numerics.accumulation_dtype(queries.dtype))
-    if similarity_fn is cosine_similarity:
+    if similarity_fn is similarity.cosine_similarity:
         queries = numerics.normalize_rows(queries)
-    if similarity_fn is negative_squared_euclidean:
+    if similarity_fn is similarity.negative_squared_euclidean:
         queries = 2 * queries
         columns.append(jnp.ones((queries.shape[0], 1), queries.dtype))
     if cosine:

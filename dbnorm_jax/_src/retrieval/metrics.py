@@ -51,9 +51,8 @@ def ranks(
 
     Examples:
       >>> from dbnorm_jax import metrics
-      >>> import jax.numpy as jnp
-      >>> scores = jnp.array([[0.3, 0.7, 0.7, 0.1]])
-      >>> print(metrics.ranks(scores, jnp.array([1])), metrics.ranks(scores, jnp.array([0])))
+      >>> scores = [[0.3, 0.7, 0.7, 0.1]]
+      >>> print(metrics.ranks(scores, [1]), metrics.ranks(scores, [0]))
       [1.5] [3.]
     """
     scores = _check_scores(scores)
@@ -123,15 +122,11 @@ def stream_ranks(
 
     Examples:
       >>> from dbnorm_jax import metrics
-      >>> import jax.numpy as jnp
-      >>> queries, gallery = jnp.array([[0.6, 0.8]]), jnp.array([[1.0, 0.0], [0.0, 1.0]])
-      >>> print(metrics.stream_ranks(queries, gallery, jnp.array([0])))
+      >>> print(metrics.stream_ranks([[0.6, 0.8]], [[1.0, 0.0], [0.0, 1.0]], relevant=[0]))
       [2.]
     """
-    placement = layout.layout(mesh, bank_axis, gallery_axis)
-    split, queries, gallery = drive.checked(
-        placement, similarity_fn, chunk_size, queries=queries, gallery=gallery
-    )
+    how = layout.layout(mesh, bank_axis, gallery_axis), similarity_fn, chunk_size
+    split, queries, gallery = drive.checked(*how, queries=queries, gallery=gallery)
     num_queries, num_gallery = split.num_rows, split.num_gallery
     right = relevance.as_rows(relevant, (num_queries, num_gallery))
     if correction is not None:
@@ -164,8 +159,7 @@ def recall_at(ranks: ArrayLike, k: float) -> jax.Array:
 
     Examples:
       >>> from dbnorm_jax import metrics
-      >>> import jax.numpy as jnp
-      >>> print(metrics.recall_at(jnp.array([1.0, 3.0, 2.0, 9.0, jnp.inf]), 2))
+      >>> print(metrics.recall_at([1.0, 3.0, 2.0, 9.0, float("inf")], 2))
       0.5
     """
     ranks = _check_ranks(ranks)
@@ -188,8 +182,7 @@ def median_rank(ranks: ArrayLike) -> jax.Array:
 
     Examples:
       >>> from dbnorm_jax import metrics
-      >>> import jax.numpy as jnp
-      >>> print(metrics.median_rank(jnp.array([1.0, 3.0, 20.0])))
+      >>> print(metrics.median_rank([1.0, 3.0, 20.0]))
       3.0
     """
     return _median(_check_ranks(ranks).reshape(-1))
@@ -214,8 +207,7 @@ def mean_rank(ranks: ArrayLike) -> jax.Array:
 
     Examples:
       >>> from dbnorm_jax import metrics
-      >>> import jax.numpy as jnp
-      >>> print(metrics.mean_rank(jnp.array([1.0, 3.0, 20.0])))
+      >>> print(metrics.mean_rank([1.0, 3.0, 20.0]))
       8.0
     """
     ranks = _check_ranks(ranks)
@@ -233,8 +225,7 @@ def mean_reciprocal_rank(ranks: ArrayLike) -> jax.Array:
 
     Examples:
       >>> from dbnorm_jax import metrics
-      >>> import jax.numpy as jnp
-      >>> print(metrics.mean_reciprocal_rank(jnp.array([1.0, 2.0, 4.0])).round(4))
+      >>> print(metrics.mean_reciprocal_rank([1.0, 2.0, 4.0]).round(4))
       0.5833
     """
     ranks = _check_ranks(ranks)
@@ -253,8 +244,7 @@ def geometric_mean_recall(ranks: ArrayLike, ks: Sequence[int] = (1, 5, 10)) -> j
 
     Examples:
       >>> from dbnorm_jax import metrics
-      >>> import jax.numpy as jnp
-      >>> ranks = jnp.array([1.0, 4.0, 8.0, 50.0])    # R@1, 5, 10: 1/4, 2/4, 3/4
+      >>> ranks = [1.0, 4.0, 8.0, 50.0]    # R@1, 5, 10: 1/4, 2/4, 3/4
       >>> print(metrics.geometric_mean_recall(ranks).round(4))    # cube root of 3/32
       0.4543
     """
@@ -291,9 +281,8 @@ def mean_average_precision(
 
     Examples:
       >>> from dbnorm_jax import metrics
-      >>> import jax.numpy as jnp
-      >>> scores = jnp.array([[0.9, 0.8, 0.7]])
-      >>> print(metrics.mean_average_precision(scores, jnp.array([[True, False, True]])).round(4))
+      >>> right = [[True, False, True]]
+      >>> print(metrics.mean_average_precision([[0.9, 0.8, 0.7]], right).round(4))
       0.8333
     """
     scores = _check_scores(scores)

@@ -44,9 +44,8 @@ def published_scores(
 
     Examples:
       >>> import dbnorm_jax as dbn
-      >>> import jax.numpy as jnp
-      >>> statistics = dbn.bank_statistics(jnp.array([[0.9, 0.1, 0.2]]), beta=20.0, k=1)
-      >>> s = jnp.array([[0.1, 0.3, 0.2]])              # raw top-1 is item 1, which is not active
+      >>> statistics = dbn.bank_statistics([[0.9, 0.1, 0.2]], beta=20.0, k=1)
+      >>> s = [[0.1, 0.3, 0.2]]                         # raw top-1 is item 1, which is not active
       >>> print(dbn.published_scores(s, statistics))    # so the row stays raw
       [[0.1 0.3 0.2]]
 

@@ -1,18 +1,10 @@
-"""From similarities and a Correction to scores and neighbours.
+"""From similarities and a Correction to scores and neighbors.
 
     score(q, g) = s(q, g) - sum_t gate_t(q) bias_t(g)
 
 The gate of a query is the activity of its raw top-1 gallery item, read from the similarity before
 anything is subtracted; ties go to the lowest gallery index everywhere. Gallery items that a query
 does not see, by `exclude` or `where`, are not found, and are no top-1 for its gates.
-
-    >>> import dbnorm_jax as dbn
-    >>> import jax.numpy as jnp
-    >>> correction = dbn.Correction(
-    ...     bias=jnp.array([[0.5, 0.0, 0.0]]), active=jnp.array([[True, False, True]]))
-    >>> s = jnp.array([[0.9, 0.8, 0.1], [0.7, 0.8, 0.1]])
-    >>> print(dbn.gates(s, correction).T, dbn.top_k(s, 1, correction).indices.T)
-    [[1. 0.]] [[1 1]]
 """
 
 import functools
@@ -25,13 +17,8 @@ from jax import lax
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
-from dbnorm_jax._src.core import checks, elementary, numerics, seen
-from dbnorm_jax._src.core.similarity import (
-    SimilarityFn,
-    check_similarity,
-    cosine_similarity,
-    dot_product,
-)
+from dbnorm_jax._src.core import checks, elementary, numerics, seen, similarity
+from dbnorm_jax._src.core.similarity import SimilarityFn, cosine_similarity, dot_product
 from dbnorm_jax._src.core.types import Correction, SearchResult
 from dbnorm_jax._src.passes import selection, streaming
 from dbnorm_jax._src.passes.gating import check_streamed
@@ -66,9 +53,8 @@ def gates(
     Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
-      >>> correction = dbn.Correction(
-      ...     bias=jnp.zeros((2, 2)), active=jnp.array([[True, False], [True, True]]))
-      >>> print(dbn.gates(jnp.array([[0.1, 0.9]]), correction))
+      >>> active = jnp.array([[True, False], [True, True]])
+      >>> print(dbn.gates([[0.1, 0.9]], dbn.Correction(jnp.zeros((2, 2)), active)))
       [[0. 1.]]
 
     References:
@@ -114,8 +100,8 @@ def apply_correction(
     Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
-      >>> correction = dbn.Correction(bias=jnp.array([[0.5, 0.25]]), active=None)
-      >>> print(dbn.apply_correction(jnp.array([[1.0, 0.5]]), correction))
+      >>> correction = dbn.Correction(bias=jnp.array([[0.5, 0.25]]))
+      >>> print(dbn.apply_correction([[1.0, 0.5]], correction))
       [[0.5  0.25]]
 
     References:
@@ -176,8 +162,7 @@ def top_k(
 
     Examples:
       >>> import dbnorm_jax as dbn
-      >>> import jax.numpy as jnp
-      >>> scores, indices = dbn.top_k(jnp.array([[0.1, 0.9, 0.5]]), 2)
+      >>> scores, indices = dbn.top_k([[0.1, 0.9, 0.5]], 2)
       >>> print(scores, indices)
       [[0.9 0.5]] [[1 2]]
     """
@@ -265,20 +250,16 @@ def stream_top_k(
 
     Examples:
       >>> import dbnorm_jax as dbn
-      >>> import jax.numpy as jnp
-      >>> queries, gallery = jnp.array([[0.6, 0.8]]), jnp.array([[1.0, 0.0], [0.0, 1.0]])
-      >>> print(dbn.stream_top_k(queries, gallery, 1).indices)
+      >>> print(dbn.stream_top_k([[0.6, 0.8]], [[1.0, 0.0], [0.0, 1.0]], 1).indices)
       [[1]]
     """
-    placement = layout.layout(mesh, bank_axis, gallery_axis)
-    split, queries, gallery = drive.checked(
-        placement, similarity_fn, chunk_size, queries=queries, gallery=gallery
-    )
+    how = layout.layout(mesh, bank_axis, gallery_axis), similarity_fn, chunk_size
+    split, queries, gallery = drive.checked(*how, queries=queries, gallery=gallery)
     num_queries, num_gallery = split.num_rows, split.num_gallery
     k = checks.integer("k", k, low=1, high=num_gallery, of=" (gallery items)")
     if correction is not None:
         check_streamed(correction, num_gallery)
-        check_similarity("correction", correction, similarity_fn, queries, gallery)
+        similarity.check_similarity("correction", correction, similarity_fn, queries, gallery)
     where = seen.items(where, num_gallery)
     unseen = seen.exclusions(exclude, num_queries, num_gallery, rows="queries")
     gates, asked = seen.gates(gates, correction, num_queries), queries
@@ -321,13 +302,11 @@ def semantic_search(
       One list per query, best first, of `{"corpus_id": gallery row, "score": corrected score}`.
 
     Raises:
-      ValueError: as `stream_top_k`.
-      TypeError: as `stream_top_k`.
+      ValueError, TypeError: as `stream_top_k`.
 
     Examples:
       >>> import dbnorm_jax as dbn
-      >>> import jax.numpy as jnp
-      >>> dbn.semantic_search(jnp.array([[0.0, 1.0]]), jnp.array([[2.0, 0.0], [0.0, 2.0]]), k=1)
+      >>> dbn.semantic_search([[0.0, 1.0]], [[2.0, 0.0], [0.0, 2.0]], k=1)
       [[{'corpus_id': 1, 'score': 1.0}]]
     """
     gallery = checks.embeddings("gallery", gallery)

@@ -39,9 +39,7 @@ def largest_similarities(
 
     Examples:
       >>> import dbnorm_jax as dbn
-      >>> import jax.numpy as jnp
-      >>> similarities = jnp.array([[0.5, 0.25], [1.0, 0.0], [0.25, 0.75]])
-      >>> print(dbn.largest_similarities(similarities, k=2).values)
+      >>> print(dbn.largest_similarities([[0.5, 0.25], [1.0, 0.0], [0.25, 0.75]], k=2).values)
       [[1.   0.75] [0.5  0.25]]
     """
     similarities = checks.similarities("similarities", similarities, rows="bank items")
@@ -92,23 +90,19 @@ def stream_largest_similarities(
       split over `gallery_axis` where its size divides num_gallery, else whole on each device.
 
     Raises:
-      ValueError: empty, non-finite or mismatched embeddings, k < 1, `exclude` that does not fit,
-        a mesh without the axis.
+      ValueError: bad or mismatched embeddings or `exclude`, k < 1, a mesh without the axis.
       TypeError: embeddings that are not floating point, a `mesh` that is none.
 
     Examples:
       >>> import dbnorm_jax as dbn
-      >>> import jax.numpy as jnp
-      >>> gallery = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+      >>> gallery = [[1.0, 0.0], [0.0, 1.0]]
       >>> print(dbn.stream_largest_similarities(gallery, gallery, k=1).values)
       [[1. 1.]]
       >>> print(dbn.stream_largest_similarities(gallery, gallery, k=1, exclude=[0, 1]).values)
       [[0. 0.]]
     """
-    placement = layout.layout(mesh, bank_axis, gallery_axis)
-    split, bank, gallery = drive.checked(
-        placement, similarity_fn, chunk_size, bank=bank, gallery=gallery
-    )
+    how = layout.layout(mesh, bank_axis, gallery_axis), similarity_fn, chunk_size
+    split, bank, gallery = drive.checked(*how, bank=bank, gallery=gallery)
     k = checks.integer("k", k, low=1)
     exclude = split.along_rows(seen.exclusions(exclude, split.num_rows, split.num_gallery), -1)
     largest = drive.largest_similarities(bank, gallery, exclude, split=split, k=k)
