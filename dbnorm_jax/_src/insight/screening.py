@@ -138,11 +138,13 @@ def hub_screening(
             )
 
     correction = None if clean_bias is None else Correction(clean_bias[None], None)
-    options: Any = {"similarity_fn": similarity_fn, "chunk_size": chunk_size}
-    found = stream_top_k(query_bank, clean, k, correction, **options)
+    found = stream_top_k(
+        query_bank, clean, k, correction, similarity_fn=similarity_fn, chunk_size=chunk_size
+    )
     counts = clean_counts = hubness.k_occurrence(found.indices, num_clean)
     if not own:
-        counts = _num_above(query_bank, gallery, found.scores[:, -1], bias, **options)
+        tiling = Tiling(similarity_fn, found.scores.dtype, chunk_size)
+        counts = _num_above(query_bank, gallery, found.scores[:, -1], bias, tiling=tiling)
     # An item takes part in the comparison itself: it stands in the gallery, or is the one joining.
     size = num_clean + (not own)
     # A count is flagged where at most so many items, itself among them, are retrieved as often.
@@ -158,28 +160,20 @@ def _bias(name: str, bias: Any, of: str, items: jax.Array) -> jax.Array | None:
     return bias
 
 
-@partial(jax.jit, static_argnames=("similarity_fn", "chunk_size"))
+@partial(jax.jit, static_argnames="tiling")
 def _num_above(
-    bank: jax.Array,
-    gallery: jax.Array,
-    thresholds: jax.Array,
-    bias: jax.Array | None,
-    *,
-    similarity_fn: SimilarityFn,
-    chunk_size: int,
+    bank: jax.Array, gallery: jax.Array, thresholds: jax.Array, bias: Any, *, tiling: Tiling
 ) -> jax.Array:
     """[num_gallery] how many bank items score the item above their threshold."""
-    dtype = thresholds.dtype
 
     def add(_: None, total: jax.Array, tile: Tile) -> tuple[None, jax.Array]:
         scores = tile.similarities
         if tile.own is not None:
-            scores = scores - tile.own[None].astype(dtype)
+            scores = scores - tile.own[None].astype(tiling.dtype)
         above = (scores > tile.rows.own[:, None]) & (tile.rows.entering > 0)[:, None]
         return None, total + above.sum(axis=0, dtype=jnp.int32)
 
     none = jnp.zeros(gallery.shape[0], jnp.int32)
-    tiling = Tiling(similarity_fn, dtype, chunk_size)
     return sweep(Pass(add), Rows(bank, thresholds), Items(gallery, bias), tiling, state=none).items
 
 

@@ -33,8 +33,8 @@ def ranks(
     Args:
       scores: [num_queries, num_gallery], higher is better; may hold infinities, not NaN.
       relevant: the right items, in one of the forms of this module.
-      ties: "average", the expectation over all orders; "min", all ties broken in favor of right
-        items, or "max", of wrong ones (static).
+      ties: "average", the expectation over all orders; "min", ties broken in favor of right items,
+        or "max", of wrong ones (static).
       exclude: optional int [num_queries] or [num_queries, most], gallery rows that a query never
         sees, -1 for none: itself, where it stands in its own gallery.
       where: optional bool [num_queries, num_gallery], the pairs that are seen: others are not

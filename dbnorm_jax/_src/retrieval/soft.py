@@ -126,12 +126,7 @@ def stream_soft_activation(
 
 @partial(jax.jit, static_argnames="tiling")
 def _stream_soft_activation(
-    bank: jax.Array,
-    gallery: jax.Array,
-    temperature: jax.Array,
-    weights: jax.Array | None,
-    *,
-    tiling: Tiling,
+    bank: jax.Array, gallery: jax.Array, temperature: jax.Array, weights: Any, *, tiling: Tiling
 ) -> jax.Array:
     items = Items(gallery)
 

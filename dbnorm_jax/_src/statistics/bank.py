@@ -35,14 +35,13 @@ def bank_statistics(
     where: ArrayLike | None = None,
     weights: ArrayLike | None = None,
 ) -> BankStatistics:
-    """`log Z(g) = log sum_b w_b exp(beta s(b, g))` and the activation set, of a matrix.
+    """Bank statistics of a similarity matrix: `log Z(g) = log sum_b w_b exp(beta s(b, g))`.
 
     `k_occurrence(g) = #{b with w_b > 0: g among the k largest of s(b, .)}`.
 
     Args:
       similarities: [..., num_bank, num_gallery], higher is closer, any unit.
-      beta: [...] inverse temperature > 0, in 1/[unit of similarity]; a vector of betas gives one
-        set of statistics each.
+      beta: [...] inverse temperature > 0, in 1/[unit of similarity]; one set of statistics each.
       k: size of the neighborhoods behind the activation set, 0 for none (static).
       where: optional bool, valid rows [..., num_bank] or pairs [..., num_bank, num_gallery].
       weights: optional [..., num_bank] multiplicities >= 0 (0 absent, 2 twice).
@@ -163,8 +162,7 @@ def stream_bank_statistics(
     Args:
       bank: [num_bank, dim] embeddings of bank items.
       gallery: [num_gallery, dim] embeddings of gallery items.
-      beta: [...] inverse temperature > 0, in 1/[unit of similarity]; a vector of betas shares the
-        similarities, as with `jax.vmap` but faster.
+      beta: [...] inverse temperature > 0, in 1/[unit of similarity]; faster than by `jax.vmap`.
       k: size of the neighborhoods behind the activation set, 0 for none (static).
       weights: optional [num_bank] multiplicities >= 0 (0 absent, 2 twice).
       exclude: optional int [num_bank] or [num_bank, most], gallery rows that a bank item does not
@@ -188,10 +186,9 @@ def stream_bank_statistics(
     Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax
-      >>> import jax.numpy as jnp
-      >>> bank, gallery = jnp.array([[1.0, 0.0], [0.6, 0.8]]), jnp.array([[1.0, 0.0], [0.0, 1.0]])
+      >>> bank, gallery = [[1.0, 0.0], [0.6, 0.8]], [[1.0, 0.0], [0.0, 1.0]]
       >>> statistics = dbn.stream_bank_statistics(bank, gallery, beta=20.0)
-      >>> print(statistics.k_occurrence, jnp.array_str(statistics.bias, precision=3))
+      >>> print(statistics.k_occurrence, statistics.bias.round(3))
       [1 1] [0.965 0.765]
       >>> mesh = jax.make_mesh((1, 1), ("bank", "gallery"))    # (2, 4) on eight devices
       >>> print(dbn.stream_bank_statistics(bank, gallery, beta=20.0, mesh=mesh).k_occurrence)
