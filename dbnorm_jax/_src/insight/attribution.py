@@ -82,8 +82,7 @@ def bias_contributors(
       gallery: [num_gallery, dim] embeddings.
       statistics: of this bank and gallery, fields [num_gallery].
       items: int [num_items], the gallery rows to explain.
-      k: contributors per item, between 1 and num_bank; by default 10, or all where there are fewer
-        (static).
+      k: contributors per item, at most num_bank; by default 10, or all of fewer (static).
       weights: optional [num_bank], those that the statistics were made with.
       exclude: optional int [num_bank] or [num_bank, most], likewise.
       similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static).

@@ -70,14 +70,12 @@ def hub_screening(
       gallery_bank: [num_gallery_bank, dim] embeddings of items known to be clean, not those of the
         gallery. Without one the gallery is compared with itself, and its most retrieved items are
         flagged, `false_alarm_rate` of them, planted or not.
-      k: neighbors of each query-bank item, less than there are items to compare with; by default
-        10, or one less than there are (static).
-      false_alarm_rate: share of clean items that may be flagged, in (0, 1); where the gallery bank
-        is too small for it, items retrieved more often than all of the bank are flagged, at a rate
-        of `1 / (1 + num_gallery_bank)` (static).
+      k: neighbors of each query-bank item; by default 10, at most all but one of the items that are
+        compared (static).
+      false_alarm_rate: share of clean items that may be flagged, in (0, 1); a gallery bank that is
+        too small for it makes the rate `1 / (1 + num_gallery_bank)` (static).
       bias: optional [num_gallery], of a correction without gates (IS, DualIS, CSLS, NNN).
-      gallery_bank_bias: with `bias` and `gallery_bank`, [num_gallery_bank], the same for its items,
-        each left out of its own sum.
+      gallery_bank_bias: with both, [num_gallery_bank], each item left out of its own sum.
       similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static).
       chunk_size: query-bank rows held at once (static).
 

@@ -141,8 +141,7 @@ def remove_gallery_items(
       by bit as they were, and the activation set is exact.
 
     Raises:
-      ValueError: a bank, gallery or neighbors not behind the statistics; rows out of range; fewer
-        than k items left.
+      ValueError: as `add_gallery_items`; rows out of range; fewer than k items left.
       TypeError: other types.
 
     Examples:

@@ -214,8 +214,8 @@ def atkinson(counts: ArrayLike, *, epsilon: float = 0.5) -> jax.Array:
 
     Args:
       counts: [..., num_gallery] k-occurrence.
-      epsilon: aversion to inequality, > 0 (static); at 1 the geometric mean takes the place of the
-        power mean. From 1 on, one anti-hub makes the index 1.
+      epsilon: aversion to inequality, > 0 (static); at 1 with the geometric mean. From 1 on, one
+        anti-hub makes the index 1.
 
     Returns:
       [...] in [0, 1]; 0 when nothing was retrieved.

@@ -110,8 +110,7 @@ def inner_product_gallery(
       more for "cosine".
 
     Raises:
-      ValueError: bad embeddings, a correction of another gallery, another similarity function, a
-        `length` that is too short.
+      ValueError: bad embeddings, a correction of another gallery or similarity, a short `length`.
       TypeError: embeddings that are not floating point, no Correction.
 
     Examples:
@@ -163,8 +162,7 @@ def inner_product_queries(
       metric: as for the gallery (static).
 
     Returns:
-      [num_queries, dim + num_terms] in at least float32, with the columns of
-      `inner_product_gallery`.
+      [num_queries, dim + num_terms] in at least float32; columns as of `inner_product_gallery`.
 
     Raises:
       ValueError: bad embeddings or gates, another similarity function.

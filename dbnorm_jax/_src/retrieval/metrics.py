@@ -35,10 +35,8 @@ def ranks(
       relevant: the right items, in one of the forms of this module.
       ties: "average", the expectation over all orders; "min", ties broken in favor of right items,
         or "max", of wrong ones (static).
-      exclude: optional int [num_queries] or [num_queries, most], gallery rows that a query never
-        sees, -1 for none: itself, where it stands in its own gallery.
-      where: optional bool [num_queries, num_gallery], the pairs that are seen: others are not
-        ranked, and not right.
+      exclude: int [num_queries] or [num_queries, most], gallery rows a query never sees, -1 = none.
+      where: bool [num_queries, num_gallery], the pairs that are seen: others are not right either.
 
     Returns:
       [num_queries] float, 1 = best; +inf for queries without a right item. Other right items never
@@ -99,11 +97,11 @@ def stream_ranks(
       queries: [num_queries, dim] embeddings.
       gallery: [num_gallery, dim] embeddings.
       relevant: the right items, in one of the forms of this module; inside jit an int array.
-      correction: optional, fields [num_terms, num_gallery].
+      correction: fields [num_terms, num_gallery].
       ties: as in `ranks` (static).
-      exclude: as in `ranks`.
-      where: optional bool [num_gallery], the items that are there.
-      gates: optional [num_queries, num_terms]; those of the raw similarities when None.
+      exclude: int [num_queries] or [num_queries, most], gallery rows a query never sees, -1 = none.
+      where: bool [num_gallery], the items that are there.
+      gates: [num_queries, num_terms]; those of the raw similarities when None.
       similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static).
       chunk_size: queries held at once (static).
       mesh: optional, the devices that share the work; as in `stream_bank_statistics`.
@@ -117,8 +115,7 @@ def stream_ranks(
     Raises:
       ValueError: empty, non-finite or mismatched embeddings, right items out of range, a correction
         of another gallery, a mesh without the axis.
-      TypeError: embeddings that are not floating point, right items as in `ranks`, a `mesh` that is
-        none.
+      TypeError: embeddings that are not floating point, right items as in `ranks`, no Mesh.
 
     Examples:
       >>> from dbnorm_jax import metrics

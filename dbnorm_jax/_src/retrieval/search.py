@@ -147,9 +147,9 @@ def top_k(
       similarities: [..., num_queries, num_gallery], raw.
       k: neighbors per query, between 1 and num_gallery (static).
       correction: optional, fields [..., num_terms, num_gallery].
-      exclude: as in `gates`, optional int [num_queries] or [num_queries, most].
-      where: as in `gates`, optional bool [..., num_queries, num_gallery].
-      gates: optional [..., num_queries, num_terms]; those of the raw similarities when None.
+      exclude: int [num_queries] or [num_queries, most], gallery rows a query never sees, -1 = none.
+      where: bool [..., num_queries, num_gallery], the pairs that are seen.
+      gates: [..., num_queries, num_terms]; those of the raw similarities when None.
 
     Returns:
       SearchResult of [..., num_queries, k], best first, ties to the lowest gallery index. A query
@@ -228,13 +228,11 @@ def stream_top_k(
       gallery: [num_gallery, dim] embeddings.
       k: neighbors per query, between 1 and num_gallery (static).
       correction: optional, fields [num_terms, num_gallery].
-      exclude: optional int [num_queries] or [num_queries, most], gallery rows that a query never
-        sees, -1 for none: itself, where it stands in its own gallery.
-      where: optional bool [num_gallery], the items that are there.
-      gates: optional [num_queries, num_terms]; those of the raw similarities when None.
+      exclude: int [num_queries] or [num_queries, most], gallery rows a query never sees, -1 = none.
+      where: bool [num_gallery], the items that are there.
+      gates: [num_queries, num_terms]; those of the raw similarities when None.
       similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static).
-      chunk_size: queries held at once (static); results do not depend on it beyond rounding. Over a
-        mesh, half of them where more than two devices are one processor.
+      chunk_size: queries held at once (static); half of them where devices share a processor.
       mesh: optional, the devices that share the work; as in `stream_bank_statistics`.
       bank_axis: mesh axis over which queries are split; a tuple of several, or None for whole.
       gallery_axis: mesh axis over which gallery items are split, likewise.

@@ -50,8 +50,7 @@ def bank_statistics(
       BankStatistics with fields [..., num_gallery].
 
     Raises:
-      ValueError: an empty or non-finite matrix, beta <= 0, k larger than the gallery, `where` or
-        `weights` that do not fit, negative weights.
+      ValueError: an empty or non-finite matrix, bad `where` or `weights`, beta or k out of range.
       TypeError: a matrix that is not floating point, a mask that is not bool.
 
     Examples:
@@ -165,8 +164,8 @@ def stream_bank_statistics(
       beta: [...] inverse temperature > 0, in 1/[unit of similarity]; faster than by `jax.vmap`.
       k: size of the neighborhoods behind the activation set, 0 for none (static).
       weights: optional [num_bank] multiplicities >= 0 (0 absent, 2 twice).
-      exclude: optional int [num_bank] or [num_bank, most], gallery rows that a bank item does not
-        enter, -1 for none: those right for it, or its own copy, which would drown the sum.
+      exclude: int [num_bank] or [num_bank, most], gallery rows that a bank item does not enter, -1
+        for none: those right for it, or its own copy, which would drown the sum.
       similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static).
       chunk_size: bank rows held at once (static); results do not depend on it beyond rounding.
       mesh: optional, the devices that share the work; `docs/scaling.md` says how. NumPy arrays and

@@ -77,8 +77,7 @@ def stream_largest_similarities(
       bank: [num_bank, dim] embeddings of bank items.
       gallery: [num_gallery, dim] embeddings of gallery items.
       k: how many per gallery item, at least 1 (static); may exceed the bank.
-      exclude: optional int [num_bank] or [num_bank, most], gallery rows that a bank item does not
-        enter, -1 for none: its own copy, or the items that are right for it.
+      exclude: int [num_bank] or [num_bank, most], gallery rows a bank item leaves out, -1 for none.
       similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static).
       chunk_size: gallery items held at once (static).
       mesh: optional, the devices that share the work; as in `stream_bank_statistics`.
