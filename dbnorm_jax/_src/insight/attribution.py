@@ -74,8 +74,8 @@ def bias_contributors(
 ) -> Contributors:
     """The bank items most responsible for the bias of given gallery items.
 
-    The responsibility `w_b exp(beta s(b, g)) / Z(g)` is the derivative of the bias of g with
-    respect to `s(b, g)`, see `responsibilities`.
+    The responsibility `w_b exp(beta s(b, g)) / Z(g)` is the derivative of the bias of g, that of
+    Wang, Jian and Xue, EMNLP 2023, with respect to `s(b, g)`.
 
     Args:
       bank: [num_bank, dim] embeddings.
@@ -103,9 +103,6 @@ def bias_contributors(
       >>> found = dbn.attribution.bias_contributors(bank, gallery, statistics, [0], k=2)
       >>> print(found.indices, found.responsibilities.round(2), found.effective_number.round(2))
       [[1 2]] [[0.5 0.5]] [2.]
-
-    References:
-      The derivative of the log-normalizer of Wang, Jian and Xue, EMNLP 2023.
     """
     bank, gallery = compared(similarity_fn, bank=bank, gallery=gallery)
     num_bank, num_gallery = bank.shape[0], gallery.shape[0]

@@ -38,9 +38,10 @@ def influence(
 ) -> jax.Array:
     """What each bank item is worth: R@1 with the whole bank less R@1 without the item.
 
-    Exact, not a first-order estimate: `bias` without b is that of `Z(g) - w_b exp(beta s(b, g))`,
-    and all queries are ranked anew under it. The score is `s - weight bias - offsets`: IS as it
-    stands, DIS when `gated`, and either bank of DualIS with the other one's term in `offsets`.
+    Leave-one-out influence, exact where Koh and Liang, ICML 2017, linearize: `bias` without b is
+    that of `Z(g) - w_b exp(beta s(b, g))`, and all queries are ranked anew under it. The score is
+    `s - weight bias - offsets`: IS as it stands, DIS when `gated`, and either bank of DualIS with
+    the other one's term in `offsets`.
 
     Args:
       queries: [num_queries, dim] embeddings.
@@ -71,9 +72,6 @@ def influence(
       >>> known["statistics"] = dbn.stream_bank_statistics(**known, beta=10.0)
       >>> print(dbn.attribution.influence(queries=[[0.75, 0.7]], relevant=[1], **known))
       [1. 0.]
-
-    References:
-      Leave-one-out influence, as in Koh and Liang, ICML 2017, without their linearisation.
     """
     queries = checks.embeddings("queries", queries)
     bank, gallery = similarity.compared(similarity_fn, bank=bank, gallery=gallery)

@@ -53,9 +53,10 @@ def hub_screening(
 
     `N(g) = #{b: s(b, g) > the k-th largest s(b, h) over the gallery bank}`, where b is of the query
     bank, and `p(g) = (1 + #{h: N(h) >= N(g)}) / (1 + num_gallery_bank)`, where `N(h)` is the
-    k-occurrence of h in the gallery bank itself. Flagged is `p <= false_alarm_rate`: a conformal
-    test. An item alike to the gallery bank is flagged with at most that probability, whatever the
-    distribution, and the rest of the gallery changes nothing of it.
+    k-occurrence of h (Radovanovic et al., JMLR 2010) in the gallery bank itself. Flagged is
+    `p <= false_alarm_rate`: a conformal test (Laxhammar and Falkman, 2010). An item alike to the
+    gallery bank is flagged with at most that probability, whatever the distribution, and the rest
+    of the gallery changes nothing of it.
 
     With `bias`, the similarities are those corrected, `s(b, g) - bias(g)`: who knows the correction
     can plant items that only corrected scores retrieve, so screen under what is served too.
@@ -94,10 +95,6 @@ def hub_screening(
       ...     gallery=planted, query_bank=[[1.9, 0.9], [0.9, 1.9]], gallery_bank=clean, k=1)
       >>> print(found.k_occurrence, found.p_value, found.flagged)
       [0 2] [1.   0.25] [False  True]
-
-    References:
-      The k-occurrence is Radovanovic et al.'s, JMLR 2010; the p-value is that of conformal anomaly
-      detection, Laxhammar and Falkman, 2010.
     """
     own = gallery_bank is None
     galleries = {"gallery": gallery} if own else {"gallery": gallery, "gallery_bank": gallery_bank}

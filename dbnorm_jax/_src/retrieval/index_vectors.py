@@ -90,9 +90,9 @@ def inner_product_gallery(
     Biases are centered, so that an index that stores few bits spends them on differences. Every
     score of a query moves by `sum_t gate_t(q) mean(bias_t)`, which changes no rank.
     A negative squared distance is `[2 q, 1] . [g, -|g|^2]` up to `|q|^2`: one dimension more, after
-    the terms. A store that knows cosines only gets vectors of one `length`, by a last dimension
-    `sqrt(length^2 - |rest|^2)` which queries meet with 0: its cosines are the scores over `length`
-    and over the length of the query's vector.
+    the terms. A store that knows cosines only gets vectors of one `length` (Bachrach et al., RecSys
+    2014), by a last dimension `sqrt(length^2 - |rest|^2)` which queries meet with 0. Its cosines
+    are the scores over `length` and over the length of the query's vector.
 
     Args:
       gallery: [num_gallery, dim] embeddings.
@@ -119,9 +119,6 @@ def inner_product_gallery(
       >>> correction = dbn.Correction(bias=jnp.array([[0.5, 0.0]]))
       >>> print(dbn.inner_product_gallery([[1.0, 0.0], [0.8, 0.6]], correction))
       [[ 1.    0.   -0.25] [ 0.8   0.6   0.25]]
-
-    References:
-      Bachrach et al., RecSys 2014, for the reduction of inner products to cosines.
     """
     _check_options(similarity_fn, metric)
     (gallery,) = compared(similarity_fn, gallery=gallery)

@@ -35,6 +35,8 @@ def gates(
 ) -> jax.Array:
     """Which terms act on which query: `a_t(q) = active_t(argmax_g s(q, g))`.
 
+    As in dynamic inverted softmax, Bogolin et al., CVPR 2022.
+
     Args:
       similarities: [..., num_queries, num_gallery], raw.
       correction: with fields [..., num_terms, num_gallery].
@@ -56,9 +58,6 @@ def gates(
       >>> active = jnp.array([[True, False], [True, True]])
       >>> print(dbn.gates([[0.1, 0.9]], dbn.Correction(jnp.zeros((2, 2)), active)))
       [[0. 1.]]
-
-    References:
-      Bogolin et al., CVPR 2022, section on dynamic inverted softmax.
     """
     similarities, correction = check_matrix(similarities, correction)
     return _gates(similarities, correction, seen.by_query(where, exclude, similarities.shape))
@@ -85,6 +84,8 @@ def apply_correction(
 ) -> jax.Array:
     """Corrected scores `s(q, g) - sum_t a_t(q) bias_t(g)`.
 
+    DualIS and DualDIS of Wang, Jian and Xue, EMNLP 2023, in the log domain.
+
     Args:
       similarities: [..., num_queries, num_gallery], raw.
       correction: with fields [..., num_terms, num_gallery].
@@ -103,9 +104,6 @@ def apply_correction(
       >>> correction = dbn.Correction(bias=jnp.array([[0.5, 0.25]]))
       >>> print(dbn.apply_correction([[1.0, 0.5]], correction))
       [[0.5  0.25]]
-
-    References:
-      Wang, Jian and Xue, EMNLP 2023, DualIS and DualDIS, in the log domain.
     """
     similarities, correction = check_matrix(similarities, correction)
     gates = seen.gates(gates, correction, similarities.shape[-2])

@@ -35,7 +35,8 @@ def soft_activation(
 ) -> jax.Array:
     """Soft activity of gallery items: `a(g) = 1 - prod_b (1 - softmax_g(s(b, g) / t))^w_b`.
 
-    Goes where `Correction.active` goes. The smooth stand-in of `BankStatistics.active` for k = 1.
+    Goes where `Correction.active` goes. The smooth stand-in of `BankStatistics.active` for k = 1: a
+    noisy-or over the bank of the activation set of Bogolin et al., CVPR 2022.
 
     Args:
       similarities: [..., num_bank, num_gallery], higher is closer, any unit.
@@ -54,9 +55,6 @@ def soft_activation(
       >>> import dbnorm_jax as dbn
       >>> print(dbn.soft_activation([[0.0, 0.0], [0.0, 0.0]], temperature=0.1))    # 1 - (1 - 1/2)^2
       [0.75 0.75]
-
-    References:
-      A noisy-or over the bank of the activation set of Bogolin et al., CVPR 2022.
     """
     similarities = checks.similarities("similarities", similarities, rows="bank items")
     dtype = numerics.accumulation_dtype(similarities.dtype)
@@ -155,7 +153,8 @@ def soft_gates(
 ) -> jax.Array:
     """Soft gates `a_t(q) = sum_g softmax_g(s(q, g) / temperature) active_t(g)`, differentiable.
 
-    What `apply_correction(..., gates=...)` takes. `gates` has zero gradient everywhere.
+    What `apply_correction(..., gates=...)` takes; `gates` (Bogolin et al., CVPR 2022) has zero
+    gradient everywhere. Straight-through is as in Bengio et al., 2013 (arXiv 1308.3432).
 
     Args:
       similarities: [..., num_queries, num_gallery], raw.
@@ -177,10 +176,6 @@ def soft_gates(
       >>> s = [[0.6, 0.5]]
       >>> print(dbn.gates(s, correction), dbn.soft_gates(s, correction, temperature=0.2).round(2))
       [[1.]] [[0.62]]
-
-    References:
-      The gate of Bogolin et al., CVPR 2022, relaxed; straight-through as in Bengio et al., 2013
-      (arXiv 1308.3432).
     """
     similarities, correction = check_matrix(similarities, correction)
     dtype = numerics.accumulation_dtype(similarities.dtype, correction.bias.dtype)
