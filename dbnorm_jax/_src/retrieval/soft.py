@@ -174,8 +174,9 @@ def soft_gates(
       >>> import jax.numpy as jnp
       >>> correction = dbn.Correction(bias=jnp.zeros((1, 2)), active=jnp.array([[True, False]]))
       >>> s = [[0.6, 0.5]]
-      >>> print(dbn.gates(s, correction), dbn.soft_gates(s, correction, temperature=0.2).round(2))
-      [[1.]] [[0.62]]
+      >>> soft = dbn.soft_gates(s, correction, temperature=0.1)
+      >>> print(dbn.gates(s, correction), jnp.array_str(soft, precision=2))
+      [[1.]] [[0.73]]
     """
     similarities, correction = check_matrix(similarities, correction)
     dtype = numerics.accumulation_dtype(similarities.dtype, correction.bias.dtype)
