@@ -164,7 +164,7 @@ def check_rows(similarity_fn: SimilarityFn, **embeddings: jax.Array) -> None:
                 )
 
 
-def compared(similarity_fn: SimilarityFn, **embeddings: Any) -> list[jax.Array]:
+def checked_rows(similarity_fn: SimilarityFn, **embeddings: Any) -> list[jax.Array]:
     """Rows, and those that are compared with them: checked, of one dimension."""
     arrays = {name: checks.embeddings(name, value) for name, value in embeddings.items()}
     (first, rows), *others = arrays.items()

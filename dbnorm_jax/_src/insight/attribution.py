@@ -9,7 +9,12 @@ from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, numerics, seen
 from dbnorm_jax._src.core.naming import publish
-from dbnorm_jax._src.core.similarity import SimilarityFn, check_similarity, compared, dot_product
+from dbnorm_jax._src.core.similarity import (
+    SimilarityFn,
+    check_similarity,
+    checked_rows,
+    dot_product,
+)
 from dbnorm_jax._src.core.types import BankStatistics, Correction
 from dbnorm_jax._src.insight.influence import check_statistics, handicaps_of
 from dbnorm_jax._src.passes import streaming
@@ -104,7 +109,7 @@ def bias_contributors(
       >>> print(found.indices, found.responsibilities.round(2), found.effective_number.round(2))
       [[1 2]] [[0.5 0.5]] [2.]
     """
-    bank, gallery = compared(similarity_fn, bank=bank, gallery=gallery)
+    bank, gallery = checked_rows(similarity_fn, bank=bank, gallery=gallery)
     num_bank, num_gallery = bank.shape[0], gallery.shape[0]
     statistics = check_statistics(statistics, gallery)
     check_similarity("statistics", statistics, similarity_fn, bank, gallery)

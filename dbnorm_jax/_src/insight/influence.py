@@ -74,7 +74,7 @@ def influence(
       [1. 0.]
     """
     queries = checks.embeddings("queries", queries)
-    bank, gallery = similarity.compared(similarity_fn, bank=bank, gallery=gallery)
+    bank, gallery = similarity.checked_rows(similarity_fn, bank=bank, gallery=gallery)
     checks.same_dimension("queries", queries, "gallery", gallery)
     similarity.check_rows(similarity_fn, queries=queries)
     num_bank, num_gallery = bank.shape[0], gallery.shape[0]

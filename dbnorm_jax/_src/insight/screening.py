@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks
 from dbnorm_jax._src.core.naming import publish
-from dbnorm_jax._src.core.similarity import SimilarityFn, compared, dot_product
+from dbnorm_jax._src.core.similarity import SimilarityFn, checked_rows, dot_product
 from dbnorm_jax._src.core.types import Correction
 from dbnorm_jax._src.passes import streaming
 from dbnorm_jax._src.passes.sweep import Items, Pass, Rows, Tile, Tiling, sweep
@@ -98,7 +98,7 @@ def hub_screening(
     """
     own = gallery_bank is None
     galleries = {"gallery": gallery} if own else {"gallery": gallery, "gallery_bank": gallery_bank}
-    query_bank, gallery, *banks = compared(similarity_fn, query_bank=query_bank, **galleries)
+    query_bank, gallery, *banks = checked_rows(similarity_fn, query_bank=query_bank, **galleries)
     clean = gallery if own else banks[0]
     num_clean = clean.shape[0]
     if num_clean < 2:

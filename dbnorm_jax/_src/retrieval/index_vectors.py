@@ -16,7 +16,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, numerics, similarity
-from dbnorm_jax._src.core.similarity import SimilarityFn, compared, dot_product
+from dbnorm_jax._src.core.similarity import SimilarityFn, checked_rows, dot_product
 from dbnorm_jax._src.core.types import Correction
 from dbnorm_jax._src.passes.gating import check_streamed
 
@@ -63,7 +63,7 @@ def inner_product_vectors(
       >>> print(queries, gallery, queries @ gallery.T)
       [[1. 0. 1.]] [[ 1.    0.   -0.25] [ 0.8   0.6   0.25]] [[0.75 1.05]]
     """
-    queries, gallery = compared(similarity_fn, queries=queries, gallery=gallery)
+    queries, gallery = checked_rows(similarity_fn, queries=queries, gallery=gallery)
     options: Any = {"similarity_fn": similarity_fn, "metric": metric}
     indexed = inner_product_gallery(gallery, correction, center=center, length=length, **options)
     gates = _checked_gates(gates, queries.shape[0])
@@ -121,7 +121,7 @@ def inner_product_gallery(
       [[ 1.    0.   -0.25] [ 0.8   0.6   0.25]]
     """
     _check_options(similarity_fn, metric)
-    (gallery,) = compared(similarity_fn, gallery=gallery)
+    (gallery,) = checked_rows(similarity_fn, gallery=gallery)
     check_streamed(correction, gallery.shape[0])
     correction = checks.unsplit(correction)
     similarity.check_similarity("correction", correction, similarity_fn, gallery)
@@ -171,7 +171,7 @@ def inner_product_queries(
       [[0.6 0.8 1.  0. ]]
     """
     _check_options(similarity_fn, metric)
-    (queries,) = compared(similarity_fn, queries=queries)
+    (queries,) = checked_rows(similarity_fn, queries=queries)
     gates = _checked_gates(gates, queries.shape[0])
     return _query_rows(queries, gates, similarity_fn=similarity_fn, cosine=metric == "cosine")
 
