@@ -7,14 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from dbnorm_jax._src.core import checks, numerics, seen
+from dbnorm_jax._src.core import checks, numerics, seen, similarity
 from dbnorm_jax._src.core.naming import publish
-from dbnorm_jax._src.core.similarity import (
-    SimilarityFn,
-    check_similarity,
-    checked_rows,
-    dot_product,
-)
+from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
 from dbnorm_jax._src.core.types import BankStatistics, Correction
 from dbnorm_jax._src.insight.influence import check_statistics, handicaps_of
 from dbnorm_jax._src.passes import streaming
@@ -109,10 +104,10 @@ def bias_contributors(
       >>> print(found.indices, found.responsibilities.round(2), found.effective_number.round(2))
       [[1 2]] [[0.5 0.5]] [2.]
     """
-    bank, gallery = checked_rows(similarity_fn, bank=bank, gallery=gallery)
+    bank, gallery = similarity.checked_rows(similarity_fn, bank=bank, gallery=gallery)
     num_bank, num_gallery = bank.shape[0], gallery.shape[0]
     statistics = check_statistics(statistics, gallery)
-    check_similarity("statistics", statistics, similarity_fn, bank, gallery)
+    similarity.check_similarity("statistics", statistics, similarity_fn, bank, gallery)
     items = checks.indices("items", items, low=0, high=num_gallery, ndim=1)
     k = checks.neighbors("k", k, 10, high=num_bank, of=" (bank items)")
     chunk_size = checks.integer("chunk_size", chunk_size, low=1)
@@ -218,7 +213,7 @@ def top_1_changes(
     gallery = checks.embeddings("gallery", gallery)
     check_streamed(correction, gallery.shape[0])
     correction = checks.unsplit(correction)
-    check_similarity("correction", correction, similarity_fn, gallery)
+    similarity.check_similarity("correction", correction, similarity_fn, gallery)
     options: dict[str, Any] = {"similarity_fn": similarity_fn, "chunk_size": chunk_size}
     raw = stream_top_k(queries, gallery, 1, **options)
     corrected = stream_top_k(queries, gallery, 1, correction, **options)

@@ -18,13 +18,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from dbnorm_jax._src.core import checks, numerics
-from dbnorm_jax._src.core.similarity import (
-    SimilarityFn,
-    check_similarity,
-    checked_rows,
-    dot_product,
-)
+from dbnorm_jax._src.core import checks, numerics, similarity
+from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
 from dbnorm_jax._src.core.types import Correction
 from dbnorm_jax._src.passes import selection, streaming
 from dbnorm_jax._src.passes.gating import check_streamed
@@ -119,7 +114,7 @@ def stream_soft_activation(
       >>> print(dbn.stream_soft_activation(bank, gallery, temperature=0.5).round(2))
       [0.88 0.12]
     """
-    bank, gallery = checked_rows(similarity_fn, bank=bank, gallery=gallery)
+    bank, gallery = similarity.checked_rows(similarity_fn, bank=bank, gallery=gallery)
     dtype = numerics.accumulation_dtype(bank.dtype, gallery.dtype)
     tiling = Tiling(similarity_fn, dtype, checks.integer("chunk_size", chunk_size, low=1))
     temperature = _scalar_temperature(temperature, dtype)
@@ -253,10 +248,10 @@ def stream_soft_gates(
       >>> print(dbn.stream_soft_gates(query, gallery, correction, temperature=0.1).round(2))
       [[0.12]]
     """
-    queries, gallery = checked_rows(similarity_fn, queries=queries, gallery=gallery)
+    queries, gallery = similarity.checked_rows(similarity_fn, queries=queries, gallery=gallery)
     check_streamed(correction, gallery.shape[0])
     correction = checks.unsplit(correction)
-    check_similarity("correction", correction, similarity_fn, queries, gallery)
+    similarity.check_similarity("correction", correction, similarity_fn, queries, gallery)
     dtype = numerics.accumulation_dtype(queries.dtype, gallery.dtype, correction.bias.dtype)
     tiling = Tiling(similarity_fn, dtype, checks.integer("chunk_size", chunk_size, low=1))
     temperature = _scalar_temperature(temperature, dtype)
