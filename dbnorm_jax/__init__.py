@@ -69,48 +69,28 @@ if TYPE_CHECKING:
         stream_largest_similarities as stream_largest_similarities,
     )
     from dbnorm_jax._src.tuning.tune import auto as auto
-# Modules beside this one, and where the names of this one live.
+# Modules beside this one, and the names of this one by the module of `_src` that they live in.
 _MODULES = ("attribution", "baselines", "growing", "hubness", "metrics", "out_of_core", "tuning")
-_HOME = {
-    "BankStatistics": "core.types",
-    "Correction": "core.types",
-    "LargestSimilarities": "core.types",
-    "SearchResult": "core.types",
-    "all_merge": "places.mesh.exchange",
-    "apply_correction": "retrieval.search",
-    "auto": "tuning.tune",
-    "bank_statistics": "statistics.bank",
-    "cosine_similarity": "core.similarity",
-    "dot_product": "core.similarity",
-    "dual_dynamic_inverted_softmax": "corrections.balance",
-    "dual_inverted_softmax": "corrections.balance",
-    "dynamic_inverted_softmax": "corrections.balance",
-    "gates": "retrieval.search",
-    "gates_from_top_1": "retrieval.index_vectors",
-    "inner_product_gallery": "retrieval.index_vectors",
-    "inner_product_queries": "retrieval.index_vectors",
-    "inner_product_vectors": "retrieval.index_vectors",
-    "inverted_softmax": "corrections.balance",
-    "largest_similarities": "statistics.largest",
-    "load": "files.state",
-    "merge": "statistics.bank",
-    "negative_squared_euclidean": "core.similarity",
-    "published_scores": "retrieval.published",
-    "read_provenance": "files.state",
-    "responsibilities": "statistics.bank",
-    "save": "files.state",
-    "semantic_search": "retrieval.search",
-    "soft_activation": "retrieval.soft",
-    "soft_gates": "retrieval.soft",
-    "stream_bank_statistics": "statistics.bank",
-    "stream_largest_similarities": "statistics.largest",
-    "stream_soft_activation": "retrieval.soft",
-    "stream_soft_gates": "retrieval.soft",
-    "stream_top_k": "retrieval.search",
-    "subtract": "statistics.bank",
-    "top_k": "retrieval.search",
+_NAMES = {
+    "core.similarity": "cosine_similarity dot_product negative_squared_euclidean",
+    "core.types": "BankStatistics Correction LargestSimilarities SearchResult",
+    "corrections.balance": (
+        "dual_dynamic_inverted_softmax dual_inverted_softmax dynamic_inverted_softmax "
+        "inverted_softmax"
+    ),
+    "files.state": "load read_provenance save",
+    "places.mesh.exchange": "all_merge",
+    "retrieval.index_vectors": (
+        "gates_from_top_1 inner_product_gallery inner_product_queries inner_product_vectors"
+    ),
+    "retrieval.published": "published_scores",
+    "retrieval.search": "apply_correction gates semantic_search stream_top_k top_k",
+    "retrieval.soft": "soft_activation soft_gates stream_soft_activation stream_soft_gates",
+    "statistics.bank": "bank_statistics merge responsibilities stream_bank_statistics subtract",
+    "statistics.largest": "largest_similarities stream_largest_similarities",
+    "tuning.tune": "auto",
 }
-
+_HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 __all__ = ["__version__", *_HOME, *_MODULES]  # noqa: PLE0604
 
 

@@ -21,11 +21,7 @@ gallery, k)`: 8 k bytes for each bank row.
 """
 
 from dbnorm_jax._src.core.naming import publish
-from dbnorm_jax._src.retrieval.growing import (
-    add_gallery_items,
-    decay,
-    remove_gallery_items,
-)
+from dbnorm_jax._src.retrieval.growing import add_gallery_items, decay, remove_gallery_items
 
 __all__ = ["add_gallery_items", "decay", "remove_gallery_items"]
 

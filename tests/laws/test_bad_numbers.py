@@ -480,13 +480,13 @@ TOO_LARGE = 2**32  # what int32 makes 0 of
 MULTIPLES = np.array([TOO_LARGE + 1, 1, 2**33, 0, 2**31, 5])  # of the six bank rows
 
 
-def grown(function, *arguments):
+def grown(function, *arguments, **options):
     """A change of the gallery behind statistics of weighted rows."""
 
     def call(weights):
         fitted = dbn.stream_bank_statistics(BANK, GALLERY, beta=3.0, weights=weights)
         neighbors = dbn.stream_top_k(BANK, GALLERY, 1)
-        return function(fitted, neighbors, BANK, *arguments, weights=weights)
+        return function(fitted, neighbors, BANK, *arguments, weights=weights, **options)
 
     return call
 
@@ -514,7 +514,7 @@ WEIGHTED = {
         queries=QUERIES, gallery=GALLERY, relevant=RELEVANT, bank=BANK, statistics=QUERY, weights=w
     ),
     "growing.add_gallery_items": grown(growing.add_gallery_items, GALLERY[:2]),
-    "growing.remove_gallery_items": grown(growing.remove_gallery_items, GALLERY, [1]),
+    "growing.remove_gallery_items": grown(growing.remove_gallery_items, GALLERY, removed=[1]),
 }
 
 # Of rows: what takes them, the argument, good ones.
@@ -678,7 +678,7 @@ ROWS |= {
             dbn.stream_top_k(BANK, GALLERY, 1),
             BANK,
             GALLERY,
-            rows,
+            removed=rows,
         ),
         "removed",
         RELEVANT,
@@ -689,7 +689,7 @@ ROWS |= {
             dbn.SearchResult(np.zeros((6, 1), np.float32), rows[:, None]),
             BANK,
             GALLERY,
-            [0],
+            removed=[0],
         ),
         "neighbors.indices",
         EXCLUDED,

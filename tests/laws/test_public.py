@@ -91,6 +91,13 @@ def test_three_embeddings_are_given_by_name(name):
         assert not by_place
 
 
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_at_most_four_arguments_are_given_by_place(name):
+    parameters = inspect.signature(FUNCTIONS[name]).parameters.values()
+    kinds = [parameter.kind for parameter in parameters]
+    assert kinds.count(inspect.Parameter.POSITIONAL_OR_KEYWORD) <= 4
+
+
 ROWS = np.eye(4, dtype=np.float32)
 RELEVANT = np.arange(4)
 CORRECTION = dbn.Correction(jnp.zeros((1, 4)), jnp.ones((1, 4), bool))

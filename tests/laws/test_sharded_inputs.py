@@ -208,7 +208,7 @@ EAGER = {
         a.statistics, a.neighbors, a.bank, a.gallery_bank
     ),
     "growing.remove_gallery_items": lambda a: growing.remove_gallery_items(
-        a.statistics, a.neighbors, a.bank, a.gallery, [3]
+        a.statistics, a.neighbors, a.bank, a.gallery, removed=[3]
     ),
     "out_of_core.bank_statistics": lambda a: out_of_core.bank_statistics(
         a.bank, a.gallery, beta=3.0, weights=a.weights, exclude=a.exclude, **BLOCKS

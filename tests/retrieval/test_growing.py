@@ -131,7 +131,7 @@ def test_gallery_items_come_and_go(weighted):
 
     removed = np.array([0, 7, 21, 7])
     left, kept = growing.remove_gallery_items(
-        statistics, neighbors, bank, grown, removed, **weights
+        statistics, neighbors, bank, grown, removed=removed, **weights
     )
     stays = np.delete(grown, removed, axis=0)
     assert_same(left, fit(bank, stays, **weights))
@@ -168,7 +168,7 @@ def test_only_rows_that_lose_a_neighbor_are_searched_again(monkeypatch):
     assert counts[nobody] == 0
     for gone, rows in ((nobody, []), (hub, [counts[hub]])):
         searched.clear()
-        growing.remove_gallery_items(statistics, neighbors, bank, gallery, [gone])
+        growing.remove_gallery_items(statistics, neighbors, bank, gallery, removed=[gone])
         assert searched == rows
 
 
@@ -178,7 +178,7 @@ def test_without_an_activation_set_no_neighbors_are_needed():
     assert none is None
     assert_same(statistics, fit(bank, np.concatenate([gallery, new]), k=0))
     grown = np.concatenate([gallery, new])
-    left, none = growing.remove_gallery_items(statistics, None, bank, grown, [2])
+    left, none = growing.remove_gallery_items(statistics, None, bank, grown, removed=[2])
     assert none is None
     assert_same(left, fit(bank, np.delete(grown, 2, axis=0), k=0))
 
@@ -188,7 +188,7 @@ def test_as_many_gallery_items_may_stay_as_the_activation_set_counts(k):
     bank, gallery = integers(2, NUM_BANK), integers(3, NUM_GALLERY)
     neighbors = dbn.stream_top_k(bank, gallery, k)
     left, _ = growing.remove_gallery_items(
-        fit(bank, gallery, k=k), neighbors, bank, gallery, np.arange(k, NUM_GALLERY)
+        fit(bank, gallery, k=k), neighbors, bank, gallery, removed=np.arange(k, NUM_GALLERY)
     )
     assert_same(left, fit(bank, gallery[:k], k=k))
 
@@ -201,9 +201,9 @@ def test_statistics_under_several_betas_grow():
     anew = dbn.stream_bank_statistics(bank, np.concatenate([gallery, new]), **betas)
     assert grown.bias.shape == (2, NUM_GALLERY + NUM_NEW)
     assert_same(grown, anew)
-    left, _ = growing.remove_gallery_items(
-        grown, None, bank, np.concatenate([gallery, new]), np.arange(NUM_GALLERY, len(anew.bias[0]))
-    )
+    removed = np.arange(NUM_GALLERY, len(anew.bias[0]))
+    whole = np.concatenate([gallery, new])
+    left, _ = growing.remove_gallery_items(grown, None, bank, whole, removed=removed)
     assert_same(left, several)
 
 
@@ -213,7 +213,7 @@ def test_what_does_not_belong_together_is_refused():
     add = growing.add_gallery_items
 
     def remove(removed, gallery=gallery):
-        return growing.remove_gallery_items(statistics, neighbors, bank, gallery, removed)
+        return growing.remove_gallery_items(statistics, neighbors, bank, gallery, removed=removed)
 
     for call, words in (
         (lambda: add(statistics, None, bank, gallery), "neighbors.*stream_top_k"),

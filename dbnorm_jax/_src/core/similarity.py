@@ -165,6 +165,16 @@ def check_rows(similarity_fn: SimilarityFn, **embeddings: jax.Array) -> None:
                 )
 
 
+def checked_rows(similarity_fn: SimilarityFn, **embeddings: Any) -> list[jax.Array]:
+    """Rows, and those that are compared with them: checked, of one dimension."""
+    arrays = {name: checks.embeddings(name, value) for name, value in embeddings.items()}
+    (first, rows), *others = arrays.items()
+    for name, other in others:
+        checks.same_dimension(first, rows, name, other)
+    check_rows(similarity_fn, **arrays)
+    return list(arrays.values())
+
+
 def _is_zero(rows: Any) -> Any:
     """[num_rows], where a row is zero to devices, some of which take subnormal numbers for it."""
     smallest = float(jnp.finfo(rows.dtype).tiny)  # type: ignore[no-untyped-call]

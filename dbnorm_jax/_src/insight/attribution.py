@@ -7,21 +7,17 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from dbnorm_jax._src.core import checks, numerics, seen
+from dbnorm_jax._src.core import checks, numerics, seen, similarity
 from dbnorm_jax._src.core.naming import publish
-from dbnorm_jax._src.core.similarity import SimilarityFn, check_similarity, dot_product
+from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
 from dbnorm_jax._src.core.types import BankStatistics, Correction
-from dbnorm_jax._src.insight.influence import (
-    bank_vector,
-    banked,
-    check_statistics,
-    handicaps_of,
-)
+from dbnorm_jax._src.insight.influence import check_statistics, handicaps_of
 from dbnorm_jax._src.passes import streaming
 from dbnorm_jax._src.passes.gating import check_streamed
 from dbnorm_jax._src.passes.selection import add_tile, is_apart, start_nearest
 from dbnorm_jax._src.passes.sweep import Chunk, Items, Pass, Rows, Tile, Tiling, Transposed, sweep
 from dbnorm_jax._src.retrieval.search import stream_top_k
+from dbnorm_jax._src.statistics.bank import row_weights
 
 # Gallery items held at once.
 _ITEMS = 1024
@@ -33,8 +29,8 @@ class Contributors(NamedTuple):
     Attributes:
       indices: [num_items, k] int32 bank rows, most responsible first.
       responsibilities: [num_items, k], their shares of `Z`, in [0, 1].
-      effective_number: [num_items], `1 / sum_b p_b^2` over the whole bank: 1 where one bank item
-        makes the bias, the number of bank items where all do alike; 0 for an empty column.
+      effective_number: [num_items], `1 / sum_b p_b^2` over the whole bank (inverse Simpson index):
+        1 where one bank item makes the bias, num_bank where all do alike, 0 for an empty column.
     """
 
     indices: jax.Array
@@ -50,8 +46,8 @@ class Top1Changes(NamedTuple):
       old: [num_queries] int32, the gallery row of the raw top-1.
       new: [num_queries] int32, that of the corrected top-1.
       similarity_lost: [num_queries], `s(q, old) - s(q, new)`, at least 0 up to rounding.
-      bias_removed: [num_queries, num_terms], `gate_t(q) (bias_t(old) - bias_t(new))`. What is
-        removed in sum exceeds what is lost; the largest term moved the query.
+      bias_removed: [num_queries, num_terms], `gate_t(q) (bias_t(old) - bias_t(new))`; in sum at
+        least what is lost. The largest term moved the query.
     """
 
     changed: jax.Array
@@ -78,25 +74,22 @@ def bias_contributors(
 ) -> Contributors:
     """The bank items most responsible for the bias of given gallery items.
 
-    The responsibility `w_b exp(beta s(b, g)) / Z(g)` is the derivative of the bias of g with
-    respect to `s(b, g)`, see `responsibilities`.
+    The responsibility `w_b exp(beta s(b, g)) / Z(g)` is the derivative of the bias of g, that of
+    Wang, Jian and Xue, EMNLP 2023, with respect to `s(b, g)`.
 
     Args:
       bank: [num_bank, dim] embeddings.
       gallery: [num_gallery, dim] embeddings.
       statistics: of this bank and gallery, fields [num_gallery].
       items: int [num_items], the gallery rows to explain.
-      k: contributors per item, between 1 and num_bank; by default 10, or all where there are fewer
-        (static).
+      k: contributors per item, at most num_bank; by default 10, or all of fewer (static).
       weights: optional [num_bank], those that the statistics were made with.
-      exclude: optional int [num_bank] or [num_bank, most], the one that the statistics were made
-        with.
+      exclude: optional int [num_bank] or [num_bank, most], likewise.
       similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static).
       chunk_size: bank rows held at once (static).
 
     Returns:
-      Contributors of [num_items, k] and [num_items]. Places that no bank item fills hold
-      responsibility 0.
+      Contributors of [num_items, k] and [num_items]; places that no bank item fills have share 0.
 
     Raises:
       ValueError: empty, non-finite or mismatched embeddings, statistics of another gallery or with
@@ -105,40 +98,29 @@ def bias_contributors(
 
     Examples:
       >>> import dbnorm_jax as dbn
-      >>> import jax.numpy as jnp
-      >>> bank, gallery = jnp.array([[0.1], [0.9], [0.9]]), jnp.array([[1.0]])
+      >>> bank, gallery = [[0.1], [0.9], [0.9]], [[1.0]]
       >>> statistics = dbn.stream_bank_statistics(bank, gallery, beta=20.0)
       >>> found = dbn.attribution.bias_contributors(bank, gallery, statistics, [0], k=2)
       >>> print(found.indices, found.responsibilities.round(2), found.effective_number.round(2))
       [[1 2]] [[0.5 0.5]] [2.]
-
-    References:
-      The derivative of the log-normalizer of Wang, Jian and Xue, EMNLP 2023; the effective number
-      is the inverse Simpson index.
     """
-    bank, gallery = banked(bank, gallery, similarity_fn)
+    bank, gallery = similarity.checked_rows(similarity_fn, bank=bank, gallery=gallery)
     num_bank, num_gallery = bank.shape[0], gallery.shape[0]
     statistics = check_statistics(statistics, gallery)
-    check_similarity("statistics", statistics, similarity_fn, bank, gallery)
+    similarity.check_similarity("statistics", statistics, similarity_fn, bank, gallery)
     items = checks.indices("items", items, low=0, high=num_gallery, ndim=1)
     k = checks.neighbors("k", k, 10, high=num_bank, of=" (bank items)")
     chunk_size = checks.integer("chunk_size", chunk_size, low=1)
-    weights = bank_vector(weights, num_bank, statistics)
+    dtype = statistics.log_normalizer.dtype
+    weights = row_weights(weights, num_bank, dtype)
     exclude = seen.exclusions(exclude, num_bank, num_gallery)
+    tiling = Tiling(similarity_fn, dtype, _ITEMS, chunk_size)
     return _bias_contributors(
-        bank,
-        gallery,
-        statistics,
-        items,
-        weights,
-        exclude,
-        k=k,
-        similarity_fn=similarity_fn,
-        chunk_size=chunk_size,
+        bank, gallery, statistics, items, weights, exclude, k=k, tiling=tiling
     )
 
 
-@partial(jax.jit, static_argnames=("k", "similarity_fn", "chunk_size"))
+@partial(jax.jit, static_argnames=("k", "tiling"))
 def _bias_contributors(
     bank: jax.Array,
     gallery: jax.Array,
@@ -148,10 +130,9 @@ def _bias_contributors(
     exclude: jax.Array | None,
     *,
     k: int,
-    similarity_fn: SimilarityFn,
-    chunk_size: int,
+    tiling: Tiling,
 ) -> Contributors:
-    dtype, beta = statistics.log_normalizer.dtype, statistics.beta
+    beta = statistics.beta
     # Ordered by s + log w / beta: the order of the responsibilities, and never underflows.
     handicaps = None if weights is None else handicaps_of(weights, beta)
 
@@ -163,8 +144,8 @@ def _bias_contributors(
         return jnp.where(present, jnp.exp(jnp.where(present, exponents, 0)), 0)
 
     def start(chunk: Chunk) -> tuple[Any, ...]:
-        none = jnp.zeros(chunk.size, dtype)
-        return start_nearest((chunk.size, 1, k), dtype), none, none
+        none = jnp.zeros(chunk.size, tiling.dtype)
+        return start_nearest((chunk.size, 1, k), tiling.dtype), none, none
 
     def add(state: Any, _: None, tile: Tile) -> tuple[Any, None]:
         nearest, total, squares = state
@@ -188,13 +169,10 @@ def _bias_contributors(
         return None, Contributors(nearest.indices[:, 0], share(values, chunk.own[1]), effective)
 
     # Vectors are gathered chunk by chunk: the items may be the whole gallery.
-    of_items = Transposed(lambda rows, items: similarity_fn(rows, gallery[items]))
-    return sweep(
-        Pass(add, start, finish),
-        Rows(items, (items, statistics.log_normalizer[items])),
-        Items(bank, (handicaps, exclude)),
-        Tiling(of_items, dtype, _ITEMS, chunk_size),
-    ).outputs
+    of_items = Transposed(lambda rows, items: tiling.similarity_fn(rows, gallery[items]))
+    rows = Rows(items, (items, statistics.log_normalizer[items]))
+    columns, kept = Items(bank, (handicaps, exclude)), Pass(add, start, finish)
+    return sweep(kept, rows, columns, tiling._replace(similarity_fn=of_items)).outputs
 
 
 def top_1_changes(
@@ -207,9 +185,8 @@ def top_1_changes(
 ) -> Top1Changes:
     """Which queries a correction gives another top-1, and which of its terms did.
 
-    `score(q, new) >= score(q, old)` says that the bias removed, `sum_t gate_t(q) (bias_t(old) -
-    bias_t(new))`, is at least the similarity lost, `s(q, old) - s(q, new)`. The bank items behind
-    either bias are those of `bias_contributors(..., items=changes.old)`, or `new`.
+    The bank items behind either bias are those of `bias_contributors(..., items=changes.old)`, or
+    `new`.
 
     Args:
       queries: [num_queries, dim] embeddings.
@@ -222,14 +199,13 @@ def top_1_changes(
       Top1Changes of [num_queries]; differences are 0 where nothing changed.
 
     Raises:
-      ValueError: empty, non-finite or mismatched embeddings, a correction fitted on another number
-        of gallery items.
+      ValueError: empty, non-finite or mismatched embeddings, a correction of another gallery.
       TypeError: embeddings that are not floating point, or no Correction.
 
     Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
-      >>> correction = dbn.Correction(bias=jnp.array([[0.5, 0.0], [0.0, 0.25]]), active=None)
+      >>> correction = dbn.Correction(bias=jnp.array([[0.5, 0.0], [0.0, 0.25]]))
       >>> changes = dbn.attribution.top_1_changes(jnp.eye(2) + 0.8, jnp.eye(2), correction)
       >>> print(changes.changed, changes.bias_removed[0])
       [False False] [0. 0.]
@@ -237,7 +213,7 @@ def top_1_changes(
     gallery = checks.embeddings("gallery", gallery)
     check_streamed(correction, gallery.shape[0])
     correction = checks.unsplit(correction)
-    check_similarity("correction", correction, similarity_fn, gallery)
+    similarity.check_similarity("correction", correction, similarity_fn, gallery)
     options: dict[str, Any] = {"similarity_fn": similarity_fn, "chunk_size": chunk_size}
     raw = stream_top_k(queries, gallery, 1, **options)
     corrected = stream_top_k(queries, gallery, 1, correction, **options)

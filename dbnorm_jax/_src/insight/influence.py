@@ -7,20 +7,15 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from dbnorm_jax._src.core import checks, numerics, relevance
+from dbnorm_jax._src.core import checks, numerics, relevance, similarity
 from dbnorm_jax._src.core.relevance import Relevant
-from dbnorm_jax._src.core.similarity import (
-    SimilarityFn,
-    check_rows,
-    check_similarity,
-    dot_product,
-    tile,
-)
+from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
 from dbnorm_jax._src.core.types import BankStatistics
 from dbnorm_jax._src.passes import counts, selection, streaming
 from dbnorm_jax._src.passes.selection import Nearest, add_tile, start_nearest
 from dbnorm_jax._src.passes.streaming import Block, scan_chunks
 from dbnorm_jax._src.passes.sweep import Items, Pass, Rows, Tile, Tiling, sweep
+from dbnorm_jax._src.statistics.bank import row_weights
 
 # Bank items left out side by side: one matmul for all of them.
 _LEFT_OUT = 8
@@ -43,9 +38,10 @@ def influence(
 ) -> jax.Array:
     """What each bank item is worth: R@1 with the whole bank less R@1 without the item.
 
-    Exact, not a first-order estimate: `bias` without b is that of `Z(g) - w_b exp(beta s(b, g))`,
-    and all queries are ranked anew under it. The score is `s - weight bias - offsets`: IS as it
-    stands, DIS when `gated`, and either bank of DualIS with the other one's term in `offsets`.
+    Leave-one-out influence, exact where Koh and Liang, ICML 2017, linearize: `bias` without b is
+    that of `Z(g) - w_b exp(beta s(b, g))`, and all queries are ranked anew under it. The score is
+    `s - weight bias - offsets`: IS as it stands, DIS when `gated`, and either bank of DualIS with
+    the other one's term in `offsets`.
 
     Args:
       queries: [num_queries, dim] embeddings.
@@ -54,8 +50,7 @@ def influence(
       bank: [num_bank, dim] embeddings.
       statistics: of this bank and gallery, fields [num_gallery]; with `k >= 1` when `gated`.
       items: optional int [num_items], the bank rows to leave out, one at a time; all when None.
-      gated: whether the term is gated by the bank's activation set, which loses what only the item
-        put there (static).
+      gated: whether the bank's activation set, without the item, gates the term (static).
       weight: scalar, of the term.
       offsets: optional [num_gallery], subtracted from every score besides.
       weights: optional [num_bank], those that the statistics were made with.
@@ -63,8 +58,8 @@ def influence(
       chunk_size: queries or bank rows held at once (static).
 
     Returns:
-      [num_items] float in [-1, 1]; positive where the item helps. The cost is one search of all
-      queries for every 8 items.
+      [num_items] float in [-1, 1], positive where the item helps. 8 items cost a search of all
+      queries.
 
     Raises:
       ValueError: empty, non-finite or mismatched embeddings, statistics of another gallery, right
@@ -73,25 +68,18 @@ def influence(
 
     Examples:
       >>> import dbnorm_jax as dbn
-      >>> import jax.numpy as jnp
-      >>> gallery = jnp.array([[1.0, 0.0], [0.0, 1.0]])
-      >>> bank = jnp.array([[1.0, 0.0], [0.6, 0.8]])        # the first shows that item 0 is a hub
-      >>> statistics = dbn.stream_bank_statistics(bank, gallery, beta=10.0)
-      >>> query = jnp.array([[0.75, 0.7]])                  # of item 1
-      >>> known = {"gallery": gallery, "bank": bank, "statistics": statistics}
-      >>> print(dbn.attribution.influence(queries=query, relevant=[1], **known))
+      >>> known = {"bank": [[1.0, 0.0], [0.6, 0.8]], "gallery": [[1.0, 0.0], [0.0, 1.0]]}
+      >>> known["statistics"] = dbn.stream_bank_statistics(**known, beta=10.0)
+      >>> print(dbn.attribution.influence(queries=[[0.75, 0.7]], relevant=[1], **known))
       [1. 0.]
-
-    References:
-      Leave-one-out influence, as in Koh and Liang, ICML 2017, without their linearisation.
     """
     queries = checks.embeddings("queries", queries)
-    bank, gallery = banked(bank, gallery, similarity_fn)
+    bank, gallery = similarity.checked_rows(similarity_fn, bank=bank, gallery=gallery)
     checks.same_dimension("queries", queries, "gallery", gallery)
-    check_rows(similarity_fn, queries=queries)
+    similarity.check_rows(similarity_fn, queries=queries)
     num_bank, num_gallery = bank.shape[0], gallery.shape[0]
     statistics = check_statistics(statistics, gallery)
-    check_similarity("statistics", statistics, similarity_fn, queries, bank, gallery)
+    similarity.check_similarity("statistics", statistics, similarity_fn, queries, bank, gallery)
     gated = checks.flag("gated", gated)
     if gated and statistics.k_occurrence is None:
         raise checks.BadValueError(
@@ -108,19 +96,13 @@ def influence(
     offsets = checks.floating("offsets", offsets, ndim=1).astype(dtype)
     checks.matching_gallery("offsets", offsets.shape[0], "gallery", gallery.shape[:1])
     weight = checks.floating("weight", checks.real("weight", weight, dtype), ndim=0)
-    return _influence(
-        (queries, gallery, right),
-        bank,
-        statistics,
-        items,
-        (weight, offsets, bank_vector(weights, num_bank, statistics)),
-        gated=gated,
-        similarity_fn=similarity_fn,
-        chunk_size=checks.integer("chunk_size", chunk_size, low=1),
-    )
+    term = weight, offsets, row_weights(weights, num_bank, dtype)
+    tiling = Tiling(similarity_fn, dtype, checks.integer("chunk_size", chunk_size, low=1))
+    test = queries, gallery, right
+    return _influence(test, bank, statistics, items, term, gated=gated, tiling=tiling)
 
 
-@partial(jax.jit, static_argnames=("gated", "similarity_fn", "chunk_size"))
+@partial(jax.jit, static_argnames=("gated", "tiling"))
 def _influence(
     test: tuple[jax.Array, jax.Array, jax.Array],
     bank: jax.Array,
@@ -129,48 +111,43 @@ def _influence(
     term: tuple[jax.Array, jax.Array, jax.Array | None],
     *,
     gated: bool,
-    similarity_fn: SimilarityFn,
-    chunk_size: int,
+    tiling: Tiling,
 ) -> jax.Array:
     queries, gallery, right = test
     weight, offsets, weights = term
-    dtype, beta = statistics.log_normalizer.dtype, statistics.beta
+    similarity_fn, dtype, chunk_size, _ = tiling
+    beta = statistics.beta
     weights = jnp.ones(bank.shape[0], dtype) if weights is None else weights
     answered = (right >= 0).any(axis=1)
-    first, rest = _without_the_first(bank, gallery, weights, beta, similarity_fn, chunk_size)
+    first, rest = _without_the_first(bank, gallery, weights, beta, tiling)
 
     def bias(log_normalizer: jax.Array, mass: jax.Array) -> jax.Array:
         shape = log_normalizer.shape
         betas = jnp.broadcast_to(beta, shape[:-1])
         return BankStatistics(log_normalizer, jnp.broadcast_to(mass, shape), betas, None, 0).bias
 
-    def hits(biases: jax.Array, active: jax.Array) -> jax.Array:
+    def hits(biases: jax.Array, active: Any) -> jax.Array:
         """[num_lists] R@1 under biases [num_lists, num_gallery] and their activation sets."""
         lists = weight * biases + offsets[None]
         if gated:  # read from the first list; the second is that of closed gates
             lists = jnp.concatenate([jnp.zeros_like(lists[:1]), offsets[None], lists])
-        ahead, top_1 = counts.count_ahead(
-            queries,
-            gallery,
-            right,
-            lists.T,
-            None,
-            similarity_fn=similarity_fn,
-            chunk_size=chunk_size,
-        )
+        options: Any = {"similarity_fn": similarity_fn, "chunk_size": chunk_size}
+        ahead, top_1 = counts.count_ahead(queries, gallery, right, lists.T, None, **options)
         hit = ahead.above + ahead.level == 0
         if gated:
             hit = jnp.where(active[:, top_1.indices].T, hit[:, 2:], hit[:, 1:2])
         count = jnp.maximum(answered.sum(), 1).astype(dtype)
         return (hit & answered[:, None]).sum(axis=0).astype(dtype) / count
 
-    occurrence = statistics.k_occurrence
-    if occurrence is None:
-        occurrence = jnp.zeros(gallery.shape[0], jnp.int32)
+    def still_active(row: jax.Array, weight: jax.Array) -> jax.Array:
+        """[num_gallery] the activation set without a bank row."""
+        occurrence, own = statistics.k_occurrence, (weight > 0).astype(jnp.int32)
+        assert occurrence is not None
+        return occurrence.at[selection.largest(row, statistics.k)[1]].add(-own) > 0
 
     def left_out(carry: None, block: Block) -> tuple[None, jax.Array]:
         rows = block.rows
-        similarities = tile(similarity_fn, bank[rows], gallery).astype(dtype)
+        similarities = similarity.tile(similarity_fn, bank[rows], gallery).astype(dtype)
         # The largest share is not subtracted, which would cancel: the sum of the others is known.
         share = weights[rows][:, None] * jnp.exp(
             jnp.minimum(beta * similarities - statistics.log_normalizer[None], 0)
@@ -181,37 +158,19 @@ def _influence(
         mass = statistics.mass[None] - weights[rows][:, None]
         present = (mass > 0) & (log_normalizer > -jnp.inf)
         biases = bias(log_normalizer, jnp.where(present, mass, 0))
-        active = jnp.zeros(biases.shape, bool)
-        if gated:
-            active = _still_active(occurrence, similarities, weights[rows], statistics.k)
+        active = jax.vmap(still_active)(similarities, weights[rows]) if gated else None
         return carry, hits(biases, active)
 
-    whole = hits(bias(statistics.log_normalizer[None], statistics.mass[None]), occurrence[None] > 0)
+    active = None if statistics.active is None else statistics.active[None]
+    whole = hits(bias(statistics.log_normalizer[None], statistics.mass[None]), active)
     return whole[0] - scan_chunks(left_out, None, items, _LEFT_OUT)[1]
 
 
-def _still_active(
-    occurrence: jax.Array, similarities: jax.Array, weights: jax.Array, k: int
-) -> jax.Array:
-    """[num_rows, num_gallery] the activation set without each of the bank rows."""
-
-    def one(row: jax.Array, weight: jax.Array) -> jax.Array:
-        own = (weight > 0).astype(jnp.int32)
-        return occurrence.at[selection.largest(row, k)[1]].add(-own) > 0
-
-    return jax.vmap(one)(similarities, weights)
-
-
 def _without_the_first(
-    bank: jax.Array,
-    gallery: jax.Array,
-    weights: jax.Array,
-    beta: jax.Array,
-    similarity_fn: SimilarityFn,
-    chunk_size: int,
+    bank: jax.Array, gallery: jax.Array, weights: jax.Array, beta: jax.Array, tiling: Tiling
 ) -> tuple[jax.Array, jax.Array]:
     """([num_gallery] int32 the most responsible bank row, log Z of all others)."""
-    num_gallery, dtype = gallery.shape[0], beta.dtype
+    num_gallery, dtype = gallery.shape[0], tiling.dtype
 
     def find(_: None, nearest: Nearest, tile: Tile) -> tuple[None, Nearest]:
         scores = tile.similarities - tile.rows.own[:, None]
@@ -221,7 +180,6 @@ def _without_the_first(
         entering, others = tile.rows.entering, tile.rows.places[:, None] != tile.own[None]
         return None, numerics.add_rows(sums, tile.similarities, beta, entering, valid=others)
 
-    tiling = Tiling(similarity_fn, dtype, chunk_size)
     rows, none = Rows(bank, handicaps_of(weights, beta)), start_nearest((num_gallery, 1, 1), dtype)
     first = sweep(Pass(find), rows, Items(gallery), tiling, state=none).items.indices[:, 0, 0]
     rows, start = Rows(bank, None, weights), numerics.start_log_sum(num_gallery, beta)
@@ -232,13 +190,6 @@ def _without_the_first(
 def handicaps_of(weights: jax.Array, beta: jax.Array) -> jax.Array:
     """[num_bank] `-log w / beta`, infinite for what is absent."""
     return jnp.where(weights > 0, -jnp.log(jnp.where(weights > 0, weights, 1)) / beta, jnp.inf)
-
-
-def banked(bank: Any, gallery: Any, similarity_fn: SimilarityFn) -> tuple[jax.Array, jax.Array]:
-    bank, gallery = checks.embeddings("bank", bank), checks.embeddings("gallery", gallery)
-    checks.same_dimension("bank", bank, "gallery", gallery)
-    check_rows(similarity_fn, bank=bank, gallery=gallery)
-    return bank, gallery
 
 
 def check_statistics(statistics: Any, gallery: jax.Array) -> BankStatistics:
@@ -253,12 +204,3 @@ def check_statistics(statistics: Any, gallery: jax.Array) -> BankStatistics:
             f"{statistics.log_normalizer.shape}; use jax.vmap over its leading axes",
         )
     return checks.unsplit(statistics)
-
-
-def bank_vector(weights: Any, num_bank: int, statistics: BankStatistics) -> jax.Array | None:
-    if weights is None:
-        return None
-    dtype = statistics.log_normalizer.dtype
-    weights = checks.bank_weights("weights", weights, (num_bank,), dtype)
-    checks.one_per_bank_row("weights", weights, num_bank)
-    return weights

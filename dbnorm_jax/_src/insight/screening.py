@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks
 from dbnorm_jax._src.core.naming import publish
-from dbnorm_jax._src.core.similarity import SimilarityFn, check_rows, dot_product
+from dbnorm_jax._src.core.similarity import SimilarityFn, checked_rows, dot_product
 from dbnorm_jax._src.core.types import Correction
 from dbnorm_jax._src.passes import streaming
 from dbnorm_jax._src.passes.sweep import Items, Pass, Rows, Tile, Tiling, sweep
@@ -53,17 +53,17 @@ def hub_screening(
 
     `N(g) = #{b: s(b, g) > the k-th largest s(b, h) over the gallery bank}`, where b is of the query
     bank, and `p(g) = (1 + #{h: N(h) >= N(g)}) / (1 + num_gallery_bank)`, where `N(h)` is the
-    k-occurrence of h in the gallery bank itself. Flagged is `p <= false_alarm_rate`: a conformal
-    test, so that an item alike to the gallery bank is flagged with at most that probability,
-    whatever the distribution. One item is judged by itself: neither other planted items nor the
-    rest of the gallery change what is said of it.
+    k-occurrence of h (Radovanovic et al., JMLR 2010) in the gallery bank itself. Flagged is
+    `p <= false_alarm_rate`: a conformal test (Laxhammar and Falkman, 2010). An item alike to the
+    gallery bank is flagged with at most that probability, whatever the distribution, and the rest
+    of the gallery changes nothing of it.
 
     With `bias`, the similarities are those corrected, `s(b, g) - bias(g)`: who knows the correction
     can plant items that only corrected scores retrieve, so screen under what is served too.
 
-    It finds what is retrieved for many queries of the bank's kind. An item planted for a few of
-    them, or for queries that the bank has none of, passes; so does everything where the gallery
-    bank holds planted items itself. Natural hubs beyond all others are flagged as well.
+    An item planted for a few queries, or for queries that the bank has none of, passes; so does
+    everything where the gallery bank holds planted items. Natural hubs beyond all others are
+    flagged as well.
 
     Args:
       gallery: [num_gallery, dim] embeddings of the items to judge.
@@ -71,15 +71,12 @@ def hub_screening(
       gallery_bank: [num_gallery_bank, dim] embeddings of items known to be clean, not those of the
         gallery. Without one the gallery is compared with itself, and its most retrieved items are
         flagged, `false_alarm_rate` of them, planted or not.
-      k: neighbors of each query-bank item, less than there are items to compare with; by default
-        10, or one less than there are (static).
-      false_alarm_rate: share of clean items that may be flagged, in (0, 1); where the gallery bank
-        is too small for it, items retrieved more often than all of the bank are flagged, at a rate
-        of `1 / (1 + num_gallery_bank)` (static).
-      bias: optional [num_gallery], what a correction subtracts for each item of the gallery; one
-        that depends on the item and the banks alone (of IS, DualIS, CSLS, NNN).
-      gallery_bank_bias: with `bias` and `gallery_bank`, [num_gallery_bank], the same for its items,
-        each left out of its own sum.
+      k: neighbors of each query-bank item; by default 10, at most all but one of the items that are
+        compared (static).
+      false_alarm_rate: share of clean items that may be flagged, in (0, 1); a gallery bank that is
+        too small for it makes the rate `1 / (1 + num_gallery_bank)` (static).
+      bias: optional [num_gallery], of a correction without gates (IS, DualIS, CSLS, NNN).
+      gallery_bank_bias: with both, [num_gallery_bank], each item left out of its own sum.
       similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static).
       chunk_size: query-bank rows held at once (static).
 
@@ -93,28 +90,16 @@ def hub_screening(
 
     Examples:
       >>> import dbnorm_jax as dbn
-      >>> import jax.numpy as jnp
-      >>> clean = jnp.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
-      >>> queries = clean[:2] + 0.9
-      >>> planted = jnp.array([[0.0, 1.0], [1.0, 1.0]])
+      >>> clean, planted = [[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]], [[0.0, 1.0], [1.0, 1.0]]
       >>> found = dbn.attribution.hub_screening(
-      ...     gallery=planted, query_bank=queries, gallery_bank=clean, k=1)
+      ...     gallery=planted, query_bank=[[1.9, 0.9], [0.9, 1.9]], gallery_bank=clean, k=1)
       >>> print(found.k_occurrence, found.p_value, found.flagged)
       [0 2] [1.   0.25] [False  True]
-
-    References:
-      The k-occurrence is Radovanovic et al.'s, JMLR 2010; the p-value is that of conformal anomaly
-      detection, Laxhammar and Falkman, 2010.
     """
-    gallery = checks.embeddings("gallery", gallery)
-    query_bank = checks.embeddings("query_bank", query_bank)
     own = gallery_bank is None
-    clean = gallery if own else checks.embeddings("gallery_bank", gallery_bank)
-    checks.same_dimension("query_bank", query_bank, "gallery", gallery)
-    check_rows(similarity_fn, query_bank=query_bank, gallery=gallery)
-    if not own:
-        checks.same_dimension("query_bank", query_bank, "gallery_bank", clean)
-        check_rows(similarity_fn, gallery_bank=clean)
+    galleries = {"gallery": gallery} if own else {"gallery": gallery, "gallery_bank": gallery_bank}
+    query_bank, gallery, *banks = checked_rows(similarity_fn, query_bank=query_bank, **galleries)
+    clean = gallery if own else banks[0]
     num_clean = clean.shape[0]
     if num_clean < 2:
         raise checks.BadValueError(
@@ -151,17 +136,10 @@ def hub_screening(
     found = stream_top_k(
         query_bank, clean, k, correction, similarity_fn=similarity_fn, chunk_size=chunk_size
     )
-    clean_counts = hubness.k_occurrence(found.indices, num_clean)
-    counts = clean_counts
+    counts = clean_counts = hubness.k_occurrence(found.indices, num_clean)
     if not own:
-        counts = _num_above(
-            query_bank,
-            gallery,
-            found.scores[:, -1],
-            bias,
-            similarity_fn=similarity_fn,
-            chunk_size=chunk_size,
-        )
+        tiling = Tiling(similarity_fn, found.scores.dtype, chunk_size)
+        counts = _num_above(query_bank, gallery, found.scores[:, -1], bias, tiling=tiling)
     # An item takes part in the comparison itself: it stands in the gallery, or is the one joining.
     size = num_clean + (not own)
     # A count is flagged where at most so many items, itself among them, are retrieved as often.
@@ -177,28 +155,20 @@ def _bias(name: str, bias: Any, of: str, items: jax.Array) -> jax.Array | None:
     return bias
 
 
-@partial(jax.jit, static_argnames=("similarity_fn", "chunk_size"))
+@partial(jax.jit, static_argnames="tiling")
 def _num_above(
-    bank: jax.Array,
-    gallery: jax.Array,
-    thresholds: jax.Array,
-    bias: jax.Array | None,
-    *,
-    similarity_fn: SimilarityFn,
-    chunk_size: int,
+    bank: jax.Array, gallery: jax.Array, thresholds: jax.Array, bias: Any, *, tiling: Tiling
 ) -> jax.Array:
     """[num_gallery] how many bank items score the item above their threshold."""
-    dtype = thresholds.dtype
 
     def add(_: None, total: jax.Array, tile: Tile) -> tuple[None, jax.Array]:
         scores = tile.similarities
         if tile.own is not None:
-            scores = scores - tile.own[None].astype(dtype)
+            scores = scores - tile.own[None].astype(tiling.dtype)
         above = (scores > tile.rows.own[:, None]) & (tile.rows.entering > 0)[:, None]
         return None, total + above.sum(axis=0, dtype=jnp.int32)
 
     none = jnp.zeros(gallery.shape[0], jnp.int32)
-    tiling = Tiling(similarity_fn, dtype, chunk_size)
     return sweep(Pass(add), Rows(bank, thresholds), Items(gallery, bias), tiling, state=none).items
 
 

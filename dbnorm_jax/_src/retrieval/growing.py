@@ -16,22 +16,22 @@ from dbnorm_jax._src.retrieval.search import stream_top_k
 from dbnorm_jax._src.statistics.bank import stream_bank_statistics
 
 _REMEDY = "make them with bank_statistics"
+_COLUMNS = ("log_normalizer", "mass")
 
 
 def decay(statistics: BankStatistics, factor: ArrayLike) -> BankStatistics:
     """Statistics of the same bank with all weights multiplied by `factor`.
 
-    `log Z + log factor` and `factor x mass`: nothing changes for the bias until other rows are
-    merged, among which old ones then weigh less. `merge(decay(old, 0.9), new)` each day is a bank
-    that forgets with a half-life of 6.6 days. The k-occurrence counts rows of any weight above 0
-    and stays: an item stays active until its rows are subtracted.
+    `log Z + log factor` and `factor x mass`: the bias changes when other rows are merged, among
+    which old ones weigh less. `merge(decay(old, 0.9), new)` each day is a bank that forgets with a
+    half-life of 6.6 days. An item stays active until its rows are subtracted.
 
     Args:
       statistics: BankStatistics, fields [..., num_gallery].
       factor: scalar > 0.
 
     Returns:
-      BankStatistics.
+      BankStatistics of the same shape.
 
     Raises:
       ValueError: a factor that is not positive.
@@ -39,8 +39,7 @@ def decay(statistics: BankStatistics, factor: ArrayLike) -> BankStatistics:
 
     Examples:
       >>> import dbnorm_jax as dbn
-      >>> import jax.numpy as jnp
-      >>> old = dbn.bank_statistics(jnp.array([[0.5, 0.25]]), beta=1.0)
+      >>> old = dbn.bank_statistics([[0.5, 0.25]], beta=1.0)
       >>> print(dbn.growing.decay(old, 0.5).mass, dbn.growing.decay(old, 0.5).bias.round(4))
       [0.5 0.5] [0.5  0.25]
     """
@@ -79,21 +78,19 @@ def add_gallery_items(
       chunk_size: bank rows held at once (static).
 
     Returns:
-      (BankStatistics of [..., num_gallery + num_new], the neighbors to keep). Equal to those made
-      anew, up to rounding; the activation set exactly.
+      (BankStatistics of [..., num_gallery + num_new], the neighbors to keep): those made anew, up
+      to rounding; the activation set exactly.
 
     Raises:
-      ValueError: neighbors or a bank that are not those behind the statistics; as
-        `stream_bank_statistics`.
+      ValueError: a bank or neighbors not behind the statistics; as `stream_bank_statistics`.
       TypeError: other types.
 
     Examples:
       >>> import dbnorm_jax as dbn
-      >>> import numpy as np
-      >>> bank, gallery = np.array([[1.0, 0.0]]), np.array([[0.5, 0.0]])
+      >>> bank, gallery, items = [[1.0, 0.0]], [[0.5, 0.0]], [[1.0, 0.0], [0.0, 1.0]]
       >>> statistics = dbn.stream_bank_statistics(bank, gallery, beta=1.0)
       >>> neighbors = dbn.stream_top_k(bank, gallery, 1)
-      >>> grown, _ = dbn.growing.add_gallery_items(statistics, neighbors, bank, np.eye(2))
+      >>> grown, _ = dbn.growing.add_gallery_items(statistics, neighbors, bank, items)
       >>> print(grown.k_occurrence, grown.bias)
       [0 1 0] [0.5 1.  0. ]
     """
@@ -103,17 +100,15 @@ def add_gallery_items(
     options: Any = {"similarity_fn": similarity_fn, "chunk_size": chunk_size}
     beta, k = statistics.beta, statistics.k
     added = stream_bank_statistics(bank, items, beta=beta, k=0, weights=weights, **options)
-    columns: dict[str, Any] = {
+    columns = {
         name: jnp.concatenate([getattr(state, name) for state in (statistics, added)], axis=-1)
-        for name in ("log_normalizer", "mass")
+        for name in _COLUMNS
     }
-    if neighbors is None:
-        return dataclasses.replace(statistics, **columns), None
-    found = stream_top_k(bank, items, min(k, added.num_gallery), **options)
-    later = found._replace(indices=found.indices + statistics.num_gallery)
-    neighbors = _nearest_of_both(neighbors, later)
-    counts = _counts(neighbors, counted, columns["mass"].shape)
-    return dataclasses.replace(statistics, **columns, k_occurrence=counts), neighbors
+    if neighbors is not None:
+        found = stream_top_k(bank, items, min(k, added.num_gallery), **options)
+        later = found._replace(indices=found.indices + statistics.num_gallery)
+        neighbors = _nearest_of_both(neighbors, later)
+    return _changed(statistics, columns, neighbors, counted)
 
 
 def remove_gallery_items(
@@ -121,15 +116,15 @@ def remove_gallery_items(
     neighbors: SearchResult | None,
     bank: ArrayLike,
     gallery: ArrayLike,
-    removed: ArrayLike,
     *,
+    removed: ArrayLike,
     weights: ArrayLike | None = None,
     similarity_fn: SimilarityFn = dot_product,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
 ) -> tuple[BankStatistics, SearchResult | None]:
     """Statistics of a gallery without some of its items; the others close up.
 
-    Costs a search of the bank rows that lose a neighbor, among the items that stay.
+    It costs a search of the bank rows that lose a neighbor, among the items that stay.
 
     Args:
       statistics: of the whole bank on the gallery so far, fields [..., num_gallery].
@@ -146,26 +141,25 @@ def remove_gallery_items(
       by bit as they were, and the activation set is exact.
 
     Raises:
-      ValueError: neighbors, a bank or a gallery that are not those behind the statistics; rows out
-        of range; fewer than k items left.
+      ValueError: as `add_gallery_items`; rows out of range; fewer than k items left.
       TypeError: other types.
 
     Examples:
       >>> import dbnorm_jax as dbn
-      >>> import numpy as np
-      >>> bank, gallery = np.array([[1.0, 0.0]]), np.eye(2)
+      >>> bank, gallery = [[1.0, 0.0]], [[1.0, 0.0], [0.0, 1.0]]
       >>> statistics = dbn.stream_bank_statistics(bank, gallery, beta=1.0)
       >>> neighbors = dbn.stream_top_k(bank, gallery, 1)
-      >>> left, _ = dbn.growing.remove_gallery_items(statistics, neighbors, bank, gallery, [0])
+      >>> left, _ = dbn.growing.remove_gallery_items(
+      ...     statistics, neighbors, bank, gallery, removed=[0])
       >>> print(left.k_occurrence, left.bias)
       [1] [0.]
     """
     statistics, neighbors = checks.unsplit((statistics, neighbors))
     counted = _check_known(statistics, neighbors, bank, weights)
     num_gallery, k = statistics.num_gallery, statistics.k
-    rows = checks.embeddings("gallery", gallery)
-    check_similarity("statistics", statistics, similarity_fn, rows)
-    gallery = np.asarray(rows)
+    gallery = checks.embeddings("gallery", gallery)
+    check_similarity("statistics", statistics, similarity_fn, gallery)
+    gallery = np.asarray(gallery)
     if len(gallery) != num_gallery:
         raise checks.BadValueError(
             "gallery", f" must be the {num_gallery} items behind the statistics, got {len(gallery)}"
@@ -178,27 +172,29 @@ def remove_gallery_items(
             f" must leave at least {max(k, 1)} gallery items, got {gone.sum()} of {num_gallery}",
         )
     stays = np.flatnonzero(~gone)
-    columns: dict[str, Any] = {
-        name: jnp.asarray(np.asarray(getattr(statistics, name))[..., stays])
-        for name in ("log_normalizer", "mass")
+    columns = {
+        name: jnp.asarray(np.asarray(getattr(statistics, name))[..., stays]) for name in _COLUMNS
     }
     if neighbors is None:
-        return dataclasses.replace(statistics, **columns), None
+        return _changed(statistics, columns, None, counted)
     scores, indices = (np.array(part) for part in neighbors)
     lost = np.flatnonzero(gone[indices].any(axis=1))
     indices = (np.cumsum(~gone) - 1)[indices].astype(np.int32)
     if len(lost):
-        found = stream_top_k(
-            np.asarray(checks.as_array("bank", bank))[lost],
-            gallery[stays],
-            k,
-            similarity_fn=similarity_fn,
-            chunk_size=chunk_size,
-        )
+        losers = np.asarray(checks.as_array("bank", bank))[lost]
+        options: Any = {"similarity_fn": similarity_fn, "chunk_size": chunk_size}
+        found = stream_top_k(losers, gallery[stays], k, **options)
         scores[lost], indices[lost] = (np.asarray(part) for part in found)
     neighbors = SearchResult(jnp.asarray(scores), jnp.asarray(indices))
-    counts = _counts(neighbors, counted, columns["mass"].shape)
-    return dataclasses.replace(statistics, **columns, k_occurrence=counts), neighbors
+    return _changed(statistics, columns, neighbors, counted)
+
+
+def _changed(
+    statistics: BankStatistics, columns: dict[str, Any], neighbors: Any, counted: Any
+) -> tuple[BankStatistics, Any]:
+    if neighbors is not None:
+        columns["k_occurrence"] = _counts(neighbors, counted, columns["mass"].shape)
+    return dataclasses.replace(statistics, **columns), neighbors
 
 
 def _check_known(

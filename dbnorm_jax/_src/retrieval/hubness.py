@@ -21,11 +21,10 @@ _LARGE = 2.0**64
 def k_occurrence(
     indices: ArrayLike | SearchResult, num_gallery: int, *, where: ArrayLike | None = None
 ) -> jax.Array:
-    """`N_k(g)`, the number of queries with g among their k nearest.
+    """`N_k(g)`, the number of queries with g among their k nearest (Radovanovic et al., JMLR 2010).
 
     Args:
-      indices: int [..., num_queries, k] gallery rows of the k nearest, -1 for an empty place; or
-        the SearchResult that holds them.
+      indices: int [..., num_queries, k] gallery rows, -1 in empty places; or a SearchResult.
       num_gallery: size of the gallery (static).
       where: optional bool [..., num_queries] or [..., num_queries, k], the places to count.
 
@@ -38,12 +37,8 @@ def k_occurrence(
 
     Examples:
       >>> from dbnorm_jax import hubness
-      >>> import jax.numpy as jnp
-      >>> print(hubness.k_occurrence(jnp.array([[0], [2], [2]]), 4))
+      >>> print(hubness.k_occurrence([[0], [2], [2]], 4))
       [1 0 2 0]
-
-    References:
-      Radovanovic et al., JMLR 2010.
     """
     num_gallery = checks.integer("num_gallery", num_gallery, low=1, high=checks.MOST_ROWS)
     if isinstance(indices, SearchResult):
@@ -89,13 +84,12 @@ def skewness(counts: ArrayLike) -> jax.Array:
 
     Examples:
       >>> from dbnorm_jax import hubness
-      >>> import jax.numpy as jnp
-      >>> print(f"{hubness.skewness(jnp.array([0, 0, 0, 4])):.4f}")    # 2 / sqrt(3)
+      >>> print(f"{hubness.skewness([0, 0, 0, 4]):.4f}")    # 2 / sqrt(3)
       1.1547
     """
     counts = _checked(counts)
     if isinstance(counts, np.ndarray):  # JAX would round it, or cut it off, first
-        counts = _floating(_excess(counts))
+        counts = checks.real("counts", _excess(counts))
     return _skewness(counts)
 
 
@@ -106,7 +100,7 @@ def _excess(counts: Any) -> Any:
 
 @jax.jit
 def _skewness(counts: jax.Array) -> jax.Array:
-    excess = _scaled(_floating(_excess(counts)))
+    excess = _scaled(checks.real("counts", _excess(counts)))
     # Scaled before cubing: the third power of large counts leaves the range of float32.
     scale = excess.max(axis=-1, keepdims=True)
     deviation = excess / jnp.where(scale > 0, scale, 1)
@@ -119,9 +113,7 @@ def _skewness(counts: jax.Array) -> jax.Array:
 
 
 def hub_share(counts: ArrayLike, *, factor: float = 2.0) -> jax.Array:
-    """Share of gallery items that are hubs, `N_k >= factor * mean(N_k)`.
-
-    A count within 5e-7 of the threshold, relatively, counts as a hub: the mean is rounded.
+    """Share of gallery items that are hubs, `N_k >= factor * mean(N_k)` up to 5e-7 of rounding.
 
     Args:
       counts: [..., num_gallery] k-occurrence.
@@ -132,8 +124,7 @@ def hub_share(counts: ArrayLike, *, factor: float = 2.0) -> jax.Array:
 
     Examples:
       >>> from dbnorm_jax import hubness
-      >>> import jax.numpy as jnp
-      >>> print(hubness.hub_share(jnp.array([0, 0, 1, 3])))
+      >>> print(hubness.hub_share([0, 0, 1, 3]))
       0.25
     """
     return _hubs(_counts(counts), factor).mean(axis=-1)
@@ -151,8 +142,7 @@ def hub_occurrence(counts: ArrayLike, *, factor: float = 2.0) -> jax.Array:
 
     Examples:
       >>> from dbnorm_jax import hubness
-      >>> import jax.numpy as jnp
-      >>> print(hubness.hub_occurrence(jnp.array([0, 0, 1, 3])))
+      >>> print(hubness.hub_occurrence([0, 0, 1, 3]))
       0.75
     """
     counts = _counts(counts)
@@ -170,8 +160,7 @@ def anti_hub_share(counts: ArrayLike) -> jax.Array:
 
     Examples:
       >>> from dbnorm_jax import hubness
-      >>> import jax.numpy as jnp
-      >>> print(hubness.anti_hub_share(jnp.array([0, 0, 1, 3])))
+      >>> print(hubness.anti_hub_share([0, 0, 1, 3]))
       0.5
     """
     counts = _counts(counts)
@@ -189,8 +178,7 @@ def gini(counts: ArrayLike) -> jax.Array:
 
     Examples:
       >>> from dbnorm_jax import hubness
-      >>> import jax.numpy as jnp
-      >>> print(hubness.gini(jnp.array([0, 0, 0, 4])), hubness.gini(jnp.array([2, 2])))
+      >>> print(hubness.gini([0, 0, 0, 4]), hubness.gini([2, 2]))
       0.75 0.0
     """
     counts = _counts(counts)
@@ -203,9 +191,7 @@ def gini(counts: ArrayLike) -> jax.Array:
 
 
 def robin_hood(counts: ArrayLike) -> jax.Array:
-    """Robin Hood (Hoover) index: share of occurrences to be moved for an even spread.
-
-    `sum |N - mean| / (2 sum N)`.
+    """Robin Hood index, `sum |N - mean| / (2 sum N)`: share to be moved for an even spread.
 
     Args:
       counts: [..., num_gallery] k-occurrence.
@@ -215,8 +201,7 @@ def robin_hood(counts: ArrayLike) -> jax.Array:
 
     Examples:
       >>> from dbnorm_jax import hubness
-      >>> import jax.numpy as jnp
-      >>> print(hubness.robin_hood(jnp.array([0, 0, 0, 4])))
+      >>> print(hubness.robin_hood([0, 0, 0, 4]))
       0.75
     """
     counts = _counts(counts)
@@ -229,8 +214,8 @@ def atkinson(counts: ArrayLike, *, epsilon: float = 0.5) -> jax.Array:
 
     Args:
       counts: [..., num_gallery] k-occurrence.
-      epsilon: aversion to inequality, > 0; at 1 the geometric mean takes the place of the power
-        mean, and one anti-hub makes the index 1, as it does above 1.
+      epsilon: aversion to inequality, > 0 (static); at 1 with the geometric mean. From 1 on, one
+        anti-hub makes the index 1.
 
     Returns:
       [...] in [0, 1]; 0 when nothing was retrieved.
@@ -240,8 +225,7 @@ def atkinson(counts: ArrayLike, *, epsilon: float = 0.5) -> jax.Array:
 
     Examples:
       >>> from dbnorm_jax import hubness
-      >>> import jax.numpy as jnp
-      >>> print(hubness.atkinson(jnp.array([0, 0, 0, 4])))    # 1 - (2 / 4)^2 / 1
+      >>> print(hubness.atkinson([0, 0, 0, 4]))    # 1 - (2 / 4)^2 / 1
       0.75
     """
     checks.check_static("epsilon", epsilon)
@@ -267,7 +251,7 @@ def _no_count(counts: Any) -> Any:
 
 
 def _counts(counts: Any) -> jax.Array:
-    return _scaled(_floating(_checked(counts)))
+    return _scaled(checks.real("counts", _checked(counts)))
 
 
 @jax.jit
@@ -294,11 +278,7 @@ def _checked(counts: Any) -> Any:
         )
     checks.check_none_vanishes("counts", array, jax.dtypes.canonicalize_dtype(array.dtype))
     narrow = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < 4
-    return _floating(array) if narrow else array
-
-
-def _floating(counts: Any) -> jax.Array:
-    return checks.real("counts", counts)
+    return checks.real("counts", array) if narrow else array
 
 
 def _hubs(counts: jax.Array, factor: float) -> jax.Array:

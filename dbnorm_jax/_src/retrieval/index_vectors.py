@@ -5,19 +5,6 @@
 The gallery side is written once, when the index is built; the query side per request. Corrections
 that always act have gates of 1. Those of DIS and DualDIS depend on the nearest raw item, which the
 same index finds under gates of 0: two searches.
-
-    >>> import dbnorm_jax as dbn
-    >>> import jax.numpy as jnp
-    >>> correction = dbn.Correction(
-    ...     bias=jnp.array([[0.5, 0.0, 0.1]]), active=jnp.array([[True, False, False]]))
-    >>> gallery = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
-    >>> queries = jnp.array([[1.0, 0.0], [0.6, 0.8]])
-    >>> index = dbn.inner_product_gallery(gallery, correction)
-    >>> def search(gates):  # what an engine does
-    ...     return (dbn.inner_product_queries(queries, gates) @ index.T).argmax(axis=1)
-    >>> raw = search(jnp.zeros(1))
-    >>> print(raw, search(dbn.gates_from_top_1(raw, correction)))
-    [0 1] [1 1]
 """
 
 import functools
@@ -28,15 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from dbnorm_jax._src.core import checks, numerics
-from dbnorm_jax._src.core.similarity import (
-    SimilarityFn,
-    check_rows,
-    check_similarity,
-    cosine_similarity,
-    dot_product,
-    negative_squared_euclidean,
-)
+from dbnorm_jax._src.core import checks, numerics, similarity
+from dbnorm_jax._src.core.similarity import SimilarityFn, checked_rows, dot_product
 from dbnorm_jax._src.core.types import Correction
 from dbnorm_jax._src.passes.gating import check_streamed
 
@@ -62,8 +42,7 @@ def inner_product_vectors(
       queries: [num_queries, dim] embeddings.
       gallery: [num_gallery, dim] embeddings.
       correction: with fields [num_terms, num_gallery].
-      gates: [num_queries, num_terms], or [num_terms] for all queries alike, as from
-        `gates_from_top_1` or `gates`.
+      gates: [num_queries, num_terms], or [num_terms] for all, as of `gates_from_top_1` or `gates`.
       similarity_fn: as in `inner_product_gallery` (static).
       center: as in `inner_product_gallery` (static).
       metric: as in `inner_product_gallery` (static).
@@ -73,29 +52,20 @@ def inner_product_vectors(
       What `inner_product_queries` and `inner_product_gallery` return.
 
     Raises:
-      ValueError: as they do.
-      TypeError: as they do.
+      ValueError, TypeError: as they do.
 
     Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
-      >>> correction = dbn.Correction(bias=jnp.array([[0.5, 0.0]]), active=None)
+      >>> correction = dbn.Correction(bias=jnp.array([[0.5, 0.0]]))
       >>> queries, gallery = dbn.inner_product_vectors(
-      ...     jnp.array([[1.0, 0.0]]), jnp.array([[1.0, 0.0], [0.8, 0.6]]), correction, gates=[1.0])
+      ...     [[1.0, 0.0]], [[1.0, 0.0], [0.8, 0.6]], correction, gates=[1.0])
       >>> print(queries, gallery, queries @ gallery.T)
       [[1. 0. 1.]] [[ 1.    0.   -0.25] [ 0.8   0.6   0.25]] [[0.75 1.05]]
     """
-    queries = checks.embeddings("queries", queries)
-    gallery = checks.embeddings("gallery", gallery)
-    checks.same_dimension("queries", queries, "gallery", gallery)
-    indexed = inner_product_gallery(
-        gallery,
-        correction,
-        similarity_fn=similarity_fn,
-        center=center,
-        metric=metric,
-        length=length,
-    )
+    queries, gallery = checked_rows(similarity_fn, queries=queries, gallery=gallery)
+    options: Any = {"similarity_fn": similarity_fn, "metric": metric}
+    indexed = inner_product_gallery(gallery, correction, center=center, length=length, **options)
     gates = _checked_gates(gates, queries.shape[0])
     if gates.shape[-1] != correction.num_terms:
         raise checks.BadValueError(
@@ -103,8 +73,7 @@ def inner_product_vectors(
             f" must have one column per term of `correction`, expected "
             f"{correction.num_terms}, got shape {gates.shape}",
         )
-    asked = inner_product_queries(queries, gates, similarity_fn=similarity_fn, metric=metric)
-    return asked, indexed
+    return inner_product_queries(queries, gates, **options), indexed
 
 
 def inner_product_gallery(
@@ -118,12 +87,12 @@ def inner_product_gallery(
 ) -> jax.Array:
     """Vectors to index, `[g, -bias_1(g), ..., -bias_t(g)]`: made once, when the index is built.
 
-    Biases are centered, so that an index that stores few bits spends them on differences: every
-    score moves by `sum_t gate_t(q) mean(bias_t)`, the same for all items, which changes no rank.
+    Biases are centered, so that an index that stores few bits spends them on differences. Every
+    score of a query moves by `sum_t gate_t(q) mean(bias_t)`, which changes no rank.
     A negative squared distance is `[2 q, 1] . [g, -|g|^2]` up to `|q|^2`: one dimension more, after
-    the terms. A store that knows cosines only gets vectors of one `length`, by a last dimension
-    `sqrt(length^2 - |rest|^2)` which queries meet with 0: its cosines are the scores over `length`
-    and over the length of the query's vector.
+    the terms. A store that knows cosines only gets vectors of one `length` (Bachrach et al., RecSys
+    2014), by a last dimension `sqrt(length^2 - |rest|^2)` which queries meet with 0. Its cosines
+    are the scores over `length` and over the length of the query's vector.
 
     Args:
       gallery: [num_gallery, dim] embeddings.
@@ -141,29 +110,23 @@ def inner_product_gallery(
       more for "cosine".
 
     Raises:
-      ValueError: bad embeddings, a correction fitted on another number of gallery items, another
-        similarity function, a `length` that is too short.
+      ValueError: bad embeddings, a correction of another gallery or similarity, a short `length`.
       TypeError: embeddings that are not floating point, no Correction.
 
     Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
-      >>> correction = dbn.Correction(bias=jnp.array([[0.5, 0.0]]), active=None)
-      >>> print(dbn.inner_product_gallery(jnp.array([[1.0, 0.0], [0.8, 0.6]]), correction))
+      >>> correction = dbn.Correction(bias=jnp.array([[0.5, 0.0]]))
+      >>> print(dbn.inner_product_gallery([[1.0, 0.0], [0.8, 0.6]], correction))
       [[ 1.    0.   -0.25] [ 0.8   0.6   0.25]]
-
-    References:
-      Bachrach et al., RecSys 2014, for the reduction of inner products to cosines.
     """
-    gallery = checks.embeddings("gallery", gallery)
     _check_options(similarity_fn, metric)
-    check_rows(similarity_fn, gallery=gallery)
+    (gallery,) = checked_rows(similarity_fn, gallery=gallery)
     check_streamed(correction, gallery.shape[0])
     correction = checks.unsplit(correction)
-    check_similarity("correction", correction, similarity_fn, gallery)
-    rows = _gallery_rows(
-        gallery, correction.bias, similarity_fn=similarity_fn, center=checks.flag("center", center)
-    )
+    similarity.check_similarity("correction", correction, similarity_fn, gallery)
+    center = checks.flag("center", center)
+    rows = _gallery_rows(gallery, correction.bias, similarity_fn=similarity_fn, center=center)
     if metric == "inner_product":
         if length is not None:
             raise checks.BadValueError(
@@ -196,8 +159,7 @@ def inner_product_queries(
       metric: as for the gallery (static).
 
     Returns:
-      [num_queries, dim + num_terms] in at least float32, with the columns of
-      `inner_product_gallery`.
+      [num_queries, dim + num_terms] in at least float32; columns as of `inner_product_gallery`.
 
     Raises:
       ValueError: bad embeddings or gates, another similarity function.
@@ -205,23 +167,17 @@ def inner_product_queries(
 
     Examples:
       >>> import dbnorm_jax as dbn
-      >>> import jax.numpy as jnp
-      >>> print(dbn.inner_product_queries(jnp.array([[0.6, 0.8]]), [1.0, 0.0]))
+      >>> print(dbn.inner_product_queries([[0.6, 0.8]], [1.0, 0.0]))
       [[0.6 0.8 1.  0. ]]
     """
-    queries = checks.embeddings("queries", queries)
     _check_options(similarity_fn, metric)
-    check_rows(similarity_fn, queries=queries)
+    (queries,) = checked_rows(similarity_fn, queries=queries)
     gates = _checked_gates(gates, queries.shape[0])
     return _query_rows(queries, gates, similarity_fn=similarity_fn, cosine=metric == "cosine")
 
 
 def gates_from_top_1(indices: ArrayLike, correction: Correction) -> jax.Array:
-    """Which terms act on which query, given the nearest raw item of each from any index.
-
-        a_t(q) = active_t(nearest(q))
-
-    Equal to `gates` where the index is exact.
+    """`gates` by each query's nearest raw item in any index: `a_t(q) = active_t(nearest(q))`.
 
     Args:
       indices: [num_queries] integers, the gallery row of each query's raw top-1.
@@ -237,9 +193,8 @@ def gates_from_top_1(indices: ArrayLike, correction: Correction) -> jax.Array:
     Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
-      >>> correction = dbn.Correction(
-      ...     bias=jnp.zeros((2, 3)), active=jnp.array([[True, False, True], [True, True, False]]))
-      >>> print(dbn.gates_from_top_1(jnp.array([0, 2]), correction))
+      >>> active = jnp.array([[True, False, True], [True, True, False]])
+      >>> print(dbn.gates_from_top_1([0, 2], dbn.Correction(jnp.zeros((2, 3)), active)))
       [[1. 1.] [1. 0.]]
     """
     checks.correction(correction, Correction)
@@ -273,7 +228,7 @@ def _check_options(similarity_fn: SimilarityFn, metric: str) -> None:
         raise checks.BadValueError(
             "metric", f" must be one of {', '.join(_METRICS)}, got {metric!r}"
         )
-    if similarity_fn not in (dot_product, cosine_similarity, negative_squared_euclidean):
+    if similarity.name_of(similarity_fn) is None:
         name = getattr(similarity_fn, "__name__", repr(similarity_fn))
         raise checks.BadValueError(
             "similarity_fn",
@@ -298,7 +253,6 @@ def _checked_gates(gates: Any, num_queries: int) -> jax.Array:
 
 
 def _check_length(rows: jax.Array, length: jax.Array) -> None:
-    """Raises where a row is longer than all are to be."""
     norms = np.linalg.norm(np.asarray(rows, np.float64), axis=1)
     if norms.max() > float(length) * (1 + _ROUNDINGS * float(jnp.finfo(rows.dtype).eps)):  # type: ignore[no-untyped-call]
         raise checks.BadValueError(
@@ -308,24 +262,19 @@ def _check_length(rows: jax.Array, length: jax.Array) -> None:
         )
 
 
-def _with_columns(rows: jax.Array, columns: list[jax.Array]) -> jax.Array:
-    dtype = numerics.accumulation_dtype(*(array.dtype for array in (rows, *columns)))
-    return jnp.concatenate([array.astype(dtype) for array in (rows, *columns)], axis=1)
-
-
 @functools.partial(jax.jit, static_argnames=("similarity_fn", "center"))
 def _gallery_rows(
     gallery: jax.Array, bias: jax.Array, *, similarity_fn: SimilarityFn, center: bool
 ) -> jax.Array:
     dtype = numerics.accumulation_dtype(gallery.dtype, bias.dtype)
     gallery, terms = gallery.astype(dtype), bias.astype(dtype)
-    if similarity_fn is cosine_similarity:
+    if similarity_fn is similarity.cosine_similarity:
         gallery = numerics.normalize_rows(gallery)
-    if similarity_fn is negative_squared_euclidean:
+    if similarity_fn is similarity.negative_squared_euclidean:
         terms = jnp.concatenate([terms, jnp.square(gallery).sum(axis=1)[None]])
     if center:
         terms -= terms.mean(axis=1, keepdims=True)
-    return _with_columns(gallery, [-terms.T])
+    return jnp.concatenate([gallery, -terms.T], axis=1)
 
 
 @functools.partial(jax.jit, static_argnames=("similarity_fn", "cosine"))
@@ -333,15 +282,16 @@ def _query_rows(
     queries: jax.Array, gates: jax.Array, *, similarity_fn: SimilarityFn, cosine: bool
 ) -> jax.Array:
     columns = [gates]
+    dtype = numerics.accumulation_dtype(queries.dtype, gates.dtype)
     queries = queries.astype(numerics.accumulation_dtype(queries.dtype))
-    if similarity_fn is cosine_similarity:
+    if similarity_fn is similarity.cosine_similarity:
         queries = numerics.normalize_rows(queries)
-    if similarity_fn is negative_squared_euclidean:
+    if similarity_fn is similarity.negative_squared_euclidean:
         queries = 2 * queries
         columns.append(jnp.ones((queries.shape[0], 1), queries.dtype))
     if cosine:
         columns.append(jnp.zeros((queries.shape[0], 1), queries.dtype))
-    return _with_columns(queries, columns)
+    return jnp.concatenate([array.astype(dtype) for array in (queries, *columns)], axis=1)
 
 
 @jax.jit

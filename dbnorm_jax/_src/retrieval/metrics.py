@@ -33,12 +33,10 @@ def ranks(
     Args:
       scores: [num_queries, num_gallery], higher is better; may hold infinities, not NaN.
       relevant: the right items, in one of the forms of this module.
-      ties: "average", the expectation over all orders; "min", all ties broken in favor of right
-        items, or "max", of wrong ones (static).
-      exclude: optional [num_queries] or [num_queries, most] int, gallery rows that a query never
-        sees, -1 for none: itself, where it stands in its own gallery.
-      where: optional bool mask [num_queries, num_gallery] of the pairs that are seen. What a query
-        does not see is not ranked, and is not right.
+      ties: "average", the expectation over all orders; "min", ties broken in favor of right items,
+        or "max", of wrong ones (static).
+      exclude: int [num_queries] or [num_queries, most], gallery rows a query never sees, -1 = none.
+      where: bool [num_queries, num_gallery], the pairs that are seen: others are not right either.
 
     Returns:
       [num_queries] float, 1 = best; +inf for queries without a right item. Other right items never
@@ -51,9 +49,8 @@ def ranks(
 
     Examples:
       >>> from dbnorm_jax import metrics
-      >>> import jax.numpy as jnp
-      >>> scores = jnp.array([[0.3, 0.7, 0.7, 0.1]])
-      >>> print(metrics.ranks(scores, jnp.array([1])), metrics.ranks(scores, jnp.array([0])))
+      >>> scores = [[0.3, 0.7, 0.7, 0.1]]
+      >>> print(metrics.ranks(scores, [1]), metrics.ranks(scores, [0]))
       [1.5] [3.]
     """
     scores = _check_scores(scores)
@@ -90,27 +87,24 @@ def stream_ranks(
     bank_axis: Axis = "bank",
     gallery_axis: Axis = "gallery",
 ) -> jax.Array:
-    """Ranks from embeddings in one pass, never holding queries x gallery.
+    """`ranks` of corrected scores from embeddings in one pass, never holding queries x gallery.
 
-    Equal to `ranks(apply_correction(similarity_fn(queries, gallery), correction), relevant)`, but
-    sure of copies. A product of matrices may round two copies of an item apart. Here an item within
-    rounding of the best right one is compared with it by similarities that are each computed alone:
-    copies with the same bias are level.
+    A product of matrices may round two copies of an item apart. Here an item within rounding of the
+    best right one is compared with it by similarities that are each computed alone: copies with the
+    same bias are level.
 
     Args:
       queries: [num_queries, dim] embeddings.
       gallery: [num_gallery, dim] embeddings.
-      relevant: the right items, in one of the forms of this module; a CSR pair or a bool matrix
-        must be concrete here (inside jit, pass the padded int array).
-      correction: optional, fields [num_terms, num_gallery].
+      relevant: the right items, in one of the forms of this module; inside jit an int array.
+      correction: fields [num_terms, num_gallery].
       ties: as in `ranks` (static).
-      exclude: as in `ranks`; excluded items are no raw top-1 for a gate.
-      where: optional bool mask [num_gallery] of the items that are there.
-      gates: optional [num_queries, num_terms]; those of the raw similarities when None.
+      exclude: int [num_queries] or [num_queries, most], gallery rows a query never sees, -1 = none.
+      where: bool [num_gallery], the items that are there.
+      gates: [num_queries, num_terms]; those of the raw similarities when None.
       similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static).
       chunk_size: queries held at once (static).
-      mesh: optional, the devices that share the work; `docs/scaling.md` says how. NumPy arrays and
-        files are read by part, arrays that are split already stay where they are.
+      mesh: optional, the devices that share the work; as in `stream_bank_statistics`.
       bank_axis: mesh axis over which queries are split; a tuple of several, or None for whole.
       gallery_axis: mesh axis over which gallery items are split, likewise.
 
@@ -120,26 +114,16 @@ def stream_ranks(
 
     Raises:
       ValueError: empty, non-finite or mismatched embeddings, right items out of range, a correction
-        fitted on another number of gallery items, a mesh without the axis.
-      TypeError: embeddings that are not floating point, right items that are not integers or bools,
-        or integers of the shape of the scores, a `mesh` that is none.
+        of another gallery, a mesh without the axis.
+      TypeError: embeddings that are not floating point, right items as in `ranks`, no Mesh.
 
     Examples:
       >>> from dbnorm_jax import metrics
-      >>> import jax
-      >>> import jax.numpy as jnp
-      >>> gallery = jnp.array([[1.0, 0.0], [0.0, 1.0]])
-      >>> queries = jnp.array([[0.6, 0.8]])
-      >>> print(metrics.stream_ranks(queries, gallery, jnp.array([0])))
-      [2.]
-      >>> mesh = jax.make_mesh((1, 1), ("bank", "gallery"))
-      >>> print(metrics.stream_ranks(queries, gallery, jnp.array([0]), mesh=mesh))
+      >>> print(metrics.stream_ranks([[0.6, 0.8]], [[1.0, 0.0], [0.0, 1.0]], relevant=[0]))
       [2.]
     """
-    placement = layout.layout(mesh, bank_axis, gallery_axis)
-    split, queries, gallery = drive.checked(
-        placement, similarity_fn, chunk_size, queries=queries, gallery=gallery
-    )
+    how = layout.layout(mesh, bank_axis, gallery_axis), similarity_fn, chunk_size
+    split, queries, gallery = drive.checked(*how, queries=queries, gallery=gallery)
     num_queries, num_gallery = split.num_rows, split.num_gallery
     right = relevance.as_rows(relevant, (num_queries, num_gallery))
     if correction is not None:
@@ -151,26 +135,20 @@ def stream_ranks(
         split.along_items(seen.items(where, num_gallery), False),
         split.along_rows(seen.gates(gates, correction, num_queries), 0),
     )
-    return drive.ranks(
-        queries,
-        gallery,
-        split.along_items(correction, 0, dim=1),
-        asked,
-        split.along_rows(right, -1),
-        split=split,
-        ties=counts.check_ties(ties),
-    )
+    correction, right = split.along_items(correction, 0, dim=1), split.along_rows(right, -1)
+    ties = counts.check_ties(ties)
+    return drive.ranks(queries, gallery, correction, asked, right, split=split, ties=ties)
 
 
 def recall_at(ranks: ArrayLike, k: float) -> jax.Array:
-    """R@k, the share of queries with rank <= k, in [0, 1].
+    """R@k, the share of queries with rank <= k.
 
     Args:
       ranks: [...] float ranks, +inf = left out.
       k: the cut-off, >= 1.
 
     Returns:
-      Scalar; NaN when no query counts.
+      Scalar in [0, 1]; NaN when no query counts.
 
     Raises:
       ValueError: k < 1, ranks that hold NaN.
@@ -178,8 +156,7 @@ def recall_at(ranks: ArrayLike, k: float) -> jax.Array:
 
     Examples:
       >>> from dbnorm_jax import metrics
-      >>> import jax.numpy as jnp
-      >>> print(metrics.recall_at(jnp.array([1.0, 3.0, 2.0, 9.0, jnp.inf]), 2))
+      >>> print(metrics.recall_at([1.0, 3.0, 2.0, 9.0, float("inf")], 2))
       0.5
     """
     ranks = _check_ranks(ranks)
@@ -192,7 +169,7 @@ def _recall_at(ranks: jax.Array, k: jax.Array) -> jax.Array:
 
 
 def median_rank(ranks: ArrayLike) -> jax.Array:
-    """MdR, the median rank, at least 1.
+    """MdR, the median rank.
 
     Args:
       ranks: [...] float ranks, +inf = left out.
@@ -202,12 +179,10 @@ def median_rank(ranks: ArrayLike) -> jax.Array:
 
     Examples:
       >>> from dbnorm_jax import metrics
-      >>> import jax.numpy as jnp
-      >>> print(metrics.median_rank(jnp.array([1.0, 3.0, 20.0])))
+      >>> print(metrics.median_rank([1.0, 3.0, 20.0]))
       3.0
     """
-    ranks = _check_ranks(ranks)
-    return _median(ranks.reshape(-1))
+    return _median(_check_ranks(ranks).reshape(-1))
 
 
 @jax.jit
@@ -219,7 +194,7 @@ def _median(ranks: jax.Array) -> jax.Array:
 
 
 def mean_rank(ranks: ArrayLike) -> jax.Array:
-    """MnR, the mean rank, at least 1.
+    """MnR, the mean rank.
 
     Args:
       ranks: [...] float ranks, +inf = left out.
@@ -229,8 +204,7 @@ def mean_rank(ranks: ArrayLike) -> jax.Array:
 
     Examples:
       >>> from dbnorm_jax import metrics
-      >>> import jax.numpy as jnp
-      >>> print(metrics.mean_rank(jnp.array([1.0, 3.0, 20.0])))
+      >>> print(metrics.mean_rank([1.0, 3.0, 20.0]))
       8.0
     """
     ranks = _check_ranks(ranks)
@@ -248,8 +222,7 @@ def mean_reciprocal_rank(ranks: ArrayLike) -> jax.Array:
 
     Examples:
       >>> from dbnorm_jax import metrics
-      >>> import jax.numpy as jnp
-      >>> print(metrics.mean_reciprocal_rank(jnp.array([1.0, 2.0, 4.0])).round(4))
+      >>> print(metrics.mean_reciprocal_rank([1.0, 2.0, 4.0]).round(4))
       0.5833
     """
     ranks = _check_ranks(ranks)
@@ -268,8 +241,7 @@ def geometric_mean_recall(ranks: ArrayLike, ks: Sequence[int] = (1, 5, 10)) -> j
 
     Examples:
       >>> from dbnorm_jax import metrics
-      >>> import jax.numpy as jnp
-      >>> ranks = jnp.array([1.0, 4.0, 8.0, 50.0])    # R@1, 5, 10: 1/4, 2/4, 3/4
+      >>> ranks = [1.0, 4.0, 8.0, 50.0]    # R@1, 5, 10: 1/4, 2/4, 3/4
       >>> print(metrics.geometric_mean_recall(ranks).round(4))    # cube root of 3/32
       0.4543
     """
@@ -302,15 +274,12 @@ def mean_average_precision(
       Scalar in [0, 1]; queries without a right item are left out.
 
     Raises:
-      ValueError: NaN scores, right items out of range, shapes that do not fit.
-      TypeError: scores that are not floating point, right items that are not integers or bools, or
-        integers of the shape of the scores.
+      ValueError, TypeError: as `ranks`.
 
     Examples:
       >>> from dbnorm_jax import metrics
-      >>> import jax.numpy as jnp
-      >>> scores = jnp.array([[0.9, 0.8, 0.7]])
-      >>> print(metrics.mean_average_precision(scores, jnp.array([[True, False, True]])).round(4))
+      >>> right = [[True, False, True]]
+      >>> print(metrics.mean_average_precision([[0.9, 0.8, 0.7]], right).round(4))
       0.8333
     """
     scores = _check_scores(scores)

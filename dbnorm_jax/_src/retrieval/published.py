@@ -27,8 +27,7 @@ def published_scores(
     s x ratio or s x s.
 
     Use it to compare with published numbers, not to retrieve: `s x s` reverses the order of
-    negative similarities, and the scale differs from row to row. The default is
-    `apply_correction` with one of the four normalizers.
+    negative similarities, and the scale differs from row to row.
 
     Args:
       similarities: [..., num_queries, num_gallery], raw.
@@ -36,9 +35,8 @@ def published_scores(
       gallery_statistics: of the gallery bank; None for IS and DIS.
 
     Returns:
-      [..., num_queries, num_gallery]; equal to the released scores up to a positive factor per row,
-      chosen so that nothing overflows. Products smaller than the row's largest by a factor beyond
-      the range of the dtype are 0 (float32: about 1e72).
+      [..., num_queries, num_gallery], the released scores up to a positive factor per row. Products
+      beyond the range of the dtype below the row's largest (float32: about 1e72) are 0.
 
     Raises:
       ValueError: a non-finite matrix, statistics of another number of gallery items.
@@ -46,9 +44,8 @@ def published_scores(
 
     Examples:
       >>> import dbnorm_jax as dbn
-      >>> import jax.numpy as jnp
-      >>> statistics = dbn.bank_statistics(jnp.array([[0.9, 0.1, 0.2]]), beta=20.0, k=1)
-      >>> s = jnp.array([[0.1, 0.3, 0.2]])              # raw top-1 is item 1, which is not active
+      >>> statistics = dbn.bank_statistics([[0.9, 0.1, 0.2]], beta=20.0, k=1)
+      >>> s = [[0.1, 0.3, 0.2]]                         # raw top-1 is item 1, which is not active
       >>> print(dbn.published_scores(s, statistics))    # so the row stays raw
       [[0.1 0.3 0.2]]
 
@@ -75,8 +72,7 @@ def _published_scores(similarities: jax.Array, banks: tuple[BankStatistics, ...]
     similarities = similarities.astype(dtype)
 
     def ratio(row: jax.Array, log_normalizer: jax.Array, beta: jax.Array) -> jax.Array:
-        empty = log_normalizer == -jnp.inf
-        return beta * row - jnp.where(empty, 0, log_normalizer)
+        return beta * row - jnp.where(log_normalizer == -jnp.inf, 0, log_normalizer)
 
     def product(row: jax.Array, opens: jax.Array, log_ratios: jax.Array) -> jax.Array:
         # Written: its maximum is subtracted from it.

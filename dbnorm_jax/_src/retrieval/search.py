@@ -1,18 +1,10 @@
-"""From similarities and a Correction to scores and neighbours.
+"""From similarities and a Correction to scores and neighbors.
 
     score(q, g) = s(q, g) - sum_t gate_t(q) bias_t(g)
 
 The gate of a query is the activity of its raw top-1 gallery item, read from the similarity before
 anything is subtracted; ties go to the lowest gallery index everywhere. Gallery items that a query
 does not see, by `exclude` or `where`, are not found, and are no top-1 for its gates.
-
-    >>> import dbnorm_jax as dbn
-    >>> import jax.numpy as jnp
-    >>> correction = dbn.Correction(
-    ...     bias=jnp.array([[0.5, 0.0, 0.0]]), active=jnp.array([[True, False, True]]))
-    >>> s = jnp.array([[0.9, 0.8, 0.1], [0.7, 0.8, 0.1]])
-    >>> print(dbn.gates(s, correction).T, dbn.top_k(s, 1, correction).indices.T)
-    [[1. 0.]] [[1 1]]
 """
 
 import functools
@@ -25,13 +17,8 @@ from jax import lax
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
-from dbnorm_jax._src.core import checks, elementary, numerics, seen
-from dbnorm_jax._src.core.similarity import (
-    SimilarityFn,
-    check_similarity,
-    cosine_similarity,
-    dot_product,
-)
+from dbnorm_jax._src.core import checks, elementary, numerics, seen, similarity
+from dbnorm_jax._src.core.similarity import SimilarityFn, cosine_similarity, dot_product
 from dbnorm_jax._src.core.types import Correction, SearchResult
 from dbnorm_jax._src.passes import selection, streaming
 from dbnorm_jax._src.passes.gating import check_streamed
@@ -48,33 +35,31 @@ def gates(
 ) -> jax.Array:
     """Which terms act on which query: `a_t(q) = active_t(argmax_g s(q, g))`.
 
+    As in dynamic inverted softmax, Bogolin et al., CVPR 2022.
+
     Args:
       similarities: [..., num_queries, num_gallery], raw.
       correction: with fields [..., num_terms, num_gallery].
-      exclude: optional [num_queries] or [num_queries, most] int, gallery rows that a query never
+      exclude: optional int [num_queries] or [num_queries, most], gallery rows that a query never
         sees, -1 for none: itself, where it stands in its own gallery.
-      where: optional bool mask [..., num_queries, num_gallery] of the pairs that are seen.
+      where: optional bool [..., num_queries, num_gallery], the pairs that are seen.
 
     Returns:
       [..., num_queries, num_terms] in [0, 1]; 1 where `correction.active` is None, else 0 for a
       query that sees nothing. Piecewise constant in the similarities: their gradient is zero.
 
     Raises:
-      ValueError: a non-finite matrix, or one with another number of columns than the correction.
+      ValueError: a non-finite matrix, a correction of another gallery.
       TypeError: a matrix that is not floating point, or no Correction.
 
     Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
-      >>> correction = dbn.Correction(
-      ...     bias=jnp.zeros((2, 2)), active=jnp.array([[True, False], [True, True]]))
-      >>> print(dbn.gates(jnp.array([[0.1, 0.9]]), correction))
+      >>> active = jnp.array([[True, False], [True, True]])
+      >>> print(dbn.gates([[0.1, 0.9]], dbn.Correction(jnp.zeros((2, 2)), active)))
       [[0. 1.]]
-
-    References:
-      Bogolin et al., CVPR 2022, section on dynamic inverted softmax.
     """
-    similarities, correction = _check_matrix(similarities, correction)
+    similarities, correction = check_matrix(similarities, correction)
     return _gates(similarities, correction, seen.by_query(where, exclude, similarities.shape))
 
 
@@ -83,8 +68,7 @@ def _gates(similarities: jax.Array, correction: Correction, pairs: jax.Array | N
     dtype = numerics.accumulation_dtype(similarities.dtype, correction.bias.dtype)
     if correction.active is None:
         lead = jnp.broadcast_shapes(similarities.shape[:-2], correction.bias.shape[:-2])
-        shape = (*lead, similarities.shape[-2], correction.num_terms)
-        return jnp.ones(shape, dtype)
+        return jnp.ones((*lead, similarities.shape[-2], correction.num_terms), dtype)
 
     def one(row: jax.Array, active: jax.Array) -> jax.Array:
         best, nearest = selection.argmax(row)
@@ -99,6 +83,8 @@ def apply_correction(
     similarities: ArrayLike, correction: Correction, *, gates: ArrayLike | None = None
 ) -> jax.Array:
     """Corrected scores `s(q, g) - sum_t a_t(q) bias_t(g)`.
+
+    DualIS and DualDIS of Wang, Jian and Xue, EMNLP 2023, in the log domain.
 
     Args:
       similarities: [..., num_queries, num_gallery], raw.
@@ -115,14 +101,11 @@ def apply_correction(
     Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
-      >>> correction = dbn.Correction(bias=jnp.array([[0.5, 0.25]]), active=None)
-      >>> print(dbn.apply_correction(jnp.array([[1.0, 0.5]]), correction))
+      >>> correction = dbn.Correction(bias=jnp.array([[0.5, 0.25]]))
+      >>> print(dbn.apply_correction([[1.0, 0.5]], correction))
       [[0.5  0.25]]
-
-    References:
-      Wang, Jian and Xue, EMNLP 2023, DualIS and DualDIS, in the log domain.
     """
-    similarities, correction = _check_matrix(similarities, correction)
+    similarities, correction = check_matrix(similarities, correction)
     gates = seen.gates(gates, correction, similarities.shape[-2])
     return _apply_correction(similarities, correction, gates)
 
@@ -160,12 +143,11 @@ def top_k(
 
     Args:
       similarities: [..., num_queries, num_gallery], raw.
-      k: neighbours per query, between 1 and num_gallery (static).
+      k: neighbors per query, between 1 and num_gallery (static).
       correction: optional, fields [..., num_terms, num_gallery].
-      exclude: optional [num_queries] or [num_queries, most] int, gallery rows that a query never
-        sees, -1 for none: itself, where it stands in its own gallery.
-      where: optional bool mask [..., num_queries, num_gallery] of the pairs that are seen.
-      gates: optional [..., num_queries, num_terms]; those of the raw similarities when None.
+      exclude: int [num_queries] or [num_queries, most], gallery rows a query never sees, -1 = none.
+      where: bool [..., num_queries, num_gallery], the pairs that are seen.
+      gates: [..., num_queries, num_terms]; those of the raw similarities when None.
 
     Returns:
       SearchResult of [..., num_queries, k], best first, ties to the lowest gallery index. A query
@@ -178,15 +160,14 @@ def top_k(
 
     Examples:
       >>> import dbnorm_jax as dbn
-      >>> import jax.numpy as jnp
-      >>> scores, indices = dbn.top_k(jnp.array([[0.1, 0.9, 0.5]]), 2)
+      >>> scores, indices = dbn.top_k([[0.1, 0.9, 0.5]], 2)
       >>> print(scores, indices)
       [[0.9 0.5]] [[1 2]]
     """
     if correction is None:
         similarities = checks.similarities("similarities", similarities, rows="queries")
     else:
-        similarities, correction = _check_matrix(similarities, correction)
+        similarities, correction = check_matrix(similarities, correction)
     k = checks.integer("k", k, low=1, high=similarities.shape[-1], of=" (gallery items)")
     pairs = seen.by_query(where, exclude, similarities.shape)
     gates = seen.gates(gates, correction, similarities.shape[-2])
@@ -235,58 +216,46 @@ def stream_top_k(
     bank_axis: Axis = "bank",
     gallery_axis: Axis = "gallery",
 ) -> SearchResult:
-    """The k best gallery items of each query from embeddings, never holding queries x gallery.
+    """`top_k` from embeddings, never holding queries x gallery.
 
-    Equal to `top_k(similarity_fn(queries, gallery), k, correction)` up to rounding. Exact: no item
-    is skipped. The gates of DIS and DualDIS are read in the same pass, with one matmul.
+    Exact, up to rounding: no item is skipped. The gates of DIS and DualDIS are read in the same
+    pass, with one matmul.
 
     Args:
       queries: [num_queries, dim] embeddings.
       gallery: [num_gallery, dim] embeddings.
-      k: neighbours per query, between 1 and num_gallery (static).
+      k: neighbors per query, between 1 and num_gallery (static).
       correction: optional, fields [num_terms, num_gallery].
-      exclude: optional [num_queries] or [num_queries, most] int, gallery rows that a query never
-        sees, -1 for none: itself, where it stands in its own gallery.
-      where: optional bool mask [num_gallery] of the items that are there.
-      gates: optional [num_queries, num_terms]; those of the raw similarities when None.
+      exclude: int [num_queries] or [num_queries, most], gallery rows a query never sees, -1 = none.
+      where: bool [num_gallery], the items that are there.
+      gates: [num_queries, num_terms]; those of the raw similarities when None.
       similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static).
-      chunk_size: queries held at once (static); results do not depend on it beyond rounding. Over a
-        mesh, half of them where more than two devices are one processor.
-      mesh: optional, the devices that share the work; `docs/scaling.md` says how. NumPy arrays and
-        files are read by part, arrays that are split already stay where they are.
+      chunk_size: queries held at once (static); half of them where devices share a processor.
+      mesh: optional, the devices that share the work; as in `stream_bank_statistics`.
       bank_axis: mesh axis over which queries are split; a tuple of several, or None for whole.
       gallery_axis: mesh axis over which gallery items are split, likewise.
 
     Returns:
-      SearchResult of [num_queries, k], best first, ties to the lowest gallery index. A query that
-      sees fewer items has score -inf and index -1 in the places left. Over a mesh, split over
-      `bank_axis` where its size divides num_queries, else a copy on every device.
+      SearchResult of [num_queries, k] as of `top_k`. Over a mesh, split over `bank_axis` where its
+      size divides num_queries, else a copy on every device.
 
     Raises:
-      ValueError: empty, non-finite or mismatched embeddings, k out of range, a correction fitted on
-        another number of gallery items, a mesh without the axis.
+      ValueError: empty, non-finite or mismatched embeddings, k out of range, a correction of
+        another gallery, a mesh without the axis.
       TypeError: embeddings that are not floating point, a `mesh` that is none.
 
     Examples:
       >>> import dbnorm_jax as dbn
-      >>> import jax
-      >>> import jax.numpy as jnp
-      >>> gallery = jnp.array([[1.0, 0.0], [0.0, 1.0]])
-      >>> print(dbn.stream_top_k(jnp.array([[0.6, 0.8]]), gallery, 1).indices)
-      [[1]]
-      >>> mesh = jax.make_mesh((1, 1), ("bank", "gallery"))
-      >>> print(dbn.stream_top_k(jnp.array([[0.6, 0.8]]), gallery, 1, mesh=mesh).indices)
+      >>> print(dbn.stream_top_k([[0.6, 0.8]], [[1.0, 0.0], [0.0, 1.0]], 1).indices)
       [[1]]
     """
-    placement = layout.layout(mesh, bank_axis, gallery_axis)
-    split, queries, gallery = drive.checked(
-        placement, similarity_fn, chunk_size, queries=queries, gallery=gallery
-    )
+    how = layout.layout(mesh, bank_axis, gallery_axis), similarity_fn, chunk_size
+    split, queries, gallery = drive.checked(*how, queries=queries, gallery=gallery)
     num_queries, num_gallery = split.num_rows, split.num_gallery
     k = checks.integer("k", k, low=1, high=num_gallery, of=" (gallery items)")
     if correction is not None:
         check_streamed(correction, num_gallery)
-        check_similarity("correction", correction, similarity_fn, queries, gallery)
+        similarity.check_similarity("correction", correction, similarity_fn, queries, gallery)
     where = seen.items(where, num_gallery)
     unseen = seen.exclusions(exclude, num_queries, num_gallery, rows="queries")
     gates, asked = seen.gates(gates, correction, num_queries), queries
@@ -329,13 +298,11 @@ def semantic_search(
       One list per query, best first, of `{"corpus_id": gallery row, "score": corrected score}`.
 
     Raises:
-      ValueError: as `stream_top_k`.
-      TypeError: as `stream_top_k`.
+      ValueError, TypeError: as `stream_top_k`.
 
     Examples:
       >>> import dbnorm_jax as dbn
-      >>> import jax.numpy as jnp
-      >>> dbn.semantic_search(jnp.array([[0.0, 1.0]]), jnp.array([[2.0, 0.0], [0.0, 2.0]]), k=1)
+      >>> dbn.semantic_search([[0.0, 1.0]], [[2.0, 0.0], [0.0, 2.0]], k=1)
       [[{'corpus_id': 1, 'score': 1.0}]]
     """
     gallery = checks.embeddings("gallery", gallery)
@@ -351,21 +318,13 @@ def semantic_search(
         chunk_size=chunk_size,
     )
     return [
-        [
-            {"corpus_id": row, "score": score}
-            for row, score in zip(rows, scores, strict=True)
-            if row >= 0
-        ]
-        for rows, scores in zip(found.indices.tolist(), found.scores.tolist(), strict=True)
+        [{"corpus_id": row, "score": score} for score, row in zip(*places, strict=True) if row >= 0]
+        for places in zip(found.scores.tolist(), found.indices.tolist(), strict=True)
     ]
 
 
 def _filled_up(*arrays: jax.Array | None) -> list[Any]:
-    """At most an eighth more queries: a service that is asked in any number compiles for few.
-
-    Args:
-      arrays: [num_queries, ...] each, the queries first.
-    """
+    """At most an eighth more queries: a service that is asked in any number compiles for few."""
     given = [array for array in arrays if array is not None]
     num_queries = given[0].shape[0]
     step = max(32, 2 ** (num_queries.bit_length() - 4))
@@ -376,11 +335,10 @@ def _filled_up(*arrays: jax.Array | None) -> list[Any]:
         return list(arrays)
 
     def filled_up(array: jax.Array) -> jax.Array:
-        if not _on_host(array):
-            return jnp.pad(array, ((0, missing), (0, 0)))
-        rows = np.asarray(array)
-        nothing = np.zeros((missing, rows.shape[1]), rows.dtype)
-        return jax.device_put(np.concatenate([rows, nothing]))
+        widths = ((0, missing), (0, 0))
+        if _on_host(array):
+            return jax.device_put(np.pad(np.asarray(array), widths))
+        return jnp.pad(array, widths)
 
     return [None if array is None else filled_up(array) for array in arrays]
 
@@ -400,7 +358,8 @@ def _on_host(array: jax.Array) -> bool:
     return first.platform == "cpu" and array.devices() == {first}
 
 
-def _check_matrix(similarities: Any, correction: Any) -> tuple[jax.Array, Correction]:
+def check_matrix(similarities: Any, correction: Any) -> tuple[jax.Array, Correction]:
+    """Both, checked to be of the same gallery."""
     array = checks.similarities("similarities", similarities, rows="queries")
     checks.correction(correction, Correction)
     checks.matching_gallery("correction", correction.num_gallery, "similarities", array.shape)

@@ -8,17 +8,6 @@ g) / t)` the soft activity of an item and the soft gate of a query are
 the chance that some bank item picks g, and the expected activity of what q picks, when items are
 picked with those probabilities. As t -> 0 they become the activation set with k = 1 and the hard
 gate, where no two items tie; where some tie, they share.
-
-    >>> import dbnorm_jax as dbn
-    >>> import jax.numpy as jnp
-    >>> bank, query = jnp.array([[0.9, 0.5, 0.1]]), jnp.array([[0.7, 0.6, 0.2]])
-    >>> for t in (0.3, 0.01):
-    ...     active = dbn.soft_activation(bank, temperature=t)
-    ...     correction = dbn.Correction(bias=jnp.zeros((1, 3)), active=active[None])
-    ...     gates = dbn.soft_gates(query, correction, temperature=t)
-    ...     print(active.round(1), jnp.array_str(gates, precision=2))
-    [0.8 0.2 0.1] [[0.47]]
-    [1. 0. 0.] [[1.]]
 """
 
 from functools import partial
@@ -29,12 +18,14 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from dbnorm_jax._src.core import checks, numerics
-from dbnorm_jax._src.core.similarity import SimilarityFn, check_rows, check_similarity, dot_product
+from dbnorm_jax._src.core import checks, numerics, similarity
+from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
 from dbnorm_jax._src.core.types import Correction
 from dbnorm_jax._src.passes import selection, streaming
 from dbnorm_jax._src.passes.gating import check_streamed
 from dbnorm_jax._src.passes.sweep import Chunk, Items, Pass, Rows, Tile, Tiling, meet, sweep
+from dbnorm_jax._src.retrieval.search import check_matrix
+from dbnorm_jax._src.statistics.bank import row_weights
 
 _UNIT = " (in the unit of similarity)"
 
@@ -44,7 +35,8 @@ def soft_activation(
 ) -> jax.Array:
     """Soft activity of gallery items: `a(g) = 1 - prod_b (1 - softmax_g(s(b, g) / t))^w_b`.
 
-    Goes where `Correction.active` goes. The smooth stand-in of `BankStatistics.active` for k = 1.
+    Goes where `Correction.active` goes. The smooth stand-in of `BankStatistics.active` for k = 1: a
+    noisy-or over the bank of the activation set of Bogolin et al., CVPR 2022.
 
     Args:
       similarities: [..., num_bank, num_gallery], higher is closer, any unit.
@@ -61,12 +53,8 @@ def soft_activation(
 
     Examples:
       >>> import dbnorm_jax as dbn
-      >>> import jax.numpy as jnp
-      >>> print(dbn.soft_activation(jnp.zeros((2, 2)), temperature=0.1))    # 1 - (1 - 1/2)^2
+      >>> print(dbn.soft_activation([[0.0, 0.0], [0.0, 0.0]], temperature=0.1))    # 1 - (1 - 1/2)^2
       [0.75 0.75]
-
-    References:
-      A noisy-or over the bank of the activation set of Bogolin et al., CVPR 2022.
     """
     similarities = checks.similarities("similarities", similarities, rows="bank items")
     dtype = numerics.accumulation_dtype(similarities.dtype)
@@ -85,11 +73,10 @@ def _soft_activation(
     def one(similarities: jax.Array, temperature: jax.Array, weights: jax.Array) -> jax.Array:
         powers = _start(similarities.shape[0], 0, similarities.dtype)
         powers = _add(powers, similarities, temperature, None, None)
-        return _activity(_log_inactive(powers, similarities, temperature, weights))
+        return -jnp.expm1(_log_inactive(powers, similarities, temperature, weights))
 
-    activity: jax.Array = numerics.vectorize(one, signature="(b,g),(),(b)->(g)")(
-        similarities, temperature, weights
-    )
+    over_batches = numerics.vectorize(one, signature="(b,g),(),(b)->(g)")
+    activity: jax.Array = over_batches(similarities, temperature, weights)
     return activity
 
 
@@ -102,10 +89,9 @@ def stream_soft_activation(
     similarity_fn: SimilarityFn = dot_product,
     chunk_size: int = streaming.DEFAULT_CHUNK_SIZE,
 ) -> jax.Array:
-    """Soft activity from embeddings, never holding bank x gallery, forward or backward.
+    """`soft_activation` from embeddings, never holding bank x gallery, forward or backward.
 
-    Equal to `soft_activation(similarity_fn(bank, gallery), ...)` up to rounding, at the cost of two
-    passes over the similarities: the softmax of a bank item needs the whole gallery first.
+    It costs two passes: the softmax of a bank item needs the whole gallery first.
 
     Args:
       bank: [num_bank, dim] embeddings of bank items.
@@ -113,52 +99,34 @@ def stream_soft_activation(
       temperature: scalar > 0, in the unit of similarity.
       weights: optional [num_bank] multiplicities >= 0.
       similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static).
-      chunk_size: bank rows held at once (static); results do not depend on it beyond rounding.
+      chunk_size: bank rows held at once (static).
 
     Returns:
-      [num_gallery] in [0, 1].
+      [num_gallery] in [0, 1], at least float32; up to rounding that of the matrix.
 
     Raises:
-      ValueError: empty, non-finite or mismatched embeddings, temperature <= 0, weights that do not
-        fit.
+      ValueError: empty, non-finite or mismatched embeddings, temperature <= 0, misfitting weights.
       TypeError: embeddings that are not floating point.
 
     Examples:
       >>> import dbnorm_jax as dbn
-      >>> import jax.numpy as jnp
-      >>> bank, gallery = jnp.array([[1.0, 0.0]]), jnp.array([[1.0, 0.0], [0.0, 1.0]])
+      >>> bank, gallery = [[1.0, 0.0]], [[1.0, 0.0], [0.0, 1.0]]
       >>> print(dbn.stream_soft_activation(bank, gallery, temperature=0.5).round(2))
       [0.88 0.12]
-
-    References:
-      As `soft_activation`.
     """
-    bank, gallery = checks.embeddings("bank", bank), checks.embeddings("gallery", gallery)
-    checks.same_dimension("bank", bank, "gallery", gallery)
-    check_rows(similarity_fn, bank=bank, gallery=gallery)
-    chunk_size = checks.integer("chunk_size", chunk_size, low=1)
+    bank, gallery = similarity.checked_rows(similarity_fn, bank=bank, gallery=gallery)
     dtype = numerics.accumulation_dtype(bank.dtype, gallery.dtype)
+    tiling = Tiling(similarity_fn, dtype, checks.integer("chunk_size", chunk_size, low=1))
     temperature = _scalar_temperature(temperature, dtype)
-    if weights is not None:
-        weights = checks.bank_weights("weights", weights, bank.shape[:1], dtype)
-        checks.one_per_bank_row("weights", weights, bank.shape[0])
-    return _stream_soft_activation(
-        bank, gallery, temperature, weights, similarity_fn=similarity_fn, chunk_size=chunk_size
-    )
+    weights = row_weights(weights, bank.shape[0], dtype)
+    return _stream_soft_activation(bank, gallery, temperature, weights, tiling=tiling)
 
 
-@partial(jax.jit, static_argnames=("similarity_fn", "chunk_size"))
+@partial(jax.jit, static_argnames="tiling")
 def _stream_soft_activation(
-    bank: jax.Array,
-    gallery: jax.Array,
-    temperature: jax.Array,
-    weights: jax.Array | None,
-    *,
-    similarity_fn: SimilarityFn,
-    chunk_size: int,
+    bank: jax.Array, gallery: jax.Array, temperature: jax.Array, weights: Any, *, tiling: Tiling
 ) -> jax.Array:
     items = Items(gallery)
-    tiling = Tiling(similarity_fn, temperature.dtype, chunk_size)
 
     def add_powers(powers: _Powers, _: None, tile: Tile) -> tuple[_Powers, None]:
         return _add(powers, tile.similarities, temperature, None, tile.valid), None
@@ -171,9 +139,9 @@ def _stream_soft_activation(
         # Shares are known when all items have passed: these rows meet them once more.
         return meet(Pass(add_inactive), powers, rows, items, log_inactive, tiling)[1], None
 
-    kept = Pass(add_powers, lambda rows: _start(rows.size, 0, temperature.dtype), finish)
-    none = jnp.zeros(gallery.shape[0], temperature.dtype)
-    return _activity(sweep(kept, Rows(bank, None, weights), items, tiling, total=none).total)
+    kept = Pass(add_powers, lambda rows: _start(rows.size, 0, tiling.dtype), finish)
+    none = jnp.zeros(gallery.shape[0], tiling.dtype)
+    return -jnp.expm1(sweep(kept, Rows(bank, None, weights), items, tiling, total=none).total)
 
 
 def soft_gates(
@@ -185,49 +153,37 @@ def soft_gates(
 ) -> jax.Array:
     """Soft gates `a_t(q) = sum_g softmax_g(s(q, g) / temperature) active_t(g)`, differentiable.
 
-    What `apply_correction(..., gates=...)` takes. `gates` has zero gradient everywhere.
+    What `apply_correction(..., gates=...)` takes; `gates` (Bogolin et al., CVPR 2022) has zero
+    gradient everywhere. Straight-through is as in Bengio et al., 2013 (arXiv 1308.3432).
 
     Args:
       similarities: [..., num_queries, num_gallery], raw.
       correction: with fields [..., num_terms, num_gallery], `active` hard or soft.
       temperature: [...] > 0, in the unit of similarity; the hard gates as it falls.
-      straight_through: whether the values are those of `gates`, the gradients still the soft ones
-        (static).
+      straight_through: whether values are those of `gates`, gradients still soft ones (static).
 
     Returns:
       [..., num_queries, num_terms] in [0, 1]; 1 where `correction.active` is None.
 
     Raises:
-      ValueError: a non-finite matrix, temperature <= 0, or another number of columns than the
-        correction has.
+      ValueError: a non-finite matrix, temperature <= 0, a correction of another gallery.
       TypeError: a matrix that is not floating point, or no Correction.
 
     Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
       >>> correction = dbn.Correction(bias=jnp.zeros((1, 2)), active=jnp.array([[True, False]]))
-      >>> s = jnp.array([[0.6, 0.5]])
+      >>> s = [[0.6, 0.5]]
       >>> soft = dbn.soft_gates(s, correction, temperature=0.1)
       >>> print(dbn.gates(s, correction), jnp.array_str(soft, precision=2))
       [[1.]] [[0.73]]
-
-    References:
-      The gate of Bogolin et al., CVPR 2022, relaxed; straight-through as in Bengio et al., 2013
-      (arXiv 1308.3432).
     """
-    similarities = checks.similarities("similarities", similarities, rows="queries")
-    checks.correction(correction, Correction)
-    correction = checks.unsplit(correction)
-    checks.matching_gallery(
-        "correction", correction.num_gallery, "similarities", similarities.shape
-    )
+    similarities, correction = check_matrix(similarities, correction)
     dtype = numerics.accumulation_dtype(similarities.dtype, correction.bias.dtype)
     temperature = checks.positive("temperature", temperature, dtype, _UNIT)
+    straight = checks.flag("straight_through", straight_through)
     return _soft_gates(
-        similarities.astype(dtype),
-        correction,
-        temperature,
-        straight_through=checks.flag("straight_through", straight_through),
+        similarities.astype(dtype), correction, temperature, straight_through=straight
     )
 
 
@@ -251,9 +207,8 @@ def _soft_gates(
         powers = _add(powers, similarities, temperature, active, None)
         return _gates_of(powers, straight_through=straight_through)
 
-    soft: jax.Array = numerics.vectorize(one, signature="(q,g),(t,g),()->(q,t)")(
-        similarities, correction.active.astype(dtype), temperature
-    )
+    over_batches = numerics.vectorize(one, signature="(q,g),(t,g),()->(q,t)")
+    soft: jax.Array = over_batches(similarities, correction.active.astype(dtype), temperature)
     return soft
 
 
@@ -267,9 +222,7 @@ def stream_soft_gates(
     similarity_fn: SimilarityFn = dot_product,
     chunk_size: int = streaming.DEFAULT_CHUNK_SIZE,
 ) -> jax.Array:
-    """Soft gates from embeddings in one pass, never holding queries x gallery.
-
-    Equal to `soft_gates(similarity_fn(queries, gallery), correction, ...)` up to rounding.
+    """`soft_gates` from embeddings in one pass, never holding queries x gallery.
 
     Args:
       queries: [num_queries, dim] embeddings.
@@ -278,49 +231,37 @@ def stream_soft_gates(
       temperature: scalar > 0, in the unit of similarity.
       straight_through: as in `soft_gates` (static).
       similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static).
-      chunk_size: queries held at once (static); results do not depend on it beyond rounding.
+      chunk_size: queries held at once (static).
 
     Returns:
-      [num_queries, num_terms] in [0, 1]; 1 where `correction.active` is None.
+      [num_queries, num_terms] in [0, 1]; up to rounding those of the matrix.
 
     Raises:
-      ValueError: empty, non-finite or mismatched embeddings, temperature <= 0, a correction fitted
-        on another number of gallery items.
+      ValueError: bad or mismatched embeddings, temperature <= 0, a correction of another gallery.
       TypeError: embeddings that are not floating point, or no Correction.
 
     Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
       >>> correction = dbn.Correction(bias=jnp.zeros((1, 2)), active=jnp.array([[True, False]]))
-      >>> gallery = jnp.array([[1.0, 0.0], [0.0, 1.0]])
-      >>> query = jnp.array([[0.6, 0.8]])
+      >>> query, gallery = [[0.6, 0.8]], [[1.0, 0.0], [0.0, 1.0]]
       >>> print(dbn.stream_soft_gates(query, gallery, correction, temperature=0.1).round(2))
       [[0.12]]
-
-    References:
-      As `soft_gates`.
     """
-    queries = checks.embeddings("queries", queries)
-    gallery = checks.embeddings("gallery", gallery)
-    checks.same_dimension("queries", queries, "gallery", gallery)
-    check_rows(similarity_fn, queries=queries, gallery=gallery)
-    chunk_size = checks.integer("chunk_size", chunk_size, low=1)
+    queries, gallery = similarity.checked_rows(similarity_fn, queries=queries, gallery=gallery)
     check_streamed(correction, gallery.shape[0])
     correction = checks.unsplit(correction)
-    check_similarity("correction", correction, similarity_fn, queries, gallery)
+    similarity.check_similarity("correction", correction, similarity_fn, queries, gallery)
     dtype = numerics.accumulation_dtype(queries.dtype, gallery.dtype, correction.bias.dtype)
+    tiling = Tiling(similarity_fn, dtype, checks.integer("chunk_size", chunk_size, low=1))
+    temperature = _scalar_temperature(temperature, dtype)
+    straight = checks.flag("straight_through", straight_through)
     return _stream_soft_gates(
-        queries,
-        gallery,
-        correction,
-        _scalar_temperature(temperature, dtype),
-        straight_through=checks.flag("straight_through", straight_through),
-        similarity_fn=similarity_fn,
-        chunk_size=chunk_size,
+        queries, gallery, correction, temperature, straight_through=straight, tiling=tiling
     )
 
 
-@partial(jax.jit, static_argnames=("straight_through", "similarity_fn", "chunk_size"))
+@partial(jax.jit, static_argnames=("straight_through", "tiling"))
 def _stream_soft_gates(
     queries: jax.Array,
     gallery: jax.Array,
@@ -328,10 +269,9 @@ def _stream_soft_gates(
     temperature: jax.Array,
     *,
     straight_through: bool,
-    similarity_fn: SimilarityFn,
-    chunk_size: int,
+    tiling: Tiling,
 ) -> jax.Array:
-    dtype, num_terms, activity = temperature.dtype, correction.num_terms, correction.active
+    dtype, num_terms, activity = tiling.dtype, correction.num_terms, correction.active
     if activity is None:
         return jnp.ones((queries.shape[0], num_terms), dtype)
 
@@ -345,7 +285,6 @@ def _stream_soft_gates(
         return total, _gates_of(powers, straight_through=straight_through)
 
     items = Items(gallery, activity.T.astype(dtype))
-    tiling = Tiling(similarity_fn, dtype, chunk_size)
     return sweep(Pass(add, start, finish), Rows(queries), items, tiling).outputs
 
 
@@ -408,10 +347,6 @@ def _log_inactive(
     most = 1 - jnp.finfo(shares.dtype).eps  # type: ignore[no-untyped-call]
     unpicked = jnp.log1p(-jnp.minimum(shares, jnp.asarray(most, shares.dtype)))
     return jnp.matmul(weights, unpicked, precision=numerics.matmul_precision())
-
-
-def _activity(log_inactive: jax.Array) -> jax.Array:
-    return -jnp.expm1(log_inactive)
 
 
 def _gates_of(powers: _Powers, *, straight_through: bool) -> jax.Array:

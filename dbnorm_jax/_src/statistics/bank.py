@@ -2,17 +2,8 @@
 
     similarities [num_bank, num_gallery]  ->  log Z_B(g), mass, k-occurrence   [num_gallery]
 
-The streamed functions take embeddings and never hold bank x gallery. Statistics merge: those of two
-parts of a bank give those of the whole, so banks grow, shards reduce and long fits resume.
-
-    >>> import dbnorm_jax as dbn
-    >>> import jax.numpy as jnp
-    >>> s = jnp.array([[0.9, 0.1], [0.8, 0.7], [0.2, 0.6]])      # 3 bank, 2 gallery items
-    >>> whole = dbn.bank_statistics(s, beta=20.0)
-    >>> parts = [dbn.bank_statistics(part, beta=20.0) for part in (s[:1], s[1:])]
-    >>> merged = dbn.merge(*parts)
-    >>> print(whole.k_occurrence, merged.k_occurrence, abs(whole.bias - merged.bias).max() < 1e-6)
-    [2 1] [2 1] True
+Statistics merge: those of two parts of a bank give those of the whole, so banks grow, shards reduce
+and long fits resume.
 """
 
 import dataclasses
@@ -44,32 +35,28 @@ def bank_statistics(
     where: ArrayLike | None = None,
     weights: ArrayLike | None = None,
 ) -> BankStatistics:
-    """Bank statistics of a similarity matrix.
+    """Bank statistics of a similarity matrix: `log Z(g) = log sum_b w_b exp(beta s(b, g))`.
 
-    `log Z(g) = log sum_b w_b exp(beta s(b, g))` and
     `k_occurrence(g) = #{b with w_b > 0: g among the k largest of s(b, .)}`.
 
     Args:
       similarities: [..., num_bank, num_gallery], higher is closer, any unit.
-      beta: [...] inverse temperature > 0, in 1/[unit of similarity]; a vector of betas gives one
-        set of statistics each.
-      k: size of the neighbourhoods behind the activation set, 0 for none (static).
-      where: optional bool mask, [..., num_bank] of valid bank rows or [..., num_bank, num_gallery]
-        of valid pairs.
+      beta: [...] inverse temperature > 0, in 1/[unit of similarity]; one set of statistics each.
+      k: size of the neighborhoods behind the activation set, 0 for none (static).
+      where: optional bool, valid rows [..., num_bank] or pairs [..., num_bank, num_gallery].
       weights: optional [..., num_bank] multiplicities >= 0 (0 absent, 2 twice).
 
     Returns:
       BankStatistics with fields [..., num_gallery].
 
     Raises:
-      ValueError: an empty or non-finite matrix, beta <= 0, k larger than the gallery, shapes of
-        `where` or `weights` that do not fit, negative weights.
+      ValueError: an empty or non-finite matrix, bad `where` or `weights`, beta or k out of range.
       TypeError: a matrix that is not floating point, a mask that is not bool.
 
     Examples:
       >>> import dbnorm_jax as dbn
       >>> import jax.numpy as jnp
-      >>> statistics = dbn.bank_statistics(jnp.array([[0.9, 0.1], [0.7, 0.1]]), beta=1.0)
+      >>> statistics = dbn.bank_statistics([[0.9, 0.1], [0.7, 0.1]], beta=1.0)
       >>> print(jnp.array_str(statistics.bias, precision=4))    # from mean to maximum
       [0.805 0.1  ]
 
@@ -123,44 +110,33 @@ def _bank_statistics(
         return (*outputs, occurrence)
 
     signature = "(b,g),()" + ",(b,g)" * (where is not None) + ",(b)" * (weights is not None)
-    outputs = "->(g),(g),()" + ",(g)" * bool(k)
+    signature += "->(g),(g),()" + ",(g)" * bool(k)
     masks = [mask for mask in (where, weights) if mask is not None]
-    log_normalizer, mass, beta, *occurrence = numerics.vectorize(
-        one, signature=signature + outputs
-    )(similarities, beta, *masks)
+    over_batches = numerics.vectorize(one, signature=signature)
+    log_normalizer, mass, beta, *occurrence = over_batches(similarities, beta, *masks)
     return BankStatistics(log_normalizer, mass, beta, occurrence[0] if k else None, k)
 
 
 def _log_sum(
-    similarities: jax.Array,
-    beta: jax.Array,
-    entering: jax.Array,
-    valid: jax.Array | None,
+    similarities: jax.Array, beta: jax.Array, entering: jax.Array, valid: jax.Array | None
 ) -> numerics.RunningLogSum:
     """Of all rows; many by blocks, as a long sum in one piece loses digits."""
     start = numerics.start_log_sum(similarities.shape[1], beta)
 
-    def add(
-        log_sum: numerics.RunningLogSum,
-        rows: jax.Array,
-        entering: jax.Array,
-        valid: jax.Array | None,
-    ) -> numerics.RunningLogSum:
+    def add(log_sum: Any, rows: jax.Array, entering: jax.Array, valid: jax.Array | None) -> Any:
         # Here, not as a whole: a loop over what is no argument of the program would copy it.
         return numerics.add_rows(log_sum, elementary.rounded(rows), beta, entering, valid=valid)
 
+    arrays = (similarities, entering, valid)
     if similarities.shape[0] <= streaming.DEFAULT_CHUNK_SIZE:
-        return add(start, similarities, entering, valid)
+        return add(start, *arrays)
 
-    def add_block(
-        log_sum: numerics.RunningLogSum, block: streaming.Block
-    ) -> tuple[numerics.RunningLogSum, None]:
+    def add_block(log_sum: Any, block: streaming.Block) -> tuple[Any, None]:
         rows, entering, valid = block.rows
         if block.fresh is not None:
             entering = jnp.where(block.fresh, entering, 0)
         return add(log_sum, rows, entering, valid), None
 
-    arrays = (similarities, entering, valid)
     start = numerics.varying_like(start, arrays, beta)
     return streaming.scan_chunks(add_block, start, arrays, streaming.DEFAULT_CHUNK_SIZE)[0]
 
@@ -179,21 +155,18 @@ def stream_bank_statistics(
     bank_axis: Axis = "bank",
     gallery_axis: Axis = "gallery",
 ) -> BankStatistics:
-    """Bank statistics from embeddings, in one pass that never holds bank x gallery.
+    """`bank_statistics` from embeddings, in one pass that never holds bank x gallery.
 
-    Equal to `bank_statistics(similarity_fn(bank, gallery), ...)` up to rounding; memory above the
-    inputs is one tile and a few vectors of gallery length, whatever the size of the bank.
+    Memory above the inputs is one tile and a few vectors of gallery length.
 
     Args:
       bank: [num_bank, dim] embeddings of bank items.
       gallery: [num_gallery, dim] embeddings of gallery items.
-      beta: [...] inverse temperature > 0, in 1/[unit of similarity]; a vector of betas shares the
-        similarities, as with `jax.vmap` but faster.
-      k: size of the neighbourhoods behind the activation set, 0 for none (static).
+      beta: [...] inverse temperature > 0, in 1/[unit of similarity]; faster than by `jax.vmap`.
+      k: size of the neighborhoods behind the activation set, 0 for none (static).
       weights: optional [num_bank] multiplicities >= 0 (0 absent, 2 twice).
-      exclude: optional int [num_bank] or [num_bank, most], gallery rows that a bank item does not
-        enter, -1 for none: its own copy, or the items that are right for it. An item that
-        stands in its own bank would drown the sum.
+      exclude: int [num_bank] or [num_bank, most], gallery rows that a bank item does not enter, -1
+        for none: those right for it, or its own copy, which would drown the sum.
       similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static).
       chunk_size: bank rows held at once (static); results do not depend on it beyond rounding.
       mesh: optional, the devices that share the work; `docs/scaling.md` says how. NumPy arrays and
@@ -202,8 +175,8 @@ def stream_bank_statistics(
       gallery_axis: mesh axis over which gallery items are split, likewise.
 
     Returns:
-      BankStatistics with fields [..., num_gallery]; over a mesh, split over `gallery_axis` where
-      its size divides num_gallery, else a copy on every device.
+      BankStatistics with fields [..., num_gallery], up to rounding those of the matrix. Over a
+      mesh, split over `gallery_axis` where its size divides num_gallery, else whole on each device.
 
     Raises:
       ValueError: empty, non-finite or mismatched embeddings, beta <= 0, k larger than the gallery,
@@ -214,42 +187,42 @@ def stream_bank_statistics(
       >>> import dbnorm_jax as dbn
       >>> import jax
       >>> import jax.numpy as jnp
-      >>> bank, gallery = jnp.array([[1.0, 0.0], [0.6, 0.8]]), jnp.array([[1.0, 0.0], [0.0, 1.0]])
+      >>> bank, gallery = [[1.0, 0.0], [0.6, 0.8]], [[1.0, 0.0], [0.0, 1.0]]
       >>> statistics = dbn.stream_bank_statistics(bank, gallery, beta=20.0)
       >>> print(statistics.k_occurrence, jnp.array_str(statistics.bias, precision=3))
       [1 1] [0.965 0.765]
       >>> mesh = jax.make_mesh((1, 1), ("bank", "gallery"))    # (2, 4) on eight devices
       >>> print(dbn.stream_bank_statistics(bank, gallery, beta=20.0, mesh=mesh).k_occurrence)
       [1 1]
-
-    References:
-      As `bank_statistics`.
     """
-    placement = layout.layout(mesh, bank_axis, gallery_axis)
-    split, bank, gallery = drive.checked(
-        placement, similarity_fn, chunk_size, bank=bank, gallery=gallery
-    )
+    how = layout.layout(mesh, bank_axis, gallery_axis), similarity_fn, chunk_size
+    split, bank, gallery = drive.checked(*how, bank=bank, gallery=gallery)
     k = checks.integer("k", k, low=0, high=split.num_gallery, of=" (gallery items)")
     dtype = numerics.accumulation_dtype(bank.dtype, gallery.dtype)
-    beta = layout.split(checks.positive("beta", beta, dtype, _BETA_UNIT), placement, None)
-    if weights is not None:
-        weights = checks.bank_weights("weights", weights, (split.num_rows,), dtype)
-        checks.one_per_bank_row("weights", weights, split.num_rows)
-    exclude = seen.exclusions(exclude, split.num_rows, split.num_gallery)
-    weights, exclude = split.along_rows(weights, 0), split.along_rows(exclude, -1)
+    beta = layout.split(checks.positive("beta", beta, dtype, _BETA_UNIT), split.placement, None)
+    weights = split.along_rows(row_weights(weights, split.num_rows, dtype), 0)
+    exclude = split.along_rows(seen.exclusions(exclude, split.num_rows, split.num_gallery), -1)
     statistics = drive.bank_statistics(bank, gallery, beta, weights, exclude, split=split, k=k)
     return known_by(statistics, similarity_fn)
+
+
+def row_weights(weights: Any, num_bank: int, dtype: Any) -> jax.Array | None:
+    """The argument `weights` of a streamed function, [num_bank]; None where it is left out."""
+    if weights is None:
+        return None
+    weights = checks.bank_weights("weights", weights, (num_bank,), dtype)
+    checks.one_per_bank_row("weights", weights, num_bank)
+    return weights
 
 
 State = TypeVar("State", BankStatistics, LargestSimilarities)
 
 
 def merge(first: State, *others: State) -> State:
-    """Statistics of parts of a bank -> those of the whole.
+    """Statistics of parts of a bank -> those of the whole; the inverse of `subtract`.
 
     `log Z = log sum_p Z_p`, masses and k-occurrences add; of the largest similarities of all parts
-    the k largest stay. Associative, commutative, and what a part without items gives is the
-    identity. `subtract` is the inverse.
+    the k largest stay. Associative, commutative; a part without items is the identity.
 
     Args:
       first: BankStatistics or LargestSimilarities of one part.
@@ -264,65 +237,44 @@ def merge(first: State, *others: State) -> State:
 
     Examples:
       >>> import dbnorm_jax as dbn
-      >>> import jax.numpy as jnp
-      >>> parts = [dbn.bank_statistics(jnp.array([[0.0]]), beta=1.0) for _ in range(3)]
+      >>> parts = [dbn.bank_statistics([[0.0]], beta=1.0) for _ in range(3)]
       >>> print(dbn.merge(*parts).mass, dbn.merge(*parts).log_normalizer.round(4))   # log 3
       [3.] [1.0986]
     """
     remedy = "merge joins the statistics of parts of one bank"
     checks.instance("first", first, (BankStatistics, LargestSimilarities), remedy)
+    join: Any = _merge_largest if isinstance(first, LargestSimilarities) else _merge
     merged = first
     for place, other in enumerate(others):
         name = f"others[{place}]"
         checks.instance(name, other, type(first), remedy)
         _check_mergeable(first, name, other)
-        join: Any = _merge_largest if isinstance(first, LargestSimilarities) else _merge
         similarity = agreed(("first", merged), (name, other))
         merged = dataclasses.replace(join(*checks.alike(merged, other)), similarity=similarity)
     return merged
 
 
 def _check_mergeable(first: Any, name: str, other: Any) -> None:
-    if first.num_gallery != other.num_gallery:
-        raise checks.BadValueError(
-            "first",
-            f" has {first.num_gallery} gallery items but ",
-            name,
-            f" has {other.num_gallery}; only statistics of the same gallery merge",
-        )
-    if first.k != other.k:
-        raise checks.BadValueError(
-            "first",
-            f" has k={first.k} but ",
-            name,
-            f" has k={other.k}; different neighborhoods do not merge",
-        )
-    if isinstance(first, LargestSimilarities):
-        return
-    if checks.is_concrete(first.beta, other.beta) and not np.array_equal(first.beta, other.beta):
-        raise checks.BadValueError(
-            "first",
-            f" has beta={first.beta} but ",
-            name,
-            f" has beta={other.beta}; log-normalizers "
-            f"of different inverse temperatures do not merge",
-        )
+    def check(attribute: str, what: str, one: Any, two: Any, remedy: str) -> None:
+        if not np.array_equal(one, two):
+            two = f" has {attribute}{two}; {remedy}"
+            raise checks.BadValueError("first", f" has {attribute}{one}{what} but ", name, two)
+
+    sizes = first.num_gallery, other.num_gallery
+    check("", " gallery items", *sizes, "only statistics of the same gallery merge")
+    check("k=", "", first.k, other.k, "different neighborhoods do not merge")
+    if isinstance(first, BankStatistics) and checks.is_concrete(first.beta, other.beta):
+        remedy = "log-normalizers of different inverse temperatures do not merge"
+        check("beta=", "", first.beta, other.beta, remedy)
 
 
 @jax.jit
 def _merge(first: BankStatistics, second: BankStatistics) -> BankStatistics:
-    occurrence = (
-        None
-        if first.k_occurrence is None or second.k_occurrence is None
-        else first.k_occurrence + second.k_occurrence
-    )
-    return BankStatistics(
-        numerics.log_add(first.log_normalizer, second.log_normalizer),
-        first.mass + second.mass,
-        first.beta,
-        occurrence,
-        first.k,
-    )
+    counts = None
+    if first.k_occurrence is not None and second.k_occurrence is not None:
+        counts = first.k_occurrence + second.k_occurrence
+    log_normalizer = numerics.log_add(first.log_normalizer, second.log_normalizer)
+    return BankStatistics(log_normalizer, first.mass + second.mass, first.beta, counts, first.k)
 
 
 @jax.jit
@@ -337,11 +289,9 @@ def subtract(
     """Statistics of a bank without a part of it: the inverse of `merge`.
 
     `log Z = log Z_whole + log(1 - Z_part / Z_whole)`; masses and k-occurrences subtract exactly.
-
-    A difference of sums loses what the sums share: if a share c of `Z_whole` is left, the error of
-    log Z is 1/c times that of the two. Below `smallest_share` this refuses; keep the statistics of
-    each part and merge those that stay, which loses nothing. A column of which no mass is left is
-    empty, exactly.
+    If a share c of `Z_whole` is left, the error of log Z is 1/c times that of the two. Below
+    `smallest_share` this refuses; to merge the parts that stay loses nothing. A column of which no
+    mass is left is empty, exactly.
 
     Args:
       whole: BankStatistics, fields [..., num_gallery].
@@ -353,14 +303,12 @@ def subtract(
       below the rounding of `Z_whole` is taken for that: never NaN.
 
     Raises:
-      ValueError: different galleries, k or (concrete) betas; too small a share left; a part that is
-        none.
+      ValueError: different galleries, k or (concrete) betas; no part of it; too small a share left.
       TypeError: other types.
 
     Examples:
       >>> import dbnorm_jax as dbn
-      >>> import jax.numpy as jnp
-      >>> old, new = (dbn.bank_statistics(jnp.array([[x]]), beta=1.0) for x in (0.5, 0.25))
+      >>> old, new = (dbn.bank_statistics([[x]], beta=1.0) for x in (0.5, 0.25))
       >>> left = dbn.subtract(dbn.merge(old, new), old)
       >>> print(left.log_normalizer.round(4), left.mass)
       [0.25] [1.]
@@ -399,23 +347,19 @@ def _subtract(whole: BankStatistics, part: BankStatistics) -> tuple[BankStatisti
     counts = None
     if whole.k_occurrence is not None and part.k_occurrence is not None:
         counts = whole.k_occurrence - part.k_occurrence
-    left = BankStatistics(
-        jnp.where(emptied, -jnp.inf, whole.log_normalizer + change),
-        jnp.where(emptied, 0, mass),
-        whole.beta,
-        counts,
-        whole.k,
-    )
+    log_normalizer = jnp.where(emptied, -jnp.inf, whole.log_normalizer + change)
+    mass_left = jnp.where(emptied, 0, mass)
+    left = BankStatistics(log_normalizer, mass_left, whole.beta, counts, whole.k)
     return left, jnp.where(emptied & (mass >= -eps * whole.mass), 1, share)
 
 
 def _check_left(left: BankStatistics, share: Any, smallest: float) -> None:
-    if left.k_occurrence is not None and (np.asarray(left.k_occurrence) < 0).any():
-        place = np.argwhere(np.asarray(left.k_occurrence) < 0)[0].tolist()
+    negative = np.argwhere(np.asarray(0 if left.k_occurrence is None else left.k_occurrence) < 0)
+    if len(negative):
         raise checks.BadValueError(
             "part",
-            f" must be of bank items that are in `whole`, but at {place} it has a larger "
-            f"k-occurrence",
+            f" must be of bank items that are in `whole`, but at {negative[0].tolist()} it has a "
+            f"larger k-occurrence",
         )
     if not (share >= smallest).all():
         place = np.argwhere(~(share >= smallest))[0].tolist()
@@ -440,8 +384,7 @@ def responsibilities(
     to `s(b, g)`: non-negative, and each column sums to 1 over the bank.
 
     Args:
-      similarities: [..., num_bank, num_gallery], the matrix (or some rows of it) behind
-        `statistics`.
+      similarities: [..., num_bank, num_gallery], raw, or some rows of it.
       statistics: of that matrix.
       weights: optional [..., num_bank], the weights the statistics were made with.
       where: optional bool mask of rows or pairs, the one the statistics were made with.
@@ -450,16 +393,14 @@ def responsibilities(
       [..., num_bank, num_gallery] in [0, 1]; 0 in empty columns.
 
     Raises:
-      ValueError: a non-finite matrix, or one with another number of columns than the statistics.
+      ValueError: a non-finite matrix, statistics of another gallery.
       TypeError: a matrix that is not floating point.
 
     Examples:
       >>> import dbnorm_jax as dbn
-      >>> import jax.numpy as jnp
-      >>> s = jnp.array([[0.5, 0.1], [0.5, 0.9]])
+      >>> s = [[0.5, 0.1], [0.5, 0.9]]
       >>> print(dbn.responsibilities(s, dbn.bank_statistics(s, beta=10.0)).round(3))
-      [[0.5 0. ]
-       [0.5 1. ]]
+      [[0.5 0. ] [0.5 1. ]]
     """
     similarities = checks.similarities("similarities", similarities, rows="bank items")
     checks.instance("statistics", statistics, BankStatistics, "make them with bank_statistics")
@@ -487,19 +428,14 @@ def _responsibilities(
     weights = jnp.ones(num_bank, dtype) if weights is None else weights
     where = jnp.ones((num_bank, num_gallery), bool) if where is None else where
 
-    def one(
-        similarities: jax.Array,
-        log_normalizer: jax.Array,
-        beta: jax.Array,
-        weights: jax.Array,
-        where: jax.Array,
-    ) -> jax.Array:
+    def one(*arrays: jax.Array) -> jax.Array:
+        similarities, log_normalizer, beta, weights, where = arrays
         entered = where & (weights > 0)[:, None] & (log_normalizer > -jnp.inf)[None]
         exponent = jnp.where(entered, beta * similarities - log_normalizer[None], 0)
         return jnp.where(entered, weights[:, None] * jnp.exp(exponent), 0)
 
-    function = numerics.vectorize(one, signature="(b,g),(g),(),(b),(b,g)->(b,g)")
-    shares: jax.Array = function(
+    over_batches = numerics.vectorize(one, signature="(b,g),(g),(),(b),(b,g)->(b,g)")
+    shares: jax.Array = over_batches(
         similarities.astype(dtype), statistics.log_normalizer, statistics.beta, weights, where
     )
     return shares

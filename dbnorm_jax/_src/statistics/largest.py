@@ -3,12 +3,6 @@
     similarities [num_bank, num_gallery]  ->  LargestSimilarities [k, num_gallery]
 
 They merge over parts of a bank, like bank statistics.
-
-    >>> import dbnorm_jax as dbn
-    >>> import jax.numpy as jnp
-    >>> bank, gallery = jnp.array([[1.0, 0.0], [0.5, 1.0]]), jnp.array([[1.0, 0.0], [0.0, 1.0]])
-    >>> print(dbn.stream_largest_similarities(bank, gallery, k=1).values)
-    [[1. 1.]]
 """
 
 from functools import partial
@@ -34,8 +28,7 @@ def largest_similarities(
     Args:
       similarities: [..., num_bank, num_gallery], higher is closer.
       k: how many per gallery item, at least 1 (static); may exceed the bank.
-      where: optional bool mask, [..., num_bank] of valid bank rows or [..., num_bank, num_gallery]
-        of valid pairs.
+      where: optional bool, valid rows [..., num_bank] or pairs [..., num_bank, num_gallery].
 
     Returns:
       LargestSimilarities of [..., k, num_gallery].
@@ -46,11 +39,8 @@ def largest_similarities(
 
     Examples:
       >>> import dbnorm_jax as dbn
-      >>> import jax.numpy as jnp
-      >>> similarities = jnp.array([[0.5, 0.25], [1.0, 0.0], [0.25, 0.75]])
-      >>> print(dbn.largest_similarities(similarities, k=2).values)
-      [[1.   0.75]
-       [0.5  0.25]]
+      >>> print(dbn.largest_similarities([[0.5, 0.25], [1.0, 0.0], [0.25, 0.75]], k=2).values)
+      [[1.   0.75] [0.5  0.25]]
     """
     similarities = checks.similarities("similarities", similarities, rows="bank items")
     k = checks.integer("k", k, low=1)
@@ -81,49 +71,38 @@ def stream_largest_similarities(
     bank_axis: Axis = "bank",
     gallery_axis: Axis = "gallery",
 ) -> LargestSimilarities:
-    """The k largest similarities of each gallery item to a bank, never holding bank x gallery.
-
-    Equal to `largest_similarities(similarity_fn(bank, gallery), k=k)` up to rounding.
+    """`largest_similarities` from embeddings, never holding bank x gallery.
 
     Args:
       bank: [num_bank, dim] embeddings of bank items.
       gallery: [num_gallery, dim] embeddings of gallery items.
       k: how many per gallery item, at least 1 (static); may exceed the bank.
-      exclude: optional int [num_bank] or [num_bank, most], gallery rows that a bank item does not
-        enter, -1 for none: its own copy, or the items that are right for it.
+      exclude: int [num_bank] or [num_bank, most], gallery rows a bank item leaves out, -1 for none.
       similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static).
       chunk_size: gallery items held at once (static).
-      mesh: optional, the devices that share the work; `docs/scaling.md` says how. NumPy arrays and
-        files are read by part, arrays that are split already stay where they are.
+      mesh: optional, the devices that share the work; as in `stream_bank_statistics`.
       bank_axis: mesh axis over which bank rows are split; a tuple of several, or None for whole.
       gallery_axis: mesh axis over which gallery items are split, likewise.
 
     Returns:
-      LargestSimilarities of [k, num_gallery]; over a mesh, split over `gallery_axis` where its size
-      divides num_gallery, else a copy on every device.
+      LargestSimilarities of [k, num_gallery], up to rounding those of the matrix. Over a mesh,
+      split over `gallery_axis` where its size divides num_gallery, else whole on each device.
 
     Raises:
-      ValueError: empty, non-finite or mismatched embeddings, k < 1, `exclude` that does not fit,
-        a mesh without the axis.
+      ValueError: bad or mismatched embeddings or `exclude`, k < 1, a mesh without the axis.
       TypeError: embeddings that are not floating point, a `mesh` that is none.
 
     Examples:
       >>> import dbnorm_jax as dbn
-      >>> import jax
-      >>> import jax.numpy as jnp
-      >>> gallery = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+      >>> gallery = [[1.0, 0.0], [0.0, 1.0]]
+      >>> print(dbn.stream_largest_similarities(gallery, gallery, k=1).values)
+      [[1. 1.]]
       >>> print(dbn.stream_largest_similarities(gallery, gallery, k=1, exclude=[0, 1]).values)
       [[0. 0.]]
-      >>> mesh = jax.make_mesh((1, 1), ("bank", "gallery"))
-      >>> print(dbn.stream_largest_similarities(gallery, gallery, k=1, mesh=mesh).values)
-      [[1. 1.]]
     """
-    placement = layout.layout(mesh, bank_axis, gallery_axis)
-    split, bank, gallery = drive.checked(
-        placement, similarity_fn, chunk_size, bank=bank, gallery=gallery
-    )
+    how = layout.layout(mesh, bank_axis, gallery_axis), similarity_fn, chunk_size
+    split, bank, gallery = drive.checked(*how, bank=bank, gallery=gallery)
     k = checks.integer("k", k, low=1)
-    exclude = seen.exclusions(exclude, split.num_rows, split.num_gallery)
-    exclude = split.along_rows(exclude, -1)
+    exclude = split.along_rows(seen.exclusions(exclude, split.num_rows, split.num_gallery), -1)
     largest = drive.largest_similarities(bank, gallery, exclude, split=split, k=k)
     return known_by(largest, similarity_fn)
