@@ -16,9 +16,10 @@ from jax.sharding import PartitionSpec as P
 from dbnorm_jax._src.core import checks, numerics
 from dbnorm_jax._src.core.similarity import SimilarityFn, check_rows
 from dbnorm_jax._src.core.types import BankStatistics, Correction, LargestSimilarities, SearchResult
-from dbnorm_jax._src.passes import counts, dispatch
+from dbnorm_jax._src.passes import banks, counts
 from dbnorm_jax._src.passes.columns import nearest_bank_items
 from dbnorm_jax._src.passes.gating import over_gates
+from dbnorm_jax._src.passes.nearest import nearest_items
 from dbnorm_jax._src.passes.selection import Nearest, filled
 from dbnorm_jax._src.passes.streaming import both
 from dbnorm_jax._src.places.mesh import layout
@@ -34,7 +35,6 @@ class Split(NamedTuple):
     num_gallery: int
     similarity_fn: SimilarityFn
     chunk_size: int
-    kernel: str = dispatch.NEVER
 
     @property
     def rows(self) -> Shard:
@@ -90,8 +90,7 @@ def checked(
         checks.check_finite(name, array)
     check_rows(similarity_fn, **split)
     chunk_size = checks.integer("chunk_size", chunk_size, low=1)
-    kernel = dispatch.choose(rows, items, similarity_fn) if here else dispatch.NEVER
-    how = Split(placement, len(rows), len(items), similarity_fn, chunk_size, kernel)
+    how = Split(placement, len(rows), len(items), similarity_fn, chunk_size)
     return how, split[first], split[second]
 
 
@@ -112,14 +111,13 @@ def bank_statistics(
     def local(bank: Any, gallery: Any, beta: Any, weights: Any, exclude: Any) -> tuple[Any, ...]:
         if weights is None and rows.valid is not None:
             weights = rows.valid.astype(beta.dtype)
-        sums = dispatch.bank_sums(
+        sums = banks.bank_sums(
             bank,
             gallery,
             beta.reshape(-1) if beta.ndim else beta,
             weights,
             None if exclude is None else exclude - items.start,
             k=min(k, items.size),
-            kernel=split.kernel,
             valid=items.valid,
             merge_nearest=partial(_own_among_nearest, items=items, k=k),
             **split.options,
@@ -200,17 +198,17 @@ def top_k(
     split = split._replace(chunk_size=split.placement.queries_at_once(split.chunk_size))
 
     def local(queries: Any, gallery: Any, correction: Any, seen: Seen) -> Nearest:
-        search: Any = partial(dispatch.nearest_items, queries, gallery, **seen.options(split))
+        search: Any = partial(nearest_items, queries, gallery, **seen.options(split))
 
         def lists(offsets: Any, mixtures: Any) -> tuple[Nearest, jax.Array]:
-            nearest = search(offsets, mixtures, k=min(k, items.size), kernel=split.kernel)
-            return nearest, _first(nearest, items)
+            found = search(offsets, mixtures, k=min(k, items.size))
+            return found, _first(found, items)
 
         return items.nearest(_over_gates(lists, search, correction, seen, items, dtype), k)
 
     arrays, rows = (queries, gallery, correction, seen), P(split.rows.axis)
-    nearest = split.on_devices(local, arrays, _specs(split), rows)
-    return SearchResult(*(layout.whole(part, split.placement, split.num_rows) for part in nearest))
+    found = split.on_devices(local, arrays, _specs(split), rows)
+    return SearchResult(*(layout.whole(part, split.placement, split.num_rows) for part in found))
 
 
 def _specs(split: Split) -> tuple[Any, ...]:
@@ -225,7 +223,7 @@ def _over_gates(
     """As `gating.over_gates`; the raw nearest item on all devices by a search of its own."""
 
     def top_1() -> jax.Array:
-        return _first(search(None, None, k=1, kernel=dispatch.NEVER), items)
+        return _first(search(None, None, k=1), items)
 
     return over_gates(lists, top_1, correction, dtype, items.take, seen.gates)
 
@@ -247,7 +245,7 @@ def ranks(
 
     def local(queries: Any, gallery: Any, correction: Any, seen: Seen, right: Any) -> jax.Array:
         options = seen.options(split)
-        search = partial(dispatch.nearest_items, queries, gallery, **options)
+        search = partial(nearest_items, queries, gallery, **options)
         own = items.local(right)
         own = jnp.where((right >= 0) & (own < items.size), own, -1)
         own = counts.seen_right(own, options["unseen"], options["valid"])
