@@ -47,7 +47,7 @@ def check_export(function, *arguments):
 
 @pytest.mark.parametrize("name", FITS)
 def test_fits(name):
-    """Embeddings -> scores and neighbours, with each method."""
+    """Embeddings -> scores and neighbors, with each method."""
 
     def run(queries, gallery, query_bank, gallery_bank):
         correction = fit(name, query_bank, gallery, gallery_bank, 4)

@@ -89,7 +89,7 @@ def test_hessian_vector_products(x64):
 
 @pytest.mark.slow
 def test_the_whole_way_equals_differences(x64):
-    """From embeddings, betas, bank weights and the weights of the banks to corrected neighbours."""
+    """From embeddings, betas, bank weights and the weights of the banks to corrected neighbors."""
 
     def total(queries, gallery, query_bank, gallery_bank, betas, weights, shares):
         statistics = [
@@ -136,7 +136,7 @@ def test_finite_at_the_ends():
         assert not found[0][jnp.array([1, 2, 4])].any()
 
 
-def test_ties_share_the_gradient_of_a_bias_but_not_of_a_neighbour():
+def test_ties_share_the_gradient_of_a_bias_but_not_of_a_neighbor():
     rows = jnp.ones((4, 2))
     by_bank = jax.grad(
         lambda bank: dbn.stream_bank_statistics(bank, rows[:1], beta=1e3).bias.sum()
@@ -161,7 +161,7 @@ def statistic(bank, gallery, beta):
     return dbn.stream_bank_statistics(bank, gallery, beta=beta, k=1, chunk_size=128).bias.sum()
 
 
-def neighbours(queries, gallery, beta):
+def neighbors(queries, gallery, beta):
     correction = dbn.Correction(beta * jnp.ones((1, gallery.shape[0])), None)
     return dbn.stream_top_k(queries, gallery, 4, correction, chunk_size=128).scores.sum()
 
@@ -178,7 +178,7 @@ def curvature(function):
     return product
 
 
-@pytest.mark.parametrize("function", [statistic, neighbours], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("function", [statistic, neighbors], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("derivative", [backward, curvature], ids=lambda f: f.__name__)
 def test_no_derivative_holds_the_matrix(function, derivative):
     rows, columns = jnp.ones((8192, 4)), jnp.ones((3000, 4))
@@ -186,7 +186,7 @@ def test_no_derivative_holds_the_matrix(function, derivative):
     assert most <= rows.shape[0] * columns.shape[0] / 20
 
 
-@pytest.mark.parametrize("function", [statistic, neighbours], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("function", [statistic, neighbors], ids=lambda f: f.__name__)
 def test_memory_of_the_backward_pass_is_flat(function):
     def temporaries(num_rows):
         shapes = [jax.ShapeDtypeStruct((count, 8), jnp.float32) for count in (num_rows, 2048)]

@@ -250,7 +250,7 @@ def published_dual_dynamic_inverted_softmax(
         )
 
 
-# --- neighbours and retrieval numbers ----------------------------------------------------------
+# --- neighbors and retrieval numbers -----------------------------------------------------------
 
 
 def top_k(scores, k):
@@ -343,8 +343,8 @@ def mean_average_precision(scores, relevant):
 def k_occurrence(indices, num_gallery):
     """N_k(g) = number of queries with g among their k nearest, zeros kept."""
     counts = np.zeros(num_gallery, dtype=np.int64)
-    for neighbours in indices:
-        for item in neighbours:
+    for neighbors in indices:
+        for item in neighbors:
             counts[item] += 1
     return counts
 

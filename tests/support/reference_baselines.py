@@ -83,7 +83,7 @@ def distribution_normalization_scores(queries, gallery, query_bank, gallery_bank
 
 
 def _inverse_convolved(gallery, bank, rate, pool_rate):
-    """g - (r / |B|) sum_h (s(g, h) - mean s) h, or over g's nearest h alone; row-normalised."""
+    """g - (r / |B|) sum_h (s(g, h) - mean s) h, or over g's nearest h alone; row-normalized."""
     gallery, bank = _float64(gallery), _float64(bank)
     to_bank = dot_product(gallery, bank)
     if pool_rate is None:
@@ -169,7 +169,7 @@ def _squared_distance_to_centroid(vector, pool, k):
 def dis_sim_local(queries, gallery, query_pool, gallery_pool, k):
     """DisSimLocal: |q - g|^2 - |q - c_q|^2 - |g - c_g|^2.
 
-    queries [num_queries, dim] find their k neighbours in query_pool [., dim], gallery items
+    queries [num_queries, dim] find their k neighbors in query_pool [., dim], gallery items
     [num_gallery, dim] in gallery_pool [., dim]; usually the gallery and the query bank.
     """
     queries, gallery = _float64(queries), _float64(gallery)

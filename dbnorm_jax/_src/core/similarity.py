@@ -64,9 +64,7 @@ def cosine_similarity(rows: jax.Array, columns: jax.Array) -> jax.Array:
       >>> print(dbn.cosine_similarity(jnp.array([[0.0, 2.0]]), jnp.array([[3.0, 4.0]])).round(3))
       [[0.8]]
     """
-    checked = checks.checked_embeddings(rows=rows, columns=columns)
-    check_rows(cosine_similarity, **checked)
-    return _cosine_similarity(*checked.values())
+    return _cosine_similarity(*checked_rows(cosine_similarity, rows=rows, columns=columns))
 
 
 def negative_squared_euclidean(rows: jax.Array, columns: jax.Array) -> jax.Array:
@@ -167,10 +165,7 @@ def check_rows(similarity_fn: SimilarityFn, **embeddings: jax.Array) -> None:
 
 def checked_rows(similarity_fn: SimilarityFn, **embeddings: Any) -> list[jax.Array]:
     """Rows, and those that are compared with them: checked, of one dimension."""
-    arrays = {name: checks.embeddings(name, value) for name, value in embeddings.items()}
-    (first, rows), *others = arrays.items()
-    for name, other in others:
-        checks.same_dimension(first, rows, name, other)
+    arrays = checks.checked_embeddings(**embeddings)
     check_rows(similarity_fn, **arrays)
     return list(arrays.values())
 

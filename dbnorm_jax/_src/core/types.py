@@ -26,7 +26,7 @@ class BankStatistics:
       beta: [...], inverse temperature, 1 / [unit of similarity].
       k_occurrence: [..., num_gallery] int32, number of bank items that have g among their `k`
         nearest; None when `k == 0`.
-      k: size of the neighbourhoods behind the activation set (static).
+      k: size of the neighborhoods behind the activation set (static).
       similarity: name of the function of this package that compared bank and gallery, such as
         "dot_product"; None = another or unknown, which agrees with everything (static).
 

@@ -1,4 +1,4 @@
-"""Streamed neighbours: queries against the gallery, tile by tile, one matmul.
+"""Streamed neighbors: queries against the gallery, tile by tile, one matmul.
 
 They come under several offsets at once, a list for each: the gates of a query are known only when
 the whole gallery has been seen.
@@ -18,7 +18,7 @@ from dbnorm_jax._src.passes.selection import Nearest, Offsets
 from dbnorm_jax._src.passes.streaming import COLUMNS, Block, scan_chunks
 from dbnorm_jax._src.passes.sweep import Chunk, Items, Pass, Rows, Tile, Tiling, sweep
 
-# Gallery items per tile on processors where neighbours are inserted, so many that a bad order of
+# Gallery items per tile on processors where neighbors are inserted, so many that a bad order of
 # the gallery costs little; and where they are selected anew, at a cost of its own per tile.
 INSERTING_COLUMNS = 2048
 SELECTING_COLUMNS = 4096
@@ -109,7 +109,7 @@ def nearest_pass(num_lists: int, k: int, dtype: jnp.dtype) -> Pass:
 
 
 def columns_for(k: int) -> int:
-    """Gallery items per tile of a search for k neighbours, a hint."""
+    """Gallery items per tile of a search for k neighbors, a hint."""
     if jax.default_backend() != "cpu":
         return SELECTING_COLUMNS
     if k == 1:  # looked up: what stays in the cache is the faster
