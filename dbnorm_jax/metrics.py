@@ -3,8 +3,9 @@
     rank(q) = 1 + wrong items above the best right one + wrong items level with it / (r + 1)
 
 where r right items have that score, the best one included. Ranks come from counting, not sorting.
-This is the expectation over all orders of tied items: a constant matrix has the mean rank, and the
-mean average precision, of chance. Which items are right is given as
+This is the expectation over all orders of tied items (McSherry and Najork, ECIR 2008): a constant
+matrix has the mean rank, and the mean average precision, of chance, and with `ties="harmonic"` the
+mean reciprocal rank. Which items are right is given as
 
     an int array [num_queries]          one right item per query, -1 for none
     an int array [num_queries, most]    several, padded with -1

@@ -19,7 +19,7 @@ SEEDS = st.integers(0, 2**31)
 # Few shapes: each one compiles anew.
 SHAPES = [(5, 7), (8, 3)]
 FORMS = ["single", "padded", "bool", "csr"]
-TIES = ["average", "min", "max"]
+TIES = ["average", "harmonic", "min", "max"]
 NUM_QUERIES, NUM_GALLERY = 10, 9
 NORMALIZERS = [f"{kind}inverted_softmax" for kind in ("", "dynamic_", "dual_", "dual_dynamic_")]
 SIMILARITIES = [dbn.dot_product, dbn.cosine_similarity, dbn.negative_squared_euclidean]
@@ -137,6 +137,8 @@ def test_constant_scores_rank_in_the_middle():
     # Of one right item at a random place: the mean of 1, 1/2, ..., 1/7.
     expected = np.mean(1 / np.arange(1, 8))
     np.testing.assert_allclose(metrics.mean_average_precision(scores, relevant), expected, 1e-6)
+    harmonic = metrics.ranks(scores, relevant, ties="harmonic")
+    np.testing.assert_allclose(metrics.mean_reciprocal_rank(harmonic), expected, 1e-6)
     # The best of three at random places among seven: (7 + 1) / (3 + 1).
     three = np.tile(np.array([[4, 0, 6]]), (5, 1))
     np.testing.assert_array_equal(metrics.ranks(scores, three), 2)
@@ -211,7 +213,13 @@ def test_stream_ranks_under_each_similarity(similarity_fn, seed):
 
 
 @pytest.mark.parametrize(
-    ("form", "ties"), [*zip(FORMS, ["average"] * 4, strict=True), ("padded", "min"), ("csr", "max")]
+    ("form", "ties"),
+    [
+        *zip(FORMS, ["average"] * 4, strict=True),
+        ("padded", "min"),
+        ("csr", "max"),
+        ("bool", "harmonic"),
+    ],
 )
 def test_stream_ranks_take_every_form_and_tie_rule(form, ties):
     _check_stream(np.random.default_rng(2), dbn.dot_product, form=form, ties=ties)
@@ -447,3 +455,18 @@ def test_bad_arguments_are_refused(function, arguments, error, words):
         function(**arguments)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_the_harmonic_rank_is_that_of_one_device():
+    rng = np.random.default_rng(1)
+    queries, gallery = (rng.integers(-1, 2, (n, 2)).astype(np.float32) for n in (5, 23))
+    relevant = rng.integers(0, 23, (5, 3))
+    arguments, mesh = (queries, gallery, relevant), jax.make_mesh((2, 2), ("bank", "gallery"))
+    expected = metrics.ranks(queries @ gallery.T, relevant, ties="harmonic")
+    for ranks in (
+        metrics.stream_ranks(*arguments, ties="harmonic", chunk_size=2),
+        metrics.stream_ranks(*arguments, ties="harmonic", mesh=mesh),
+        dbn.out_of_core.ranks(*arguments, ties="harmonic"),
+        jax.jit(functools.partial(metrics.ranks, ties="harmonic"))(queries @ gallery.T, relevant),
+    ):
+        np.testing.assert_array_equal(ranks, expected)

@@ -279,8 +279,14 @@ def ranks(scores, relevant, ties="average", where=None):
             above = sum(scores[query, g] > best for g in wrong)
             w = sum(scores[query, g] == best for g in wrong)
             r = sum(scores[query, g] == best for g in right)
-            before = sum(math.comb(w, j) / math.comb(w + r, j) for j in range(1, w + 1))
-            result[query] = 1 + above + {"average": before, "min": 0, "max": w}[ties]
+            averages = (math.comb(w, j) / math.comb(w + r, j) for j in range(1, w + 1))
+            before = {"average": sum(averages)}
+            # The first right one has j wrong ones before it in C(w - j + r - 1, r - 1) of the
+            # C(w + r, r) ways to place the right ones.
+            orders = [math.comb(w - j + r - 1, r - 1) / math.comb(w + r, r) for j in range(w + 1)]
+            harmonic = 1 / sum(share / (1 + above + j) for j, share in enumerate(orders))
+            before |= {"min": 0, "max": w, "harmonic": harmonic - 1 - above}
+            result[query] = 1 + above + before[ties]
     return result
 
 

@@ -23,7 +23,7 @@ from dbnorm_jax._src.passes.selection import Nearest, Offsets
 from dbnorm_jax._src.passes.streaming import COLUMNS, Block, scan_chunks
 from dbnorm_jax._src.passes.sweep import Chunk, Items, Pass, Rows, Tile, Tiling, sweep
 
-TIES = ("average", "min", "max")
+TIES = ("average", "harmonic", "min", "max")
 # Above and at least are counted in one float32 sum, above as units and at least as multiples of
 # this: exact, as a tile has fewer columns and their product is below 2^24.
 _UNIT = 4096
@@ -302,8 +302,31 @@ def rank(ahead: Ahead, answered: jax.Array, dtype: jnp.dtype, ties: str) -> jax.
     """
     dtype = numerics.accumulation_dtype(dtype)
     above, level, right = (part.astype(dtype) for part in ahead)
-    before = {"average": level / (right + 1), "min": jnp.zeros_like(level), "max": level}[ties]
-    return jnp.where(answered, 1 + above + before, jnp.inf)
+    if ties == "harmonic":
+        reciprocal = _reciprocal(1 + above, level, right)
+        first = 1 / jnp.where(answered, reciprocal, 1)
+    else:
+        before = {"average": level / (right + 1), "min": jnp.zeros_like(level), "max": level}
+        first = 1 + above + before[ties]
+    return jnp.where(answered, first, jnp.inf)
+
+
+def _reciprocal(best: jax.Array, wrong: jax.Array, right: jax.Array) -> jax.Array:
+    """Expectation of 1 / place of the first right one of those that are level, from `best` on.
+
+    It has j wrong ones before it with probability p_j, where p_0 = r / (w + r), and of those that
+    are left after j wrong ones each is next alike: p_{j+1} = p_j (w - j) / (w + r - 1 - j).
+    """
+
+    def add(state: Any) -> Any:
+        place, share, total = state
+        left = jnp.maximum(wrong + right - 1 - place, 1)
+        return place + 1, share * (wrong - place) / left, total + share / (best + place)
+
+    share = right / jnp.maximum(wrong + right, 1)
+    start = jnp.zeros((), wrong.dtype), share, numerics.varying_like(jnp.zeros_like(share), share)
+    total: jax.Array = lax.while_loop(lambda state: (state[0] <= wrong).any(), add, start)[2]
+    return total
 
 
 def check_ties(ties: str) -> str:

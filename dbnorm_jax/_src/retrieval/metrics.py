@@ -33,8 +33,9 @@ def ranks(
     Args:
       scores: [num_queries, num_gallery], higher is better; may hold infinities, not NaN.
       relevant: the right items, in one of the forms of this module.
-      ties: "average", the expectation over all orders; "min", ties broken in favor of right items,
-        or "max", of wrong ones (static).
+      ties: "average", the expectation over all orders; "harmonic", one over that of 1 / rank, for
+        `mean_reciprocal_rank`; "min", ties broken in favor of right items, or "max", of wrong ones
+        (static).
       exclude: int [num_queries] or [num_queries, most], gallery rows a query never sees, -1 = none.
       where: bool [num_queries, num_gallery], the pairs that are seen: others are not right either.
 
@@ -215,7 +216,8 @@ def mean_reciprocal_rank(ranks: ArrayLike) -> jax.Array:
     """MRR, the mean of 1 / rank, in (0, 1].
 
     Args:
-      ranks: [...] float ranks, +inf = left out.
+      ranks: [...] float ranks, +inf = left out; where items may be level, of `ties="harmonic"`: one
+        over an expected rank is less than the expectation.
 
     Returns:
       Scalar; NaN when no query counts.
