@@ -144,6 +144,7 @@ def test_transductive_methods_have_a_table_of_their_own(call, rows_of, path):
     assert (rows["IS"]["kind"], rows["DSL"]["kind"]) == ("inductive", "transductive")
 
 
+@pytest.mark.slow
 def test_matrices_run_what_they_can(call, arrays, tmp_path, rows_of):
     for name, rows in (("s", "query"), ("q", "query_bank"), ("g", "gallery_bank")):
         np.save(tmp_path / f"{name}.npy", reference.dot_product(arrays[rows], arrays["gallery"]))

@@ -19,6 +19,7 @@ import types
 
 import numpy as np
 import pytest
+from patience import slow_but
 
 import dbnorm_jax as dbn
 
@@ -535,7 +536,7 @@ def test_links_are_refused(command, old, call, jobs, planted):
     assert contents == ({place.name: b"mine" for place in places} if old else {})
 
 
-@pytest.mark.parametrize("command", ["fit", "search", "tune", "merge", *MEMBERS])
+@pytest.mark.parametrize("command", slow_but(["fit"], ["fit", "search", "tune", "merge", *MEMBERS]))
 def test_force_replaces_links_and_not_what_they_lead_to(command, call, jobs, planted):
     job, output = jobs[command]
     victim, places = planted(command, output, old=True)
@@ -744,6 +745,7 @@ def test_the_law_of_windows_is_kept_here(windows, tmp_path):
     path.unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("windows", ["msvcrt"], indirect=True)
 def test_every_command_writes_on_windows(windows, call, jobs):
     """New files, and over what is there."""

@@ -8,6 +8,7 @@ import pkgutil
 import re
 
 import pytest
+from patience import slow_but
 
 import dbnorm_jax as dbn
 from dbnorm_jax import _src
@@ -30,7 +31,7 @@ def test_docstring_examples(name):
     assert not failures
 
 
-@pytest.mark.parametrize("name", ["", *NAMESPACES])
+@pytest.mark.parametrize("name", slow_but(["growing"], ["", *NAMESPACES]))
 def test_examples_of_namespaces_and_of_their_names(name):
     """Doctest finds nothing of a module of `_src` that is published already."""
     module = getattr(dbn, name) if name else dbn
@@ -83,7 +84,7 @@ def test_all_public_names_resolve():
 PAGES = ("README.md", "docs/index.md", "docs/faq.md", "docs/large_files.md")
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", slow_but(["README.md"], PAGES))
 def test_page_examples(page):
     failures, attempted = doctest.testfile(
         str(ROOT / page), module_relative=False, optionflags=FLAGS

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from patience import slow_but
 
 import dbnorm_jax as dbn
 from dbnorm_jax._src.core import checks
@@ -283,7 +284,7 @@ def states(similarity_fn, rows=WIDE):
     ]
 
 
-@pytest.mark.parametrize("name", SIMILARITIES)
+@pytest.mark.parametrize("name", slow_but(["cosine_similarity"], SIMILARITIES))
 def test_states_know_their_similarity(name, tmp_path):
     for state in states(FUNCTION_OF[name]):
         assert state.similarity == name
@@ -343,7 +344,7 @@ SERVED = {
 }
 
 
-@pytest.mark.parametrize("name", SERVED)
+@pytest.mark.parametrize("name", slow_but(["search", "files"], SERVED))
 def test_another_similarity_is_refused(name):
     serve = SERVED[name]
     correction = dbn.dynamic_inverted_softmax(dbn.stream_bank_statistics(WIDE, WIDE, beta=1.0))

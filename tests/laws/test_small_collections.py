@@ -6,6 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from patience import slow_but
 
 import dbnorm_jax as dbn
 
@@ -106,7 +107,7 @@ JOBS = {
 }
 
 
-@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize("job", slow_but(["search", "fit csls", "inspect"], JOBS))
 def test_commands_on_small_files(job, small, call):
     pytest.importorskip("click")
     pytest.importorskip("rich")

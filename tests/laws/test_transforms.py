@@ -45,6 +45,7 @@ def arguments_of(seed, shape=SHAPES[0]):
     return (*(jnp.asarray(array) for array in arrays), jnp.array([20.0, 2.0]))
 
 
+@pytest.mark.slow
 @all_normalizers
 @pytest.mark.parametrize("streamed", [False, True])
 def test_jit_equals_eager(case, streamed):
@@ -55,6 +56,7 @@ def test_jit_equals_eager(case, streamed):
     chex.assert_trees_all_equal(jitted[1].indices, eager[1].indices)
 
 
+@pytest.mark.slow
 @all_normalizers
 @pytest.mark.parametrize("streamed", [False, True])
 def test_vmap_equals_loop(case, streamed):

@@ -1,3 +1,12 @@
-"""How long a test waits for a process that it started: long, as others may want the processors."""
+"""How long tests may take."""
 
-HUNG = 1800  # seconds
+import pytest
+
+# Seconds for a process that a test has started: many, as others may want the processors.
+HUNG = 1800
+
+
+def slow_but(quick, cases):
+    """The cases of a parametrized test, of which `quick` alone are no slow tests."""
+    assert set(quick) <= {*cases}
+    return [case if case in quick else pytest.param(case, marks=pytest.mark.slow) for case in cases]
