@@ -24,11 +24,9 @@ HOUSES = {
         "corrections": "core passes statistics",
         "retrieval": "core passes places/mesh statistics",
         "tuning": "core passes statistics corrections",
-        "insight": "core passes statistics corrections retrieval",
+        "insight": "core passes statistics retrieval",
         "files": "core tuning/choice",
-        "places/disk": (
-            "core passes places/mesh statistics corrections retrieval tuning insight files"
-        ),
+        "places/disk": "core passes files",
     },
     "dbnorm_jax/_cli": {
         "reading": "",
