@@ -1,7 +1,6 @@
 """An inspection as text for people, and as CSV and JSON for machines."""
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 from dbnorm_jax._cli.measuring.hubs import Inspection
@@ -193,10 +192,10 @@ def _content(report: Report, found: Inspection) -> dict[str, Any]:
         counts = {"k_occurrence": int(before[row]), "k_occurrence_corrected": int(after[row])}
         return _named(row, test.gallery_labels) | counts
 
-    def makers(banked: Iterable[int], shares: Iterable[float]) -> list[dict[str, Any]]:
+    def makers(banked: Any, shares: Any) -> list[dict[str, Any]]:
         return [
-            _named(bank, test.query_bank_labels) | {"responsibility": float(share)}
-            for bank, share in zip(banked, shares, strict=True)
+            _named(bank, test.query_bank_labels) | {"responsibility": share}
+            for bank, share in zip(banked.tolist(), shares.tolist(), strict=True)
         ]
 
     names = ("query_bank", "gallery_bank", "gallery_bank_given_query_bank")

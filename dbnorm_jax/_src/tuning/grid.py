@@ -87,11 +87,11 @@ def standard(table: Candidates, query_spread: float) -> int:
 def from_rows(rows: Sequence[Candidate]) -> Candidates:
     """Candidates from one tuple each."""
     names, *columns = zip(*rows, strict=True)
-    dtypes: Iterator[Any] = (np.int32 if name == "k" else np.float32 for name in COLUMNS)
-    return Candidates(
-        np.asarray([methods().index(name) for name in names], np.int32),
-        *map(np.asarray, columns, dtypes),
-    )
+    parameters: list[Any] = [
+        np.asarray(column, np.int32 if name == "k" else np.float32)
+        for name, column in zip(COLUMNS, columns, strict=True)
+    ]
+    return Candidates(np.asarray([methods().index(name) for name in names], np.int32), *parameters)
 
 
 def fit_chosen(choice: Choice, source: Source) -> Correction:
