@@ -481,6 +481,7 @@ def test_unknown_right_items_leave_the_hubness_columns(folder, arrays, call, cal
     assert line.split()[1:6] == ["-"] * 5
 
 
+@pytest.mark.slow
 def test_small_gallery_and_unanswered_queries(arrays, call_json, tmp_path):
     for name, count in (("query", 12), ("gallery", 4), ("query_bank", 9)):
         np.save(tmp_path / f"{name}.npy", arrays[name][:count])

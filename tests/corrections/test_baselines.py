@@ -10,6 +10,7 @@ import reference_baselines
 from cases import CHUNK_SIZES, SHAPES, SIMILARITY_FNS, problem
 from hypothesis import given
 from hypothesis import strategies as st
+from patience import slow_but
 from rankings import assert_same_ranking
 from tracing import largest_intermediate
 
@@ -61,7 +62,7 @@ def test_golden_distribution_normalization(golden, dtype, parts):
         np.testing.assert_array_equal(indices, golden["dn_lambda0.5_indices"])
 
 
-@pytest.mark.parametrize("num_iterations", [10, 1000])
+@pytest.mark.parametrize("num_iterations", slow_but([10], [10, 1000]))
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("method", ["sinkhorn", "dbsn"])
 def test_golden_sinkhorn(golden, dtype, parts, method, streamed, num_iterations):

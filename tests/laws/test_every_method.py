@@ -22,12 +22,13 @@ from cases import (
     problem,
     score,
 )
+from patience import slow_but
 
 import dbnorm_jax as dbn
 from dbnorm_jax._src.corrections.table import TABLE
 
-all_fits = pytest.mark.parametrize("name", FITS)
-all_scores = pytest.mark.parametrize("name", SCORED)
+all_fits = pytest.mark.parametrize("name", slow_but(["csls", "dualdis", "sn"], FITS))
+all_scores = pytest.mark.parametrize("name", slow_but(["ls", "gc"], SCORED))
 
 
 def banks(seed, shape=SHAPES[2], dtype=np.float32):

@@ -46,7 +46,7 @@ def check_export(function, *arguments):
     chex.assert_trees_all_close(exported.call(*arguments), function(*arguments), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", FITS)
+@pytest.mark.parametrize("name", slow_but(["dualdis"], FITS))
 def test_fits(name):
     """Embeddings -> scores and neighbors, with each method."""
 

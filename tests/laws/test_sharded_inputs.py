@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
+from patience import slow_but
 
 import dbnorm_jax as dbn
 from dbnorm_jax import attribution, baselines, growing, hubness, metrics, out_of_core, tuning
@@ -281,7 +282,10 @@ def arrays():
     return inputs()
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+QUICK = ["stream_bank_statistics", "stream_top_k", "top_k", "merge", "out_of_core.top_k"]
+
+
+@pytest.mark.parametrize("name", slow_but(QUICK, FUNCTIONS))
 def test_as_of_one_device(name, arrays, tmp_path):
     function, path = FUNCTIONS[name], str(tmp_path)
     expected = function(types.SimpleNamespace(**vars(arrays), path=path))

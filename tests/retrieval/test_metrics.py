@@ -10,6 +10,7 @@ import pytest
 import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import slow_but
 
 import dbnorm_jax as dbn
 from dbnorm_jax._src.passes import streaming
@@ -188,7 +189,9 @@ def test_ranks_of_bfloat16_are_counted_in_float32():
 # --- streamed ranks ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [None, *NORMALIZERS, "soft", "three terms"])
+@pytest.mark.parametrize(
+    "kind", slow_but([None, NORMALIZERS[-1], "soft"], [None, *NORMALIZERS, "soft", "three terms"])
+)
 @settings(max_examples=8)
 @given(SEEDS)
 def test_stream_ranks_equal_ranks_of_corrected_similarities(kind, seed):
@@ -233,7 +236,7 @@ def test_stream_ranks_over_several_gallery_tiles():
     _check_stream(rng, dbn.dot_product, correction, form="single")
 
 
-@pytest.mark.parametrize("name", NORMALIZERS)
+@pytest.mark.parametrize("name", slow_but(NORMALIZERS[-1:], NORMALIZERS))
 def test_stream_ranks_match_the_formula_of_each_normalizer(name):
     rng = np.random.default_rng(1)
     sizes = (40, 4), (30, 4), (12, 4), (12, 4)

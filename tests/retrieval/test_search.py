@@ -25,7 +25,7 @@ from dbnorm_jax._src.places.mesh import drive
 
 seeds = st.integers(0, 2**32 - 1)
 shapes = st.sampled_from(SHAPES)
-all_normalizers = pytest.mark.parametrize("case", NORMALIZERS, ids=str)
+all_normalizers = pytest.mark.parametrize("case", slow_but(NORMALIZERS[::3], NORMALIZERS), ids=str)
 
 
 def soft_correction(seed, num_terms, num_gallery):
@@ -183,6 +183,7 @@ def test_streamed_equals_dense_with_ties(case, seed, shape, chunk_size):
     chex.assert_trees_all_equal(streamed, dense)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("similarity_fn", SIMILARITY_FNS)
 @all_normalizers
 def test_streamed_equals_dense_for_every_similarity(case, similarity_fn):

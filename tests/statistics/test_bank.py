@@ -339,6 +339,7 @@ FITS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fit", FITS)
 @pytest.mark.parametrize("fused", FUSED)
 def test_fused_similarities_agree_with_their_maximum(fit, fused):
