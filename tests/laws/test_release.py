@@ -38,8 +38,9 @@ counts = dbn.hubness.k_occurrence(indices, 10)
 csls = dbn.baselines.csls(dbn.stream_largest_similarities(rows, rows, k=3))
 mesh = Mesh(np.array(jax.devices()), ("gallery",))
 spread = dbn.stream_top_k(rows, rows, 3, correction, mesh=mesh, bank_axis=None)
-banks = {"query_bank": rows, "gallery_bank": rows, "pairs": np.arange(10)}
-chosen, choice = dbn.auto(gallery=rows, **banks, return_choice=True)
+chosen, choice = dbn.auto(
+    gallery=rows, query_bank=rows, gallery_bank=rows, pairs=np.arange(10), return_choice=True
+)
 print(result.scores, recall, found.indices, counts, csls.bias, spread.scores, choice.summary())
 """
 
