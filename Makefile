@@ -8,7 +8,8 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.installed-cli
 	$(BIN)/dbnorm demo --force
 
-QUICK := -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow"
+TESTS := -m pytest -n auto --dist loadfile --no-loadscope-reorder
+QUICK := $(TESTS) -m "not slow"
 
 # Tests mostly wait for compilation, which takes half as long where nothing is optimized.
 test: $(VENV)/.installed-dev
@@ -40,7 +41,7 @@ test-optimized: $(VENV)/.installed-dev
 	$(BIN)/python $(QUICK)
 
 test-slow: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python $(TESTS) -m slow
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
