@@ -96,7 +96,7 @@ TESTS = {
     "tuning/choice": "tuning/tune files/state",
     "tuning/grid": "tuning/tune",
     "tuning/held_out_ranks": "tuning/tune",
-    "tuning/proof": "tuning/tune",
+    "tuning/proof": "tuning/proof tuning/tune",
     "tuning/split": "tuning/tune",
     "tuning/tune": "tuning/tune",
 }

@@ -327,13 +327,12 @@ class _Work:
             if partners is not None:
                 self.exclude = partners._asdict()
                 known = partners.gallery[partners.gallery >= 0]
-        is_cosine = request.similarity == "cosine"
         return dbn.tuning.tune(
             query_bank=prepared(query_bank),
             gallery_bank=None if bank is gallery else gallery_bank,
             pairs=pairs,
             gallery=gallery_bank if bank is gallery else prepared(_sample(gallery, known, request)),
-            similarity_fn=dbn.dot_product if is_cosine else self.settings.similarity_fn,
+            similarity_fn=large.PREPARED_FUNCTIONS[request.similarity],
             seed=request.seed,
         )
 

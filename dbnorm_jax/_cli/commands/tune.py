@@ -53,8 +53,7 @@ def run(request: Request) -> None:
     rows = [
         sets.prepared(str(source), array, request.similarity) for source, array in found.values()
     ]
-    is_cosine = request.similarity == "cosine"  # of unit rows, a dot product
-    similarity_fn = dbn.dot_product if is_cosine else large.SIMILARITY_FUNCTIONS[request.similarity]
+    similarity_fn = large.PREPARED_FUNCTIONS[request.similarity]
     choice = dbn.tuning.tune(
         query_bank=rows[0],
         gallery_bank=rows[1],

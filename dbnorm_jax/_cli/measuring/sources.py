@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 import dbnorm_jax as dbn
+from dbnorm_jax._cli.reading import large
 from dbnorm_jax._cli.reading.sets import Csr, EvaluationSet, Floats, SimilaritySet, Test
 from dbnorm_jax._src.corrections.streamed import Streamed
 from dbnorm_jax._src.corrections.table import Rescore
@@ -102,9 +103,7 @@ class Embeddings(_Source):
     def __init__(self, test: EvaluationSet) -> None:
         super().__init__(test)
         self.measure, self.bank_pairs = test.similarity, test.bank_pairs
-        self.similarity_fn = (
-            dbn.negative_squared_euclidean if test.similarity == "euclidean" else dbn.dot_product
-        )
+        self.similarity_fn = large.PREPARED_FUNCTIONS[test.similarity]
         self.queries, self.gallery = jnp.asarray(test.queries), jnp.asarray(test.gallery)
         self.query_bank = jnp.asarray(test.query_bank)
         self.gallery_bank = None if test.gallery_bank is None else jnp.asarray(test.gallery_bank)

@@ -20,6 +20,8 @@ SIMILARITY_FUNCTIONS: dict[str, SimilarityFn] = {
     "dot": dbn.dot_product,
     "euclidean": dbn.negative_squared_euclidean,
 }
+# Of rows that `sets.prepared` made of unit length under cosine.
+PREPARED_FUNCTIONS = SIMILARITY_FUNCTIONS | {"cosine": dbn.dot_product}
 
 
 class Rows(NamedTuple):

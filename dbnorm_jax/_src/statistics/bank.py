@@ -319,13 +319,14 @@ def subtract(
     if (whole.num_gallery, whole.k) != (part.num_gallery, part.k):
         raise checks.BadValueError(
             "part",
-            f" must have the gallery and k of `whole`, {whole.num_gallery} items and "
-            f"k={whole.k}, got {part.num_gallery} and k={part.k}",
+            " must have the gallery and k of ",
+            "whole",
+            f", {whole.num_gallery} items and k={whole.k}, got {part.num_gallery} and k={part.k}",
         )
     concrete = checks.is_concrete(whole, part)
     if concrete and not np.array_equal(whole.beta, part.beta):
         raise checks.BadValueError(
-            "part", f" must have beta={whole.beta} as `whole`, got {part.beta}"
+            "part", f" must have beta={whole.beta} as ", "whole", f", got {part.beta}"
         )
     similarity = agreed(("whole", whole), ("part", part))
     left, share = _subtract(whole, part)
@@ -358,8 +359,9 @@ def _check_left(left: BankStatistics, share: Any, smallest: float) -> None:
     if len(negative):
         raise checks.BadValueError(
             "part",
-            f" must be of bank items that are in `whole`, but at {negative[0].tolist()} it has a "
-            f"larger k-occurrence",
+            " must be of bank items that are in ",
+            "whole",
+            f", but at {negative[0].tolist()} it has a larger k-occurrence",
         )
     if not (share >= smallest).all():
         place = np.argwhere(~(share >= smallest))[0].tolist()
