@@ -359,6 +359,9 @@ def test_another_similarity_is_refused(name):
         with pytest.raises(ValueError, match="not all rows have norm 1"):
             serve(correction, WIDE, dbn.cosine_similarity)
         unit = WIDE / np.linalg.norm(WIDE, axis=1, keepdims=True)
+        one_longer = unit * np.where(np.arange(len(unit)) == 3, 1.01, 1)[:, None].astype(np.float32)
+        with pytest.raises(ValueError, match="not all rows have norm 1"):
+            serve(correction, one_longer, dbn.cosine_similarity)
         serve(correction, unit, dbn.cosine_similarity)
         serve(correction, jnp.asarray(unit, jnp.bfloat16), dbn.cosine_similarity)
 
