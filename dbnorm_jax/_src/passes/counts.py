@@ -85,6 +85,33 @@ class Ahead(NamedTuple):
     right: jax.Array  # right items that are level, the best one included
 
 
+def pack(first: jax.Array, second: jax.Array) -> jax.Array:
+    """Two of bool as one of float32, for one sum; of fewer than _UNIT of them it is exact."""
+    return first.astype(jnp.float32) + _UNIT * second.astype(jnp.float32)
+
+
+def packed_sum(packed: jax.Array, counted: jax.Array) -> jax.Array:
+    """[...] of [..., columns]; those count whose `counted` [columns] is 1."""
+    # A product with ones sums faster than a sum does.
+    return jnp.matmul(packed, counted, precision=lax.Precision.HIGHEST)
+
+
+def unpack(total: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The int32 counts of a sum."""
+    total = total.astype(jnp.int32)
+    return total % _UNIT, total // _UNIT
+
+
+def count_both(first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """[...] int32, how many of each [..., columns] bool are True: one pass finds both."""
+    total = jnp.zeros((2, *first.shape[:-1]), jnp.int32)
+    for start in range(0, first.shape[-1], _UNIT - 1):
+        part = slice(start, start + _UNIT - 1)
+        both = pack(first[..., part], second[..., part])
+        total += jnp.stack(unpack(packed_sum(both, jnp.ones(both.shape[-1:], both.dtype))))
+    return total[0], total[1]
+
+
 class Best(NamedTuple):
     """The best right items so far."""
 
@@ -224,15 +251,13 @@ def _count(scored: _Scored, place: int) -> tuple[jax.Array, jax.Array]:
     offset = None if scored.offsets is None else scored.offsets[place]
 
     def compared(scores: jax.Array) -> jax.Array:
-        above, at_least = scores > best + rounding, scores >= best - rounding
-        return above.astype(jnp.float32) + _UNIT * at_least.astype(jnp.float32)
+        return pack(scores > best + rounding, scores >= best - rounding)
 
     def count(similarities: jax.Array, *, careful: bool) -> jax.Array:
         scores = similarities if offset is None else similarities - offset[None]
         if careful:
             scores = numerics.below_every_number(scores)
-        # A product with ones sums faster than a sum does.
-        return jnp.matmul(compared(scores), counted, precision=lax.Precision.HIGHEST)
+        return packed_sum(compared(scores), counted)
 
     # NaN is ahead of nothing, and level with NaN only.
     total = lax.cond(
@@ -245,9 +270,8 @@ def _count(scored: _Scored, place: int) -> tuple[jax.Array, jax.Array]:
     column = jnp.where(inside, scored.passed, 0)
     own = jnp.take_along_axis(scored.similarities, column, axis=1)
     own = compared(numerics.below_every_number(own if offset is None else own - offset[column]))
-    total = (total - jnp.where(inside, own, 0).sum(axis=1)).astype(jnp.int32)
-    above = total % _UNIT
-    return above, total // _UNIT - above
+    above, at_least = unpack(total - jnp.where(inside, own, 0).sum(axis=1))
+    return above, at_least - above
 
 
 def _rescored(

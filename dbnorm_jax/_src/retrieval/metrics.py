@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
@@ -67,9 +68,14 @@ def _ranks(scores: jax.Array, right: jax.Array, seen: jax.Array | None, *, ties:
     if seen is not None:
         right, wrong = right & seen, wrong & seen
     best = jnp.where(right, scores, -jnp.inf).max(axis=-1, keepdims=True)
-    counted = ((scores > best) & wrong, (scores == best) & wrong, (scores == best) & right)
-    ahead = counts.Ahead(*(items.sum(axis=-1, dtype=jnp.int32) for items in counted))
-    return counts.rank(ahead, right.any(axis=-1), scores.dtype, ties)
+    ahead = counts.count_both((scores > best) & wrong, (scores == best) & wrong)
+    num_right = right.sum(axis=-1, dtype=jnp.int32)
+    level = lax.cond(
+        (num_right <= 1).all(),
+        lambda: num_right,  # one that is right is level with itself
+        lambda: ((scores == best) & right).sum(axis=-1, dtype=jnp.int32),
+    )
+    return counts.rank(counts.Ahead(*ahead, level), num_right > 0, scores.dtype, ties)
 
 
 def stream_ranks(
