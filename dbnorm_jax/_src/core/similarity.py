@@ -221,7 +221,7 @@ def rounding(
         dtype = jax.eval_shape(similarity_fn, columns[:1], columns[:1]).dtype
         sizes = jnp.where(jnp.isfinite(similarities), jnp.abs(similarities), 0).max(axis=1)
     eps = jnp.finfo(dtype).eps  # type: ignore[no-untyped-call]
-    return eps * (4 + columns.shape[1] ** 0.5) * sizes.astype(similarities.dtype)
+    return eps * (4 + columns.shape[1] ** 0.5 / 2) * sizes.astype(similarities.dtype)
 
 
 def norms(rows: jax.Array) -> jax.Array:

@@ -291,24 +291,27 @@ def _rescored(
 
     def rescore_next(state: jax.Array) -> jax.Array:
         """The next near item of some rows, each under one of its lists."""
-        number, asked = lax.top_k(state[:, 0], slots)
-        row, place = jnp.divmod(asked, num_lists)
+        (asked,) = jnp.nonzero(state[:, 0], size=slots, fill_value=near.size)
+        left, last, above, level = state[asked].T
+        row, place = jnp.divmod(asked, num_lists)  # of what fills, the last
         scores = scored.similarities[row]
         if offsets is not None:
             scores -= offsets[place]
         scores = numerics.below_every_number(scores)
         best, rounding = scored.best[row, place], scored.rounding[row, place]
         is_near = (scores >= (best - rounding)[:, None]) & ~(scores > (best + rounding)[:, None])
-        is_near &= columns[None] > state[asked, 1, None]
+        is_near &= columns[None] > last[:, None]
         if scored.valid is not None:
             is_near &= scored.valid[None]
-        is_near = is_near.at[slot[:, None], scored.passed[row]].set(False, mode="drop")
-        column = jnp.argmax(is_near, axis=1).astype(jnp.int32)
+        column = jnp.where(is_near, columns[None], num_columns).min(axis=1)
         score = pairs(row, column)[slot, place]
-        found = [relation.astype(jnp.int32) for relation in (score > best, score == best)]
-        after = jnp.stack([number - 1, column, *found], axis=1)
-        after = after.at[:, 2:].add(state[asked, 2:])
-        return state.at[jnp.where(number > 0, asked, near.size)].set(after, mode="drop")
+        # Those that do not count are near as well, but are none of those that are left.
+        counts = (column < num_columns) & selection.is_apart(scored.passed[row], column)
+        found = [counts & relation for relation in (True, score > best, score == best)]
+        one, is_above, is_level = (part.astype(jnp.int32) for part in found)
+        left = jnp.where(column < num_columns, left - one, 0)
+        after = jnp.stack([left, column, above + is_above, level + is_level], axis=1)
+        return state.at[asked].set(after, mode="drop")
 
     # Of each row under each list: near items left, the last column looked at, above, level.
     nothing = jnp.zeros_like(near).reshape(-1)

@@ -23,7 +23,7 @@ from dbnorm_jax._src.passes.sweep import Chunk, Items, Pass, Rows, Tile, Tiling,
 INSERTING_COLUMNS = 2048
 SELECTING_COLUMNS = 4096
 # Pairs scored at once: always as many, since a program for fewer may round differently.
-PAIRS = 128
+PAIRS = 64
 # Entries of gallery vectors gathered at once for a gradient: 64 MiB of float32.
 _GATHERED = 2**24
 
