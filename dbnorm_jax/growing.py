@@ -22,7 +22,8 @@ gallery, k)`: 8 k bytes for each bank row.
 
 from dbnorm_jax._src.core.naming import publish
 from dbnorm_jax._src.retrieval.growing import add_gallery_items, decay, remove_gallery_items
+from dbnorm_jax._src.statistics.bank import subtract
 
-__all__ = ["add_gallery_items", "decay", "remove_gallery_items"]
+__all__ = ["add_gallery_items", "decay", "remove_gallery_items", "subtract"]
 
-publish(__name__, *(globals()[name] for name in __all__))
+publish(__name__, *(globals()[name] for name in __all__ if name != "subtract"))

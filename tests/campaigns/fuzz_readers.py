@@ -51,8 +51,8 @@ from dbnorm_jax._cli.reading.arrays import (
     read_relevant,
     read_set,
 )
+from dbnorm_jax._src.core.means import start_mean
 from dbnorm_jax._src.files import archives
-from dbnorm_jax._src.passes.banks import start_sums
 from dbnorm_jax._src.passes.selection import start_nearest
 from dbnorm_jax._src.places.disk import checkpoint as checkpoints
 from dbnorm_jax._src.places.disk.checkpoint import Checkpoint
@@ -116,7 +116,7 @@ def states():
 
 def like_sums(k=2):
     """What a checkpoint of bank statistics holds."""
-    sums = start_sums(1, jnp.float32(2))
+    sums = start_mean(1, jnp.float32(2))
     nearest, counts = start_nearest((1, 1, k), jnp.float32), jnp.zeros(1, jnp.int32)
     return Partial(sums, nearest, counts, None, 0, 0)
 

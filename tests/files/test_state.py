@@ -187,11 +187,13 @@ def test_refused_before_anything_is_written(state, error, words, path):
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
-        ("log_normalizer", np.nan, "free of NaN"),
-        ("log_normalizer", np.inf, "free of NaN and .inf"),
-        ("mass", np.nan, "at least 0"),
-        ("mass", -1, "at least 0"),
-        ("mass", np.inf, "finite"),
+        ("bias", np.nan, "finite"),
+        ("bias", -np.inf, "finite"),
+        ("bias_rest", np.nan, "finite"),
+        ("weight", np.nan, "finite"),
+        ("weight", -1, "at least 0"),
+        ("weight", np.inf, "finite"),
+        ("weight_rest", np.inf, "finite"),
         ("beta", 0, "positive"),
         ("beta", np.nan, "positive"),
         ("beta", np.inf, "finite"),

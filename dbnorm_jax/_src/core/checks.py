@@ -93,6 +93,10 @@ def _unsplit(array: Any) -> Any:
 
 
 MOST_ROWS = 2**31 - 1
+# What is served with all digits: sums of weights, and 1 / beta times a rounding, stay in float32.
+MOST_WEIGHT = 1e18
+MOST_BETA = 1e30
+INVERSE_TEMPERATURE = "inverse temperature, in 1/[unit of similarity]"
 
 # Values that a host checks sooner than a program for it is compiled.
 _FEW = 2**20
@@ -450,7 +454,35 @@ def bank_weights(name: str, value: Any, shape: tuple[int, ...], dtype: Any = Non
     if found(is_negative, array):
         with jax.ensure_compile_time_eval():
             raise BadValueError(name, f" must not be negative, got a minimum of {array.min()}")
+    if found(_out_of_range, array):
+        with jax.ensure_compile_time_eval():
+            least, most = jnp.where(array > 0, array, jnp.inf).min(), array.max()
+        raise BadValueError(
+            name,
+            f" must be 0 or between {1 / MOST_WEIGHT:g} and {MOST_WEIGHT:g}, got {least:.3g} to "
+            f"{most:.3g}; scale them, which no bias depends on",
+        )
     return array
+
+
+def _out_of_range(weights: Any) -> Any:
+    return ((weights > MOST_WEIGHT) | ((weights > 0) & (weights < 1 / MOST_WEIGHT))).any()
+
+
+def inverse_temperature(name: str, value: Any, dtype: Any) -> jax.Array:
+    """A positive scalar or array that exponents can be made of, as `dtype`."""
+    array = positive(name, value, dtype, f" ({INVERSE_TEMPERATURE})")
+    if found(_not_served, array):
+        raise BadValueError(
+            name,
+            f" must be between {1 / MOST_BETA:g} and {MOST_BETA:g} ({INVERSE_TEMPERATURE}), got "
+            f"{value}; scale the similarities",
+        )
+    return array
+
+
+def _not_served(beta: Any) -> Any:
+    return ((beta > MOST_BETA) | (beta < 1 / MOST_BETA)).any()
 
 
 def indices(

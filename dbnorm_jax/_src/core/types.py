@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from dbnorm_jax._src.core import checks
+from dbnorm_jax._src.core.means import Means
 from dbnorm_jax._src.core.naming import publish
 
 
@@ -19,10 +20,16 @@ from dbnorm_jax._src.core.naming import publish
 class BankStatistics:
     """What a bank says about each gallery item; merges over parts of the bank.
 
+    With weights w_b, `bias = (1 / beta) log (sum_b w_b exp(beta s(b, g)) / sum_b w_b)`.
+
     Attributes:
-      log_normalizer: [..., num_gallery], `log sum_b w_b exp(beta s(b, g))`; -inf where no bank item
-        entered the column.
-      mass: [..., num_gallery], sum of the weights that entered the column.
+      bias: [..., num_gallery], unit of similarity: from the mean of the similarities of a column,
+        where beta is small, to their maximum, where it is large; 0 for an empty column.
+      bias_rest: [..., num_gallery], what the rounding of the bias has left over.
+      weight: [..., num_gallery], sum of the weights that entered the column, in units of
+        `2^(64 weight_exponent)`.
+      weight_rest: [..., num_gallery], what its rounding has left over.
+      weight_exponent: [..., num_gallery] int32, 0 for a sum between 2^-32 and 2^32.
       beta: [...], inverse temperature, 1 / [unit of similarity].
       k_occurrence: [..., num_gallery] int32, number of bank items that have g among their `k`
         nearest; None when `k == 0`.
@@ -39,24 +46,43 @@ class BankStatistics:
       [ True False False] [0.872 0.1   0.272]
     """
 
-    log_normalizer: jax.Array
-    mass: jax.Array
+    bias: jax.Array
+    bias_rest: jax.Array
+    weight: jax.Array
+    weight_rest: jax.Array
+    weight_exponent: jax.Array
     beta: jax.Array
     k_occurrence: jax.Array | None
     k: int = dataclasses.field(metadata={"static": True})
     similarity: str | None = dataclasses.field(default=None, metadata={"static": True})
 
-    @property
-    def bias(self) -> jax.Array:
-        """[..., num_gallery], `(log_normalizer - log mass) / beta`, unit of similarity.
+    @classmethod
+    def of(
+        cls, means: Means, beta: jax.Array, k_occurrence: jax.Array | None, k: int
+    ) -> "BankStatistics":
+        """Statistics of these means; their similarity is unknown."""
+        return cls(**means._asdict(), beta=beta, k_occurrence=k_occurrence, k=k)
 
-        Lies between the mean and the maximum of the column's similarities; 0 for an empty column.
-        """
-        filled = self.mass > 0
-        # Double where: the untaken branch must be finite too, or its NaN enters the gradient.
-        mass = jnp.where(filled, self.mass, 1)
-        log_normalizer = jnp.where(filled, self.log_normalizer, 0)
-        return jnp.where(filled, (log_normalizer - jnp.log(mass)) / self.beta[..., None], 0)
+    @property
+    def means(self) -> Means:
+        """The fields that stand for each column, as one."""
+        return Means(self.bias, self.bias_rest, self.weight, self.weight_rest, self.weight_exponent)
+
+    @property
+    def mass(self) -> jax.Array:
+        """[..., num_gallery], sum of the weights; 0 or infinite beyond the range of the dtype."""
+        return self.means.mass
+
+    @property
+    def log_mass(self) -> jax.Array:
+        """[..., num_gallery], its log; -inf where no bank item entered the column."""
+        return self.means.log_mass
+
+    @property
+    def log_normalizer(self) -> jax.Array:
+        """[..., num_gallery], `log Z(g) = log sum_b w_b exp(beta s(b, g))`; -inf as its mass."""
+        beta = self.beta[..., None]
+        return beta * self.bias + (self.log_mass + beta * self.bias_rest)
 
     @property
     def active(self) -> jax.Array | None:
@@ -66,7 +92,7 @@ class BankStatistics:
     @property
     def num_gallery(self) -> int:
         """Number of gallery items."""
-        return self.log_normalizer.shape[-1]
+        return self.bias.shape[-1]
 
 
 @jax.tree_util.register_dataclass

@@ -204,7 +204,7 @@ def _dual(
 def _dual_jit(
     banks: tuple[BankStatistics, BankStatistics], weights: list[jax.Array] | None
 ) -> Correction:
-    dtype = numerics.accumulation_dtype(*(bank.log_normalizer.dtype for bank in banks))
+    dtype = numerics.accumulation_dtype(*(bank.bias.dtype for bank in banks))
     if weights is None:
         betas = jnp.broadcast_arrays(*(bank.beta.astype(dtype) for bank in banks))
         weights = [beta / (betas[0] + betas[1]) for beta in betas]

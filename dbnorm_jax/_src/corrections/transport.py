@@ -319,8 +319,7 @@ def _stream_sinkhorn(
 
         rows = jnp.concatenate([rows, potential[:, None]], axis=1)
         options: Any = {"k": 0, "similarity_fn": with_potential, "chunk_size": chunk_size}
-        sums = banks.bank_sums(rows, columns, 1 / temperature, None, None, **options)
-        return temperature * (sums.log_normalizer - jnp.log(sums.mass))
+        return banks.bank_means(rows, columns, 1 / temperature, None, None, **options).means.bias
 
     def transposed(rows: jax.Array, columns: jax.Array) -> jax.Array:
         return similarity_fn(columns, rows).T

@@ -2,11 +2,11 @@
 
     header           JSON text: kind, format version, library version, static fields, provenance,
                      the dtype and shape of every array, and the SHA-256 of all that
-    log_normalizer   the arrays, by name
+    bias             the arrays, by name
     ...
 
 Version 2 has a provenance, what the arrays were made from. Version 3 has static fields that older
-versions lack: they are read with their defaults.
+versions lack, which are read with their defaults, and other arrays than these for bank statistics.
 """
 
 import contextlib
@@ -40,6 +40,7 @@ class Fields(NamedTuple):
     static: frozenset[str]
     arrays: frozenset[str]
     later: Mapping[str, Any] = {}  # static ones that version 2 lacks: defaults
+    earlier: frozenset[str] | None = None  # the arrays of version 2, where they were others
 
 
 class Archive(NamedTuple):
@@ -173,7 +174,9 @@ def _read_header(
     if kind not in kinds:
         shown = binary.printable(repr(kind))
         raise ValueError(f"expected one of {', '.join(kinds)}, got kind {shown}")
-    static, arrays, later = kinds[kind]
+    static, arrays, later, earlier = kinds[kind]
+    if version < 3 and earlier is not None:
+        arrays = earlier
     required = {"kind", "format_version", "library", "static", "arrays", "sha256"}
     required |= {"provenance"} if version > 1 else set()
     if (

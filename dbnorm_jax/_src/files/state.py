@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dbnorm_jax._src.core import checks
+from dbnorm_jax._src.core.means import Means
 from dbnorm_jax._src.core.similarity import SIMILARITIES
 from dbnorm_jax._src.core.types import BankStatistics, Correction, LargestSimilarities
 from dbnorm_jax._src.files import archives
@@ -27,12 +28,16 @@ _KINDS: dict[str, type[Any]] = {
 }
 
 
+# What bank statistics were kept as before they were means.
+_SUMS = frozenset({"log_normalizer", "mass", "beta", "k_occurrence"})
+
+
 def _fields(kind: type[Any]) -> Fields:
     fields = dataclasses.fields(kind)
     static = {field.name: field.default for field in fields if field.metadata.get("static")}
     arrays = frozenset(field.name for field in fields) - static.keys()
     later = {name: value for name, value in static.items() if value is not dataclasses.MISSING}
-    return Fields(frozenset(static), arrays, later)
+    return Fields(frozenset(static), arrays, later, _SUMS if kind is BankStatistics else None)
 
 
 _FIELDS = {name: _fields(kind) for name, kind in _KINDS.items()}
@@ -62,8 +67,8 @@ def save(
       >>> import pathlib, tempfile
       >>> path = pathlib.Path(tempfile.mkdtemp()) / "query_bank.npz"
       >>> dbn.save(path, dbn.bank_statistics(jnp.array([[0.5, 0.25]]), beta=2.0))
-      >>> print(dbn.load(path).log_normalizer, sorted(p.name for p in path.parent.iterdir()))
-      [1.  0.5] ['query_bank.npz']
+      >>> print(dbn.load(path).bias, sorted(p.name for p in path.parent.iterdir()))
+      [0.5  0.25] ['query_bank.npz']
     """
     checks.instance("state", state, tuple(_KINDS.values()), "save takes fitted state")
     if not checks.is_concrete(state):
@@ -105,6 +110,8 @@ def load(path: str | os.PathLike[str]) -> State:
     path = Path(path)
     name, static, arrays, _ = archives.read(path, _FIELDS)
     kind = _KINDS[name]
+    if "log_normalizer" in arrays:
+        arrays = _of_sums(str(path), arrays)
     _check_state(str(path), kind, arrays, static)
     wide = [field for field, array in arrays.items() if array.dtype == np.float64]
     if wide and not jax.config.jax_enable_x64:  # type: ignore[attr-defined, unused-ignore]
@@ -156,6 +163,25 @@ def _parts(state: State) -> tuple[Arrays, dict[str, Any]]:
     return arrays, static
 
 
+def _of_sums(name: str, arrays: Arrays) -> Arrays:
+    """The arrays of bank statistics from the sums that older files hold, to their digits."""
+    log_normalizer, mass, beta = (arrays.get(field) for field in ("log_normalizer", "mass", "beta"))
+    if log_normalizer is None or mass is None or beta is None or mass.shape != log_normalizer.shape:
+        raise ValueError(f"{name}: expected log_normalizer, mass and beta of one shape")
+    if not (log_normalizer < np.inf).all():
+        raise ValueError(f"{name}: expected log_normalizer to be free of NaN and +inf")
+    filled, dtype = mass > 0, log_normalizer.dtype
+    with np.errstate(all="ignore"):  # what comes of it is checked
+        log_mean = log_normalizer.astype(float) - np.log(np.where(filled, mass, 1).astype(float))
+        exact = np.where(filled, log_mean / beta.astype(float)[..., None], 0)
+        bias = exact.astype(dtype)
+        rest = (exact - bias).astype(dtype)
+    nothing = np.zeros_like(mass)
+    means = Means(bias, rest, mass, nothing, nothing.astype(np.int32))  # type: ignore[arg-type]
+    kept = {field: array for field, array in arrays.items() if field in ("beta", "k_occurrence")}
+    return {**means._asdict(), **kept}
+
+
 def _check_state(name: str, kind: type[Any], arrays: Arrays, static: dict[str, Any]) -> None:
     """Raises unless the fields fit together as their types declare."""
 
@@ -188,20 +214,23 @@ def _check_state(name: str, kind: type[Any], arrays: Arrays, static: dict[str, A
         ordered = bool((values[..., 1:, :] <= values[..., :-1, :]).all())
         expect(ordered, "values", "sorted, best first")
     else:
-        log_normalizer, mass, beta = map(floats, ("log_normalizer", "mass", "beta"))
-        shape, k = log_normalizer.shape, static["k"]
-        expect(len(shape) >= 1 and shape[-1] > 0, "log_normalizer", "[..., num_gallery]")
-        expect(mass.shape == shape, "mass", f"of the shape of log_normalizer {shape}")
+        shape, beta, k = floats("bias").shape, floats("beta"), static["k"]
+        expect(len(shape) >= 1 and shape[-1] > 0, "bias", "[..., num_gallery]")
+        for field in Means._fields[:-1]:
+            expect(floats(field).shape == shape, field, f"of the shape of bias {shape}")
+            expect(bool(np.isfinite(arrays[field]).all()), field, "finite")
+        expect(bool((arrays["weight"] >= 0).all()), "weight", "at least 0")
+        exponent = arrays.get("weight_exponent", np.zeros(0))
+        expect(exponent.dtype == np.int32, "weight_exponent", "int32")
+        expect(exponent.shape == shape, "weight_exponent", f"of the shape of bias {shape}")
         expect(beta.shape == shape[:-1], "beta", f"of shape {shape[:-1]}")
-        expect(bool((log_normalizer < np.inf).all()), "log_normalizer", "free of NaN and +inf")
-        expect(bool(((mass >= 0) & (mass < np.inf)).all()), "mass", "finite and at least 0")
         expect(bool(((beta > 0) & (beta < np.inf)).all()), "beta", "positive and finite")
         expect(0 <= k <= shape[-1], "k", f"between 0 and {shape[-1]}")
         expect(("k_occurrence" in arrays) == (k > 0), "k_occurrence", "there iff k >= 1")
         if "k_occurrence" in arrays:
             counts = arrays["k_occurrence"]
             expect(counts.dtype == np.int32, "k_occurrence", "int32")
-            expect(counts.shape == shape, "k_occurrence", f"of the shape of log_normalizer {shape}")
+            expect(counts.shape == shape, "k_occurrence", f"of the shape of bias {shape}")
             expect(bool((counts >= 0).all()), "k_occurrence", "at least 0")
 
 

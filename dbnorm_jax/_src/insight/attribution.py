@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, numerics, seen, similarity
+from dbnorm_jax._src.core.means import shares
 from dbnorm_jax._src.core.naming import publish
 from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
 from dbnorm_jax._src.core.types import BankStatistics, Correction
@@ -111,7 +112,7 @@ def bias_contributors(
     items = checks.indices("items", items, low=0, high=num_gallery, ndim=1)
     k = checks.neighbors("k", k, 10, high=num_bank, of=" (bank items)")
     chunk_size = checks.integer("chunk_size", chunk_size, low=1)
-    dtype = statistics.log_normalizer.dtype
+    dtype = statistics.bias.dtype
     weights = row_weights(weights, num_bank, dtype)
     exclude = seen.exclusions(exclude, num_bank, num_gallery)
     tiling = Tiling(similarity_fn, dtype, _ITEMS, chunk_size)
@@ -134,14 +135,13 @@ def _bias_contributors(
 ) -> Contributors:
     beta = statistics.beta
     # Ordered by s + log w / beta: the order of the responsibilities, and never underflows.
-    handicaps = None if weights is None else handicaps_of(weights, beta)
+    weights = jnp.ones(bank.shape[0], tiling.dtype) if weights is None else weights
+    handicaps = handicaps_of(weights, beta)
 
-    def share(scores: jax.Array, log_normalizer: jax.Array) -> jax.Array:
-        filled = (log_normalizer > -jnp.inf)[:, None]
-        present = filled & (scores > -jnp.inf)
-        shift = jnp.where(filled, log_normalizer[:, None], 0)
-        exponents = beta * jnp.where(present, scores, 0) - shift
-        return jnp.where(present, jnp.exp(jnp.where(present, exponents, 0)), 0)
+    def share(similarities: jax.Array, weights: jax.Array, present: Any, chunk: Chunk) -> jax.Array:
+        means = jax.tree.map(lambda field: field[:, None], chunk.own[1])
+        safe = jnp.where(present, similarities, 0)
+        return jnp.where(present, shares(means, safe, weights, beta), 0)
 
     def start(chunk: Chunk) -> tuple[Any, ...]:
         none = jnp.zeros(chunk.size, tiling.dtype)
@@ -149,29 +149,31 @@ def _bias_contributors(
 
     def add(state: Any, _: None, tile: Tile) -> tuple[Any, None]:
         nearest, total, squares = state
-        (items, log_normalizer), (handicaps, excluded) = tile.rows.own, tile.own
-        scores = tile.similarities
-        if handicaps is not None:
-            scores = scores - handicaps[None]
+        (items, _), (weights, handicaps, excluded) = tile.rows.own, tile.own
+        scores = tile.similarities - handicaps[None]
+        present = jnp.broadcast_to(weights[None] > 0, scores.shape)
         if excluded is not None:
-            scores = jnp.where(is_apart(excluded[None], items[:, None]), scores, -jnp.inf)
-        counted = scores if tile.valid is None else jnp.where(tile.valid[None], scores, -jnp.inf)
-        shares = share(counted, log_normalizer)
+            present &= is_apart(excluded[None], items[:, None])
+        scores = jnp.where(present, scores, -jnp.inf)
+        if tile.valid is not None:
+            present &= tile.valid[None]
+        found = share(tile.similarities, weights[None], present, tile.rows)
         nearest = add_tile(nearest, scores, None, tile.start, valid=tile.valid)
-        return (nearest, total + shares.sum(axis=1), squares + (shares**2).sum(axis=1)), None
+        return (nearest, total + found.sum(axis=1), squares + (found**2).sum(axis=1)), None
 
     def finish(_: None, state: Any, chunk: Chunk) -> tuple[None, Contributors]:
         nearest, total, squares = state
-        present = numerics.is_number(nearest.values[:, 0])
-        values = jnp.where(present, nearest.values[:, 0], -jnp.inf)
+        values, indices = (part[:, 0] for part in nearest)
+        present, rows = numerics.is_number(values), jnp.maximum(indices, 0)
+        found = share(values + handicaps[rows], weights[rows], present, chunk)
         # The shares sum to 1 but for the rounding of beta s, which this leaves out.
         effective = jnp.where(squares > 0, total**2 / jnp.where(squares > 0, squares, 1), 0)
-        return None, Contributors(nearest.indices[:, 0], share(values, chunk.own[1]), effective)
+        return None, Contributors(indices, found, effective)
 
     # Vectors are gathered chunk by chunk: the items may be the whole gallery.
     of_items = Transposed(lambda rows, items: tiling.similarity_fn(rows, gallery[items]))
-    rows = Rows(items, (items, statistics.log_normalizer[items]))
-    columns, kept = Items(bank, (handicaps, exclude)), Pass(add, start, finish)
+    rows = Rows(items, (items, jax.tree.map(lambda field: field[items], statistics.means)))
+    columns, kept = Items(bank, (weights, handicaps, exclude)), Pass(add, start, finish)
     return sweep(kept, rows, columns, tiling._replace(similarity_fn=of_items)).outputs
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from dbnorm_jax._src.core import checks, numerics, relevance, similarity
+from dbnorm_jax._src.core import checks, means, relevance, similarity
 from dbnorm_jax._src.core.relevance import Relevant
 from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
 from dbnorm_jax._src.core.types import BankStatistics
@@ -86,7 +86,7 @@ def influence(
             "statistics",
             " must have an activation set when `gated`, got k=0; make them with k >= 1",
         )
-    dtype = statistics.log_normalizer.dtype
+    dtype = statistics.bias.dtype
     right = relevance.as_rows(relevant, (queries.shape[0], num_gallery))
     if items is None:
         items = jnp.arange(num_bank, dtype=jnp.int32)
@@ -121,11 +121,6 @@ def _influence(
     answered = (right >= 0).any(axis=1)
     first, rest = _without_the_first(bank, gallery, weights, beta, tiling)
 
-    def bias(log_normalizer: jax.Array, mass: jax.Array) -> jax.Array:
-        shape = log_normalizer.shape
-        betas = jnp.broadcast_to(beta, shape[:-1])
-        return BankStatistics(log_normalizer, jnp.broadcast_to(mass, shape), betas, None, 0).bias
-
     def hits(biases: jax.Array, active: Any) -> jax.Array:
         """[num_lists] R@1 under biases [num_lists, num_gallery] and their activation sets."""
         lists = weight * biases + offsets[None]
@@ -148,43 +143,42 @@ def _influence(
     def left_out(carry: None, block: Block) -> tuple[None, jax.Array]:
         rows = block.rows
         similarities = similarity.tile(similarity_fn, bank[rows], gallery).astype(dtype)
-        # The largest share is not subtracted, which would cancel: the sum of the others is known.
-        share = weights[rows][:, None] * jnp.exp(
-            jnp.minimum(beta * similarities - statistics.log_normalizer[None], 0)
-        )
+        weight = jnp.broadcast_to(weights[rows][:, None], similarities.shape)
+        none = jnp.zeros_like(weight)
+        alone = means.Means(similarities, none, weight, none, none.astype(jnp.int32))
+        whole = jax.tree.map(lambda field: field[None], statistics.means)
+        others, share, mass = means.without(whole, alone, beta)
+        # The largest share is not subtracted, which would cancel: the mean of the others is known.
         mine = first[None] == rows[:, None]
-        others = statistics.log_normalizer[None] + jnp.log1p(-jnp.where(mine, 0, share))
-        log_normalizer = jnp.where(mine, rest[None], others)
-        mass = statistics.mass[None] - weights[rows][:, None]
-        present = (mass > 0) & (log_normalizer > -jnp.inf)
-        biases = bias(log_normalizer, jnp.where(present, mass, 0))
+        biases = jnp.where(mine, rest[None], others.bias)
+        biases = jnp.where((mass > 0) & (mine | (share > 0)), biases, 0)
         active = jax.vmap(still_active)(similarities, weights[rows]) if gated else None
         return carry, hits(biases, active)
 
     active = None if statistics.active is None else statistics.active[None]
-    whole = hits(bias(statistics.log_normalizer[None], statistics.mass[None]), active)
+    whole = hits(statistics.bias[None], active)
     return whole[0] - scan_chunks(left_out, None, items, _LEFT_OUT)[1]
 
 
 def _without_the_first(
     bank: jax.Array, gallery: jax.Array, weights: jax.Array, beta: jax.Array, tiling: Tiling
 ) -> tuple[jax.Array, jax.Array]:
-    """([num_gallery] int32 the most responsible bank row, log Z of all others)."""
+    """([num_gallery] int32 the most responsible bank row, the bias of all others)."""
     num_gallery, dtype = gallery.shape[0], tiling.dtype
 
     def find(_: None, nearest: Nearest, tile: Tile) -> tuple[None, Nearest]:
         scores = tile.similarities - tile.rows.own[:, None]
         return None, add_tile(nearest, scores.T, None, tile.rows.start, valid=tile.rows.fresh)
 
-    def add(_: None, sums: numerics.RunningLogSum, tile: Tile) -> tuple[None, Any]:
+    def add(_: None, mean: means.RunningMean, tile: Tile) -> tuple[None, Any]:
         entering, others = tile.rows.entering, tile.rows.places[:, None] != tile.own[None]
-        return None, numerics.add_rows(sums, tile.similarities, beta, entering, valid=others)
+        return None, means.add_rows(mean, tile.similarities, beta, entering, valid=others)
 
     rows, none = Rows(bank, handicaps_of(weights, beta)), start_nearest((num_gallery, 1, 1), dtype)
     first = sweep(Pass(find), rows, Items(gallery), tiling, state=none).items.indices[:, 0, 0]
-    rows, start = Rows(bank, None, weights), numerics.start_log_sum(num_gallery, beta)
-    sums = sweep(Pass(add), rows, Items(gallery, first), tiling, state=start).items
-    return first, numerics.finish_log_sum(sums, beta)
+    rows, start = Rows(bank, None, weights), means.start_mean(num_gallery, beta)
+    mean = sweep(Pass(add), rows, Items(gallery, first), tiling, state=start).items
+    return first, means.finish_mean(mean, beta).bias
 
 
 def handicaps_of(weights: jax.Array, beta: jax.Array) -> jax.Array:
@@ -197,10 +191,10 @@ def check_statistics(statistics: Any, gallery: jax.Array) -> BankStatistics:
         "statistics", statistics, BankStatistics, "make them with stream_bank_statistics"
     )
     checks.matching_gallery("statistics", statistics.num_gallery, "gallery", gallery.shape[:1])
-    if statistics.log_normalizer.ndim != 1:
+    if statistics.bias.ndim != 1:
         raise checks.BadValueError(
             "statistics",
             f" must have fields [num_gallery] here, got shape "
-            f"{statistics.log_normalizer.shape}; use jax.vmap over its leading axes",
+            f"{statistics.bias.shape}; use jax.vmap over its leading axes",
         )
     return checks.unsplit(statistics)

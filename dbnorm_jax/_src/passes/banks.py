@@ -1,4 +1,4 @@
-"""The pass of a bank over a gallery: log-normalizers, and who is whose nearest neighbor."""
+"""The pass of a bank over a gallery: exponential means, and who is whose nearest neighbor."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,30 +8,28 @@ import jax.numpy as jnp
 from jax import lax
 
 from dbnorm_jax._src.core import numerics
+from dbnorm_jax._src.core.means import Means, RunningMean, add_rows, finish_mean, start_mean
 from dbnorm_jax._src.core.similarity import SimilarityFn
 from dbnorm_jax._src.core.types import BankStatistics
 from dbnorm_jax._src.passes.selection import Nearest, add_tile, is_apart, seen_by, start_nearest
 from dbnorm_jax._src.passes.sweep import Chunk, Items, Pass, Rows, Tile, Tiling, sweep
 
 
-class BankSums(NamedTuple):
+class BankMeans(NamedTuple):
     """Streamed bank statistics, before they are named."""
 
-    log_normalizer: jax.Array  # [num_gallery], or [num_betas, num_gallery]
-    mass: jax.Array  # [num_gallery]
+    means: Means  # of [num_gallery], or [num_betas, num_gallery]
     k_occurrence: jax.Array  # [num_gallery] int32
 
     def named(self, beta: jax.Array, k: int) -> BankStatistics:
-        """The statistics under a `beta` of any shape, whose entries are those of the sums."""
-        shape = (*beta.shape, len(self.mass))
-        mass, counts = jax.tree.map(
-            lambda array: jnp.broadcast_to(array, shape),
-            (self.mass, self.k_occurrence if k else None),
-        )
-        return BankStatistics(self.log_normalizer.reshape(shape), mass, beta, counts, k)
+        """The statistics under a `beta` of any shape, whose entries are those of the means."""
+        shape = (*beta.shape, self.means.bias.shape[-1])
+        means = jax.tree.map(lambda part: part.reshape(shape), self.means)
+        counts = jnp.broadcast_to(self.k_occurrence, shape) if k else None
+        return BankStatistics.of(means, beta, counts, k)
 
 
-def bank_sums(
+def bank_means(
     bank: jax.Array,
     gallery: jax.Array,
     beta: jax.Array,
@@ -43,41 +41,30 @@ def bank_sums(
     chunk_size: int,
     valid: jax.Array | None = None,
     merge_nearest: Callable[[Nearest], Nearest] = lambda nearest: nearest,
-) -> BankSums:
-    """Log-normalizers and k-occurrence of a bank in one pass over its similarities.
+) -> BankMeans:
+    """Means and k-occurrence of a bank in one pass over its similarities.
 
     They are computed once for a `beta` of [num_betas]. `exclude` [num_bank, most] holds gallery
     rows that an item does not enter, -1 for none; what is not `valid` is never among the nearest.
     """
     num_gallery = gallery.shape[0]
-    start = start_sums(num_gallery, beta), jnp.zeros(num_gallery, jnp.int32)
-    sums, counts = numerics.varying_like(start, beta)
-    (log_sum, mass), k_occurrence, _ = sweep(
+    start = start_mean(num_gallery, beta), jnp.zeros(num_gallery, jnp.int32)
+    mean, counts = numerics.varying_like(start, beta)
+    mean, k_occurrence, _ = sweep(
         bank_pass(k, beta, merge_nearest),
         Rows(bank, exclude, weights),
         Items(gallery, valid=valid),
         Tiling(similarity_fn, beta.dtype, chunk_size),
-        state=sums,
+        state=mean,
         total=counts,
     )
-    return BankSums(numerics.finish_log_sum(log_sum, beta), mass, k_occurrence)
-
-
-class RunningSums(NamedTuple):
-    """The state of gallery items while bank rows are added."""
-
-    log_sum: numerics.RunningLogSum
-    mass: jax.Array  # [num_items]
-
-
-def start_sums(num_items: int, beta: jax.Array) -> RunningSums:
-    return RunningSums(numerics.start_log_sum(num_items, beta), jnp.zeros(num_items, beta.dtype))
+    return BankMeans(finish_mean(mean, beta), k_occurrence)
 
 
 def bank_pass(
     k: int, beta: jax.Array, merge_nearest: Callable[[Nearest], Nearest] = lambda nearest: nearest
 ) -> Pass:
-    """Rows own what they exclude; items keep RunningSums; the total is the k-occurrence.
+    """Rows own what they exclude; items keep a RunningMean; the total is the k-occurrence.
 
     `merge_nearest` is what becomes of the nearest items [size, 1, k] of some rows before they are
     counted; an index beyond the gallery is not.
@@ -86,15 +73,14 @@ def bank_pass(
     def start(rows: Chunk) -> Nearest:
         return start_nearest((rows.size, 1, k), beta.dtype)
 
-    def add(nearest: Nearest, sums: RunningSums, tile: Tile) -> tuple[Nearest, RunningSums]:
+    def add(nearest: Nearest, mean: RunningMean, tile: Tile) -> tuple[Nearest, RunningMean]:
         similarities, entering, exclude = tile.similarities, tile.rows.entering, tile.rows.own
         valid = None if exclude is None else is_apart(exclude[:, None], tile.places[None])
-        log_sum = numerics.add_rows(sums.log_sum, similarities, beta, entering, valid=valid)
-        added = entering.sum() if valid is None else jnp.where(valid, entering[:, None], 0).sum(0)
+        mean = add_rows(mean, similarities, beta, entering, valid=valid)
         if k:
             seen, numbers = seen_by(exclude, tile.start), lax.stop_gradient(similarities)
             nearest = add_tile(nearest, numbers, None, tile.start, valid=tile.valid, seen=seen)
-        return nearest, RunningSums(log_sum, sums.mass + added)
+        return nearest, mean
 
     def finish(k_occurrence: jax.Array, nearest: Nearest, rows: Chunk) -> tuple[jax.Array, None]:
         if not k:

@@ -9,6 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, elementary, numerics
+from dbnorm_jax._src.core.means import Means, scaled_by
 from dbnorm_jax._src.core.similarity import SimilarityFn, check_similarity, dot_product
 from dbnorm_jax._src.core.types import BankStatistics, SearchResult
 from dbnorm_jax._src.passes.streaming import DEFAULT_CHUNK_SIZE
@@ -16,13 +17,13 @@ from dbnorm_jax._src.retrieval.search import stream_top_k
 from dbnorm_jax._src.statistics.bank import stream_bank_statistics
 
 _REMEDY = "make them with bank_statistics"
-_COLUMNS = ("log_normalizer", "mass")
+_COLUMNS = Means._fields
 
 
 def decay(statistics: BankStatistics, factor: ArrayLike) -> BankStatistics:
     """Statistics of the same bank with all weights multiplied by `factor`.
 
-    `log Z + log factor` and `factor x mass`: the bias changes when other rows are merged, among
+    Only the mass changes, at once: the bias does when other rows are merged, among
     which old ones weigh less. `merge(decay(old, 0.9), new)` each day is a bank that forgets with a
     half-life of 6.6 days. An item stays active until its rows are subtracted.
 
@@ -44,16 +45,12 @@ def decay(statistics: BankStatistics, factor: ArrayLike) -> BankStatistics:
       [0.5 0.5] [0.5  0.25]
     """
     checks.instance("statistics", statistics, BankStatistics, _REMEDY)
-    return _decay(statistics, checks.positive("factor", factor, statistics.mass.dtype))
+    return _decay(statistics, checks.positive("factor", factor, statistics.bias.dtype))
 
 
 @jax.jit
 def _decay(statistics: BankStatistics, factor: jax.Array) -> BankStatistics:
-    return dataclasses.replace(
-        statistics,
-        log_normalizer=statistics.log_normalizer + jnp.log(factor),
-        mass=statistics.mass * factor,
-    )
+    return dataclasses.replace(statistics, **scaled_by(statistics.means, factor)._asdict())
 
 
 def add_gallery_items(
@@ -193,7 +190,7 @@ def _changed(
     statistics: BankStatistics, columns: dict[str, Any], neighbors: Any, counted: Any
 ) -> tuple[BankStatistics, Any]:
     if neighbors is not None:
-        columns["k_occurrence"] = _counts(neighbors, counted, columns["mass"].shape)
+        columns["k_occurrence"] = _counts(neighbors, counted, columns["bias"].shape)
     return dataclasses.replace(statistics, **columns), neighbors
 
 

@@ -66,9 +66,7 @@ def published_scores(
 
 @jax.jit
 def _published_scores(similarities: jax.Array, banks: tuple[BankStatistics, ...]) -> jax.Array:
-    dtype = numerics.accumulation_dtype(
-        similarities.dtype, *(bank.log_normalizer.dtype for bank in banks)
-    )
+    dtype = numerics.accumulation_dtype(similarities.dtype, *(bank.bias.dtype for bank in banks))
     similarities = similarities.astype(dtype)
 
     def ratio(row: jax.Array, log_normalizer: jax.Array, beta: jax.Array) -> jax.Array:
@@ -82,7 +80,7 @@ def _published_scores(similarities: jax.Array, banks: tuple[BankStatistics, ...]
         # the ranking of the row. Taken in halves, so that a small raw factor comes in between; the
         # bound only acts where the factor is 0.
         sizes = exponent + jnp.log(jnp.where(factor == 0, 1, jnp.abs(factor)))
-        top = jnp.where(factor == 0, numerics.LOWEST, sizes).max()
+        top = jnp.where(factor == 0, numerics.lowest(dtype), sizes).max()
         shifted = exponent - lax.stop_gradient(top) + _LARGEST_PRODUCT
         half = jnp.exp(jnp.where(opens.any(), jnp.minimum(shifted / 2, _LARGEST_EXPONENT), 0))
         return half * factor * half

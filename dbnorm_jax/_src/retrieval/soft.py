@@ -300,7 +300,7 @@ class _Powers(NamedTuple):
 def _start(num_rows: int, num_terms: int, dtype: jnp.dtype) -> _Powers:
     none = jnp.zeros((num_rows, num_terms), dtype)
     return _Powers(
-        jnp.full(num_rows, numerics.LOWEST, dtype), jnp.zeros(num_rows, dtype), none, none
+        jnp.full(num_rows, numerics.lowest(dtype), dtype), jnp.zeros(num_rows, dtype), none, none
     )
 
 
@@ -312,7 +312,8 @@ def _add(
     valid: jax.Array | None,
 ) -> _Powers:
     """Adds gallery items: similarities [num_rows, num_items], activities [num_terms, num_items]."""
-    top = similarities if valid is None else jnp.where(valid[None], similarities, numerics.LOWEST)
+    lowest = numerics.lowest(similarities.dtype)
+    top = similarities if valid is None else jnp.where(valid[None], similarities, lowest)
     # The shift cancels, so its gradient is left out.
     best, place = jax.vmap(selection.argmax)(numerics.below_every_number(lax.stop_gradient(top)))
     maximum = jnp.maximum(powers.maximum, best)

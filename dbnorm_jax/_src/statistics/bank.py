@@ -1,6 +1,6 @@
 """Bank statistics: what a bank of other items says about each gallery item.
 
-    similarities [num_bank, num_gallery]  ->  log Z_B(g), mass, k-occurrence   [num_gallery]
+    similarities [num_bank, num_gallery]  ->  bias, mass, k-occurrence   [num_gallery]
 
 Statistics merge: those of two parts of a bank give those of the whole, so banks grow, shards reduce
 and long fits resume.
@@ -17,14 +17,16 @@ from jax import lax
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
-from dbnorm_jax._src.core import checks, elementary, numerics, seen
+from dbnorm_jax._src.core import checks, elementary, means, numerics, seen
 from dbnorm_jax._src.core.similarity import SimilarityFn, agreed, dot_product, known_by
 from dbnorm_jax._src.core.types import BankStatistics, LargestSimilarities
 from dbnorm_jax._src.passes import selection, streaming
 from dbnorm_jax._src.places.mesh import drive, layout
 from dbnorm_jax._src.places.mesh.exchange import Axis
 
-_BETA_UNIT = " (inverse temperature, in 1/[unit of similarity])"
+# Shares of the mass of a column that `subtract` takes for none, and trusts: masses are known to
+# about 2^-44 of themselves.
+_NO_MASS, _LEAST_MASS = 2.0**-40, 2.0**-36
 
 
 def bank_statistics(
@@ -35,16 +37,17 @@ def bank_statistics(
     where: ArrayLike | None = None,
     weights: ArrayLike | None = None,
 ) -> BankStatistics:
-    """Bank statistics of a similarity matrix: `log Z(g) = log sum_b w_b exp(beta s(b, g))`.
+    """Bank statistics of a similarity matrix: the exponential mean of each column, its bias.
 
+    `bias(g) = (1 / beta) log (sum_b w_b exp(beta s(b, g)) / sum_b w_b)`, and
     `k_occurrence(g) = #{b with w_b > 0: g among the k largest of s(b, .)}`.
 
     Args:
       similarities: [..., num_bank, num_gallery], higher is closer, any unit.
-      beta: [...] inverse temperature > 0, in 1/[unit of similarity]; one set of statistics each.
+      beta: [...] inverse temperature, 1e-30 to 1e30, in 1/[unit of similarity]; one set of each.
       k: size of the neighborhoods behind the activation set, 0 for none (static).
       where: optional bool, valid rows [..., num_bank] or pairs [..., num_bank, num_gallery].
-      weights: optional [..., num_bank] multiplicities >= 0 (0 absent, 2 twice).
+      weights: optional [..., num_bank] multiplicities, 0 (absent) or 1e-18 to 1e18 (2: twice).
 
     Returns:
       BankStatistics with fields [..., num_gallery].
@@ -69,7 +72,7 @@ def bank_statistics(
     num_bank, num_gallery = similarities.shape[-2:]
     k = checks.integer("k", k, low=0, high=num_gallery, of=" (gallery items)")
     dtype = numerics.accumulation_dtype(similarities.dtype)
-    beta = checks.positive("beta", beta, dtype, _BETA_UNIT)
+    beta = checks.inverse_temperature("beta", beta, dtype)
     if where is not None:
         where = seen.pairs(where, similarities.shape)
     if weights is not None:
@@ -93,12 +96,8 @@ def _bank_statistics(
         remaining = list(masks)
         valid = remaining.pop(0) if where is not None else None
         entering = remaining.pop(0) if weights is not None else jnp.ones(num_bank, dtype)
-        log_sum = _log_sum(similarities, beta, entering, valid)
-        mass = jnp.broadcast_to(
-            entering.sum() if valid is None else jnp.where(valid, entering[:, None], 0).sum(0),
-            (num_gallery,),
-        )
-        outputs = (numerics.finish_log_sum(log_sum, beta), mass, beta)
+        mean = _running_mean(similarities, beta, entering, valid)
+        outputs = (*means.finish_mean(mean, beta), beta)
         if not k:
             return outputs
         counted_pairs = elementary.rounded(lax.stop_gradient(similarities))
@@ -110,32 +109,32 @@ def _bank_statistics(
         return (*outputs, occurrence)
 
     signature = "(b,g),()" + ",(b,g)" * (where is not None) + ",(b)" * (weights is not None)
-    signature += "->(g),(g),()" + ",(g)" * bool(k)
+    signature += "->(g),(g),(g),(g),(g),()" + ",(g)" * bool(k)
     masks = [mask for mask in (where, weights) if mask is not None]
     over_batches = numerics.vectorize(one, signature=signature)
-    log_normalizer, mass, beta, *occurrence = over_batches(similarities, beta, *masks)
-    return BankStatistics(log_normalizer, mass, beta, occurrence[0] if k else None, k)
+    *fields, beta, counts = (*over_batches(similarities, beta, *masks), None)[: 5 + 2]
+    return BankStatistics.of(means.Means(*fields), beta, counts, k)
 
 
-def _log_sum(
+def _running_mean(
     similarities: jax.Array, beta: jax.Array, entering: jax.Array, valid: jax.Array | None
-) -> numerics.RunningLogSum:
+) -> means.RunningMean:
     """Of all rows; many by blocks, as a long sum in one piece loses digits."""
-    start = numerics.start_log_sum(similarities.shape[1], beta)
+    start = means.start_mean(similarities.shape[1], beta)
 
-    def add(log_sum: Any, rows: jax.Array, entering: jax.Array, valid: jax.Array | None) -> Any:
+    def add(mean: Any, rows: jax.Array, entering: jax.Array, valid: jax.Array | None) -> Any:
         # Here, not as a whole: a loop over what is no argument of the program would copy it.
-        return numerics.add_rows(log_sum, elementary.rounded(rows), beta, entering, valid=valid)
+        return means.add_rows(mean, elementary.rounded(rows), beta, entering, valid=valid)
 
     arrays = (similarities, entering, valid)
     if similarities.shape[0] <= streaming.DEFAULT_CHUNK_SIZE:
         return add(start, *arrays)
 
-    def add_block(log_sum: Any, block: streaming.Block) -> tuple[Any, None]:
+    def add_block(mean: Any, block: streaming.Block) -> tuple[Any, None]:
         rows, entering, valid = block.rows
         if block.fresh is not None:
             entering = jnp.where(block.fresh, entering, 0)
-        return add(log_sum, rows, entering, valid), None
+        return add(mean, rows, entering, valid), None
 
     start = numerics.varying_like(start, arrays, beta)
     return streaming.scan_chunks(add_block, start, arrays, streaming.DEFAULT_CHUNK_SIZE)[0]
@@ -162,9 +161,9 @@ def stream_bank_statistics(
     Args:
       bank: [num_bank, dim] embeddings of bank items.
       gallery: [num_gallery, dim] embeddings of gallery items.
-      beta: [...] inverse temperature > 0, in 1/[unit of similarity]; faster than by `jax.vmap`.
+      beta: [...] inverse temperature, 1e-30 to 1e30, in 1/[unit of similarity]; faster than `vmap`.
       k: size of the neighborhoods behind the activation set, 0 for none (static).
-      weights: optional [num_bank] multiplicities >= 0 (0 absent, 2 twice).
+      weights: optional [num_bank] multiplicities, 0 (absent) or 1e-18 to 1e18 (2: twice).
       exclude: int [num_bank] or [num_bank, most], gallery rows that a bank item does not enter, -1
         for none: those right for it, or its own copy, which would drown the sum.
       similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static).
@@ -199,7 +198,7 @@ def stream_bank_statistics(
     split, bank, gallery = drive.checked(*how, bank=bank, gallery=gallery)
     k = checks.integer("k", k, low=0, high=split.num_gallery, of=" (gallery items)")
     dtype = numerics.accumulation_dtype(bank.dtype, gallery.dtype)
-    beta = layout.split(checks.positive("beta", beta, dtype, _BETA_UNIT), split.placement, None)
+    beta = layout.split(checks.inverse_temperature("beta", beta, dtype), split.placement, None)
     weights = split.along_rows(row_weights(weights, split.num_rows, dtype), 0)
     exclude = split.along_rows(seen.exclusions(exclude, split.num_rows, split.num_gallery), -1)
     statistics = drive.bank_statistics(bank, gallery, beta, weights, exclude, split=split, k=k)
@@ -221,8 +220,9 @@ State = TypeVar("State", BankStatistics, LargestSimilarities)
 def merge(first: State, *others: State) -> State:
     """Statistics of parts of a bank -> those of the whole; the inverse of `subtract`.
 
-    `log Z = log sum_p Z_p`, masses and k-occurrences add; of the largest similarities of all parts
-    the k largest stay. Associative, commutative; a part without items is the identity.
+    `Z = sum_p Z_p`, masses and k-occurrences add, and the bias is the exponential mean of biases
+    under the masses; of the largest similarities of all parts the k largest stay. Associative,
+    commutative; a part without items is the identity.
 
     Args:
       first: BankStatistics or LargestSimilarities of one part.
@@ -273,8 +273,9 @@ def _merge(first: BankStatistics, second: BankStatistics) -> BankStatistics:
     counts = None
     if first.k_occurrence is not None and second.k_occurrence is not None:
         counts = first.k_occurrence + second.k_occurrence
-    log_normalizer = numerics.log_add(first.log_normalizer, second.log_normalizer)
-    return BankStatistics(log_normalizer, first.mass + second.mass, first.beta, counts, first.k)
+    parts = jax.tree.map(lambda *parts: jnp.stack(parts), first.means, second.means)
+    merged = means.merged(parts, first.beta[..., None])
+    return BankStatistics.of(merged, first.beta, counts, first.k)
 
 
 @jax.jit
@@ -288,10 +289,10 @@ def subtract(
 ) -> BankStatistics:
     """Statistics of a bank without a part of it: the inverse of `merge`.
 
-    `log Z = log Z_whole + log(1 - Z_part / Z_whole)`; masses and k-occurrences subtract exactly.
-    If a share c of `Z_whole` is left, the error of log Z is 1/c times that of the two. Below
-    `smallest_share` this refuses; to merge the parts that stay loses nothing. A column of which no
-    mass is left is empty, exactly.
+    `Z = Z_whole - Z_part`; masses and k-occurrences subtract exactly. If a share c of `Z_whole` is
+    left, the error of log Z is 1/c times that of the two. Below `smallest_share` this refuses, and
+    where a mass is left that its own rounding could have made; to merge the parts that stay loses
+    nothing. A column of which no mass is left is empty, exactly.
 
     Args:
       whole: BankStatistics, fields [..., num_gallery].
@@ -329,29 +330,26 @@ def subtract(
             "part", f" must have beta={whole.beta} as ", "whole", f", got {part.beta}"
         )
     similarity = agreed(("whole", whole), ("part", part))
-    left, share = _subtract(whole, part)
+    left, share = _subtract(whole, part, smallest_share)
     if concrete:
         _check_left(left, np.asarray(share), smallest_share)
     return dataclasses.replace(left, similarity=similarity)
 
 
 @jax.jit
-def _subtract(whole: BankStatistics, part: BankStatistics) -> tuple[BankStatistics, jax.Array]:
-    eps = float(jnp.finfo(whole.mass.dtype).eps)  # type: ignore[no-untyped-call]
-    mass = whole.mass - part.mass
-    emptied = mass <= eps * whole.mass
-    there = (part.log_normalizer > -jnp.inf) & (whole.log_normalizer > -jnp.inf)
-    # Double where: the untaken branch must be finite too, or its NaN enters the gradient.
-    excess = jnp.where(there, part.log_normalizer - whole.log_normalizer, -jnp.inf)
-    share = 1 - jnp.where(there, jnp.exp(jnp.where(there, excess, 0)), 0)
-    change = jnp.where(there, jnp.log(jnp.maximum(share, eps)), 0)
+def _subtract(
+    whole: BankStatistics, part: BankStatistics, smallest_share: float
+) -> tuple[BankStatistics, jax.Array]:
+    left, share, mass = means.without(whole.means, part.means, whole.beta[..., None])
+    emptied = (whole.weight > 0) & (jnp.abs(mass) <= _NO_MASS) & (share <= smallest_share)
+    left = jax.tree.map(lambda field: jnp.where(emptied, 0, field), left)
     counts = None
     if whole.k_occurrence is not None and part.k_occurrence is not None:
         counts = whole.k_occurrence - part.k_occurrence
-    log_normalizer = jnp.where(emptied, -jnp.inf, whole.log_normalizer + change)
-    mass_left = jnp.where(emptied, 0, mass)
-    left = BankStatistics(log_normalizer, mass_left, whole.beta, counts, whole.k)
-    return left, jnp.where(emptied & (mass >= -eps * whole.mass), 1, share)
+    # A mass below the rounding of a fit is none that a log can be taken of.
+    share = jnp.where(mass > _LEAST_MASS, share, 0)
+    share = jnp.where(emptied | (whole.weight == 0) & (part.weight == 0), 1, share)
+    return BankStatistics.of(left, whole.beta, counts, whole.k), share
 
 
 def _check_left(left: BankStatistics, share: Any, smallest: float) -> None:
@@ -413,7 +411,7 @@ def responsibilities(
     if where is not None:
         where = seen.pairs(where, similarities.shape)
     if weights is not None:
-        dtype = statistics.log_normalizer.dtype
+        dtype = statistics.bias.dtype
         weights = checks.bank_weights("weights", weights, similarities.shape[-2:-1], dtype)
     return _responsibilities(similarities, statistics, weights, where)
 
@@ -425,19 +423,18 @@ def _responsibilities(
     weights: jax.Array | None,
     where: jax.Array | None,
 ) -> jax.Array:
-    dtype = statistics.log_normalizer.dtype
+    dtype = statistics.bias.dtype
     num_bank, num_gallery = similarities.shape[-2:]
     weights = jnp.ones(num_bank, dtype) if weights is None else weights
     where = jnp.ones((num_bank, num_gallery), bool) if where is None else where
 
     def one(*arrays: jax.Array) -> jax.Array:
-        similarities, log_normalizer, beta, weights, where = arrays
-        entered = where & (weights > 0)[:, None] & (log_normalizer > -jnp.inf)[None]
-        exponent = jnp.where(entered, beta * similarities - log_normalizer[None], 0)
-        return jnp.where(entered, weights[:, None] * jnp.exp(exponent), 0)
+        similarities, beta, weights, where, *fields = arrays
+        shares = means.shares(means.Means(*fields), similarities, weights[:, None], beta)
+        return jnp.where(where, shares, 0)
 
-    over_batches = numerics.vectorize(one, signature="(b,g),(g),(),(b),(b,g)->(b,g)")
+    over_batches = numerics.vectorize(one, "(b,g),(),(b),(b,g),(g),(g),(g),(g),(g)->(b,g)")
     shares: jax.Array = over_batches(
-        similarities.astype(dtype), statistics.log_normalizer, statistics.beta, weights, where
+        similarities.astype(dtype), statistics.beta, weights, where, *statistics.means
     )
     return shares

@@ -4,7 +4,7 @@ The pairs of the banks are dealt into folds. A fold's queries are ranked among t
 items, those right for the queries among them) under corrections fitted on the other folds:
 
     one pass over query bank x columns and one over gallery bank x columns, per fold
-        -> log-normalizers of all betas, largest similarities, k-occurrence   [folds, columns]
+        -> means under all betas, largest similarities, k-occurrence   [folds, columns]
     the other folds merged, a source -> corrections -> ranks                  [queries, candidates]
 
 A column's own partners never enter its statistics: the right item of a new query has no partner in
@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from jax import lax
 
-from dbnorm_jax._src.core import numerics
+from dbnorm_jax._src.core import means
+from dbnorm_jax._src.core.means import Means
 from dbnorm_jax._src.core.similarity import SimilarityFn, tile
 from dbnorm_jax._src.core.types import BankStatistics, Correction, LargestSimilarities
 from dbnorm_jax._src.corrections.table import TABLE, Row
@@ -35,8 +36,7 @@ _ROWS = 512
 class Statistics(NamedTuple):
     """What parts of a bank say about each column; the leading axis is the part."""
 
-    log_normalizer: jax.Array  # [parts, num_betas, columns]
-    mass: jax.Array  # [parts, columns]
+    means: Means  # of [parts, num_betas, columns]
     k_occurrence: jax.Array  # [parts, columns] int32, of k = 1
     largest: jax.Array  # [parts, k, columns], -inf where there is none
 
@@ -90,56 +90,42 @@ def statistics(
         own = (excluded[rows][:, :, None] == places[None, None]).any(axis=1)
         valid = ~own & (weights > 0)[:, None]
 
-        def log_sum(beta: jax.Array) -> jax.Array:
-            state = numerics.add_rows(
-                numerics.start_log_sum(num_columns, beta),
-                similarities,
-                beta,
-                weights,
-                valid=valid,
-            )
-            return numerics.finish_log_sum(state, beta)
-
+        mean = means.start_mean(num_columns, betas)
+        mean = means.add_rows(mean, similarities, betas, weights, valid=valid)
+        here = means.finish_mean(mean, betas)
         seen = jnp.where(valid, similarities, -jnp.inf)
         best = jnp.where(valid.any(axis=1), seen.argmax(axis=1), num_columns)
         occurrence = jnp.zeros(num_columns, jnp.int32).at[best].add(1, mode="drop")
         largest = carry.largest
         if k:
-            here = selection.largest_of_columns(jnp.where(valid, similarities, jnp.nan), k)
-            largest = largest.at[part].set(sorting.merged(carry.largest[part], here))
-        log_normalizer = jax.vmap(log_sum)(betas)
+            of_block = selection.largest_of_columns(jnp.where(valid, similarities, jnp.nan), k)
+            largest = largest.at[part].set(sorting.merged(carry.largest[part], of_block))
+        both = jax.tree.map(lambda some, more: jnp.stack([some[part], more]), carry.means, here)
+        both = means.merged(both, betas[:, None])
         return Statistics(
-            carry.log_normalizer.at[part].set(
-                numerics.log_add(carry.log_normalizer[part], log_normalizer)
-            ),
-            carry.mass.at[part].add(jnp.where(valid, weights[:, None], 0).sum(axis=0)),
+            jax.tree.map(lambda some, whole: some.at[part].set(whole), carry.means, both),
             carry.k_occurrence.at[part].add(occurrence),
             largest,
         ), None
 
     start = Statistics(
-        jnp.full((num_parts, num_betas, num_columns), -jnp.inf, dtype),
-        jnp.zeros((num_parts, num_columns), dtype),
+        means.none((num_parts, num_betas, num_columns), dtype),
         jnp.zeros((num_parts, num_columns), jnp.int32),
         jnp.full((num_parts, k, num_columns), -jnp.inf, dtype),
     )
     return lax.scan(add_block, start, tuple(dealt))[0]
 
 
-def merged(parts: Statistics, without: jax.Array) -> Statistics:
+def merged(parts: Statistics, without: jax.Array, betas: jax.Array) -> Statistics:
     """All parts but one as one."""
-    keep = lax.iota(jnp.int32, parts.mass.shape[0]) != without
-    log_normalizer = jnp.where(keep[:, None, None], parts.log_normalizer, -jnp.inf)
-    top = jnp.maximum(log_normalizer.max(axis=0), numerics.LOWEST)
-    total = jnp.exp(log_normalizer - top[None]).sum(axis=0)
-    filled = total > 0
+    keep = lax.iota(jnp.int32, len(parts.k_occurrence)) != without
+    kept = jax.tree.map(lambda field: jnp.where(keep[:, None, None], field, 0), parts.means)
     largest = jnp.where(keep[:, None, None], parts.largest, -jnp.inf)
     largest, _ = lax.scan(
         lambda some, part: (sorting.merged(some, part), None), largest[0], largest[1:]
     )
     return Statistics(
-        jnp.where(filled, top + jnp.log(jnp.where(filled, total, 1)), -jnp.inf),
-        jnp.where(keep[:, None], parts.mass, 0).sum(axis=0),
+        means.merged(kept, betas[:, None]),
         jnp.where(keep[:, None], parts.k_occurrence, 0).sum(axis=0),
         largest,
     )
@@ -157,10 +143,10 @@ class HeldOut(NamedTuple):
         part, betas = (
             (self.query, self.betas[0]) if bank == "query" else (self.gallery, self.betas[1])
         )
-        log_normalizer = part.log_normalizer[jnp.abs(betas - beta).argmin()]
-        beta = jnp.asarray(beta, log_normalizer.dtype)
+        place = jnp.abs(betas - beta).argmin()
+        found = jax.tree.map(lambda field: field[place], part.means)
         occurrence = part.k_occurrence if k else None
-        return BankStatistics(log_normalizer, part.mass, beta, occurrence, min(k, 1))
+        return BankStatistics.of(found, jnp.asarray(beta, betas.dtype), occurrence, min(k, 1))
 
     def largest(self, k: int) -> LargestSimilarities:
         """Of the query bank; 0 in a column that nothing entered, which so gets no bias."""
@@ -220,8 +206,8 @@ def corrections(
         fitted.append(jax.vmap(fit)({name: values[places] for name, values in parameters.items()}))
     num_candidates = len(next(iter(parameters.values())))
     num_terms = max((one.num_terms for one in fitted), default=1)
-    shape = (num_candidates, num_terms, source.query.mass.shape[-1])
-    all_of = Correction(*(jnp.zeros(shape, source.query.mass.dtype),) * 2)
+    shape = (num_candidates, num_terms, source.query.k_occurrence.shape[-1])
+    all_of = Correction(*(jnp.zeros(shape, source.betas[0].dtype),) * 2)
     for group, one in zip(groups, fitted, strict=True):
         where = (np.array(group.places)[:, None], np.arange(one.num_terms))
         all_of = jax.tree.map(lambda whole, part, at=where: whole.at[at].set(part), all_of, one)
@@ -287,7 +273,10 @@ def held_out_ranks(
 
     def of_block(block: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
         rows, _, part = block
-        query, gallery = merged(query_parts, part), merged(gallery_parts, part)
+        query, gallery = (
+            merged(parts, part, by)
+            for parts, by in zip((query_parts, gallery_parts), betas, strict=True)
+        )
         similarities = tile(similarity_fn, bank[rows], columns).astype(betas[0].dtype)
         fitted = corrections(HeldOut(query, gallery, betas), parameters, groups)
         active = jnp.stack([query.k_occurrence > 0, gallery.k_occurrence > 0])

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dbnorm_jax._src.core import checks, numerics, seen
+from dbnorm_jax._src.core.means import RunningMean, finish_mean, start_mean
 from dbnorm_jax._src.core.similarity import SimilarityFn, known_by, name_of
 from dbnorm_jax._src.core.types import BankStatistics, LargestSimilarities
 from dbnorm_jax._src.passes import banks, nearest, sweep
@@ -57,7 +58,7 @@ def fit_bank(
     bank, gallery = row_pair(("bank", bank), ("gallery", gallery), settings)
     k = checks.integer("k", k, low=0, high=gallery.num_rows, of=" (gallery items)")
     widest = jax.dtypes.canonicalize_dtype(np.float64)  # until the dtype of the rows is known
-    beta = checks.positive("beta", beta, widest, " (in 1/[unit of similarity])")
+    beta = checks.inverse_temperature("beta", beta, widest)
     if weights is not None:
         shape = np.shape(weights) if bank.num_rows is None else (bank.num_rows,)
         weights = np.asarray(checks.bank_weights("weights", weights, shape))
@@ -81,7 +82,7 @@ def fit_bank(
         if weights is not None:
             entering = block.filled(np.asarray(checks.narrowed("weights", weights, dtype)))
         tiling, flat = sweep.Tiling(bank.compare, dtype, settings.chunk_size), narrowed(dtype)
-        made = Made(banks.bank_pass, (k,), tiling, (flat,), banks.start_sums)
+        made = Made(banks.bank_pass, (k,), tiling, (flat,), start_mean)
         return made, sweep.Rows(bank.on_device(block), block.filled(exclude), entering)
 
     def start_total(num_gallery: int) -> jax.Array | None:
@@ -90,21 +91,20 @@ def fit_bank(
 
     few = narrowed(jnp.dtype(jnp.float32))
     like = Partial(
-        banks.start_sums(1, few), start_nearest((1, 1, k), few.dtype), start_total(k), None, 0, 0
+        start_mean(1, few), start_nearest((1, 1, k), few.dtype), start_total(k), None, 0, 0
     )
     make = partial(BlockSweep, bank, gallery, begin, start_total=start_total)
     kept = _of(checkpoint, work, settings)
     found, *fingerprints = checkpoints.run(make, like, kept, progress)
-    sums: banks.RunningSums = jax.tree.map(jnp.asarray, found.items)
-    dtype = sums.mass.dtype
-    log_normalizer = _log_normalizer(sums.log_sum, narrowed(dtype))
+    mean: RunningMean = jax.tree.map(jnp.asarray, found.items)
+    dtype = mean.mass.dtype
     total = jax.tree.map(jnp.asarray, found.total)
-    whole = banks.BankSums(log_normalizer, sums.mass, total)
+    whole = banks.BankMeans(_finish_mean(mean, narrowed(dtype)), total)
     statistics = whole.named(checks.narrowed("beta", beta, dtype), k)
     return Fitted(known_by(statistics, settings.similarity_fn), *fingerprints)
 
 
-_log_normalizer = jax.jit(numerics.finish_log_sum)
+_finish_mean = jax.jit(finish_mean)
 
 
 def fit_largest(

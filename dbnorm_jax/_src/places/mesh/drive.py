@@ -111,7 +111,7 @@ def bank_statistics(
     def local(bank: Any, gallery: Any, beta: Any, weights: Any, exclude: Any) -> tuple[Any, ...]:
         if weights is None and rows.valid is not None:
             weights = rows.valid.astype(beta.dtype)
-        sums = banks.bank_sums(
+        found = banks.bank_means(
             bank,
             gallery,
             beta.reshape(-1) if beta.ndim else beta,
@@ -122,18 +122,18 @@ def bank_statistics(
             merge_nearest=partial(_own_among_nearest, items=items, k=k),
             **split.options,
         )
-        statistics = sums.named(beta, k)
+        statistics = found.named(beta, k)
         if rows.axis is not None:
             statistics = all_merge(statistics, rows.axis)
-        return statistics.log_normalizer, statistics.mass, statistics.k_occurrence
+        return statistics.means, statistics.k_occurrence
 
     arrays = (bank, gallery, beta, weights, exclude)
     specs = (P(rows.axis), P(items.axis), P(), P(rows.axis), P(rows.axis))
     fields = split.on_devices(local, arrays, specs, P(*[None] * beta.ndim, items.axis))
-    log_normalizer, mass, k_occurrence = jax.tree.map(
+    means, k_occurrence = jax.tree.map(
         lambda field: layout.whole(field, split.placement, items.total, dim=beta.ndim), fields
     )
-    return BankStatistics(log_normalizer, mass, beta, k_occurrence, k)
+    return BankStatistics.of(means, beta, k_occurrence, k)
 
 
 def _own_among_nearest(nearest: Nearest, *, items: Shard, k: int) -> Nearest:

@@ -5,13 +5,14 @@ holds; what it returns is the same on all devices of that axis.
 """
 
 import dataclasses
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dbnorm_jax._src.core import checks, elementary, numerics
+from dbnorm_jax._src.core import checks, elementary, means, numerics
 from dbnorm_jax._src.core.types import BankStatistics, LargestSimilarities
 from dbnorm_jax._src.passes.selection import Nearest, argmax, filled, largest_of_columns
 from dbnorm_jax._src.passes.streaming import scan_chunks
@@ -26,8 +27,8 @@ def all_merge(statistics: Any, axis_name: str | tuple[str, ...]) -> Any:
     """Statistics of the parts of a bank on each device -> those of the whole, on every device.
 
     What `merge` does to two, over a mesh axis inside `jax.shard_map`: masses and k-occurrences are
-    summed, log-normalizers by the largest and a sum of exponentials; of largest similarities the k
-    largest stay. Two or three numbers per gallery item cross the wire (k of LargestSimilarities).
+    summed, biases by the exponential mean; of largest similarities the k largest stay. Ten numbers
+    per gallery item cross the wire (k of LargestSimilarities).
 
     Args:
       statistics: BankStatistics or LargestSimilarities of this device's part of the bank; all parts
@@ -64,21 +65,18 @@ def all_merge(statistics: Any, axis_name: str | tuple[str, ...]) -> Any:
     if isinstance(statistics, LargestSimilarities):
         parts = gathered(statistics.values, axis_name, axis=-2)
         return dataclasses.replace(statistics, values=largest_of_columns(parts, statistics.k))
-    log_normalizer, mass, occurrence = numerics.varying_like(
-        (statistics.log_normalizer, statistics.mass, statistics.k_occurrence),
-        lax.axis_index(axis_name),
+    parts, occurrence = numerics.varying_like(
+        (statistics.means, statistics.k_occurrence), lax.axis_index(axis_name)
     )
-    # The shift cancels, so its gradient is left out; a maximum over devices has none.
-    maximum = lax.pmax(lax.stop_gradient(log_normalizer), axis_name)
-    maximum = jnp.maximum(maximum, numerics.LOWEST)
-    total = lax.psum(jnp.exp(log_normalizer - maximum), axis_name)
-    filled = total != 0  # true of NaN, which must not pass for an empty part
-    return dataclasses.replace(
-        statistics,
-        log_normalizer=jnp.where(filled, maximum + jnp.log(jnp.where(filled, total, 1)), -jnp.inf),
-        mass=lax.psum(mass, axis_name),
-        k_occurrence=None if occurrence is None else lax.psum(occurrence, axis_name),
+    whole = means.merged_over(
+        parts,
+        statistics.beta[..., None],
+        lax.axis_size(axis_name),
+        partial(lax.pmax, axis_name=axis_name),
+        partial(lax.psum, axis_name=axis_name),
     )
+    counts = None if occurrence is None else lax.psum(occurrence, axis_name)
+    return dataclasses.replace(statistics, **whole._asdict(), k_occurrence=counts)
 
 
 def gathered(array: jax.Array, axis_name: str | tuple[str, ...], *, axis: int) -> jax.Array:

@@ -1,0 +1,359 @@
+"""Exponential means of columns: `(1 / beta) log (sum_b w_b exp(beta s_b) / sum_b w_b)`.
+
+Of the bank rows b in a column stay this mean, which is the bias, and the sum of their weights, the
+mass; `log Z = beta bias + log mass`. A sum of exponentials is never kept: at a large beta it has
+lost what the bias is made of, at a small one the bias is the difference of two equal numbers.
+
+    RunningMean   while rows are added:  m = max s,  sum w exp(beta (s - m)),  sum w (exp(...) - 1)
+    Means         between the passes:    the bias and the mass, with what rounding has left over
+
+Of the two sums the first has all digits where most rows are far below the maximum, and the second
+where `beta (s - m)` is small: `log1p` of its mean over beta is then `mean(s - m)` to all digits.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dbnorm_jax._src.core import elementary, numerics
+
+# Bounds 2^ of the excess over the maximum of the rows that count: only others reach it.
+_LARGEST_EXPONENT = 115.0
+# Means of powers beyond this have lost digits of what they are below 1. Under a beta that tells
+# hubs from others few are: one more exponential is then not worth a figure.
+_NEARLY_ONE = 0.5
+# Weights are kept in units of 2^(64 e), e an integer: between 2^-32 and 2^32 of them.
+_UNIT = 64
+_LOG_UNIT = _UNIT * math.log(2)
+
+
+class Means(NamedTuple):
+    """What columns say about the rows that entered them."""
+
+    bias: jax.Array  # [..., num_gallery], 0 in an empty column
+    bias_rest: jax.Array  # what the rounding of the bias has left over
+    weight: jax.Array  # mass = (weight + weight_rest) 2^(64 weight_exponent), 0 in an empty column
+    weight_rest: jax.Array
+    weight_exponent: jax.Array  # int32
+
+    @property
+    def log_mass(self) -> jax.Array:
+        """-inf in an empty column."""
+        filled = self.weight > 0
+        # Double where: the untaken branch must be finite too, or its NaN enters the gradient.
+        log_weight = jnp.log(jnp.where(filled, self.weight, 1))
+        return jnp.where(filled, log_weight + _log_unit(self), -jnp.inf)
+
+    @property
+    def mass(self) -> jax.Array:
+        """Infinite, or 0, where it is out of the range of its dtype."""
+        half = _power(_UNIT // 2 * jnp.clip(self.weight_exponent, -3, 3), self.weight.dtype)
+        return self.weight * half * half
+
+
+def _log_unit(means: Means) -> jax.Array:
+    return _LOG_UNIT * means.weight_exponent.astype(means.weight.dtype)
+
+
+def none(shape: tuple[int, ...], dtype: jnp.dtype) -> Means:
+    """Means of no rows."""
+    zeros = jnp.zeros(shape, dtype)
+    return Means(zeros, zeros, zeros, zeros, jnp.zeros(shape, jnp.int32))
+
+
+def _power(exponent: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """2^exponent, exactly, of integers that a dtype has powers for."""
+    return jnp.ldexp(jnp.ones((), dtype), exponent)
+
+
+class RunningMean(NamedTuple):
+    """The rows added so far; the sums are 0 where there are none."""
+
+    maximum: jax.Array  # [num_gallery], the largest similarity
+    total: jax.Array  # [num_gallery], or [num_gallery, num_betas]: sum w exp(beta (s - maximum))
+    below: jax.Array  # likewise, sum w (exp(beta (s - maximum)) - 1), at most 0
+    mass: jax.Array  # [num_gallery], sum w
+    mass_rest: jax.Array  # what its rounding has left over
+
+
+def start_mean(num_gallery: int, beta: jax.Array) -> RunningMean:
+    """The running mean of no rows, under a scalar `beta` or several."""
+    none = jnp.zeros((num_gallery, *beta.shape), beta.dtype)
+    lowest = jnp.full(num_gallery, numerics.lowest(beta.dtype), beta.dtype)
+    no_mass = jnp.zeros(num_gallery, beta.dtype)
+    return RunningMean(lowest, none, none, no_mass, no_mass)
+
+
+def add_rows(
+    state: RunningMean,
+    similarities: jax.Array,
+    beta: jax.Array,
+    weights: jax.Array,
+    *,
+    valid: jax.Array | None = None,
+) -> RunningMean:
+    """Adds rows of similarities [num_rows, num_gallery], written or given: read twice, they agree.
+
+    `beta` is a scalar or [num_betas], `weights` [num_rows] is 0 on rows that do not enter, `valid`
+    [num_rows, num_gallery] bool.
+    """
+    # Before the branches below, which devices take or not: the slope of what all have is a sum over
+    # devices, and those that take no branch would not take part in it.
+    beta, weights = numerics.varying_like((beta, weights), similarities, weights, valid)
+    # A row of weight 0 must not move the maximum: exp of all the others could vanish. Nor may one
+    # that has entered before, as a tile of another shape may round it otherwise.
+    counted = (weights > 0)[:, None]
+    if valid is not None:
+        counted = counted & valid
+    lowest = numerics.lowest(similarities.dtype)
+    top = jnp.where(counted, similarities, lowest)
+    # The shift cancels in the mean, so its gradient is left out.
+    largest = elementary.largest_first(lax.stop_gradient(top))
+    maximum = jnp.maximum(lax.stop_gradient(state.maximum), largest)
+    both = jnp.stack(_split(weights, len(weights), weights.max()))
+    if valid is None:
+        mass, mass_rest = both.sum(axis=1)
+    else:
+        entered = valid.astype(weights.dtype)
+        mass, mass_rest = jnp.matmul(both, entered, precision=lax.Precision.HIGHEST)
+
+    def weighted(powers: jax.Array) -> jax.Array:
+        # A product with the weights sums the rows and drops the padding in one fast operation.
+        powers = powers if valid is None else jnp.where(valid, powers, 0)
+        return jnp.matmul(weights, powers, precision=numerics.matmul_precision())
+
+    def sums(beta: jax.Array) -> tuple[jax.Array, jax.Array]:
+        excess = (beta / math.log(2)) * (similarities - maximum[None])
+        total = weighted(elementary.exp2(jnp.minimum(excess, _LARGEST_EXPONENT)))
+
+        def to_all_digits() -> jax.Array:
+            exponent = beta * (similarities - maximum[None])
+            return weighted(jnp.expm1(jnp.minimum(exponent, _LARGEST_EXPONENT / 2)))
+
+        nearly_one = (total > _NEARLY_ONE * mass).any()
+        return total, lax.cond(nearly_one, to_all_digits, lambda: total - mass)
+
+    if beta.ndim:
+        # One after the other: the powers under all betas together would not stay in the cache.
+        total, below = (part.T for part in lax.map(jax.checkpoint(sums), beta))
+    else:
+        total, below = sums(beta)
+    of_betas = range(1, 1 + beta.ndim)
+    moved, mass_so_far = (
+        jnp.expand_dims(part, of_betas)
+        for part in (
+            lax.stop_gradient(jnp.maximum(state.maximum - maximum, 2 * lowest)),
+            state.mass,
+        )
+    )
+    # exp(beta (s - new)) - 1 = (exp(beta (s - old)) - 1) exp(beta moved) + (exp(beta moved) - 1).
+    moved = (beta[None] if beta.ndim else beta) * moved
+    kept, shrunk = jnp.exp(moved), _expm1(moved)
+    return RunningMean(
+        maximum,
+        state.total * kept + total,
+        state.below * kept + mass_so_far * shrunk + below,
+        *added(state.mass, state.mass_rest, mass, mass_rest),
+    )
+
+
+def _expm1(x: jax.Array) -> jax.Array:
+    """`jnp.expm1(x)` for x <= 0 in a few steps."""
+    small = jnp.maximum(x, -(2**-4))
+    # What the fifth term leaves out is below 2^-4^5 / 720, a tenth of a float32 ulp of the sum.
+    series = small * (1 + small / 2 * (1 + small / 3 * (1 + small / 4 * (1 + small / 5))))
+    if x.dtype != jnp.float32:
+        return jnp.expm1(x)
+    return jnp.where(x > -(2**-4), series, jnp.exp(x) - 1)
+
+
+def finish_mean(state: RunningMean, beta: jax.Array) -> Means:
+    """Means of [num_gallery], or [num_betas, num_gallery] under several betas; NaN stays NaN."""
+    total, below = state.total.T, state.below.T
+    maximum, mass, mass_rest = (
+        jnp.expand_dims(part, range(beta.ndim))
+        for part in (state.maximum, state.mass, state.mass_rest)
+    )
+    filled = mass > 0
+    whole = jnp.where(filled, mass, 1)
+    log_mean = _log(jnp.where(filled, total / whole, 1), jnp.where(filled, below / whole, 0))
+    bias, rest = two_sum(jnp.where(filled, maximum, 0), log_mean / beta[..., None])
+    weight, weight_rest = (jnp.broadcast_to(part, bias.shape) for part in (mass, mass_rest))
+    exponent = numerics.varying_like(jnp.zeros(bias.shape, jnp.int32), mass)
+    return Means(bias, rest, *_in_range(weight, weight_rest, exponent))
+
+
+def _log(mean: jax.Array, below: jax.Array) -> jax.Array:
+    """The log of a mean of powers that is `below + 1`: each with all digits where it is small."""
+    near = below > -0.5
+    return jnp.where(near, jnp.log1p(jnp.where(near, below, 0)), jnp.log(jnp.where(near, 1, mean)))
+
+
+def merged(parts: Means, beta: jax.Array) -> Means:
+    """Means of parts of a bank, along the first axis -> those of the whole."""
+    over: Any = {"axis": 0, "keepdims": True}
+    how = partial(jnp.max, **over), partial(jnp.sum, **over)
+    whole = merged_over(parts, beta[None], len(parts.bias), *how)
+    return jax.tree.map(lambda field: field[0], whole)
+
+
+def merged_over(
+    parts: Means,
+    beta: jax.Array,
+    num_parts: int,
+    largest: Callable[[jax.Array], jax.Array],
+    total: Callable[[jax.Array], jax.Array],
+) -> Means:
+    """Means of parts of a bank -> those of the whole; `largest` and `total` are over the parts.
+
+    The order of the parts does not change a bit of the weights.
+
+    With a_p the share of part p in the mass and d_p its bias less that of a part b of the largest
+    Z, the log of the mean is `log sum_p a_p exp(beta d_p)`. It is `log1p(sum_p a_p expm1(beta
+    d_p))`, to all digits where the part b has most of the mass, as when single rows are added.
+    """
+    filled = parts.weight > 0
+    log_mass = parts.log_mass
+    # Which part is the base has no slope; the mean does not depend on it.
+    known, known_log_mass, steady = lax.stop_gradient((parts, log_mass, beta))
+    bias = known.bias
+    lowest = numerics.lowest(bias.dtype)
+    top = largest(jnp.where(filled, bias, lowest))
+    size = jnp.where(filled, known_log_mass + steady * (bias - top), -jnp.inf)
+    # One of the heaviest. No two numbers are asked to be equal: a reader may round them otherwise.
+    is_base = filled & (size >= largest(size) - 0.5)
+    base = largest(jnp.where(is_base, bias, lowest))
+    is_base &= steady * (base - bias) <= 0.5
+    base_log_mass = largest(jnp.where(is_base, known_log_mass, -jnp.inf))
+    any_filled = base_log_mass > -jnp.inf
+    base, base_log_mass = (jnp.where(any_filled, part, 0) for part in (base, base_log_mass))
+
+    highest = largest(jnp.where(filled, known.weight_exponent, -(2**30)))
+    scaled, rest = _in_units(parts, highest)
+    high, low = _split(scaled, num_parts, largest(lax.stop_gradient(scaled)))
+    weight, weight_rest = two_sum(total(high), total(low + rest))
+    exponent = jnp.where(any_filled, highest, 0)
+    whole = jnp.where(any_filled, weight, 1)
+    log_whole = jnp.log(whole) + _LOG_UNIT * exponent.astype(whole.dtype)
+
+    x = jnp.where(filled, beta * ((parts.bias - base) + parts.bias_rest), 0)
+    far, log_mass = x > 1, jnp.where(filled, log_mass, 0)
+    # What is far above the base has little mass: its share times exp(x) is below that of the base.
+    excess = jnp.where(
+        far,
+        jnp.exp(jnp.where(far, log_mass - log_whole + x, 0)) - scaled / whole,
+        scaled / whole * jnp.expm1(jnp.minimum(x, 1)),
+    )
+    below = total(jnp.where(filled, excess, 0))
+    powers = jnp.exp(jnp.minimum(log_mass - base_log_mass + x, 1))
+    mean = total(jnp.where(filled, powers, 0))
+    near = below > -0.5
+    far_log = jnp.log(jnp.where(near, 1, mean)) + base_log_mass - log_whole
+    log_mean = jnp.where(near, jnp.log1p(jnp.where(near, below, 0)), far_log)
+    number = total(jnp.isnan(bias).astype(beta.dtype)) == 0
+    log_mean = jnp.where(number, jnp.where(any_filled, log_mean, 0), jnp.nan)
+    return Means(
+        *two_sum(base, log_mean / beta),
+        *_in_range(weight, weight_rest, exponent),
+    )
+
+
+def without(whole: Means, part: Means, beta: jax.Array) -> tuple[Means, jax.Array, jax.Array]:
+    """(Means of a bank without a part of it, the shares of Z and of the mass that are left).
+
+    Where a share is not positive, no mean is left; it is then some number, never NaN.
+    """
+    filled = (part.weight > 0) & (whole.weight > 0)
+    x = (part.bias - whole.bias) + (part.bias_rest - whole.bias_rest)
+    x = jnp.where(filled, beta * x, 0)
+    scaled, rest = _in_units(part, whole.weight_exponent)
+    weight, weight_rest = added(whole.weight, whole.weight_rest, -scaled, -rest)
+    mass_left = weight / jnp.where(whole.weight > 0, whole.weight, 1)
+    share = jnp.where(filled, part.log_mass - whole.log_mass, 0) + x
+    left = jnp.where(filled, -jnp.expm1(jnp.where(filled, jnp.minimum(share, 80), 0)), 1)
+    there = (left > 0) & (weight > 0)
+    # As in `merged`, with the weight of the part taken away: -w / (W - w) is its share.
+    near = jnp.abs(x) <= 1
+    change = jnp.where(there & near, -scaled / jnp.where(there, weight, 1), 0)
+    change = jnp.log1p(jnp.maximum(change * jnp.expm1(jnp.where(near, x, 0)), -1 + 2**-20))
+    apart = there & ~near
+    logs = [jnp.log(jnp.where(apart, part, 1)) for part in (left, mass_left)]
+    change = jnp.where(apart, logs[0] - logs[1], change)
+    bias, bias_rest = two_sum(whole.bias, whole.bias_rest + change / beta)
+    means = Means(bias, bias_rest, *_in_range(weight, weight_rest, whole.weight_exponent))
+    return means, left, mass_left
+
+
+def shares(means: Means, similarities: jax.Array, weights: jax.Array, beta: jax.Array) -> jax.Array:
+    """`w exp(beta s) / Z`, in [0, 1]; 0 in empty columns and where the weight is 0."""
+    there = (means.weight > 0) & (weights > 0)
+    exponent = beta * ((similarities - means.bias) - means.bias_rest)
+    exponent = jnp.where(there, exponent - _log_unit(means), 0)
+    share = weights / jnp.where(there, means.weight, 1) * jnp.exp(exponent)
+    return jnp.where(there, jnp.minimum(share, 1), 0)
+
+
+def scaled_by(means: Means, factor: jax.Array) -> Means:
+    """Those of the same rows with all weights multiplied by a positive factor."""
+    zero = jnp.zeros_like(factor)
+    factor, _, steps = _in_range(factor, zero, zero.astype(jnp.int32))
+    weight, rest = means.weight * factor, means.weight_rest * factor
+    weights = _in_range(weight, rest, means.weight_exponent + steps)
+    return Means(means.bias, means.bias_rest, *weights)
+
+
+def two_sum(first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The rounded sum, and exactly what the rounding has left over (Knuth, 1969)."""
+    total = _rounded(first + second)
+    of_second = _rounded(total - first)
+    rest = (first - _rounded(total - of_second)) + (second - of_second)
+    return total, lax.stop_gradient(rest)
+
+
+def _rounded(array: jax.Array) -> jax.Array:
+    # Without a rounding of its own, XLA would cancel what is added and subtracted.
+    kind = jnp.finfo(array.dtype)  # type: ignore[no-untyped-call]
+    return lax.reduce_precision(array, exponent_bits=kind.nexp, mantissa_bits=kind.nmant)
+
+
+def _in_range(
+    weight: jax.Array, rest: jax.Array, exponent: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """A weight in units in which it is between 2^-32 and 2^32; it may be 32 powers further out."""
+    many, few = weight >= 2.0 ** (_UNIT // 2), (weight < 2.0 ** -(_UNIT // 2)) & (weight > 0)
+    steps = many.astype(jnp.int32) - few.astype(jnp.int32)
+    factor = jnp.where(many, 2.0**-_UNIT, jnp.where(few, 2.0**_UNIT, 1)).astype(weight.dtype)
+    return weight * factor, rest * factor, exponent + steps
+
+
+def _in_units(means: Means, exponent: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Weight and rest in units of 2^(64 exponent); 0 where they vanish beside it."""
+    steps = means.weight_exponent - exponent
+    factor = jnp.where(steps == 0, 1, jnp.where(steps == -1, 2.0**-_UNIT, 0))
+    factor = jnp.where(steps > 0, 2.0**_UNIT, factor).astype(means.weight.dtype)
+    return means.weight * factor, means.weight_rest * factor
+
+
+def added(first: Any, first_rest: Any, second: Any, second_rest: Any) -> tuple[Any, Any]:
+    """The sum of two numbers that have rests, with its own."""
+    total, rest = two_sum(first, second)
+    return two_sum(total, rest + (first_rest + second_rest))
+
+
+def _split(numbers: Any, how_many: int, largest: Any) -> tuple[jax.Array, jax.Array]:
+    """Numbers >= 0 as sums of two; the first ones add up without rounding, in any order.
+
+    What is added to a constant and taken from it again has lost its last places. Such numbers add
+    up exactly where the constant has room for their sum (Rump, Ogita and Oishi, 2008).
+    """
+    room = 2.0 ** max(2, (how_many - 1).bit_length())
+    bits = jnp.finfo(numbers.dtype).nexp  # type: ignore[no-untyped-call]
+    power = lax.reduce_precision(lax.stop_gradient(largest), exponent_bits=bits, mantissa_bits=0)
+    constant = 1.5 * room * power
+    high = _rounded(_rounded(numbers + constant) - constant)
+    return high, numbers - high
