@@ -272,9 +272,8 @@ class Place:
         return self.verbs[3](*arrays, relevant, correction, **self.masks(), **self.options)
 
 
-def execute(bout, draw, folder):
-    """One draw -> its Judge."""
-    judge = Judge()
+def execute(judge, bout, draw, folder):
+    """Judges one draw."""
     place = Place(bout, draw, folder)
     correction = fit(judge, place)
     if bout.place == "index":
@@ -282,7 +281,6 @@ def execute(bout, draw, folder):
             judge_vectors(judge, place, correction)
     else:
         judge_search(judge, place, correction)
-    return judge
 
 
 def beta_of(place, bank, power):
@@ -598,11 +596,10 @@ def campaign(folder, numbers, seed, *, seconds=np.inf, most_broken=3, tell=lambd
         if bout != (bout := bout_of(seed, number // DRAWS_PER_BOUT)):
             jax.clear_caches()  # a process may map only so many programs
         with jax.enable_x64(bout.x64):
-            draw = draw_of(bout, seed, number)
+            draw, judge = draw_of(bout, seed, number), Judge()
             try:
-                judge = execute(bout, draw, folder)
+                execute(judge, bout, draw, folder)
             except Exception as error:
-                judge = Judge()
                 judge.found.append((f"raises {type(error).__name__}", str(error)))
         outcome.draws += 1
         outcome.places[bout.place] += 1

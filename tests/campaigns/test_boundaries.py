@@ -115,7 +115,9 @@ def unchanged(tmp_path_factory):
 
 
 def noticed(draw, folder):
-    return {what for what, _ in boundaries.execute(SMALL, draw, folder).found}
+    judge = boundaries.Judge()
+    boundaries.execute(judge, SMALL, draw, folder)
+    return {what for what, _ in judge.found}
 
 
 @pytest.mark.parametrize("what", FAULTS)
