@@ -145,7 +145,10 @@ class Place:
 
     def __init__(self, bout, draw, folder):
         self.bout, self.draw, self.folder = bout, draw, folder
-        self.bounds = Bounds(*(float(getattr(np.finfo(bout.result), n)) for n in ("eps", "tiny")))
+        # Subnormal numbers of an argument may be 0 before they become float64.
+        narrow = {"float32", "bfloat16"} & {*bout.dtypes}
+        limits = np.finfo(bout.result), np.finfo(np.float32 if narrow else bout.result)
+        self.bounds = Bounds(float(limits[0].eps), float(limits[1].tiny))
         self.similarity_fn = getattr(dbn, bout.similarity)
         self.options = {"similarity_fn": self.similarity_fn, "chunk_size": bout.chunk}
         if bout.place == "mesh":
