@@ -173,6 +173,93 @@ def test_zero_row_inside_jit_is_zero_with_finite_gradients():
 # --- negative squared distance -------------------------------------------------------------------
 
 
+def _far(seed, offset, spread, dtype=np.float32, shape=(40, 90, 16)):
+    """Vectors around a point far from the origin in some coordinates, as float64 of the dtype."""
+    rng = np.random.default_rng(seed)
+    num_rows, num_columns, dim = shape
+    center = offset * rng.choice([-1, 0, 1, 1], dim)
+    spreads = spread * 10.0 ** rng.uniform(-2, 0, dim)
+    return [
+        np.asarray(jnp.asarray(center + spreads * rng.normal(size=(count, dim)), dtype), np.float64)
+        for count in (num_rows, num_columns)
+    ]
+
+
+def _squared_spread(*arrays):
+    return np.square(np.ptp(np.concatenate(arrays), axis=0)).sum()
+
+
+@settings(max_examples=15)
+@given(SEEDS, st.floats(-3, 9), st.floats(-3, 3))
+def test_the_error_of_distances_is_of_the_spread_not_of_the_place(seed, offset, spread):
+    rows, columns = _far(seed, 10**offset, 10**spread)
+    actual = dbn.negative_squared_euclidean(rows, columns)
+    error = np.abs(actual - reference.negative_squared_euclidean(rows, columns)).max()
+    assert error <= 4 * np.finfo(np.float32).eps * _squared_spread(rows, columns)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "offset", "spread"),
+    [
+        ("float64", 1e15, 1.0),
+        ("float32", 4e6, 1.0),
+        ("bfloat16", 1e3, 10.0),
+        ("float16", 3e4, 99.0),
+    ],
+)
+def test_distances_far_from_the_origin_in_each_dtype(dtype, offset, spread):
+    with jax.enable_x64(dtype == "float64"):
+        rows, columns = _far(0, offset, spread, dtype)
+        arrays = (jnp.asarray(array, dtype) for array in (rows, columns))
+        actual = np.asarray(dbn.negative_squared_euclidean(*arrays))
+    eps = np.finfo(actual.dtype).eps
+    error = np.abs(actual - reference.negative_squared_euclidean(rows, columns)).max()
+    assert error <= 4 * eps * _squared_spread(rows, columns)
+
+
+@given(SEEDS, st.sampled_from([0, 1, 300, 1000]))
+def test_distances_of_whole_numbers_are_exact(seed, offset):
+    rng = np.random.default_rng(seed)
+    rows, columns = (rng.integers(0, 200, (count, 16)) + offset for count in (5, 7))
+    actual = dbn.negative_squared_euclidean(rows.astype(np.float32), columns.astype(np.float32))
+    np.testing.assert_array_equal(actual, reference.negative_squared_euclidean(rows, columns))
+
+
+def test_one_far_column_costs_the_others_nothing():
+    """What most columns have around zero stays as it is."""
+    rows, columns = _vectors(13, (5, 70, 3))
+    far = np.concatenate([columns, np.full((1, 3), 1e6, np.float32)])
+    np.testing.assert_array_equal(
+        dbn.negative_squared_euclidean(rows, far)[:, :-1],
+        dbn.negative_squared_euclidean(rows, columns),
+    )
+
+
+def test_neighbors_far_from_the_origin_are_the_same_in_any_tile_and_place():
+    """Those of the distances themselves: by chunks of any size, on a mesh, over files."""
+    queries, gallery = (array.astype(np.float32) for array in _far(1, 4e6, 50.0))
+    distances = reference.negative_squared_euclidean(queries, gallery)
+    expected = reference.top_k(distances, 5)[1]
+    right = expected[:, 3]
+    options = {"similarity_fn": dbn.negative_squared_euclidean}
+    mesh = jax.make_mesh((2, 4), ("bank", "gallery"))
+    for found in (
+        dbn.stream_top_k(queries, gallery, 5, **options),
+        dbn.stream_top_k(queries, gallery, 5, chunk_size=7, **options),
+        dbn.stream_top_k(queries, gallery, 5, mesh=mesh, **options),
+        dbn.out_of_core.top_k(queries, gallery, 5, block_size=17, **options),
+    ):
+        np.testing.assert_array_equal(found.indices, expected)
+        np.testing.assert_allclose(found.scores, np.take_along_axis(distances, expected, 1), 1e-4)
+    for ranks in (
+        dbn.metrics.stream_ranks(queries, gallery, right, **options),
+        dbn.metrics.stream_ranks(queries, gallery, right, chunk_size=7, **options),
+        dbn.metrics.stream_ranks(queries, gallery, right, mesh=mesh, **options),
+        dbn.out_of_core.ranks(queries, gallery, right, block_size=17, **options),
+    ):
+        np.testing.assert_array_equal(ranks, np.full(len(queries), 4))
+
+
 def test_negative_squared_euclidean_is_at_most_zero_far_from_the_origin():
     rows, _ = _vectors(10, (64, 1, 16))
     assert dbn.negative_squared_euclidean(rows + 1000, rows + 1000).max() <= 0

@@ -100,6 +100,15 @@ def test_copies_are_level_in_each_dtype(dtype):
         np.testing.assert_array_equal(ranks(queries, gallery, np.arange(COPIES)), 1.5)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_copies_are_level_far_from_the_origin(dtype):
+    queries, gallery = problem(20, 100)
+    queries, gallery = (jnp.asarray(rows + 9, dtype) for rows in (queries, gallery))
+    found = ranks(queries, gallery, np.arange(COPIES), similarity_fn=dbn.negative_squared_euclidean)
+    expected = [(gallery == item[None]).all(axis=1).sum() for item in gallery[:COPIES]]
+    np.testing.assert_array_equal(found, 1 + (np.asarray(expected) - 1) / 2)
+
+
 @settings(max_examples=10)
 @given(st.integers(0, 2**31), st.sampled_from(["none", "one bias"]))
 def test_ranks_do_not_depend_on_tiles(seed, kind):

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from dbnorm_jax._src.core import checks, elementary, numerics
 from dbnorm_jax._src.core.types import BankStatistics, Correction, LargestSimilarities
@@ -70,9 +71,10 @@ def cosine_similarity(rows: jax.Array, columns: jax.Array) -> jax.Array:
 def negative_squared_euclidean(rows: jax.Array, columns: jax.Array) -> jax.Array:
     """Negative squared distances `s(r, c) = -|r - c|^2`, at most 0.
 
-    Expanded as `2 <r, c> - |r|^2 - |c|^2`: the absolute error is a few float32 roundings of the
-    squared norms, so center data that lies far from the origin. Squared norms must stay within the
-    range of the dtype (float32: norms up to 1e19).
+    Expanded as `2 <r, c> - |r|^2 - |c|^2` of vectors less one shift that lies among the columns, so
+    the absolute error is a few float32 roundings of the squared spread of rows and columns, however
+    far from the origin they lie. What most columns have on both sides of zero is not moved. Squared
+    norms must stay within the range of the dtype (float32: norms up to 1e19).
 
     Args:
       rows: [num_rows, dim] floating point.
@@ -199,7 +201,7 @@ def tile(similarity_fn: SimilarityFn, rows: jax.Array, columns: jax.Array) -> ja
 
 
 def rounding(
-    similarity_fn: SimilarityFn, row_norms: jax.Array, columns: jax.Array, similarities: jax.Array
+    similarity_fn: SimilarityFn, rows: jax.Array, columns: jax.Array, similarities: jax.Array
 ) -> jax.Array:
     """[num_rows], how far two roundings of a similarity of a row and one of the columns differ.
 
@@ -208,15 +210,18 @@ def rounding(
     at most, to either side. Such errors grow like a random walk, with `sqrt(dim)` (Higham and Mary,
     2019); the most that two products were seen to differ by is 0.4 `sqrt(dim)` from 64 dimensions
     on and 2.5 below. Of a similarity that is not of this module the largest that it gives stands
-    for what it sums. `row_norms` are the `norms` of the rows, [num_rows].
+    for what it sums.
     """
     dtype = similarities.dtype
     if similarity_fn is cosine_similarity:
-        sizes = jnp.ones_like(row_norms)
+        sizes = jnp.ones(len(rows), dtype)
     elif similarity_fn is dot_product:
-        sizes = row_norms * norms(columns).max()
+        sizes = _norms(rows) * _norms(columns).max()
     elif similarity_fn is negative_squared_euclidean:
-        sizes = (row_norms + norms(columns).max()) ** 2
+        # Another tile has another shift m. To round `r - m` and `c - m` changes a distance by
+        # `eps |r - c| (|r - m| + |c - m|)` at most; one of a pair is taken from the difference.
+        shift = _shift(rows, columns)
+        sizes = (_norms(_less(shift, rows)) + _norms(_less(shift, columns)).max()) ** 2
     else:
         dtype = jax.eval_shape(similarity_fn, columns[:1], columns[:1]).dtype
         sizes = jnp.where(jnp.isfinite(similarities), jnp.abs(similarities), 0).max(axis=1)
@@ -224,7 +229,7 @@ def rounding(
     return eps * (4 + columns.shape[1] ** 0.5 / 2) * sizes.astype(similarities.dtype)
 
 
-def norms(rows: jax.Array) -> jax.Array:
+def _norms(rows: jax.Array) -> jax.Array:
     """[num_rows] Euclidean norms in at least float32."""
     rows = rows.astype(numerics.accumulation_dtype(rows.dtype))
     return jnp.sqrt(jnp.square(rows).sum(axis=1))
@@ -249,7 +254,42 @@ def _cosine_similarity(rows: jax.Array, columns: jax.Array) -> jax.Array:
 
 @jax.jit
 def _negative_squared_euclidean(rows: jax.Array, columns: jax.Array) -> jax.Array:
-    products = numerics.product_transposed(rows, columns)
-    row_squares = jnp.square(rows.astype(products.dtype)).sum(axis=1)
-    column_squares = jnp.square(columns.astype(products.dtype)).sum(axis=1)
+    # Marked alike: `jax.vmap` of a branch that would mark them fails inside `jax.shard_map`.
+    rows, columns = numerics.varying_like((rows, columns), rows, columns)
+    shift = _shift(rows, columns)
+    # Most data lie around zero: they are not copied, and narrow numbers stay narrow.
+    products = lax.cond(
+        (shift == 0).all(),
+        lambda: numerics.product_transposed(rows, columns),
+        lambda: numerics.product_transposed(_less(shift, rows), _less(shift, columns)),
+    )
+    row_squares = jnp.square(_less(shift, rows)).sum(axis=1)
+    column_squares = jnp.square(_less(shift, columns)).sum(axis=1)
     return jnp.minimum(2 * products - row_squares[:, None] - column_squares[None, :], 0)
+
+
+# Columns that say where all of them lie: so many that of data around zero no coordinate has one
+# sign in all of them by chance.
+_FEW = 32
+
+
+def _shift(rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """[1, dim], a vector among the columns to compute distances from, in the dtype of those.
+
+    Any would do, since distances do not change with it, and each tile may have its own. Take a step
+    in each coordinate, a power of two above the range of a few columns, and of its multiples the
+    one nearest to their middle. It is 0 where they lie on both sides of zero; and of whole numbers,
+    or others of few bits, it is one too, so that no bit is lost. No column is farther from it than
+    twice the range of all. One column alone is its own shift.
+    """
+    dtype = numerics.accumulation_dtype(rows.dtype, columns.dtype)
+    # The shift cancels in the differences, so its gradient is left out.
+    few = lax.stop_gradient(columns[:: -(-len(columns) // _FEW)]).astype(dtype)
+    low, high = few.min(axis=0), few.max(axis=0)
+    half = high / 2 - low / 2  # the range itself may overflow
+    step = jnp.ldexp(jnp.ones_like(half), jnp.frexp(half)[1] + 1)
+    return jnp.where(half > 0, jnp.round((low + half) / step) * step, low)[None]
+
+
+def _less(shift: jax.Array, vectors: jax.Array) -> jax.Array:
+    return vectors.astype(shift.dtype) - shift

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dbnorm_jax._src.core import checks, numerics, similarity
+from dbnorm_jax._src.core import checks, numerics
 from dbnorm_jax._src.core.similarity import SimilarityFn
 from dbnorm_jax._src.passes import selection
 from dbnorm_jax._src.passes.nearest import PAIRS, Scoring, count_lists, less_mixtures, scores_dtype
@@ -71,7 +71,7 @@ def count_ahead(
     best = Best(merged, jnp.where(best.scores == merged, best.level, 0))
     return sweep(
         counts_pass(score, num_lists),
-        Rows(queries, ask(queries, right, best, mixtures, unseen)),
+        Rows(queries, ask(right, best, mixtures, unseen)),
         Items(gallery, selection.by_list(offsets), valid),
         Tiling(similarity_fn, score.dtype, chunk_size),
     ).outputs
@@ -165,15 +165,14 @@ class Asked(NamedTuple):
 
     passed: jax.Array  # [num_queries, most] int32 gallery rows that do not count, -1 for none
     best: Best
-    norms: jax.Array  # [num_queries]
     mixtures: jax.Array | None
     unseen: jax.Array | None  # [num_queries, most] int32, those of them that are not seen
 
 
-def ask(queries: jax.Array, right: jax.Array, best: Best, mixtures: Any, unseen: Any) -> Asked:
+def ask(right: jax.Array, best: Best, mixtures: Any, unseen: Any) -> Asked:
     """What goes with queries of these right items, none of them repeated."""
     passed = right if unseen is None else distinct(jnp.concatenate([right, unseen], axis=1))
-    return Asked(passed, best, similarity.norms(queries), mixtures, unseen)
+    return Asked(passed, best, mixtures, unseen)
 
 
 def seen_right(right: jax.Array, unseen: jax.Array | None, valid: Any) -> jax.Array:
@@ -193,7 +192,7 @@ def counts_pass(score: Scoring, num_lists: int) -> Pass:
         return Counts(none, none, selection.start_nearest((rows.size, 1, 1), score.dtype))
 
     def add(counts: Counts, _: None, tile: Tile) -> tuple[Counts, None]:
-        passed, best, norms, mixtures, unseen = tile.rows.own
+        passed, best, mixtures, unseen = tile.rows.own
         similarities, left = less_mixtures(tile.similarities, mixtures, tile.own)
         first, seen = None if left is None else left[:1], selection.seen_by(unseen, tile.start)
         nearest = selection.add_tile(
@@ -210,7 +209,9 @@ def counts_pass(score: Scoring, num_lists: int) -> Pass:
             jnp.where(inside, column, num_items),
             tile.valid,
             best.scores,
-            score.rounding(norms, mixtures, tile.items, tile.own, similarities, best.scores),
+            score.rounding(
+                tile.rows.vectors, mixtures, tile.items, tile.own, similarities, best.scores
+            ),
         )
 
         def pairs(row: jax.Array, column: jax.Array) -> jax.Array:
