@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from differences import check_slope
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -167,6 +168,22 @@ def test_a_similarity_of_zero_does_not_hide_the_rest_of_the_row():
     expected = _expected(similarities, banks, betas, (1, 1))
     assert np.argmax(expected) == 1
     assert np.argmax(scores) == 1
+
+
+@pytest.mark.parametrize(("query_k", "gallery_k"), [(0, None), (1, 3)])
+def test_slopes_equal_differences(x64, query_k, gallery_k):
+    """Of rows with every, one and no gate open; a row moves with its largest product."""
+    rng = np.random.default_rng(0)
+    sizes = NUM_QUERIES, NUM_BANK, NUM_BANK
+    matrices = [jnp.asarray(rng.normal(size=(size, NUM_GALLERY)) / 2) for size in sizes]
+
+    def scores(*matrices):
+        return dbn.published_scores(
+            matrices[0], *_statistics(matrices[1:], (6.0, 2.0), (query_k, gallery_k))
+        )
+
+    weights = rng.normal(size=matrices[0].shape) / jnp.abs(scores(*matrices)).max(axis=1)[:, None]
+    check_slope(lambda *matrices: (weights * scores(*matrices)).sum(), matrices)
 
 
 def test_gradients_are_finite_at_large_beta():

@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, elementary, numerics
@@ -78,10 +77,10 @@ def _published_scores(similarities: jax.Array, banks: tuple[BankStatistics, ...]
         factor = jnp.where(opens[:, None], 1, row[None]).prod(axis=0)
         # One exponential for the whole product, shifted to make the best of the range: that leaves
         # the ranking of the row. Taken in halves, so that a small raw factor comes in between; the
-        # bound only acts where the factor is 0.
+        # bound only acts where the factor is 0. The shift stays in the scores, so its slope counts.
         sizes = exponent + jnp.log(jnp.where(factor == 0, 1, jnp.abs(factor)))
         top = jnp.where(factor == 0, numerics.lowest(dtype), sizes).max()
-        shifted = exponent - lax.stop_gradient(top) + _LARGEST_PRODUCT
+        shifted = exponent - top + _LARGEST_PRODUCT
         half = jnp.exp(jnp.where(opens.any(), jnp.minimum(shifted / 2, _LARGEST_EXPONENT), 0))
         return half * factor * half
 
