@@ -1,5 +1,7 @@
 """jit, vmap, scan and grad through everything public, for every normalizer."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -247,3 +249,25 @@ def test_read_only_and_strided_inputs():
     fortran = np.asfortranarray(test.gallery)
     fortran.flags.writeable = False
     chex.assert_trees_all_close(dbn.stream_top_k(wide, fortran, 3), expected, atol=1e-6)
+
+
+def test_gradients_by_a_gated_correction():
+    """Refused by JAX, as a set has no derivative; with `allow_int`, or by the bias alone, right."""
+    queries, gallery, bank, _, betas = arguments_of(0)
+    statistics = dbn.stream_bank_statistics(bank, gallery, beta=betas[0], k=2)
+    correction = dbn.dynamic_inverted_softmax(statistics)
+    similarities = dbn.dot_product(queries, gallery)
+
+    def loss(correction):
+        return jnp.square(dbn.apply_correction(similarities, correction)).sum()
+
+    with pytest.raises(TypeError, match=r"got bool.*allow_int"):
+        jax.grad(loss)(correction)
+    slopes = jax.grad(loss, allow_int=True)(correction)
+    gates = dbn.gates(similarities, correction)
+    assert 0 < gates.sum() < gates.size
+    expected = -2 * (gates * dbn.apply_correction(similarities, correction)).sum(axis=0)[None]
+    np.testing.assert_allclose(slopes.bias, expected, rtol=1e-5)
+    assert slopes.active.dtype == jax.dtypes.float0
+    by_bias = jax.grad(lambda bias: loss(dataclasses.replace(correction, bias=bias)))
+    np.testing.assert_array_equal(by_bias(correction.bias), slopes.bias)
