@@ -1,8 +1,11 @@
 """Arrays of other frameworks as arguments: the same results, and nothing shared with them."""
 
+import functools
 import pathlib
 import re
 
+import chex
+import jax
 import numpy as np
 import pytest
 from cases import problem
@@ -113,3 +116,34 @@ def test_the_page_on_inputs(torch):
         exec(compile(code, page.name, "exec"), defined)
     assert defined["similarities"].shape == (50, 50)
     assert torch.from_dlpack(defined["scores"]).shape == (20, 10)
+
+
+def test_states_pass_through_flax():
+    """As the page of questions registers them: with static fields, alone and inside others."""
+    serialization = pytest.importorskip("flax.serialization")
+    page = pathlib.Path(__file__).parents[2] / "docs" / "faq.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    (code,) = (block for block in blocks if "serialization" in block)
+    exec(compile(code, page.name, "exec"), {})
+    options = {"similarity_fn": dbn.cosine_similarity}
+    fit = functools.partial(dbn.stream_bank_statistics, TEST.query_bank, TEST.gallery, **options)
+    largest = functools.partial(
+        dbn.stream_largest_similarities, TEST.query_bank, TEST.gallery, **options
+    )
+    statistics, sums = fit(beta=3.0, k=2), fit(beta=5.0, k=0)
+    # Each with one that differs in all that can differ, to be filled.
+    for state, other in (
+        (statistics, sums),
+        (sums, statistics),
+        (largest(k=3), dbn.largest_similarities(np.zeros((4, 2), np.float32), k=1)),
+        (dbn.dynamic_inverted_softmax(statistics), CORRECTION),
+        (CORRECTION, dbn.dynamic_inverted_softmax(statistics)),
+    ):
+        again = serialization.from_bytes(other, serialization.to_bytes(state))
+        chex.assert_trees_all_equal(again, state)  # their static fields too
+        chex.assert_trees_all_equal_dtypes(again, state)
+        assert again.similarity == state.similarity
+        assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(again))
+        inside = serialization.to_bytes({"step": 3, "state": state})
+        found = serialization.from_bytes({"step": 0, "state": other}, inside)
+        chex.assert_trees_all_equal(found["state"], state)
