@@ -257,14 +257,17 @@ def _negative_squared_euclidean(rows: jax.Array, columns: jax.Array) -> jax.Arra
     # Marked alike: `jax.vmap` of a branch that would mark them fails inside `jax.shard_map`.
     rows, columns = numerics.varying_like((rows, columns), rows, columns)
     shift = _shift(rows, columns)
+
+    def parts(rows: jax.Array, columns: jax.Array) -> tuple[jax.Array, ...]:
+        squares = (jnp.square(side.astype(shift.dtype)).sum(axis=1) for side in (rows, columns))
+        return numerics.product_transposed(rows, columns), *squares
+
     # Most data lie around zero: they are not copied, and narrow numbers stay narrow.
-    products = lax.cond(
+    products, row_squares, column_squares = lax.cond(
         (shift == 0).all(),
-        lambda: numerics.product_transposed(rows, columns),
-        lambda: numerics.product_transposed(_less(shift, rows), _less(shift, columns)),
+        lambda: parts(rows, columns),
+        lambda: parts(_less(shift, rows), _less(shift, columns)),
     )
-    row_squares = jnp.square(_less(shift, rows)).sum(axis=1)
-    column_squares = jnp.square(_less(shift, columns)).sum(axis=1)
     return jnp.minimum(2 * products - row_squares[:, None] - column_squares[None, :], 0)
 
 
