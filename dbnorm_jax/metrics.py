@@ -4,8 +4,8 @@
 
 where r right items have that score, the best one included. Ranks come from counting, not sorting.
 This is the expectation over all orders of tied items (McSherry and Najork, ECIR 2008): a constant
-matrix has the mean rank, and the mean average precision, of chance, and with `ties="harmonic"` the
-mean reciprocal rank. Which items are right is given as
+matrix has the mean rank, the mean average precision and the gain of chance, and with
+`ties="harmonic"` the mean reciprocal rank. Which items are right is given as
 
     an int array [num_queries]          one right item per query, -1 for none
     an int array [num_queries, most]    several, padded with -1
@@ -17,6 +17,11 @@ shape are refused, because 0 and 1 there would name gallery rows: `.astype(bool)
 matrix, one more column of -1 makes them lists of rows.
 
 Queries without a right item have rank +inf and are left out of the numbers. Recall is a fraction.
+
+Items may have grades, numbers >= 0, where some are more right than others:
+`normalized_discounted_cumulative_gain` takes them as a matrix, as lists, or in CSR. It,
+`precision_at` and `success_at` take scores or a SearchResult. The first is an expectation over all
+orders of tied items; a SearchResult has its order.
 
     >>> from dbnorm_jax import metrics
     >>> import jax.numpy as jnp
@@ -33,9 +38,13 @@ from dbnorm_jax._src.retrieval.metrics import (
     mean_rank,
     mean_reciprocal_rank,
     median_rank,
+    normalized_discounted_cumulative_gain,
+    precision_at,
     ranks,
     recall_at,
+    stream_normalized_discounted_cumulative_gain,
     stream_ranks,
+    success_at,
 )
 
 __all__ = [
@@ -44,9 +53,13 @@ __all__ = [
     "mean_rank",
     "mean_reciprocal_rank",
     "median_rank",
+    "normalized_discounted_cumulative_gain",
+    "precision_at",
     "ranks",
     "recall_at",
+    "stream_normalized_discounted_cumulative_gain",
     "stream_ranks",
+    "success_at",
 ]
 
 publish(__name__, *(globals()[name] for name in __all__))

@@ -343,6 +343,75 @@ def mean_average_precision(scores, relevant):
     return np.mean(values) if values else np.nan
 
 
+def _tied_groups(row, seen):
+    """Places before each group of level items that are seen, best first, and the items."""
+    passed = 0
+    for score in sorted(set(row[seen].tolist()), reverse=True):
+        items = np.flatnonzero(seen & (row == score))
+        yield passed, items
+        passed += len(items)
+
+
+def _seen(where, query, num_gallery):
+    return np.ones(num_gallery, bool) if where is None else np.asarray(where)[query]
+
+
+def normalized_discounted_cumulative_gain(scores, grades, k=None, where=None):
+    """Mean over queries of the expected DCG of the first k places over that of the best order.
+
+    Each of the places of a group of level items is held by each of them alike.
+    """
+    scores, grades = _float64(scores), _float64(grades)
+    num_queries, num_gallery = scores.shape
+    cut = num_gallery if k is None else k
+    values = []
+    for query in range(num_queries):
+        seen = _seen(where, query, num_gallery)
+        found = 0.0
+        for passed, items in _tied_groups(scores[query], seen):
+            for place in range(passed + 1, passed + len(items) + 1):
+                if place <= cut:
+                    found += np.mean(grades[query, items]) / math.log2(1 + place)
+        best = sorted(grades[query, seen], reverse=True)[:cut]
+        ideal = sum(grade / math.log2(1 + place) for place, grade in enumerate(best, 1))
+        if ideal > 0:
+            values.append(found / ideal)
+    return np.mean(values) if values else np.nan
+
+
+def precision_at(scores, relevant, k, where=None):
+    """Mean over queries of the expected share of right items among the first k places."""
+    scores = _float64(scores)
+    values = []
+    for query, items in enumerate(relevant):
+        seen = _seen(where, query, scores.shape[1])
+        right = [g for g in set(items) if seen[g]]
+        hits = 0.0
+        for passed, tied in _tied_groups(scores[query], seen):
+            places = sum(place <= k for place in range(passed + 1, passed + len(tied) + 1))
+            hits += places * np.isin(tied, right).mean()
+        if right:
+            values.append(hits / k)
+    return np.mean(values) if values else np.nan
+
+
+def success_at(scores, relevant, k, where=None):
+    """Mean over queries of the probability that one of the first k places holds a right item."""
+    scores = _float64(scores)
+    values = []
+    for query, items in enumerate(relevant):
+        seen = _seen(where, query, scores.shape[1])
+        right = [g for g in set(items) if seen[g]]
+        missed = 1.0
+        for passed, tied in _tied_groups(scores[query], seen):
+            places, n = min(max(k - passed, 0), len(tied)), len(tied)
+            wrong = n - int(np.isin(tied, right).sum())
+            missed *= math.comb(wrong, places) / math.comb(n, places)
+        if right:
+            values.append(1 - missed)
+    return np.mean(values) if values else np.nan
+
+
 # --- hubness -----------------------------------------------------------------------------------
 
 

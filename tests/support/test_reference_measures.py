@@ -46,6 +46,37 @@ def test_ties_of_several_right_items_are_an_expectation():
     assert reference.mean_average_precision(scores, [right]) == pytest.approx(np.mean(precisions))
 
 
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 9])
+def test_gain_precision_and_success_are_expectations_over_all_orders(k):
+    scores = np.array([[1.0, 1.0, 1.0, 0.5, 1.0, 0.5]])
+    grades = np.array([[2.0, 0.0, 0.0, 1.0, 0.0, 0.0]])
+    right = np.flatnonzero(grades[0])
+    discounts = 1 / np.log2(2 + np.arange(6)) * (np.arange(6) < k)
+    gains, precisions, successes = [], [], []
+    for first in itertools.permutations([0, 1, 2, 4]):
+        for last in itertools.permutations([3, 5]):
+            order = np.array([*first, *last])
+            gains.append((grades[0, order] * discounts).sum())
+            hits = np.isin(order[:k], right).sum()
+            precisions.append(hits / k)
+            successes.append(hits > 0)
+    ideal = (np.sort(grades[0])[::-1] * discounts).sum()
+    found = reference.normalized_discounted_cumulative_gain(scores, grades, k)
+    assert found == pytest.approx(np.mean(gains) / ideal)
+    assert reference.precision_at(scores, [right], k) == pytest.approx(np.mean(precisions))
+    assert reference.success_at(scores, [right], k) == pytest.approx(np.mean(successes))
+
+
+def test_gain_by_hand():
+    scores, grades = [[3.0, 2.0, 1.0], [1.0, 2.0, 3.0]], [[0, 3, 2], [0, 0, 0]]
+    expected = (3 / np.log2(3) + 2 / 2) / (3 + 2 / np.log2(3))
+    found = reference.normalized_discounted_cumulative_gain(scores, grades)
+    assert found == pytest.approx(expected)  # the second query does not count
+    where = np.array([[True, False, True], [True] * 3])
+    found = reference.normalized_discounted_cumulative_gain(scores, grades, where=where)
+    assert found == pytest.approx(1 / np.log2(3))
+
+
 def test_constant_scores_do_not_give_rank_one():
     np.testing.assert_array_equal(reference.ranks(np.zeros((1, 5)), [[3]]), [1 + 4 / 2])
 

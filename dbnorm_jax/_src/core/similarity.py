@@ -220,8 +220,10 @@ def rounding(
     elif similarity_fn is negative_squared_euclidean:
         # Another tile has another shift m. To round `r - m` and `c - m` changes a distance by
         # `eps |r - c| (|r - m| + |c - m|)` at most; one of a pair is taken from the difference.
-        shift = _shift(rows, columns)
-        sizes = (_norms(_less(shift, rows)) + _norms(_less(shift, columns)).max()) ** 2
+        near = _norms(_less(_shift(rows, columns), columns))
+        # By the triangle: no farther than the first column, and that one's distance.
+        far = jnp.sqrt(-similarities[:, 0]) + near[0]
+        sizes = (far + near.max()) ** 2
     else:
         dtype = jax.eval_shape(similarity_fn, columns[:1], columns[:1]).dtype
         sizes = jnp.where(jnp.isfinite(similarities), jnp.abs(similarities), 0).max(axis=1)

@@ -1,6 +1,7 @@
 """Streamed ranks: how many wrong items are ahead of each query's best right one.
 
 The score of the right item comes first, from its own vector; then one pass over the gallery counts.
+`count_ahead_of_each` counts all items, for each right one alone.
 
 A tile rounds the score of an item by its place in the tile, so a copy of the right item may score a
 rounding higher or lower than it. Whatever a tile leaves within rounding of the right item is scored
@@ -72,6 +73,50 @@ def count_ahead(
     return sweep(
         counts_pass(score, num_lists),
         Rows(queries, ask(right, best, mixtures, unseen)),
+        Items(gallery, selection.by_list(offsets), valid),
+        Tiling(similarity_fn, score.dtype, chunk_size),
+    ).outputs
+
+
+def count_ahead_of_each(
+    queries: jax.Array,
+    gallery: jax.Array,
+    relevant: jax.Array,
+    offsets: jax.Array | None,
+    mixtures: jax.Array | None,
+    *,
+    similarity_fn: SimilarityFn,
+    chunk_size: int,
+    unseen: jax.Array | None = None,
+    valid: jax.Array | None = None,
+    merge_best: Callable[[jax.Array], jax.Array] = lambda best: best,
+) -> tuple[tuple[jax.Array, jax.Array], Nearest]:
+    """Counts the other items above each right item alone, and level with it, in one pass.
+
+    As `count_ahead`, but of `relevant` none is repeated, and the right items count as well.
+
+    Returns:
+      Two of [num_queries, num_lists, num_right] int32, and Nearest of [num_queries].
+    """
+    queries, gallery, offsets, mixtures = lax.stop_gradient((queries, gallery, offsets, mixtures))
+    score = Scoring(similarity_fn, scores_dtype(queries, gallery, offsets))
+    num_lists = count_lists(offsets, mixtures)
+
+    def pick(column: jax.Array) -> tuple[jax.Array, Offsets]:
+        return gallery[column], selection.by_list(None if offsets is None else offsets[column])
+
+    none = start_best((queries.shape[0], num_lists), score.dtype)
+
+    def scored(_: None, column: jax.Array) -> tuple[None, jax.Array]:
+        return None, add_right(none, column >= 0, score, queries, mixtures, column, pick).scores
+
+    scores = merge_best(jnp.moveaxis(lax.scan(scored, None, relevant.T)[1], 0, 2))
+    unseen = None if unseen is None else distinct(unseen)
+    best = Best(scores, jnp.zeros(scores.shape, jnp.int32))
+    asked = Asked(relevant, best, mixtures, unseen)
+    return sweep(
+        _each_pass(score, num_lists, relevant.shape[1]),
+        Rows(queries, asked),
         Items(gallery, selection.by_list(offsets), valid),
         Tiling(similarity_fn, score.dtype, chunk_size),
     ).outputs
@@ -198,37 +243,87 @@ def counts_pass(score: Scoring, num_lists: int) -> Pass:
         nearest = selection.add_tile(
             counts.nearest, similarities, first, tile.start, valid=tile.valid, seen=seen
         )
-        # Counted from the same tile as the others, they are taken out again exactly.
-        column, num_items = passed - tile.start, len(tile.items)
-        inside = (passed >= 0) & (column >= 0) & (column < num_items)
-        if tile.valid is not None:
-            inside &= tile.valid[jnp.where(inside, column, 0)]
-        scored = _Scored(
-            similarities,
-            left,
-            jnp.where(inside, column, num_items),
-            tile.valid,
-            best.scores,
-            score.rounding(
-                tile.rows.vectors, mixtures, tile.items, tile.own, similarities, best.scores
-            ),
-        )
-
-        def pairs(row: jax.Array, column: jax.Array) -> jax.Array:
-            own = None if tile.own is None else tuple(offset[column] for offset in tile.own)
-            mixed = None if mixtures is None else mixtures[row]
-            return score.pairs(tile.rows.vectors[row], mixed, tile.items[column], own)
-
-        counted = [_count(scored, place) for place in range(num_lists)]
-        above, near = (jnp.stack(part, axis=1) for part in zip(*counted, strict=True))
-        of_near, level = _rescored(scored, near, pairs)
-        return Counts(counts.above + (above + of_near), counts.level + level, nearest), None
+        found = _count_tile(score, tile, similarities, left, passed, best.scores)
+        return Counts(counts.above + found[0], counts.level + found[1], nearest), None
 
     def finish(total: None, counts: Counts, rows: Chunk) -> tuple[None, tuple[Ahead, Nearest]]:
         first = Nearest(*(part[:, 0, 0] for part in counts.nearest))
         return total, (Ahead(counts.above, counts.level, rows.own.best.level), first)
 
     return Pass(add, start, finish)
+
+
+def _each_pass(score: Scoring, num_lists: int, num_right: int) -> Pass:
+    """As `counts_pass`, but outputs (above, level) are of each right item, against all others."""
+
+    def start(rows: Chunk) -> Counts:
+        none = jnp.zeros((rows.size, num_lists, num_right), jnp.int32)
+        return Counts(none, none, selection.start_nearest((rows.size, 1, 1), score.dtype))
+
+    def add(counts: Counts, _: None, tile: Tile) -> tuple[Counts, None]:
+        right, best, _, mixtures, unseen = tile.rows.own
+        similarities, left = less_mixtures(tile.similarities, mixtures, tile.own)
+        first, seen = None if left is None else left[:1], selection.seen_by(unseen, tile.start)
+        nearest = selection.add_tile(
+            counts.nearest, similarities, first, tile.start, valid=tile.valid, seen=seen
+        )
+
+        def count(_: None, asked: tuple[jax.Array, jax.Array]) -> tuple[None, Any]:
+            item, best = asked
+            passed = item[:, None]
+            if unseen is not None:
+                passed = jnp.concatenate([passed, unseen], axis=1)
+            return None, _count_tile(score, tile, similarities, left, passed, best)
+
+        asked = right.T, jnp.moveaxis(best.scores, 2, 0)
+        above, level = (jnp.moveaxis(part, 0, 2) for part in lax.scan(count, None, asked)[1])
+        return Counts(counts.above + above, counts.level + level, nearest), None
+
+    def finish(total: None, counts: Counts, _: Chunk) -> tuple[None, Any]:
+        first = Nearest(*(part[:, 0, 0] for part in counts.nearest))
+        return total, ((counts.above, counts.level), first)
+
+    return Pass(add, start, finish)
+
+
+def _count_tile(
+    score: Scoring,
+    tile: Tile,
+    similarities: jax.Array,
+    left: Offsets,
+    passed: jax.Array,
+    best: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """[num_rows, num_lists] int32 items of a tile above `best` of this shape, and level with it.
+
+    `similarities` are those of the tile less the mixtures, `left` the offsets that are left. Of
+    the items, `passed` [num_rows, most] gallery rows, none of them repeated, do not count.
+    """
+    _, _, mixtures, _ = tile.rows.own
+    vectors, items, own = tile.rows.vectors, tile.items, tile.own
+    # Counted from the same tile as the others, they are taken out again exactly.
+    column, num_items = passed - tile.start, len(items)
+    inside = (passed >= 0) & (column >= 0) & (column < num_items)
+    if tile.valid is not None:
+        inside &= tile.valid[jnp.where(inside, column, 0)]
+    scored = _Scored(
+        similarities,
+        left,
+        jnp.where(inside, column, num_items),
+        tile.valid,
+        best,
+        score.rounding(vectors, mixtures, items, own, tile.similarities, best),
+    )
+
+    def pairs(row: jax.Array, column: jax.Array) -> jax.Array:
+        offsets = None if own is None else tuple(offset[column] for offset in own)
+        mixed = None if mixtures is None else mixtures[row]
+        return score.pairs(vectors[row], mixed, items[column], offsets)
+
+    counted = [_count(scored, place) for place in range(best.shape[1])]
+    above, near = (jnp.stack(part, axis=1) for part in zip(*counted, strict=True))
+    of_near, level = _rescored(scored, near, pairs)
+    return above + of_near, level
 
 
 class _Scored(NamedTuple):
@@ -337,6 +432,28 @@ def rank(ahead: Ahead, answered: jax.Array, dtype: jnp.dtype, ties: str) -> jax.
         before = {"average": level / (right + 1), "min": jnp.zeros_like(level), "max": level}
         first = 1 + above + before[ties]
     return jnp.where(answered, first, jnp.inf)
+
+
+def success(ahead: Ahead, k: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """[...] the probability that a right item is among the first k, in a random order of the tied.
+
+    Of n level items, r of them right, m fill the first k places. None of these is right with
+    probability C(n - m, r) / C(n, r), the product over i < r of (n - m - i) / (n - i). It is
+    symmetric in m and r, so the shorter product is taken.
+    """
+    dtype = numerics.accumulation_dtype(dtype)
+    above, level, right = ahead
+    total = level + right
+    filled = jnp.clip(k - above, 0, total)
+    fewer, more = jnp.minimum(filled, right), jnp.maximum(filled, right)
+
+    def times(step: jax.Array, missed: jax.Array) -> jax.Array:
+        rest, of = jnp.maximum(total - more - step, 0), jnp.maximum(total - step, 1)
+        share = rest.astype(dtype) / of.astype(dtype)
+        return jnp.where(step < fewer, missed * share, missed)
+
+    most = fewer.max(initial=0)
+    return 1 - lax.fori_loop(0, most, times, jnp.ones(total.shape, dtype))
 
 
 def _reciprocal(best: jax.Array, wrong: jax.Array, right: jax.Array) -> jax.Array:
