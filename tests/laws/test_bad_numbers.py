@@ -33,6 +33,7 @@ SIMILARITIES, BANK_SIMILARITIES = TEST.similarities, TEST.query_bank_similaritie
 QUERY, GALLERY_STATISTICS = statistics_of(TEST)
 CORRECTION = dbn.dual_inverted_softmax(QUERY, GALLERY_STATISTICS)
 RELEVANT = np.arange(len(QUERIES))
+GRADES = np.eye(*SIMILARITIES.shape, dtype=np.float32)
 MESH = jax.make_mesh((1, 1), ("bank", "gallery"))
 DISTANCE_NAMES = ("distances", "query_distances", "gallery_distances")
 DISTANCES = (
@@ -89,6 +90,18 @@ ENTRIES = {
         metrics.mean_average_precision, {"scores": SIMILARITIES}, RELEVANT
     ),
     "metrics.stream_ranks": of(metrics.stream_ranks, PAIR, RELEVANT, CORRECTION),
+    "metrics.normalized_discounted_cumulative_gain": of(
+        metrics.normalized_discounted_cumulative_gain, {"scores": SIMILARITIES}, GRADES
+    ),
+    "metrics.normalized_discounted_cumulative_gain: grades": of(
+        lambda grades: metrics.normalized_discounted_cumulative_gain(SIMILARITIES, grades),
+        {"grades": GRADES},
+    ),
+    "metrics.stream_normalized_discounted_cumulative_gain": of(
+        metrics.stream_normalized_discounted_cumulative_gain, PAIR, GRADES, CORRECTION
+    ),
+    "metrics.precision_at": of(metrics.precision_at, {"scores": SIMILARITIES}, RELEVANT, 2),
+    "metrics.success_at": of(metrics.success_at, {"scores": SIMILARITIES}, RELEVANT, 2),
     "out_of_core.bank_statistics": of(out_of_core.bank_statistics, BOTH, beta=3.0),
     "out_of_core.largest_similarities": of(out_of_core.largest_similarities, BOTH, k=2),
     "out_of_core.top_k": of(out_of_core.top_k, PAIR, 2, CORRECTION),
@@ -195,7 +208,7 @@ def test_every_entry_has_its_line():
         names = getattr(module, "__all__", [name for name in vars(module) if is_own(module, name)])
         prefix = next(name for name in dbn.__all__ if getattr(dbn, name) is module)
         public |= {f"{prefix}.{name}" for name in names}
-    assert public == {name for name in ENTRIES if not name.startswith("mesh: ")} | OTHERS
+    assert public == {name for name in ENTRIES if ": " not in name} | OTHERS
     assert not ENTRIES.keys() & OTHERS
 
 
@@ -207,7 +220,15 @@ def is_own(module, name):
 # --- refused -------------------------------------------------------------------------------------
 
 PLACES = [(name, array) for name, (_, arrays) in ENTRIES.items() for array in arrays]
-MAY_BE_INFINITE = {"metrics.ranks", "metrics.mean_average_precision"}  # scores of masked items
+# Scores of masked items.
+MAY_BE_INFINITE = {
+    *("metrics.ranks", "metrics.mean_average_precision"),
+    *(
+        "metrics.normalized_discounted_cumulative_gain",
+        "metrics.precision_at",
+        "metrics.success_at",
+    ),
+}
 
 
 @pytest.mark.parametrize(("name", "argument"), PLACES)
@@ -526,6 +547,16 @@ ROWS = {
         "relevant",
         RELEVANT,
     ),
+    "metrics.precision_at": (
+        lambda rows: metrics.precision_at(SIMILARITIES, rows, 2),
+        "relevant",
+        RELEVANT,
+    ),
+    "metrics.success_at": (
+        lambda rows: metrics.success_at(SIMILARITIES, rows, 2),
+        "relevant",
+        RELEVANT,
+    ),
     "metrics.stream_ranks": (
         lambda rows: metrics.stream_ranks(QUERIES, GALLERY, rows),
         "relevant",
@@ -577,6 +608,20 @@ ROWS = {
 }
 MATRICES = dict(ROWS)  # where a matrix of the scores' shape may be meant
 ROWS |= {
+    "metrics.normalized_discounted_cumulative_gain": (
+        lambda rows: metrics.normalized_discounted_cumulative_gain(
+            SIMILARITIES, GRADES, exclude=rows
+        ),
+        "exclude",
+        RELEVANT,
+    ),
+    "metrics.stream_normalized_discounted_cumulative_gain": (
+        lambda rows: metrics.stream_normalized_discounted_cumulative_gain(
+            QUERIES, GALLERY, GRADES, exclude=rows
+        ),
+        "exclude",
+        RELEVANT,
+    ),
     "attribution.influence: items": (
         lambda rows: attribution.influence(
             queries=QUERIES,

@@ -209,8 +209,25 @@ FUNCTIONS = {
         lambda scores, relevant: (
             metrics.ranks(scores, relevant),
             metrics.mean_average_precision(scores, relevant),
+            metrics.precision_at(scores, relevant, 3),
+            metrics.success_at(scores, relevant, 3),
         ),
         (SIMILARITIES, RELEVANT),
+    ),
+    "gain": (
+        lambda scores, queries, gallery, correction, rows, grades: (
+            metrics.normalized_discounted_cumulative_gain(scores, (rows, grades), 3),
+            metrics.normalized_discounted_cumulative_gain(
+                dbn.top_k(scores, 3, correction), (rows, grades)
+            ),
+            metrics.stream_normalized_discounted_cumulative_gain(
+                queries, gallery, (rows, grades), correction, chunk_size=4
+            ),
+        ),
+        (
+            *(SIMILARITIES, *EMBEDDINGS[:2], CORRECTION),
+            *(RELEVANT[:, None], jnp.ones((len(RELEVANT), 1))),
+        ),
     ),
     "stream_ranks": (
         lambda queries, gallery, relevant, correction: metrics.stream_ranks(

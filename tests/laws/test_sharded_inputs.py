@@ -40,10 +40,14 @@ def inputs():
     a.neighbors = dbn.stream_top_k(a.bank, a.gallery, 1)
     a.first = a.neighbors.indices[:, 0]
     a.distances = abs(a.matrix), abs(a.queries @ a.bank.T), abs(a.bank_matrix)
-    a.indices = dbn.stream_top_k(a.queries, a.gallery, 4).indices
+    a.found = dbn.stream_top_k(a.queries, a.gallery, 4)
+    a.indices = a.found.indices
     a.ranks = metrics.stream_ranks(a.queries, a.gallery, np.arange(8))
     a.counts = hubness.k_occurrence(a.indices, 24)
     a.relevant = jnp.asarray(random.integers(0, 24, (8, 2)))
+    a.graded = a.relevant.at[:, 1].set((a.relevant[:, 0] + 5) % 24)  # none repeated
+    a.grades = jnp.asarray(random.random((8, 2)), jnp.float32)
+    a.grade_matrix = jnp.asarray(random.integers(0, 3, (8, 24)))
     a.hidden = (a.relevant[:, ::-1] + 1) % 24
     a.exclude = jnp.asarray(random.integers(0, 24, (16, 2)))
     a.weights = jnp.asarray(random.random(16), jnp.float32)
@@ -179,6 +183,17 @@ TRACED = {
     "metrics.mean_average_precision": lambda a: metrics.mean_average_precision(
         a.matrix, a.relevant
     ),
+    "metrics.normalized_discounted_cumulative_gain": lambda a: [
+        metrics.normalized_discounted_cumulative_gain(a.matrix, a.grade_matrix, 5),
+        metrics.normalized_discounted_cumulative_gain(a.found, (a.graded, a.grades)),
+    ],
+    "metrics.stream_normalized_discounted_cumulative_gain": lambda a: (
+        metrics.stream_normalized_discounted_cumulative_gain(
+            a.queries, a.gallery, (a.graded, a.grades), a.correction, **seen(a)
+        )
+    ),
+    "metrics.precision_at": lambda a: metrics.precision_at(a.matrix, a.relevant, 5),
+    "metrics.success_at": lambda a: metrics.success_at(a.matrix, a.relevant, 5),
     "metrics.recall_at": lambda a: metrics.recall_at(a.ranks, 5),
     **{
         f"metrics.{name}": lambda a, name=name: getattr(metrics, name)(a.ranks)

@@ -35,6 +35,16 @@ DEFAULTS = {
     "semantic_search": lambda size, **options: dbn.semantic_search(
         rows(0, size), rows(1, size), **options
     ),
+    "metrics.normalized_discounted_cumulative_gain": lambda size, **options: (
+        dbn.metrics.normalized_discounted_cumulative_gain(
+            rows(0, size) @ rows(1, size).T, np.eye(size), **options
+        )
+    ),
+    "metrics.stream_normalized_discounted_cumulative_gain": lambda size, **options: (
+        dbn.metrics.stream_normalized_discounted_cumulative_gain(
+            rows(0, size), rows(1, size), np.eye(size), **options
+        )
+    ),
     "attribution.bias_contributors": of_contributors,
     "attribution.hub_screening": lambda size, **options: dbn.attribution.hub_screening(
         gallery=rows(0, size), query_bank=rows(1, size), gallery_bank=rows(2, size + 1), **options
@@ -57,7 +67,11 @@ def test_the_default_is_all_where_there_are_fewer(name, size):
     jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
-@pytest.mark.parametrize("name", [name for name in DEFAULTS if name != "semantic_search"])
+# Places beyond the last are empty.
+ANY = {name for name in DEFAULTS if name == "semantic_search" or name.startswith("metrics.")}
+
+
+@pytest.mark.parametrize("name", sorted(DEFAULTS.keys() - ANY))
 def test_more_than_there_are_is_refused_where_it_is_asked_for(name):
     with pytest.raises(ValueError, match=r"`k` must be between 1 and 2 .*got 3"):
         DEFAULTS[name](2, k=3)

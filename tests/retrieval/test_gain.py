@@ -10,6 +10,7 @@ import pytest
 import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import slow_but
 
 import dbnorm_jax as dbn
 from dbnorm_jax._src.passes import streaming
@@ -32,9 +33,9 @@ def _scores(rng, shape=SHAPE):
 
 
 def _grades(rng, shape=SHAPE):
-    """A third of the items have a grade; the first query has none."""
-    grades = rng.integers(1, 5, shape) * (rng.random(shape) < 1 / 3)
-    grades[..., 1, 0] = 2
+    """Three items of a query have a grade: other widths compile anew. The first query has none."""
+    graded = rng.random(shape).argsort(axis=-1) < 3
+    grades = rng.integers(1, 5, shape) * graded
     grades[..., 0, :] = 0
     return grades
 
@@ -287,7 +288,7 @@ def test_streamed_gain_matches_reference(k, form, seed):
     _check_stream(np.random.default_rng(seed), form=form, k=k, chunk_size=4)
 
 
-@pytest.mark.parametrize("kind", ["always", "hard", "soft"])
+@pytest.mark.parametrize("kind", slow_but(["hard"], ["always", "hard", "soft"]))
 @settings(max_examples=5)
 @given(SEEDS)
 def test_streamed_gain_of_corrected_scores(kind, seed):
@@ -311,7 +312,7 @@ def test_streamed_gain_of_what_is_seen():
     graded = _in_form(rng, grades, "csr")
     expected = reference.normalized_discounted_cumulative_gain(scores, grades, 4, where)
     mesh = jax.make_mesh((2, 2), ("bank", "gallery"))
-    for more in ({}, {"mesh": mesh}, {"gates": gates}, {"chunk_size": 2}):
+    for more in ({}, {"mesh": mesh}, {"gates": gates}):
         actual = stream_ndcg(queries, gallery, graded, correction, k=4, **options, **more)
         np.testing.assert_allclose(actual, expected, rtol=1e-6, err_msg=str(more))
 

@@ -489,9 +489,7 @@ def _discounts(last: int, dtype: jnp.dtype) -> Any:
 def _gain_of_scores(
     scores: jax.Array, grades: jax.Array, seen: jax.Array | None, discounts: Any
 ) -> jax.Array:
-    above, level = _places(scores, seen)
-    grades = grades if seen is None else jnp.where(seen, grades, 0)
-    return _gain(grades, above, level, discounts)
+    return _gain(*_in_order(scores, grades, seen), discounts)
 
 
 @jax.jit
@@ -508,7 +506,7 @@ def _gain(grades: jax.Array, above: jax.Array, level: jax.Array, discounts: jax.
         return grades * (high + low)
 
     found = gain(above, above + level, grades) / jnp.maximum(level, 1).astype(grades.dtype)
-    best = jnp.sort(grades, axis=-1, descending=True)
+    best = lax.top_k(grades, min(last, grades.shape[-1]))[0]
     place = jnp.broadcast_to(lax.iota(jnp.int32, best.shape[-1]), best.shape)
     ideal = gain(place, place + 1, best).sum(axis=-1)
     counted = largest[..., 0] > 0
@@ -517,32 +515,42 @@ def _gain(grades: jax.Array, above: jax.Array, level: jax.Array, discounts: jax.
     return _mean(shares, counted, axis=-1)
 
 
-def _places(scores: jax.Array, seen: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """[..., num_queries, num_gallery] int32 items above each one, and level with it.
+def _in_order(
+    scores: jax.Array, gains: jax.Array, seen: jax.Array | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The gains [..., num_queries, num_gallery] of items that are seen, best item first.
 
-    What is not seen is behind all others.
+    With each int32 items above it and level with it. What is not seen gains 0 behind all others.
     """
     scores = numerics.below_every_number(scores)
     if seen is not None:
-        scores = jnp.where(seen, scores, -jnp.inf)
-
-    def one(row: jax.Array) -> tuple[jax.Array, jax.Array]:
-        find = partial(jnp.searchsorted, jnp.sort(-row), -row, method="sort")
-        above = find(side="left").astype(jnp.int32)
-        return above, find(side="right").astype(jnp.int32) - above
-
-    return numerics.vectorize(one, "(g)->(g),(g)")(scores)
+        scores, gains = (
+            jnp.where(seen, scores, -jnp.inf),
+            jnp.where(seen, gains, jnp.zeros((), gains.dtype)),
+        )
+    ordered, gains = lax.sort((-scores, gains), num_keys=1, is_stable=False)
+    place = lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1)
+    differs = ordered[..., 1:] != ordered[..., :-1]
+    pad = [(0, 0)] * (scores.ndim - 1)
+    begins = jnp.pad(differs, [*pad, (1, 0)], constant_values=True)
+    ends = jnp.pad(differs, [*pad, (0, 1)], constant_values=True)
+    axis = scores.ndim - 1
+    above = lax.cummax(jnp.where(begins, place, 0), axis)
+    beyond = lax.cummin(jnp.where(ends, place + 1, scores.shape[-1]), axis, reverse=True)
+    return gains, above, beyond - above
 
 
 @jax.jit
 def _places_found(found: jax.Array, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
     """[num_queries, most] places before each of `rows` where it is found; level: whether it is."""
 
-    def one(found: jax.Array, row: jax.Array) -> tuple[jax.Array, jax.Array]:
-        here = (found == row) & (row >= 0)
-        return jnp.argmax(here).astype(jnp.int32), here.any().astype(jnp.int32)
+    def one(found: jax.Array, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+        order = jnp.argsort(found)
+        near = jnp.minimum(jnp.searchsorted(found[order], rows), len(found) - 1)
+        here = (found[order][near] == rows) & (rows >= 0)
+        return jnp.where(here, order[near], 0).astype(jnp.int32), here.astype(jnp.int32)
 
-    return jax.vmap(jax.vmap(one, in_axes=(None, 0)))(found, rows)
+    return jax.vmap(one)(found, rows)
 
 
 def precision_at(
@@ -592,9 +600,8 @@ def _precision(
     scores: jax.Array, right: jax.Array, seen: jax.Array | None, k: jax.Array
 ) -> jax.Array:
     dtype = numerics.accumulation_dtype(scores.dtype)
-    above, level = _places(scores, seen)
-    right = right if seen is None else right & seen
-    within = jnp.clip(k - above, 0, level).astype(dtype) / jnp.maximum(level, 1).astype(dtype)
+    right, above, level = _in_order(scores, right, seen)
+    within = jnp.clip(k - above, 0, level).astype(dtype) / level.astype(dtype)
     hits = jnp.where(right, within, 0).sum(axis=-1)
     return _mean(hits / k.astype(dtype), right.any(axis=-1))
 
