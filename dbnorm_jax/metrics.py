@@ -32,19 +32,21 @@ orders of tied items; a SearchResult has its order.
 """
 
 from dbnorm_jax._src.core.naming import publish
+from dbnorm_jax._src.retrieval.gain import (
+    normalized_discounted_cumulative_gain,
+    precision_at,
+    stream_normalized_discounted_cumulative_gain,
+    success_at,
+)
 from dbnorm_jax._src.retrieval.metrics import (
     geometric_mean_recall,
     mean_average_precision,
     mean_rank,
     mean_reciprocal_rank,
     median_rank,
-    normalized_discounted_cumulative_gain,
-    precision_at,
     ranks,
     recall_at,
-    stream_normalized_discounted_cumulative_gain,
     stream_ranks,
-    success_at,
 )
 
 __all__ = [
