@@ -261,7 +261,7 @@ def _each_pass(score: Scoring, num_lists: int, num_right: int) -> Pass:
         return Counts(none, none, selection.start_nearest((rows.size, 1, 1), score.dtype))
 
     def add(counts: Counts, _: None, tile: Tile) -> tuple[Counts, None]:
-        right, best, _, mixtures, unseen = tile.rows.own
+        right, best, mixtures, unseen = tile.rows.own
         similarities, left = less_mixtures(tile.similarities, mixtures, tile.own)
         first, seen = None if left is None else left[:1], selection.seen_by(unseen, tile.start)
         nearest = selection.add_tile(

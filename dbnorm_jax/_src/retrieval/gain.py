@@ -14,7 +14,7 @@ from dbnorm_jax._src.core.relevance import Grades, Relevant
 from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
 from dbnorm_jax._src.core.types import Correction, SearchResult
 from dbnorm_jax._src.passes import counts, streaming
-from dbnorm_jax._src.places.mesh import layout, placing
+from dbnorm_jax._src.places.mesh import drive, layout
 from dbnorm_jax._src.places.mesh.exchange import Axis
 from dbnorm_jax._src.retrieval.metrics import ahead_of_best, asking, check_scores, mean_counted
 
@@ -143,7 +143,7 @@ def stream_normalized_discounted_cumulative_gain(
     how = layout.layout(mesh, bank_axis, gallery_axis), similarity_fn, chunk_size
     split, *asked = asking(how, queries, gallery, correction, exclude, where, gates)
     rows, values = relevance.graded_rows(grades, (split.num_rows, split.num_gallery))
-    places = placing.places(*asked, split.along_rows(rows, -1), split=split)
+    places = drive.places(*asked, split.along_rows(rows, -1), split=split)
     above, level = checks.unsplit(places)
     dtype = numerics.accumulation_dtype(asked[0].dtype, asked[1].dtype, values.dtype)
     last = split.num_gallery if k is None else min(k, split.num_gallery)

@@ -264,3 +264,47 @@ def ranks(
     arrays, rows = (queries, gallery, correction, seen, right), P(split.rows.axis)
     found = split.on_devices(local, arrays, (*_specs(split), rows), rows)
     return layout.whole(found, split.placement, split.num_rows)
+
+
+@partial(jax.jit, static_argnames="split")
+def places(
+    queries: jax.Array,
+    gallery: jax.Array,
+    correction: Correction | None,
+    seen: Seen,
+    right: jax.Array,
+    *,
+    split: Split,
+) -> tuple[jax.Array, jax.Array]:
+    """[num_rows, most] int32 items above each of `right`, and level with it, itself included.
+
+    `right` [num_rows, most] are gallery rows, padded with -1, none repeated; of those that are not
+    seen none is level.
+    """
+    items = split.items
+    dtype = numerics.accumulation_dtype(queries.dtype, gallery.dtype)
+
+    def local(queries: Any, gallery: Any, correction: Any, seen: Seen, right: Any) -> Any:
+        options = seen.options(split)
+        search = partial(nearest_items, queries, gallery, **options)
+        own = items.local(right)
+        own = jnp.where((right >= 0) & (own < items.size), own, -1)
+        own = counts.seen_right(own, options["unseen"], options["valid"])
+
+        def count(offsets: Any, mixtures: Any) -> tuple[Any, jax.Array]:
+            ahead, nearest = counts.count_ahead_of_each(
+                queries, gallery, own, offsets, mixtures, merge_best=items.maximum, **options
+            )
+            return ahead, items.first(Nearest(*filled(*nearest)))
+
+        found = _over_gates(count, search, correction, seen, items, dtype)
+        above, level = jax.tree.map(items.sum, found)
+        there = items.sum((own >= 0).astype(jnp.int32))
+        return above, (level + 1) * there
+
+    arrays, rows = (queries, gallery, correction, seen, right), P(split.rows.axis)
+    above, level = split.on_devices(local, arrays, (*_specs(split), rows), rows)
+    return (
+        layout.whole(above, split.placement, split.num_rows),
+        layout.whole(level, split.placement, split.num_rows),
+    )
