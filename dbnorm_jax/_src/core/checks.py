@@ -130,10 +130,26 @@ def _is_at_hand(array: jax.Array) -> bool:
     return array.size <= (_FEW if on_host else _FEW_TO_MOVE)
 
 
+def on_host(array: Any) -> Any:
+    """A JAX array as one of NumPy, uncopied, where the host computes; any other as it is.
+
+    For what NumPy does to a few numbers: JAX would compile it for every shape.
+    """
+    config: Any = jax.config
+    if not isinstance(array, jax.Array) or not is_concrete(array):
+        return array
+    first = jax.local_devices()[0]
+    here = first.platform == "cpu" and array.devices() == {first}
+    return np.asarray(array) if here and config.jax_default_device is None else array
+
+
 def converted(array: Any, dtype: Any) -> jax.Array:
     """`array` with another dtype that holds it; concrete stays concrete, also under a trace."""
     if not is_concrete(array):
         return jnp.asarray(array, dtype)
+    if array.dtype.kind in "biu" and array.dtype != dtype:
+        array = on_host(array)
+        array = array.astype(dtype) if isinstance(array, np.ndarray) else array
     with jax.ensure_compile_time_eval():
         return jnp.asarray(array, dtype)
 
@@ -496,6 +512,7 @@ def indices(
         raise BadValueError(name, f" must have {ndim} axes, got shape {array.shape}")
     if array.size and is_concrete(array):
         # As Python integers, before the conversion: int64 may not fit, int8 and uint not compare.
+        array = on_host(array)
         with jax.ensure_compile_time_eval():
             smallest, largest = int(array.min()), int(array.max())
         if smallest < low or largest >= high:

@@ -1,5 +1,6 @@
 """Which gallery items are right for a query, and how much, in the forms that `metrics` takes."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from dbnorm_jax._src.core import checks, seen
+from dbnorm_jax._src.core import checks, filling, seen
 
 # Rows of right items, a bool matrix, or CSR as (indptr, indices).
 Relevant = ArrayLike | tuple[ArrayLike, ArrayLike]
@@ -18,8 +19,7 @@ Grades = ArrayLike | tuple[ArrayLike, ArrayLike] | tuple[ArrayLike, ArrayLike, A
 def as_matrix(relevant: Any, shape: tuple[int, ...]) -> jax.Array:
     """The right items as a bool matrix [num_queries, num_gallery]."""
     if isinstance(relevant, tuple):
-        indptr, indices = _csr(relevant, shape)
-        return jnp.zeros(shape, bool).at[_rows_of(indptr, indices), indices].set(True)
+        return _named_by_csr(*_csr(relevant, shape), shape)
     array = _array(relevant, shape)
     return checks.converted(array, bool) if array.dtype == bool else seen.named(array, shape)
 
@@ -106,6 +106,11 @@ def graded_rows(grades: Any, shape: tuple[int, int]) -> tuple[jax.Array, jax.Arr
     return _padded(counts, indices.astype(np.int32), -1), _padded(counts, given, 0)
 
 
+@partial(jax.jit, static_argnums=2)
+def _named_by_csr(indptr: jax.Array, indices: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return jnp.zeros(shape, bool).at[_rows_of(indptr, indices), indices].set(True)
+
+
 def check_matrix(array: Any, shape: tuple[int, ...]) -> None:
     """Raises unless what is bool has the shape of the scores, and what has that shape is bool.
 
@@ -126,18 +131,19 @@ def check_matrix(array: Any, shape: tuple[int, ...]) -> None:
 
 def _array(relevant: Any, shape: tuple[int, ...]) -> Any:
     """A bool matrix as it is, rows as int32 [num_queries, most]."""
-    array: Any = checks.numeric("relevant", relevant)
+    array: Any = checks.on_host(checks.numeric("relevant", relevant))
     check_matrix(array, shape)
     if array.dtype == bool:
         return array
+    given, array = array.shape, array[:, None] if array.ndim == 1 else array
     array = checks.indices("relevant", array, low=-1, high=shape[1])
-    if array.ndim not in (1, 2) or array.shape[0] != shape[0]:
+    if array.ndim != 2 or array.shape[0] != shape[0]:
         raise checks.BadValueError(
             "relevant",
             f" must have one entry (or row) per query, expected {shape[0]}, "
-            f"got shape {array.shape}; several right items: a CSR pair or a bool matrix",
+            f"got shape {given}; several right items: a CSR pair or a bool matrix",
         )
-    return array[:, None] if array.ndim == 1 else array
+    return array
 
 
 def _grades(name: str, value: Any) -> jax.Array:
@@ -195,10 +201,12 @@ def _rows_of(indptr: jax.Array, indices: jax.Array) -> jax.Array:
 
 
 def _padded(counts: Any, entries: Any, fill: int) -> jax.Array:
-    """[num_rows, most] of entries that follow each other, so many per row."""
-    padded = np.full((len(counts), max(int(counts.max(initial=0)), 1)), fill, entries.dtype)
+    """[num_rows, most] of entries that follow each other, so many per row; few numbers are most."""
+    most = int(counts.max(initial=1))
+    shape = len(counts), filling.length(most, 4) if most > 1 else 1
+    padded = np.full(shape, fill, entries.dtype)
     padded[np.arange(padded.shape[1]) < counts[:, None]] = entries
-    return jnp.asarray(padded)
+    return checks.converted(padded, entries.dtype)
 
 
 def _csr(

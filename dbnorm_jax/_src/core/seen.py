@@ -3,6 +3,7 @@
 A length that is None is not known yet: what is given then speaks for it, until the rows are read.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,14 +19,14 @@ def exclusions(
     if exclude is None:
         return None
     most = checks.MOST_ROWS if num_gallery is None else num_gallery
-    array = checks.indices("exclude", exclude, low=-1, high=most)
+    array: Any = checks.on_host(checks.numeric("exclude", exclude))
+    given, array = array.shape, array[:, None] if array.ndim == 1 else array
+    array = checks.indices("exclude", array, low=-1, high=most)
     length = array.shape[:1] if num_rows is None else (num_rows,)
-    if array.ndim not in (1, 2) or array.shape[:1] != length or 0 in array.shape:
+    if array.ndim != 2 or array.shape[:1] != length or 0 in array.shape:
         shapes = f"{length} or {(*length, 'most')}"
-        raise checks.BadValueError(
-            "exclude", f" must have shape {shapes} ({rows}), got {array.shape}"
-        )
-    return array.reshape(array.shape[0], -1)
+        raise checks.BadValueError("exclude", f" must have shape {shapes} ({rows}), got {given}")
+    return array
 
 
 def items(where: Any, num_gallery: int | None) -> jax.Array | None:
@@ -53,12 +54,19 @@ def by_query(where: Any, exclude: Any, shape: tuple[int, ...]) -> jax.Array | No
                 "where", f" must have the shape of the matrix {shape}, got {seen.shape}"
             )
     rows = exclusions(exclude, *shape[-2:], rows="queries")
+    return None if seen is None and rows is None else _by_query(seen, rows, shape)
+
+
+# One program for a shape of matrices, where each operation alone would be one.
+@partial(jax.jit, static_argnums=2)
+def _by_query(seen: Any, rows: Any, shape: tuple[int, ...]) -> jax.Array:
     if rows is not None:
         apart = ~named(rows, shape[-2:])
         seen = apart if seen is None else seen & jnp.broadcast_to(apart, seen.shape)
-    return None if seen is None else jnp.broadcast_to(seen, shape)
+    return jnp.broadcast_to(seen, shape)
 
 
+@partial(jax.jit, static_argnums=1)
 def named(rows: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """A bool matrix of this shape, True in the columns that rows [num_queries, most] name."""
     places = jnp.where(rows < 0, shape[1], rows)  # out of bounds: dropped

@@ -9,7 +9,7 @@ from jax import lax
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
-from dbnorm_jax._src.core import checks, numerics, relevance, seen
+from dbnorm_jax._src.core import checks, filling, numerics, relevance, seen
 from dbnorm_jax._src.core.relevance import Grades, Relevant
 from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
 from dbnorm_jax._src.core.types import Correction, SearchResult
@@ -141,10 +141,13 @@ def stream_normalized_discounted_cumulative_gain(
     """
     k = None if k is None else checks.integer("k", k, low=1)
     how = layout.layout(mesh, bank_axis, gallery_axis), similarity_fn, chunk_size
-    split, *asked = asking(how, queries, gallery, correction, exclude, where, gates)
-    rows, values = relevance.graded_rows(grades, (split.num_rows, split.num_gallery))
-    places = drive.places(*asked, split.along_rows(rows, -1), split=split)
-    above, level = checks.unsplit(places)
+    num_queries, split, *asked = asking(
+        how, queries, gallery, correction, exclude, where, gates, filling_up=mesh is None
+    )
+    rows, values = relevance.graded_rows(grades, (num_queries, split.num_gallery))
+    rows = split.along_rows(filling.filled_up(rows, split.num_rows), -1)
+    places = drive.places(*asked, rows, split=split)
+    above, level = filling.cut(checks.unsplit(places), num_queries)
     dtype = numerics.accumulation_dtype(asked[0].dtype, asked[1].dtype, values.dtype)
     last = split.num_gallery if k is None else min(k, split.num_gallery)
     return _gain(jnp.where(level > 0, values, 0), above, level, _discounts(last, dtype))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from dbnorm_jax._src.core import checks, numerics, seen
+from dbnorm_jax._src.core import checks, filling, numerics, seen
 from dbnorm_jax._src.core.types import SearchResult
 
 # How far a mean may be rounded, in units of the dtype's resolution.
@@ -49,23 +49,28 @@ def k_occurrence(
             "indices",
             f" must be [num_queries, k], got shape {indices.shape}; for k = 1 use indices[:, None]",
         )
-    if where is None:
-        where = jnp.ones(indices.shape, bool)
-    else:
+    if where is not None:
         where = seen.mask("where", where)
-        if where.shape == indices.shape[:-1]:
-            where = where[..., None]
-        if where.shape[:-1] != indices.shape[:-1] or where.shape[-1] not in (1, indices.shape[-1]):
+        shapes = (indices.shape[:-1], (*indices.shape[:-1], 1), indices.shape)
+        if where.shape not in shapes:
             raise checks.BadValueError(
                 "where",
-                f" must have shape {indices.shape[:-1]} or {indices.shape}, got {where.shape}",
+                f" must have shape {shapes[0]} or {shapes[-1]}, got {where.shape}",
             )
-        where = jnp.broadcast_to(where, indices.shape)
+    if indices.ndim == 2:  # queries that find nothing
+        indices = filling.filled_up(indices, fill=-1)
+        where = filling.filled_up(where, len(indices), fill=False)
     return _k_occurrence(indices, where, num_gallery=num_gallery)
 
 
 @partial(jax.jit, static_argnames="num_gallery")
-def _k_occurrence(indices: jax.Array, where: jax.Array, *, num_gallery: int) -> jax.Array:
+def _k_occurrence(indices: jax.Array, where: jax.Array | None, *, num_gallery: int) -> jax.Array:
+    if where is None:
+        where = jnp.ones(indices.shape, bool)
+    elif where.ndim < indices.ndim:
+        where = where[..., None]
+    where = jnp.broadcast_to(where, indices.shape)
+
     def one(indices: jax.Array, where: jax.Array) -> jax.Array:
         places = jnp.where(where & (indices >= 0), indices, num_gallery)  # out of bounds: dropped
         return jnp.zeros(num_gallery, jnp.int32).at[places].add(1, mode="drop")

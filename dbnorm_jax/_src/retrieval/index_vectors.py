@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from dbnorm_jax._src.core import checks, numerics, similarity
+from dbnorm_jax._src.core import checks, filling, numerics, similarity
 from dbnorm_jax._src.core.similarity import SimilarityFn, checked_rows, dot_product
 from dbnorm_jax._src.core.types import Correction
 from dbnorm_jax._src.passes.gating import check_streamed
@@ -171,9 +171,12 @@ def inner_product_queries(
       [[0.6 0.8 1.  0. ]]
     """
     _check_options(similarity_fn, metric)
+    num_queries, queries = filling.asked(queries)
     (queries,) = checked_rows(similarity_fn, queries=queries)
-    gates = _checked_gates(gates, queries.shape[0])
-    return _query_rows(queries, gates, similarity_fn=similarity_fn, cosine=metric == "cosine")
+    gates = _checked_gates(gates, num_queries)
+    gates = gates[None] if gates.ndim == 1 else filling.filled_up(gates, queries.shape[0])
+    rows = _query_rows(queries, gates, similarity_fn=similarity_fn, cosine=metric == "cosine")
+    return filling.cut(rows, num_queries)
 
 
 def gates_from_top_1(indices: ArrayLike, correction: Correction) -> jax.Array:
@@ -212,7 +215,7 @@ def gates_from_top_1(indices: ArrayLike, correction: Correction) -> jax.Array:
             f"{np.shape(indices)}; take column 0 of a search result",
         )
     rows = checks.indices("indices", indices, low=0, high=correction.num_gallery)
-    return _gates_from_top_1(rows, correction)
+    return filling.cut(_gates_from_top_1(filling.filled_up(rows), correction), rows.shape[0])
 
 
 @jax.jit
@@ -239,10 +242,10 @@ def _check_options(similarity_fn: SimilarityFn, metric: str) -> None:
 
 
 def _checked_gates(gates: Any, num_queries: int) -> jax.Array:
-    """[num_queries, num_terms] gates."""
+    """[num_queries, num_terms] gates, or [num_terms] for all."""
     array = checks.floating("gates", gates, min_ndim=1)
     if array.ndim == 1 and array.shape[0]:
-        return jnp.broadcast_to(array[None], (num_queries, array.shape[0]))
+        return array
     if array.ndim != 2 or array.shape[0] != num_queries or not array.shape[1]:
         raise checks.BadValueError(
             "gates",
@@ -281,7 +284,7 @@ def _gallery_rows(
 def _query_rows(
     queries: jax.Array, gates: jax.Array, *, similarity_fn: SimilarityFn, cosine: bool
 ) -> jax.Array:
-    columns = [gates]
+    columns = [jnp.broadcast_to(gates, (queries.shape[0], gates.shape[1]))]
     dtype = numerics.accumulation_dtype(queries.dtype, gates.dtype)
     queries = queries.astype(numerics.accumulation_dtype(queries.dtype))
     if similarity_fn is similarity.cosine_similarity:

@@ -11,7 +11,7 @@ from jax import lax
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
-from dbnorm_jax._src.core import checks, numerics, relevance, seen
+from dbnorm_jax._src.core import checks, filling, numerics, relevance, seen
 from dbnorm_jax._src.core.relevance import Relevant
 from dbnorm_jax._src.core.similarity import SimilarityFn, check_similarity, dot_product
 from dbnorm_jax._src.core.types import Correction
@@ -137,29 +137,49 @@ def stream_ranks(
       [2.]
     """
     how = layout.layout(mesh, bank_axis, gallery_axis), similarity_fn, chunk_size
-    split, *asked = asking(how, queries, gallery, correction, exclude, where, gates)
-    right = relevance.as_rows(relevant, (split.num_rows, split.num_gallery))
-    ties = counts.check_ties(ties)
-    return drive.ranks(*asked, split.along_rows(right, -1), split=split, ties=ties)
+    num_queries, split, *asked = asking(
+        how, queries, gallery, correction, exclude, where, gates, filling_up=mesh is None
+    )
+    right = relevance.as_rows(relevant, (num_queries, split.num_gallery))
+    right = split.along_rows(filling.filled_up(right, split.num_rows), -1)
+    found = drive.ranks(*asked, right, split=split, ties=counts.check_ties(ties))
+    return filling.cut(found, num_queries)
 
 
 def asking(
-    how: Any, queries: Any, gallery: Any, correction: Any, exclude: Any, where: Any, gates: Any
-) -> tuple[drive.Split, Any, Any, Any, drive.Seen]:
-    """The arguments of a streamed measure, checked and split: how, and what `drive` takes."""
-    similarity_fn = how[1]
+    how: Any,
+    queries: Any,
+    gallery: Any,
+    correction: Any,
+    exclude: Any,
+    where: Any,
+    gates: Any,
+    *,
+    filling_up: bool,
+) -> tuple[int, drive.Split, Any, Any, Any, drive.Seen]:
+    """The arguments of a streamed measure, checked, filled up and split.
+
+    Returns:
+      How many queries there are; how they are split; and what `drive` takes.
+    """
+    num_queries = None
+    if filling_up:
+        num_queries, queries, gallery = filling.checked_queries(queries, gallery=gallery)
     split, queries, gallery = drive.checked(*how, queries=queries, gallery=gallery)
-    num_queries, num_gallery = split.num_rows, split.num_gallery
+    num_queries, num_gallery = num_queries or split.num_rows, split.num_gallery
     if correction is not None:
         check_streamed(correction, num_gallery)
-        check_similarity("correction", correction, similarity_fn, queries, gallery)
+        check_similarity("correction", correction, how[1], queries, gallery)
     unseen = seen.exclusions(exclude, num_queries, num_gallery, rows="queries")
+    gates = seen.gates(gates, correction, num_queries)
+    unseen, gates = (filling.filled_up(part, split.num_rows) for part in (unseen, gates))
     asked = drive.Seen(
         split.along_rows(unseen, -1),
         split.along_items(seen.items(where, num_gallery), False),
-        split.along_rows(seen.gates(gates, correction, num_queries), 0),
+        split.along_rows(gates, 0),
     )
-    return split, queries, gallery, split.along_items(correction, 0, dim=1), asked
+    correction = split.along_items(correction, 0, dim=1)
+    return num_queries, split, queries, gallery, correction, asked
 
 
 def recall_at(ranks: ArrayLike, k: float) -> jax.Array:
@@ -204,13 +224,13 @@ def median_rank(ranks: ArrayLike) -> jax.Array:
       >>> print(metrics.median_rank([1.0, 3.0, 20.0]))
       3.0
     """
-    return _median(_check_ranks(ranks).reshape(-1))
+    return _median(_check_ranks(ranks))
 
 
 @jax.jit
 def _median(ranks: jax.Array) -> jax.Array:
     count = (ranks < jnp.inf).sum(dtype=jnp.int32)
-    ranks = jnp.sort(jnp.append(ranks, jnp.inf))  # those left out stand last
+    ranks = jnp.sort(jnp.append(ranks.reshape(-1), jnp.inf))  # those left out stand last
     middle = (ranks[jnp.maximum(count - 1, 0) // 2] + ranks[count // 2]) / 2
     return jnp.where(count > 0, middle, jnp.nan)
 
@@ -371,6 +391,8 @@ def _check_ranks(ranks: Any) -> jax.Array:
         raise checks.BadValueError(
             "ranks", " must not hold NaN: queries without a right item have rank +inf"
         )
+    if ranks.ndim == 1:
+        ranks = jnp.asarray(filling.filled_up(ranks, fill=np.inf), ranks.dtype)  # left out
     return ranks.astype(numerics.accumulation_dtype(ranks.dtype))
 
 

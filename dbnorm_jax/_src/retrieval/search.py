@@ -12,12 +12,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
-from dbnorm_jax._src.core import checks, elementary, numerics, seen, similarity
+from dbnorm_jax._src.core import checks, elementary, filling, numerics, seen, similarity
 from dbnorm_jax._src.core.similarity import SimilarityFn, cosine_similarity, dot_product
 from dbnorm_jax._src.core.types import Correction, SearchResult
 from dbnorm_jax._src.passes import selection, streaming
@@ -250,23 +249,24 @@ def stream_top_k(
       [[1]]
     """
     how = layout.layout(mesh, bank_axis, gallery_axis), similarity_fn, chunk_size
+    num_queries = None
+    if mesh is None:
+        num_queries, queries, gallery = filling.asked(queries, gallery=gallery)
     split, queries, gallery = drive.checked(*how, queries=queries, gallery=gallery)
-    num_queries, num_gallery = split.num_rows, split.num_gallery
+    num_queries, num_gallery = num_queries or split.num_rows, split.num_gallery
     k = checks.integer("k", k, low=1, high=num_gallery, of=" (gallery items)")
     if correction is not None:
         check_streamed(correction, num_gallery)
         similarity.check_similarity("correction", correction, similarity_fn, queries, gallery)
     where = seen.items(where, num_gallery)
     unseen = seen.exclusions(exclude, num_queries, num_gallery, rows="queries")
-    gates, asked = seen.gates(gates, correction, num_queries), queries
-    if mesh is None:
-        asked, unseen, gates = _filled_up(queries, unseen, gates)
-        split = split._replace(num_rows=asked.shape[0])
+    gates = seen.gates(gates, correction, num_queries)
+    unseen, gates = (filling.filled_up(part, split.num_rows) for part in (unseen, gates))
     unseen, gates = split.along_rows(unseen, -1), split.along_rows(gates, 0)
     asking = drive.Seen(unseen, split.along_items(where, False), gates)
     correction = split.along_items(correction, 0, dim=1)
-    result = drive.top_k(asked, gallery, correction, asking, split=split, k=k)
-    return SearchResult(*(_cut(part, num_queries) for part in result))
+    result = drive.top_k(queries, gallery, correction, asking, split=split, k=k)
+    return filling.cut(result, num_queries)
 
 
 def semantic_search(
@@ -321,41 +321,6 @@ def semantic_search(
         [{"corpus_id": row, "score": score} for score, row in zip(*places, strict=True) if row >= 0]
         for places in zip(found.scores.tolist(), found.indices.tolist(), strict=True)
     ]
-
-
-def _filled_up(*arrays: jax.Array | None) -> list[Any]:
-    """At most an eighth more queries: a service that is asked in any number compiles for few."""
-    given = [array for array in arrays if array is not None]
-    num_queries = given[0].shape[0]
-    step = max(32, 2 ** (num_queries.bit_length() - 4))
-    missing = -num_queries % step
-    # Inside a caller's jit the caller's shapes rule; a sharded array stays where it is.
-    here = all(checks.is_concrete(array) and len(array.devices()) == 1 for array in given)
-    if not missing or not here:
-        return list(arrays)
-
-    def filled_up(array: jax.Array) -> jax.Array:
-        widths = ((0, missing), (0, 0))
-        if _on_host(array):
-            return jax.device_put(np.pad(np.asarray(array), widths))
-        return jnp.pad(array, widths)
-
-    return [None if array is None else filled_up(array) for array in arrays]
-
-
-def _cut(part: jax.Array, num_queries: int) -> jax.Array:
-    if part.shape[0] == num_queries:
-        return part
-    return jax.device_put(np.asarray(part)[:num_queries]) if _on_host(part) else part[:num_queries]
-
-
-def _on_host(array: jax.Array) -> bool:
-    """Whether NumPy may fill up and cut: JAX would compile that for every number of queries."""
-    config: Any = jax.config
-    if not checks.is_concrete(array) or config.jax_default_device is not None:
-        return False
-    first = jax.local_devices()[0]
-    return first.platform == "cpu" and array.devices() == {first}
 
 
 def check_matrix(similarities: Any, correction: Any) -> tuple[jax.Array, Correction]:

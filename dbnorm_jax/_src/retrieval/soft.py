@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from dbnorm_jax._src.core import checks, numerics, similarity
+from dbnorm_jax._src.core import checks, filling, numerics, similarity
 from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
 from dbnorm_jax._src.core.types import Correction
 from dbnorm_jax._src.passes import selection, streaming
@@ -248,6 +248,7 @@ def stream_soft_gates(
       >>> print(dbn.stream_soft_gates(query, gallery, correction, temperature=0.1).round(2))
       [[0.12]]
     """
+    num_queries, queries, gallery = filling.asked(queries, gallery=gallery)
     queries, gallery = similarity.checked_rows(similarity_fn, queries=queries, gallery=gallery)
     check_streamed(correction, gallery.shape[0])
     correction = checks.unsplit(correction)
@@ -256,9 +257,10 @@ def stream_soft_gates(
     tiling = Tiling(similarity_fn, dtype, checks.integer("chunk_size", chunk_size, low=1))
     temperature = _scalar_temperature(temperature, dtype)
     straight = checks.flag("straight_through", straight_through)
-    return _stream_soft_gates(
+    soft = _stream_soft_gates(
         queries, gallery, correction, temperature, straight_through=straight, tiling=tiling
     )
+    return filling.cut(soft, num_queries)
 
 
 @partial(jax.jit, static_argnames=("straight_through", "tiling"))

@@ -374,6 +374,7 @@ def _passes(
     exclude = seen.exclusions(exclude, num_queries, num_gallery, rows="queries")
     where = seen.items(where, num_gallery)
     gates = seen.gates(gates, correction, num_queries)
+    queries.in_any_number = True
     queries.per_row = jax.tree.map(np.asarray, {"exclude": exclude, "gates": gates})
     gallery.per_row = jax.tree.map(np.asarray, {"where": where})
     check_repeatable(queries, gallery)

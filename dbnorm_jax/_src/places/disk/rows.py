@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dbnorm_jax._src.core import checks, numerics
+from dbnorm_jax._src.core import checks, filling, numerics
 from dbnorm_jax._src.core.similarity import SimilarityFn, cosine_similarity, dot_product
 from dbnorm_jax._src.passes.streaming import even_size
 
@@ -87,6 +87,7 @@ class Rows:
     dtype: np.dtype[Any] | None = None  # of the blocks; as `dim`
     fingerprint: dict[str, Any] | None = None  # of all rows, after a pass that was hashed
     expected: dict[str, Any] | None = None  # fingerprint of the first rows, which a pass compares
+    in_any_number = False  # whether a short block is filled up, too: requests of few queries
     _passes = 0
 
     def __init__(
@@ -184,7 +185,7 @@ class Rows:
         return self.fingerprint
 
     def _read(self, hashed: bool, skip: int) -> Iterator[RowBlock]:
-        known, num_rows = self.num_rows, 0
+        known, num_rows, size = self.num_rows, 0, self.block_size
         fingerprint, described = Fingerprint(), None
         for rows in self._of_one_size():
             if hashed:
@@ -199,8 +200,9 @@ class Rows:
             if start < skip:
                 self._fail_changed(skip, num_rows)
             if not start:
-                self.block_size = len(rows)  # the only block, if short, needs no filling up
-            copies = np.broadcast_to(rows[:1], (self.block_size - len(rows), rows.shape[1]))
+                size = self.block_size = len(rows)  # the only block, if short, is filled up less
+                size = filling.length(size) if self.in_any_number else size
+            copies = np.broadcast_to(rows[:1], (size - len(rows), rows.shape[1]))
             filled = np.concatenate([rows, copies]) if len(copies) else rows
             yield RowBlock(filled, start, len(rows), described)
         if not num_rows:

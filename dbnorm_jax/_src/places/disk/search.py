@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dbnorm_jax._src.core import checks
+from dbnorm_jax._src.core import checks, filling
 from dbnorm_jax._src.core.similarity import check_similarity
 from dbnorm_jax._src.core.types import Correction, SearchResult
 from dbnorm_jax._src.passes import counts, selection, sweep
@@ -114,7 +114,7 @@ def top_k_blocks(
         found = passes.over_gates(lists, asking)
         hashed = False
         checks.integer("k", k, low=1, high=passes.gallery.num_rows, of=" (gallery items)")
-        yield block, SearchResult(*(part[: block.num_rows] for part in found))
+        yield block, filling.cut(SearchResult(*found), block.num_rows)
 
 
 def rank_blocks(passes: Passes, right: Array, ties: str) -> Iterator[Array]:
