@@ -1,4 +1,4 @@
-"""Requests of any number of queries share few programs: a table of the most that each may compile."""
+"""Requests of any number of queries share few programs: a table of the most that each compiles."""
 
 import inspect
 import logging

@@ -54,13 +54,13 @@ def k_occurrence(
         shapes = (indices.shape[:-1], (*indices.shape[:-1], 1), indices.shape)
         if where.shape not in shapes:
             raise checks.BadValueError(
-                "where",
-                f" must have shape {shapes[0]} or {shapes[-1]}, got {where.shape}",
+                "where", f" must have shape {shapes[0]} or {shapes[-1]}, got {where.shape}"
             )
-    if indices.ndim == 2:  # queries that find nothing
-        indices = filling.filled_up(indices, fill=-1)
-        where = filling.filled_up(where, len(indices), fill=False)
-    return _k_occurrence(indices, where, num_gallery=num_gallery)
+    found: Any = indices
+    if found.ndim == 2:
+        found = filling.filled_up(found, fill=-1)
+        where = filling.filled_up(where, len(found), fill=False)
+    return _k_occurrence(found, where, num_gallery=num_gallery)
 
 
 @partial(jax.jit, static_argnames="num_gallery")

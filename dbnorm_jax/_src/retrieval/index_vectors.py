@@ -71,7 +71,7 @@ def inner_product_vectors(
         raise checks.BadValueError(
             "gates",
             f" must have one column per term of `correction`, expected "
-            f"{correction.num_terms}, got shape {gates.shape}",
+            f"{correction.num_terms}, got shape {(queries.shape[0], gates.shape[-1])}",
         )
     return inner_product_queries(queries, gates, **options), indexed
 
