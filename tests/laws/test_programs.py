@@ -118,10 +118,6 @@ REQUESTS = {
         lambda n: attribution.top_1_changes(QUERIES[:n], GALLERY, CORRECTION),
         3,
     ),
-    "attribution.bias_contributors": (
-        lambda n: attribution.bias_contributors(QUERIES, GALLERY, STATISTICS, rows(n), k=3),
-        1,
-    ),
 }
 # A matrix of scores has the caller's own shape, and to fill it up would copy it: each shape has a
 # program, and so has each argument that is made a mask of pairs.

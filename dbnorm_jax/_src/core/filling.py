@@ -21,7 +21,7 @@ def length(num_rows: int, fewest: int = 32) -> int:
     return -(-num_rows // step) * step
 
 
-def asked(queries: Any, **others: Any) -> tuple[Any, ...]:
+def checked_queries(queries: Any, **others: Any) -> tuple[Any, ...]:
     """How many queries there are; they, filled up; and other embeddings, all of fitting shapes."""
     queries = checks.numeric("queries", queries)
     checks.check_embeddings("queries", queries)

@@ -110,17 +110,15 @@ def bias_contributors(
     statistics = check_statistics(statistics, gallery)
     similarity.check_similarity("statistics", statistics, similarity_fn, bank, gallery)
     items = checks.indices("items", items, low=0, high=num_gallery, ndim=1)
-    num_items, items = items.shape[0], filling.filled_up(items)
     k = checks.neighbors("k", k, 10, high=num_bank, of=" (bank items)")
     chunk_size = checks.integer("chunk_size", chunk_size, low=1)
     dtype = statistics.bias.dtype
     weights = row_weights(weights, num_bank, dtype)
     exclude = seen.exclusions(exclude, num_bank, num_gallery)
     tiling = Tiling(similarity_fn, dtype, _ITEMS, chunk_size)
-    found = _bias_contributors(
+    return _bias_contributors(
         bank, gallery, statistics, items, weights, exclude, k=k, tiling=tiling
     )
-    return filling.cut(found, num_items)
 
 
 @partial(jax.jit, static_argnames=("k", "tiling"))
@@ -214,7 +212,7 @@ def top_1_changes(
       >>> print(changes.changed, changes.bias_removed[0])
       [False False] [0. 0.]
     """
-    num_queries, queries, gallery = filling.asked(queries, gallery=gallery)
+    num_queries, queries, gallery = filling.checked_queries(queries, gallery=gallery)
     gallery = checks.embeddings("gallery", gallery)
     check_streamed(correction, gallery.shape[0])
     correction = checks.unsplit(correction)

@@ -171,7 +171,7 @@ def inner_product_queries(
       [[0.6 0.8 1.  0. ]]
     """
     _check_options(similarity_fn, metric)
-    num_queries, queries = filling.asked(queries)
+    num_queries, queries = filling.checked_queries(queries)
     (queries,) = checked_rows(similarity_fn, queries=queries)
     gates = _checked_gates(gates, num_queries)
     gates = gates[None] if gates.ndim == 1 else filling.filled_up(gates, queries.shape[0])

@@ -251,7 +251,7 @@ def stream_top_k(
     how = layout.layout(mesh, bank_axis, gallery_axis), similarity_fn, chunk_size
     num_queries = None
     if mesh is None:
-        num_queries, queries, gallery = filling.asked(queries, gallery=gallery)
+        num_queries, queries, gallery = filling.checked_queries(queries, gallery=gallery)
     split, queries, gallery = drive.checked(*how, queries=queries, gallery=gallery)
     num_queries, num_gallery = num_queries or split.num_rows, split.num_gallery
     k = checks.integer("k", k, low=1, high=num_gallery, of=" (gallery items)")

@@ -248,7 +248,7 @@ def stream_soft_gates(
       >>> print(dbn.stream_soft_gates(query, gallery, correction, temperature=0.1).round(2))
       [[0.12]]
     """
-    num_queries, queries, gallery = filling.asked(queries, gallery=gallery)
+    num_queries, queries, gallery = filling.checked_queries(queries, gallery=gallery)
     queries, gallery = similarity.checked_rows(similarity_fn, queries=queries, gallery=gallery)
     check_streamed(correction, gallery.shape[0])
     correction = checks.unsplit(correction)
