@@ -62,10 +62,10 @@ class Bounds:
         return self.eps * (4 + dim**0.5) * sizes + self.tiny * (2 + dim * largest)
 
     def bias(self, bank, error):
-        """8 eps of the largest similarity of the column, at every beta and weight."""
+        """16 eps of the largest similarity of the column, at every beta and weight."""
         size = np.where(bank.entered, np.abs(bank.similarities), 0).max(axis=0, initial=0)
         off = np.where(bank.entered, error, 0).max(axis=0, initial=0)
-        return 8 * self.eps * size + off + self.tiny
+        return 16 * self.eps * size + off + self.tiny
 
     def log_normalizer(self, bank, beta, error):
         """5e-6 of float32, which are 42 eps, of the largest of 1, beta |s| and |log mass|."""
@@ -288,7 +288,7 @@ def execute(judge, bout, draw, folder):
 
 def beta_of(place, bank, power):
     scale = np.abs(bank.similarities).max() or 1.0
-    beta = np.clip(10.0**power / float(scale), 1e-36, 1e36)
+    beta = np.clip(10.0**power / float(scale), 1.1e-30, 0.9e30)
     return place.bout.result.type(beta)
 
 

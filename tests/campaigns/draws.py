@@ -184,7 +184,7 @@ def weights_of(bout, random):
     if how == "shares":
         weights = random.random(bout.bank)
     if how == "extreme":
-        weights = 10.0 ** random.uniform(-30, 30, bout.bank)
+        weights = 10.0 ** random.uniform(-17.9, 17.9, bout.bank)
     if how == "few":
         weights = random.random(bout.bank) < 0.1
     if how == "none":

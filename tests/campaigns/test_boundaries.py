@@ -15,12 +15,6 @@ import dbnorm_jax as dbn
 SEED = 2
 BOUTS = (13, 15, 36, 47, 59)  # of every place, and cheap: each compiles anew
 DRAWS = 8  # of each
-# Outside their bounds where `beta s` is near or below the rounding of 1 or above 10^3, or where
-# the ratio of two weights is beyond float32.
-OPEN = {
-    *("bias", "merged bias", "subtracted bias", "correction.bias", "responsibilities"),
-    *("log_normalizer", "merged log_normalizer", "subtracted log_normalizer", "subtract refuses"),
-}
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +28,7 @@ def test_a_short_campaign(outcome):
     assert set(outcome.places) == set(draws.PLACES)
     assert outcome.draws == DRAWS * len(BOUTS)
     assert len(outcome.used) > 35
-    broken = [line for what, lines in outcome.broken.items() if what not in OPEN for line in lines]
-    assert not broken, "\n".join(broken)
-
-
-@pytest.mark.xfail(reason="log-normalizers are not kept relative to a shift and the mass")
-def test_statistics_of_a_short_campaign(outcome):
-    broken = [line for what, lines in outcome.broken.items() if what in OPEN for line in lines]
+    broken = [line for lines in outcome.broken.values() for line in lines]
     assert not broken, "\n".join(broken)
 
 

@@ -27,6 +27,7 @@ _LARGEST_EXPONENT = 115.0
 # Means of powers beyond this have lost digits of what they are below 1. Under a beta that tells
 # hubs from others few are: one more exponential is then not worth a figure.
 _NEARLY_ONE = 0.5
+_FEW_ROWS = 32
 # Weights are kept in units of 2^(64 e), e an integer: between 2^-32 and 2^32 of them.
 _UNIT = 64
 _LOG_UNIT = _UNIT * math.log(2)
@@ -133,7 +134,15 @@ def add_rows(
 
         def to_all_digits() -> jax.Array:
             exponent = beta * (similarities - maximum[None])
-            return weighted(jnp.expm1(jnp.minimum(exponent, _LARGEST_EXPONENT / 2)))
+            powers = jnp.expm1(jnp.minimum(exponent, _LARGEST_EXPONENT / 2))
+            powers = powers if valid is None else jnp.where(valid, powers, 0)
+            # Of alike numbers a long sum in one piece loses digits; sums of few rows come first.
+            few = [(0, -len(weights) % _FEW_ROWS)]
+            parts = jnp.pad(weights, few).reshape(-1, 1, _FEW_ROWS)
+            powers = jnp.pad(powers, [*few, (0, 0)]).reshape(-1, _FEW_ROWS, powers.shape[1])
+            return jnp.matmul(parts, powers, precision=numerics.matmul_precision())[:, 0].sum(
+                axis=0
+            )
 
         nearly_one = (total > _NEARLY_ONE * mass).any()
         return total, lax.cond(nearly_one, to_all_digits, lambda: total - mass)
