@@ -22,8 +22,8 @@ gallery, k)`: 8 k bytes for each bank row.
 
 from dbnorm_jax._src.core.naming import publish
 from dbnorm_jax._src.retrieval.growing import add_gallery_items, decay, remove_gallery_items
-from dbnorm_jax._src.statistics.bank import subtract
+from dbnorm_jax._src.statistics.bank import subtract  # noqa: F401  (public beside merge)
 
-__all__ = ["add_gallery_items", "decay", "remove_gallery_items", "subtract"]
+__all__ = ["add_gallery_items", "decay", "remove_gallery_items"]
 
-publish(__name__, *(globals()[name] for name in __all__ if name != "subtract"))
+publish(__name__, *(globals()[name] for name in __all__))

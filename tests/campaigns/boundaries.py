@@ -288,7 +288,7 @@ def execute(judge, bout, draw, folder):
 
 def beta_of(place, bank, power):
     scale = np.abs(bank.similarities).max() or 1.0
-    beta = np.clip(10.0**power / float(scale), 1.1e-30, 0.9e30)
+    beta = np.clip(10.0**power / float(scale), 1.1e-37, 0.9e37)
     return place.bout.result.type(beta)
 
 

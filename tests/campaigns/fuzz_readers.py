@@ -51,7 +51,7 @@ from dbnorm_jax._cli.reading.arrays import (
     read_relevant,
     read_set,
 )
-from dbnorm_jax._src.core.means import start_mean
+from dbnorm_jax._src.core.log_mean_exp import start_mean
 from dbnorm_jax._src.files import archives
 from dbnorm_jax._src.passes.selection import start_nearest
 from dbnorm_jax._src.places.disk import checkpoint as checkpoints
@@ -123,7 +123,7 @@ def like_sums(k=2):
 
 def sums():
     size = np.arange(7, dtype=np.float32)
-    arrays = {f"items_{number}": size for number in range(3)}
+    arrays = {f"items_{number}": size for number in range(5)}
     arrays |= {"rows_0": np.ones((3, 1, 2), np.float32), "rows_1": np.ones((3, 1, 2), np.int32)}
     arrays |= {"total_0": np.arange(7, dtype=np.int32)}
     provenance = {"work": {"beta": 2.0}, "complete": False, "rows": None, "items": None}

@@ -109,6 +109,12 @@ REQUESTS = {
     "metrics.mean_rank": (lambda n: metrics.mean_rank(ranks(n)), 2),
     "metrics.mean_reciprocal_rank": (lambda n: metrics.mean_reciprocal_rank(ranks(n)), 3),
     "metrics.geometric_mean_recall": (lambda n: metrics.geometric_mean_recall(ranks(n)), 4),
+    "metrics.stream_normalized_discounted_cumulative_gain": (
+        lambda n: metrics.stream_normalized_discounted_cumulative_gain(
+            QUERIES[:n], GALLERY, (np.arange(n + 1), rows(n), np.ones(n, np.float32)), k=5
+        ),
+        40,
+    ),
     "hubness.k_occurrence": (lambda n: hubness.k_occurrence(rows(n, 3), 50), 1),
     "hubness.k_occurrence, where": (
         lambda n: hubness.k_occurrence(rows(n, 3), 50, where=np.ones(n, bool)),
@@ -132,6 +138,12 @@ MATRICES = {
         lambda n: metrics.ranks(scores(n), (np.arange(n + 1), rows(n))),
         2,
     ),
+    "metrics.normalized_discounted_cumulative_gain": (
+        lambda n: metrics.normalized_discounted_cumulative_gain(scores(n), right(n), 5),
+        40,
+    ),
+    "metrics.precision_at": (lambda n: metrics.precision_at(scores(n), rows(n), 5), 40),
+    "metrics.success_at": (lambda n: metrics.success_at(scores(n), rows(n), 5), 40),
     "metrics.mean_average_precision": (
         lambda n: metrics.mean_average_precision(scores(n), right(n)),
         1,

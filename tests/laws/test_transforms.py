@@ -111,8 +111,8 @@ def test_abstract_inputs():
         jax.ShapeDtypeStruct((100, 8), jnp.bfloat16),
         jax.ShapeDtypeStruct((50, 8), jnp.bfloat16),
     )
-    assert shape.log_normalizer.shape == shape.k_occurrence.shape == (50,)
-    assert shape.log_normalizer.dtype == jnp.float32
+    assert shape.bias.shape == shape.k_occurrence.shape == (50,)
+    assert shape.bias.dtype == jnp.float32
 
 
 # --- gradients -----------------------------------------------------------------------------------

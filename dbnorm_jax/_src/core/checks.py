@@ -93,9 +93,9 @@ def _unsplit(array: Any) -> Any:
 
 
 MOST_ROWS = 2**31 - 1
-# What is served with all digits: sums of weights, and 1 / beta times a rounding, stay in float32.
+# What is served with all digits: sums of weights, and 1 / beta, stay in float32.
 MOST_WEIGHT = 1e18
-MOST_BETA = 1e30
+MOST_BETA = 1e37
 INVERSE_TEMPERATURE = "inverse temperature, in 1/[unit of similarity]"
 
 # Values that a host checks sooner than a program for it is compiled.

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from dbnorm_jax._src.core import checks
-from dbnorm_jax._src.core.means import Means
+from dbnorm_jax._src.core.log_mean_exp import Means
 from dbnorm_jax._src.core.naming import publish
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dbnorm_jax._src.core import checks
-from dbnorm_jax._src.core.means import Means
+from dbnorm_jax._src.core.log_mean_exp import Means
 from dbnorm_jax._src.core.similarity import SIMILARITIES
 from dbnorm_jax._src.core.types import BankStatistics, Correction, LargestSimilarities
 from dbnorm_jax._src.files import archives

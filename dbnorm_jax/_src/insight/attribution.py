@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, filling, numerics, seen, similarity
-from dbnorm_jax._src.core.means import shares
+from dbnorm_jax._src.core.log_mean_exp import shares
 from dbnorm_jax._src.core.naming import publish
 from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
 from dbnorm_jax._src.core.types import BankStatistics, Correction

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from dbnorm_jax._src.core import checks, means, relevance, similarity
+from dbnorm_jax._src.core import checks, log_mean_exp, relevance, similarity
 from dbnorm_jax._src.core.relevance import Relevant
 from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
 from dbnorm_jax._src.core.types import BankStatistics
@@ -145,9 +145,9 @@ def _influence(
         similarities = similarity.tile(similarity_fn, bank[rows], gallery).astype(dtype)
         weight = jnp.broadcast_to(weights[rows][:, None], similarities.shape)
         none = jnp.zeros_like(weight)
-        alone = means.Means(similarities, none, weight, none, none.astype(jnp.int32))
+        alone = log_mean_exp.Means(similarities, none, weight, none, none.astype(jnp.int32))
         whole = jax.tree.map(lambda field: field[None], statistics.means)
-        others, share, mass = means.without(whole, alone, beta)
+        others, share, mass = log_mean_exp.without(whole, alone, beta)
         # The largest share is not subtracted, which would cancel: the mean of the others is known.
         mine = first[None] == rows[:, None]
         biases = jnp.where(mine, rest[None], others.bias)
@@ -170,15 +170,15 @@ def _without_the_first(
         scores = tile.similarities - tile.rows.own[:, None]
         return None, add_tile(nearest, scores.T, None, tile.rows.start, valid=tile.rows.fresh)
 
-    def add(_: None, mean: means.RunningMean, tile: Tile) -> tuple[None, Any]:
+    def add(_: None, mean: log_mean_exp.RunningMean, tile: Tile) -> tuple[None, Any]:
         entering, others = tile.rows.entering, tile.rows.places[:, None] != tile.own[None]
-        return None, means.add_rows(mean, tile.similarities, beta, entering, valid=others)
+        return None, log_mean_exp.add_rows(mean, tile.similarities, beta, entering, valid=others)
 
     rows, none = Rows(bank, handicaps_of(weights, beta)), start_nearest((num_gallery, 1, 1), dtype)
     first = sweep(Pass(find), rows, Items(gallery), tiling, state=none).items.indices[:, 0, 0]
-    rows, start = Rows(bank, None, weights), means.start_mean(num_gallery, beta)
+    rows, start = Rows(bank, None, weights), log_mean_exp.start_mean(num_gallery, beta)
     mean = sweep(Pass(add), rows, Items(gallery, first), tiling, state=start).items
-    return first, means.finish_mean(mean, beta).bias
+    return first, log_mean_exp.finish_mean(mean, beta).bias
 
 
 def handicaps_of(weights: jax.Array, beta: jax.Array) -> jax.Array:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from dbnorm_jax._src.core import numerics
-from dbnorm_jax._src.core.means import Means, RunningMean, add_rows, finish_mean, start_mean
+from dbnorm_jax._src.core.log_mean_exp import Means, RunningMean, add_rows, finish_mean, start_mean
 from dbnorm_jax._src.core.similarity import SimilarityFn
 from dbnorm_jax._src.core.types import BankStatistics
 from dbnorm_jax._src.passes.selection import Nearest, add_tile, is_apart, seen_by, start_nearest

@@ -9,7 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, elementary, numerics
-from dbnorm_jax._src.core.means import Means, scaled_by
+from dbnorm_jax._src.core.log_mean_exp import Means, scaled_by
 from dbnorm_jax._src.core.similarity import SimilarityFn, check_similarity, dot_product
 from dbnorm_jax._src.core.types import BankStatistics, SearchResult
 from dbnorm_jax._src.passes.streaming import DEFAULT_CHUNK_SIZE

@@ -17,7 +17,7 @@ from jax import lax
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
-from dbnorm_jax._src.core import checks, elementary, means, numerics, seen
+from dbnorm_jax._src.core import checks, elementary, log_mean_exp, numerics, seen
 from dbnorm_jax._src.core.similarity import SimilarityFn, agreed, dot_product, known_by
 from dbnorm_jax._src.core.types import BankStatistics, LargestSimilarities
 from dbnorm_jax._src.passes import selection, streaming
@@ -44,7 +44,7 @@ def bank_statistics(
 
     Args:
       similarities: [..., num_bank, num_gallery], higher is closer, any unit.
-      beta: [...] inverse temperature, 1e-30 to 1e30, in 1/[unit of similarity]; one set of each.
+      beta: [...] inverse temperature, 1e-37 to 1e37, in 1/[unit of similarity]; one set of each.
       k: size of the neighborhoods behind the activation set, 0 for none (static).
       where: optional bool, valid rows [..., num_bank] or pairs [..., num_bank, num_gallery].
       weights: optional [..., num_bank] multiplicities, 0 (absent) or 1e-18 to 1e18 (2: twice).
@@ -97,7 +97,7 @@ def _bank_statistics(
         valid = remaining.pop(0) if where is not None else None
         entering = remaining.pop(0) if weights is not None else jnp.ones(num_bank, dtype)
         mean = _running_mean(similarities, beta, entering, valid)
-        outputs = (*means.finish_mean(mean, beta), beta)
+        outputs = (*log_mean_exp.finish_mean(mean, beta), beta)
         if not k:
             return outputs
         counted_pairs = elementary.rounded(lax.stop_gradient(similarities))
@@ -113,18 +113,18 @@ def _bank_statistics(
     masks = [mask for mask in (where, weights) if mask is not None]
     over_batches = numerics.vectorize(one, signature=signature)
     *fields, beta, counts = (*over_batches(similarities, beta, *masks), None)[: 5 + 2]
-    return BankStatistics.of(means.Means(*fields), beta, counts, k)
+    return BankStatistics.of(log_mean_exp.Means(*fields), beta, counts, k)
 
 
 def _running_mean(
     similarities: jax.Array, beta: jax.Array, entering: jax.Array, valid: jax.Array | None
-) -> means.RunningMean:
+) -> log_mean_exp.RunningMean:
     """Of all rows; many by blocks, as a long sum in one piece loses digits."""
-    start = means.start_mean(similarities.shape[1], beta)
+    start = log_mean_exp.start_mean(similarities.shape[1], beta)
 
     def add(mean: Any, rows: jax.Array, entering: jax.Array, valid: jax.Array | None) -> Any:
         # Here, not as a whole: a loop over what is no argument of the program would copy it.
-        return means.add_rows(mean, elementary.rounded(rows), beta, entering, valid=valid)
+        return log_mean_exp.add_rows(mean, elementary.rounded(rows), beta, entering, valid=valid)
 
     arrays = (similarities, entering, valid)
     if similarities.shape[0] <= streaming.DEFAULT_CHUNK_SIZE:
@@ -161,7 +161,7 @@ def stream_bank_statistics(
     Args:
       bank: [num_bank, dim] embeddings of bank items.
       gallery: [num_gallery, dim] embeddings of gallery items.
-      beta: [...] inverse temperature, 1e-30 to 1e30, in 1/[unit of similarity]; faster than `vmap`.
+      beta: [...] inverse temperature, 1e-37 to 1e37, in 1/[unit of similarity]; faster than `vmap`.
       k: size of the neighborhoods behind the activation set, 0 for none (static).
       weights: optional [num_bank] multiplicities, 0 (absent) or 1e-18 to 1e18 (2: twice).
       exclude: int [num_bank] or [num_bank, most], gallery rows that a bank item does not enter, -1
@@ -274,7 +274,7 @@ def _merge(first: BankStatistics, second: BankStatistics) -> BankStatistics:
     if first.k_occurrence is not None and second.k_occurrence is not None:
         counts = first.k_occurrence + second.k_occurrence
     parts = jax.tree.map(lambda *parts: jnp.stack(parts), first.means, second.means)
-    merged = means.merged(parts, first.beta[..., None])
+    merged = log_mean_exp.merged(parts, first.beta[..., None])
     return BankStatistics.of(merged, first.beta, counts, first.k)
 
 
@@ -340,7 +340,7 @@ def subtract(
 def _subtract(
     whole: BankStatistics, part: BankStatistics, smallest_share: float
 ) -> tuple[BankStatistics, jax.Array]:
-    left, share, mass = means.without(whole.means, part.means, whole.beta[..., None])
+    left, share, mass = log_mean_exp.without(whole.means, part.means, whole.beta[..., None])
     emptied = (whole.weight > 0) & (jnp.abs(mass) <= _NO_MASS) & (share <= smallest_share)
     left = jax.tree.map(lambda field: jnp.where(emptied, 0, field), left)
     counts = None
@@ -430,7 +430,9 @@ def _responsibilities(
 
     def one(*arrays: jax.Array) -> jax.Array:
         similarities, beta, weights, where, *fields = arrays
-        shares = means.shares(means.Means(*fields), similarities, weights[:, None], beta)
+        shares = log_mean_exp.shares(
+            log_mean_exp.Means(*fields), similarities, weights[:, None], beta
+        )
         return jnp.where(where, shares, 0)
 
     over_batches = numerics.vectorize(one, "(b,g),(),(b),(b,g),(g),(g),(g),(g),(g)->(b,g)")

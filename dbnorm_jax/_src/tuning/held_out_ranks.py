@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from jax import lax
 
-from dbnorm_jax._src.core import means
-from dbnorm_jax._src.core.means import Means
+from dbnorm_jax._src.core import log_mean_exp
+from dbnorm_jax._src.core.log_mean_exp import Means
 from dbnorm_jax._src.core.similarity import SimilarityFn, tile
 from dbnorm_jax._src.core.types import BankStatistics, Correction, LargestSimilarities
 from dbnorm_jax._src.corrections.table import TABLE, Row
@@ -90,9 +90,9 @@ def statistics(
         own = (excluded[rows][:, :, None] == places[None, None]).any(axis=1)
         valid = ~own & (weights > 0)[:, None]
 
-        mean = means.start_mean(num_columns, betas)
-        mean = means.add_rows(mean, similarities, betas, weights, valid=valid)
-        here = means.finish_mean(mean, betas)
+        mean = log_mean_exp.start_mean(num_columns, betas)
+        mean = log_mean_exp.add_rows(mean, similarities, betas, weights, valid=valid)
+        here = log_mean_exp.finish_mean(mean, betas)
         seen = jnp.where(valid, similarities, -jnp.inf)
         best = jnp.where(valid.any(axis=1), seen.argmax(axis=1), num_columns)
         occurrence = jnp.zeros(num_columns, jnp.int32).at[best].add(1, mode="drop")
@@ -101,7 +101,7 @@ def statistics(
             of_block = selection.largest_of_columns(jnp.where(valid, similarities, jnp.nan), k)
             largest = largest.at[part].set(sorting.merged(carry.largest[part], of_block))
         both = jax.tree.map(lambda some, more: jnp.stack([some[part], more]), carry.means, here)
-        both = means.merged(both, betas[:, None])
+        both = log_mean_exp.merged(both, betas[:, None])
         return Statistics(
             jax.tree.map(lambda some, whole: some.at[part].set(whole), carry.means, both),
             carry.k_occurrence.at[part].add(occurrence),
@@ -109,7 +109,7 @@ def statistics(
         ), None
 
     start = Statistics(
-        means.none((num_parts, num_betas, num_columns), dtype),
+        log_mean_exp.none((num_parts, num_betas, num_columns), dtype),
         jnp.zeros((num_parts, num_columns), jnp.int32),
         jnp.full((num_parts, k, num_columns), -jnp.inf, dtype),
     )
@@ -125,7 +125,7 @@ def merged(parts: Statistics, without: jax.Array, betas: jax.Array) -> Statistic
         lambda some, part: (sorting.merged(some, part), None), largest[0], largest[1:]
     )
     return Statistics(
-        means.merged(kept, betas[:, None]),
+        log_mean_exp.merged(kept, betas[:, None]),
         jnp.where(keep[:, None], parts.k_occurrence, 0).sum(axis=0),
         largest,
     )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dbnorm_jax._src.core import checks, numerics, seen
-from dbnorm_jax._src.core.means import RunningMean, finish_mean, start_mean
+from dbnorm_jax._src.core.log_mean_exp import RunningMean, finish_mean, start_mean
 from dbnorm_jax._src.core.similarity import SimilarityFn, known_by, name_of
 from dbnorm_jax._src.core.types import BankStatistics, LargestSimilarities
 from dbnorm_jax._src.passes import banks, nearest, sweep

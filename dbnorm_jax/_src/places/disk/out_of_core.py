@@ -44,7 +44,7 @@ def bank_statistics(
     Args:
       bank: [num_bank, dim] array or iterable of blocks of rows.
       gallery: [num_gallery, dim] likewise; an iterable must begin anew for each block of the bank.
-      beta: [...] inverse temperature, 1e-30 to 1e30, in 1/[unit of similarity].
+      beta: [...] inverse temperature, 1e-37 to 1e37, in 1/[unit of similarity].
       k: size of the neighborhoods behind the activation set, 0 for none.
       weights: optional [num_bank] multiplicities >= 0.
       exclude: optional int [num_bank] or [num_bank, most], gallery rows that a bank item does not

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dbnorm_jax._src.core import checks, elementary, means, numerics
+from dbnorm_jax._src.core import checks, elementary, log_mean_exp, numerics
 from dbnorm_jax._src.core.types import BankStatistics, LargestSimilarities
 from dbnorm_jax._src.passes.selection import Nearest, argmax, filled, largest_of_columns
 from dbnorm_jax._src.passes.streaming import scan_chunks
@@ -68,7 +68,7 @@ def all_merge(statistics: Any, axis_name: str | tuple[str, ...]) -> Any:
     parts, occurrence = numerics.varying_like(
         (statistics.means, statistics.k_occurrence), lax.axis_index(axis_name)
     )
-    whole = means.merged_over(
+    whole = log_mean_exp.merged_over(
         parts,
         statistics.beta[..., None],
         lax.axis_size(axis_name),

@@ -35,7 +35,7 @@ def assert_right(statistics, similarities, weights=None, roundings=16):
     largest = np.abs(np.asarray(similarities, np.float64)).max()
     found = np.asarray(statistics.bias, np.longdouble)
     few = roundings * EPS * largest
-    assert np.abs(found - bias).max() <= few + 1e-37 / beta
+    assert np.abs(found - bias).max() <= few
     present = np.asarray(similarities, np.float64)[
         np.asarray(weights) > 0 if weights else slice(None)
     ]
@@ -46,9 +46,9 @@ def assert_right(statistics, similarities, weights=None, roundings=16):
     np.testing.assert_allclose(statistics.log_mass, log_mass, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("power", [-30, -20, -8, -6, -4, -3, -2, -1, 0, 1, 2, 4, 8, 20, 30])
+@pytest.mark.parametrize("power", [-36.9, -20, -8, -6, -4, -3, -2, -1, 0, 1, 2, 4, 8, 20, 36.9])
 def test_the_bias_is_right_at_every_beta(power):
-    random = np.random.default_rng(power + 40)
+    random = np.random.default_rng(int(power) + 40)
     shape = (700, 60)  # two blocks of rows, several tiles
     unlike = random.uniform(-0.1, 0.4, shape)
     alike = 0.3 + 1e-4 * random.normal(size=shape)
@@ -169,7 +169,7 @@ def test_betas_that_cannot_be_served_are_refused(beta):
         lambda: dbn.stream_bank_statistics([[1.0]], [[1.0]], beta=beta),
         lambda: dbn.out_of_core.bank_statistics(np.ones((1, 1)), np.ones((1, 1)), beta=beta),
     ):
-        with pytest.raises(ValueError, match=r"`beta` must be between 1e-30 and 1e\+30"):
+        with pytest.raises(ValueError, match=r"`beta` must be between 1e-37 and 1e\+37"):
             fit()
 
 
@@ -205,7 +205,7 @@ def test_gradients_through_merging_are_those_of_the_whole():
 @pytest.mark.parametrize("place", [-1e38, -2e30, 2e30, 1e38])
 def test_columns_far_from_zero(place):
     similarities = np.array([[place], [place * (1 - 1e-6)]], np.float32)
-    for beta in (1e-30, 1.0, 1e20):
+    for beta in (1e-36, 1.0, 1e20):
         found = dbn.bank_statistics(similarities, beta=beta)
         merged = dbn.merge(*(dbn.bank_statistics(row[None], beta=beta) for row in similarities))
         for statistics in (found, merged):

@@ -4,11 +4,13 @@ Of the bank rows b in a column stay this mean, which is the bias, and the sum of
 mass; `log Z = beta bias + log mass`. A sum of exponentials is never kept: at a large beta it has
 lost what the bias is made of, at a small one the bias is the difference of two equal numbers.
 
-    RunningMean   while rows are added:  m = max s,  sum w exp(beta (s - m)),  sum w (exp(...) - 1)
+    RunningMean   while rows are added:  m = max s,  sum w exp(x),  sum w (exp(x) - 1) / beta,
+                                         x = beta (s - m)
     Means         between the passes:    the bias and the mass, with what rounding has left over
 
 Of the two sums the first has all digits where most rows are far below the maximum, and the second
-where `beta (s - m)` is small: `log1p` of its mean over beta is then `mean(s - m)` to all digits.
+where `beta (s - m)` is small: `log1p` of its mean over beta is then `mean(s - m)` to all digits. It
+is kept over beta, in the unit of similarity, where no beta is too small for it.
 """
 
 import math
@@ -77,7 +79,7 @@ class RunningMean(NamedTuple):
 
     maximum: jax.Array  # [num_gallery], the largest similarity
     total: jax.Array  # [num_gallery], or [num_gallery, num_betas]: sum w exp(beta (s - maximum))
-    below: jax.Array  # likewise, sum w (exp(beta (s - maximum)) - 1), at most 0
+    below: jax.Array  # likewise, sum w (exp(beta (s - maximum)) - 1) / beta, at most 0
     mass: jax.Array  # [num_gallery], sum w
     mass_rest: jax.Array  # what its rounding has left over
 
@@ -133,8 +135,7 @@ def add_rows(
         total = weighted(elementary.exp2(jnp.minimum(excess, _LARGEST_EXPONENT)))
 
         def to_all_digits() -> jax.Array:
-            exponent = beta * (similarities - maximum[None])
-            powers = jnp.expm1(jnp.minimum(exponent, _LARGEST_EXPONENT / 2))
+            powers = _expm1(beta, similarities - maximum[None])
             powers = powers if valid is None else jnp.where(valid, powers, 0)
             # Of alike numbers a long sum in one piece loses digits; sums of few rows come first.
             few = [(0, -len(weights) % _FEW_ROWS)]
@@ -145,40 +146,49 @@ def add_rows(
             )
 
         nearly_one = (total > _NEARLY_ONE * mass).any()
-        return total, lax.cond(nearly_one, to_all_digits, lambda: total - mass)
+        return total, lax.cond(nearly_one, to_all_digits, lambda: (total - mass) / beta)
 
     if beta.ndim:
         # One after the other: the powers under all betas together would not stay in the cache.
         total, below = (part.T for part in lax.map(jax.checkpoint(sums), beta))
     else:
         total, below = sums(beta)
-    of_betas = range(1, 1 + beta.ndim)
+    # Without a first row there is nothing to shift: from the start it would be infinitely far.
+    moved = lax.stop_gradient(jnp.maximum(state.maximum - maximum, lowest))
+    moved = jnp.where(state.mass > 0, moved, 0)
     moved, mass_so_far = (
-        jnp.expand_dims(part, of_betas)
-        for part in (
-            lax.stop_gradient(jnp.maximum(state.maximum - maximum, 2 * lowest)),
-            state.mass,
-        )
+        jnp.expand_dims(part, range(1, 1 + beta.ndim)) for part in (moved, state.mass)
     )
+    beta = beta[None] if beta.ndim else beta
     # exp(beta (s - new)) - 1 = (exp(beta (s - old)) - 1) exp(beta moved) + (exp(beta moved) - 1).
-    moved = (beta[None] if beta.ndim else beta) * moved
-    kept, shrunk = jnp.exp(moved), _expm1(moved)
+    kept = jnp.exp(beta * moved)
     return RunningMean(
         maximum,
         state.total * kept + total,
-        state.below * kept + mass_so_far * shrunk + below,
+        state.below * kept + mass_so_far * _expm1(beta, moved) + below,
         *added(state.mass, state.mass_rest, mass, mass_rest),
     )
 
 
-def _expm1(x: jax.Array) -> jax.Array:
-    """`jnp.expm1(x)` for x <= 0 in a few steps."""
-    small = jnp.maximum(x, -(2**-4))
-    # What the fifth term leaves out is below 2^-4^5 / 720, a tenth of a float32 ulp of the sum.
-    series = small * (1 + small / 2 * (1 + small / 3 * (1 + small / 4 * (1 + small / 5))))
-    if x.dtype != jnp.float32:
-        return jnp.expm1(x)
-    return jnp.where(x > -(2**-4), series, jnp.exp(x) - 1)
+def _expm1(beta: jax.Array, difference: jax.Array) -> jax.Array:
+    """`expm1(beta d) / beta`, which is d where `beta d` vanishes."""
+    x = beta * difference
+    near = jnp.abs(x) < 0.25
+    small, series = jnp.where(near, x, 0), jnp.ones_like(x)
+    for term in range(13, 1, -1):  # what the next one would add is below 2^-53 of the sum
+        series = 1 + small / term * series
+    far = jnp.exp(jnp.minimum(jnp.where(near, 0, x), _LARGEST_EXPONENT / 2)) - 1
+    return jnp.where(near, jnp.where(near, difference, 0) * series, far / beta)
+
+
+def _log1p(beta: jax.Array, value: jax.Array) -> jax.Array:
+    """`log1p(beta v) / beta`, which is v where `beta v` vanishes."""
+    x = beta * value
+    near = jnp.abs(x) < 2.0**-18
+    small = jnp.where(near, x, 0)
+    series = 1 - small * (1 / 2 - small * (1 / 3 - small / 4))
+    far = jnp.log1p(jnp.where(near, 0, x)) / beta
+    return jnp.where(near, jnp.where(near, value, 0) * series, far)
 
 
 def finish_mean(state: RunningMean, beta: jax.Array) -> Means:
@@ -190,17 +200,22 @@ def finish_mean(state: RunningMean, beta: jax.Array) -> Means:
     )
     filled = mass > 0
     whole = jnp.where(filled, mass, 1)
-    log_mean = _log(jnp.where(filled, total / whole, 1), jnp.where(filled, below / whole, 0))
-    bias, rest = two_sum(jnp.where(filled, maximum, 0), log_mean / beta[..., None])
+    mean, below = jnp.where(filled, total / whole, 1), jnp.where(filled, below / whole, 0)
+    log_mean = _log_over(beta[..., None], mean, below)
+    bias, rest = two_sum(jnp.where(filled, maximum, 0), log_mean)
     weight, weight_rest = (jnp.broadcast_to(part, bias.shape) for part in (mass, mass_rest))
     exponent = numerics.varying_like(jnp.zeros(bias.shape, jnp.int32), mass)
     return Means(bias, rest, *_in_range(weight, weight_rest, exponent))
 
 
-def _log(mean: jax.Array, below: jax.Array) -> jax.Array:
-    """The log of a mean of powers that is `below + 1`: each with all digits where it is small."""
-    near = below > -0.5
-    return jnp.where(near, jnp.log1p(jnp.where(near, below, 0)), jnp.log(jnp.where(near, 1, mean)))
+def _log_over(beta: jax.Array, mean: jax.Array, below: jax.Array) -> jax.Array:
+    """The log over beta of a mean of powers, which is `1 + beta below`.
+
+    Each of the two has all digits where it is small.
+    """
+    near = beta * below > -0.5
+    of_mean = jnp.log(jnp.where(near, 1, mean)) / beta
+    return jnp.where(near, _log1p(beta, jnp.where(near, below, 0)), of_mean)
 
 
 def merged(parts: Means, beta: jax.Array) -> Means:
@@ -250,24 +265,25 @@ def merged_over(
     whole = jnp.where(any_filled, weight, 1)
     log_whole = jnp.log(whole) + _LOG_UNIT * exponent.astype(whole.dtype)
 
-    x = jnp.where(filled, beta * ((parts.bias - base) + parts.bias_rest), 0)
+    difference = jnp.where(filled, (parts.bias - base) + parts.bias_rest, 0)
+    x = beta * difference
     far, log_mass = x > 1, jnp.where(filled, log_mass, 0)
     # What is far above the base has little mass: its share times exp(x) is below that of the base.
     excess = jnp.where(
         far,
-        jnp.exp(jnp.where(far, log_mass - log_whole + x, 0)) - scaled / whole,
-        scaled / whole * jnp.expm1(jnp.minimum(x, 1)),
+        (jnp.exp(jnp.where(far, log_mass - log_whole + x, 0)) - scaled / whole) / beta,
+        scaled / whole * _expm1(beta, jnp.where(far, 0, difference)),
     )
     below = total(jnp.where(filled, excess, 0))
     powers = jnp.exp(jnp.minimum(log_mass - base_log_mass + x, 1))
     mean = total(jnp.where(filled, powers, 0))
-    near = below > -0.5
-    far_log = jnp.log(jnp.where(near, 1, mean)) + base_log_mass - log_whole
-    log_mean = jnp.where(near, jnp.log1p(jnp.where(near, below, 0)), far_log)
+    near = beta * below > -0.5
+    far_log = (jnp.log(jnp.where(near, 1, mean)) + base_log_mass - log_whole) / beta
+    log_mean = jnp.where(near, _log1p(beta, jnp.where(near, below, 0)), far_log)
     number = total(jnp.isnan(bias).astype(beta.dtype)) == 0
     log_mean = jnp.where(number, jnp.where(any_filled, log_mean, 0), jnp.nan)
     return Means(
-        *two_sum(base, log_mean / beta),
+        *two_sum(base, log_mean),
         *_in_range(weight, weight_rest, exponent),
     )
 
@@ -278,8 +294,9 @@ def without(whole: Means, part: Means, beta: jax.Array) -> tuple[Means, jax.Arra
     Where a share is not positive, no mean is left; it is then some number, never NaN.
     """
     filled = (part.weight > 0) & (whole.weight > 0)
-    x = (part.bias - whole.bias) + (part.bias_rest - whole.bias_rest)
-    x = jnp.where(filled, beta * x, 0)
+    difference = (part.bias - whole.bias) + (part.bias_rest - whole.bias_rest)
+    difference = jnp.where(filled, difference, 0)
+    x = beta * difference
     scaled, rest = _in_units(part, whole.weight_exponent)
     weight, weight_rest = added(whole.weight, whole.weight_rest, -scaled, -rest)
     mass_left = weight / jnp.where(whole.weight > 0, whole.weight, 1)
@@ -289,11 +306,12 @@ def without(whole: Means, part: Means, beta: jax.Array) -> tuple[Means, jax.Arra
     # As in `merged`, with the weight of the part taken away: -w / (W - w) is its share.
     near = jnp.abs(x) <= 1
     change = jnp.where(there & near, -scaled / jnp.where(there, weight, 1), 0)
-    change = jnp.log1p(jnp.maximum(change * jnp.expm1(jnp.where(near, x, 0)), -1 + 2**-20))
+    change *= _expm1(beta, jnp.where(near, difference, 0))
+    change = _log1p(beta, jnp.maximum(change, (2**-20 - 1) / beta))
     apart = there & ~near
     logs = [jnp.log(jnp.where(apart, part, 1)) for part in (left, mass_left)]
-    change = jnp.where(apart, logs[0] - logs[1], change)
-    bias, bias_rest = two_sum(whole.bias, whole.bias_rest + change / beta)
+    change = jnp.where(apart, (logs[0] - logs[1]) / beta, change)
+    bias, bias_rest = two_sum(whole.bias, whole.bias_rest + change)
     means = Means(bias, bias_rest, *_in_range(weight, weight_rest, whole.weight_exponent))
     return means, left, mass_left
 
