@@ -781,7 +781,7 @@ def test_weights_that_float32_does_not_hold_are_refused(name, weight):
 
 @pytest.mark.parametrize("name", ["bank_statistics", "out_of_core.bank_statistics"])
 def test_float64_weights_of_float32_rows_are_refused_likewise(x64, name):
-    with pytest.raises(ValueError, match=r"`weights` must be .*float32.*1e\+39"):
+    with pytest.raises(ValueError, match=r"`weights` must be .*1e\+39"):
         WEIGHTED[name](np.full(6, 1e39))
 
 

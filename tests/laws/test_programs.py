@@ -113,7 +113,7 @@ REQUESTS = {
         lambda n: metrics.stream_normalized_discounted_cumulative_gain(
             QUERIES[:n], GALLERY, (np.arange(n + 1), rows(n), np.ones(n, np.float32)), k=5
         ),
-        40,
+        2,
     ),
     "hubness.k_occurrence": (lambda n: hubness.k_occurrence(rows(n, 3), 50), 1),
     "hubness.k_occurrence, where": (
@@ -140,10 +140,10 @@ MATRICES = {
     ),
     "metrics.normalized_discounted_cumulative_gain": (
         lambda n: metrics.normalized_discounted_cumulative_gain(scores(n), right(n), 5),
-        40,
+        1,
     ),
-    "metrics.precision_at": (lambda n: metrics.precision_at(scores(n), rows(n), 5), 40),
-    "metrics.success_at": (lambda n: metrics.success_at(scores(n), rows(n), 5), 40),
+    "metrics.precision_at": (lambda n: metrics.precision_at(scores(n), rows(n), 5), 2),
+    "metrics.success_at": (lambda n: metrics.success_at(scores(n), rows(n), 5), 2),
     "metrics.mean_average_precision": (
         lambda n: metrics.mean_average_precision(scores(n), right(n)),
         1,

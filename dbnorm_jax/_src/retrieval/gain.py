@@ -145,12 +145,13 @@ def stream_normalized_discounted_cumulative_gain(
         how, queries, gallery, correction, exclude, where, gates, filling_up=mesh is None
     )
     rows, values = relevance.graded_rows(grades, (num_queries, split.num_gallery))
-    rows = split.along_rows(filling.filled_up(rows, split.num_rows), -1)
-    places = drive.places(*asked, rows, split=split)
-    above, level = filling.cut(checks.unsplit(places), num_queries)
+    # Queries that fill up have no graded item, so they do not count.
+    rows = split.along_rows(filling.filled_up(rows, split.num_rows, -1), -1)
+    values = filling.filled_up(values, split.num_rows, 0)
+    places = checks.unsplit(drive.places(*asked, rows, split=split))
     dtype = numerics.accumulation_dtype(asked[0].dtype, asked[1].dtype, values.dtype)
     last = split.num_gallery if k is None else min(k, split.num_gallery)
-    return _gain(jnp.where(level > 0, values, 0), above, level, _discounts(last, dtype))
+    return _gain_of_seen(values, *places, _discounts(last, dtype))
 
 
 def _last(k: int | None, scores: jax.Array) -> int:
@@ -196,6 +197,12 @@ def _gain(grades: jax.Array, above: jax.Array, level: jax.Array, discounts: jax.
     # At most 1, but for the rounding of two sums in different orders.
     shares = jnp.minimum(found.sum(axis=-1) / jnp.where(counted, ideal, 1), 1)
     return mean_counted(shares, counted, axis=-1)
+
+
+@jax.jit
+def _gain_of_seen(grades: jax.Array, above: Any, level: Any, discounts: Any) -> jax.Array:
+    """`_gain` of those items that are level with something, as what is seen is with itself."""
+    return _gain(jnp.where(level > 0, grades, 0), above, level, discounts)
 
 
 def _in_order(
