@@ -30,6 +30,8 @@ _LARGEST_EXPONENT = 115.0
 # hubs from others few are: one more exponential is then not worth a figure.
 _NEARLY_ONE = 0.5
 _FEW_ROWS = 32
+# Of series in |x| < 1 / 4; what the next one would add is below 2^-53 of the sum.
+_TERMS = 12
 # Weights are kept in units of 2^(64 e), e an integer: between 2^-32 and 2^32 of them.
 _UNIT = 64
 _LOG_UNIT = _UNIT * math.log(2)
@@ -170,15 +172,53 @@ def add_rows(
     )
 
 
+@jax.custom_jvp
 def _expm1(beta: jax.Array, difference: jax.Array) -> jax.Array:
     """`expm1(beta d) / beta`, which is d where `beta d` vanishes."""
+    return _near_or_far(
+        beta,
+        difference,
+        # d (1 + x / 2! + x^2 / 3! + ...)
+        lambda d, x: d * _series(x, [1 / math.factorial(n + 1) for n in range(_TERMS)]),
+        lambda _, x: (jnp.exp(x) - 1) / beta,
+    )
+
+
+@_expm1.defjvp
+def _(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    # By formulas: to keep what all terms of a series are made of would take as many tiles.
+    (beta, difference), (by_beta, by_difference) = primals, tangents
+    value = _expm1(beta, difference)
+    power = 1 + beta * value
+    slope = _near_or_far(
+        beta,
+        difference,
+        # The derivative of the series: d^2 (1 / 2! + 2 x / 3! + 3 x^2 / 4! + ...)
+        lambda d, x: d * d * _series(x, [(n + 1) / math.factorial(n + 2) for n in range(_TERMS)]),
+        lambda d, _: (d * power - value) / beta,
+    )
+    return value, power * by_difference + slope * by_beta
+
+
+def _near_or_far(beta: Any, difference: Any, near: Any, far: Any) -> jax.Array:
+    """A function of d and x = beta d where x is small, or another one; each sees its own only.
+
+    Rows far above the maximum are none that count: there it is `far(0, 0)`.
+    """
     x = beta * difference
-    near = jnp.abs(x) < 0.25
-    small, series = jnp.where(near, x, 0), jnp.ones_like(x)
-    for term in range(13, 1, -1):  # what the next one would add is below 2^-53 of the sum
-        series = 1 + small / term * series
-    far = jnp.exp(jnp.minimum(jnp.where(near, 0, x), _LARGEST_EXPONENT / 2)) - 1
-    return jnp.where(near, jnp.where(near, difference, 0) * series, far / beta)
+    is_near = jnp.abs(x) < 0.25
+    is_far = ~is_near & (x < _LARGEST_EXPONENT / 2)
+    finite = jnp.maximum(difference, numerics.lowest(difference.dtype))
+    of_near = near(*(jnp.where(is_near, part, 0) for part in (difference, x)))
+    of_far = far(*(jnp.where(is_far, part, 0) for part in (finite, x)))
+    return jnp.where(is_near, of_near, of_far)
+
+
+def _series(x: jax.Array, coefficients: list[float]) -> jax.Array:
+    total = jnp.full_like(x, coefficients[-1])
+    for coefficient in coefficients[-2::-1]:
+        total = coefficient + x * total
+    return total
 
 
 def _log1p(beta: jax.Array, value: jax.Array) -> jax.Array:
