@@ -28,10 +28,10 @@ from dbnorm_jax._src.core import elementary, numerics
 _LARGEST_EXPONENT = 115.0
 # Means of powers beyond this have lost digits of what they are below 1. Under a beta that tells
 # hubs from others few are: one more exponential is then not worth a figure.
-_NEARLY_ONE = 0.5
+_NEARLY_ONE = 0.6
 _FEW_ROWS = 32
-# Of series in |x| < 1 / 4; what the next one would add is below 2^-53 of the sum.
-_TERMS = 12
+# Terms of series in |x| < 1 / 4: what the next one would add is below the rounding of the sum.
+_TERMS = {2**-23: 7, 2**-52: 12}
 # Weights are kept in units of 2^(64 e), e an integer: between 2^-32 and 2^32 of them.
 _UNIT = 64
 _LOG_UNIT = _UNIT * math.log(2)
@@ -148,7 +148,10 @@ def add_rows(
             )
 
         nearly_one = (total > _NEARLY_ONE * mass).any()
-        return total, lax.cond(nearly_one, to_all_digits, lambda: (total - mass) / beta)
+        # Made anew for a slope: a branch that is not taken would keep tiles of zeros for it.
+        return total, lax.cond(
+            nearly_one, jax.checkpoint(to_all_digits), lambda: (total - mass) / beta
+        )
 
     if beta.ndim:
         # One after the other: the powers under all betas together would not stay in the cache.
@@ -179,7 +182,7 @@ def _expm1(beta: jax.Array, difference: jax.Array) -> jax.Array:
         beta,
         difference,
         # d (1 + x / 2! + x^2 / 3! + ...)
-        lambda d, x: d * _series(x, [1 / math.factorial(n + 1) for n in range(_TERMS)]),
+        lambda d, x: d * _series(x, lambda n: 1 / math.factorial(n + 1)),
         lambda _, x: (jnp.exp(x) - 1) / beta,
     )
 
@@ -194,7 +197,7 @@ def _(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
         beta,
         difference,
         # The derivative of the series: d^2 (1 / 2! + 2 x / 3! + 3 x^2 / 4! + ...)
-        lambda d, x: d * d * _series(x, [(n + 1) / math.factorial(n + 2) for n in range(_TERMS)]),
+        lambda d, x: d * d * _series(x, lambda n: (n + 1) / math.factorial(n + 2)),
         lambda d, _: (d * power - value) / beta,
     )
     return value, power * by_difference + slope * by_beta
@@ -214,10 +217,11 @@ def _near_or_far(beta: Any, difference: Any, near: Any, far: Any) -> jax.Array:
     return jnp.where(is_near, of_near, of_far)
 
 
-def _series(x: jax.Array, coefficients: list[float]) -> jax.Array:
-    total = jnp.full_like(x, coefficients[-1])
-    for coefficient in coefficients[-2::-1]:
-        total = coefficient + x * total
+def _series(x: jax.Array, coefficient: Callable[[int], float]) -> jax.Array:
+    terms = _TERMS[float(jnp.finfo(x.dtype).eps)]  # type: ignore[no-untyped-call]
+    total = jnp.full_like(x, coefficient(terms))
+    for term in range(terms - 1, -1, -1):
+        total = coefficient(term) + x * total
     return total
 
 
