@@ -284,14 +284,14 @@ def test_devices_exchange_what_the_cost_model_says():
     split = drive.Split(meshes.layout(mesh, *AXES), 64, 512, dbn.dot_product, 16)
     static = {"split": split, "k": 1}
     fit = drive.bank_statistics.lower(bank, gallery, jnp.float32(3), None, None, **static)
-    # Maximum, sum, mass and count of the 512 / 4 items of a device; value and index of the best of
-    # 16 bank rows at a time.
-    assert exchanged(fit) == {"all-reduce": 4 * 512 // 4 + 2 * 16}
+    # The part of the largest sum, two sums and the mass with its digits, and the count, of the
+    # 512 / 4 items of a device; value and index of the best of 16 bank rows at a time.
+    assert exchanged(fit) == {"all-reduce": 12 * 512 // 4 + 2 * 16}
     fit = drive.bank_statistics.lower(
         bank, gallery, jnp.float32(3), None, None, **static | {"k": 3}
     )
     # Lists of three from each of 4 devices.
-    assert exchanged(fit) == {"all-reduce": 4 * 512 // 4, "all-gather": 2 * 16 * 4 * 3}
+    assert exchanged(fit) == {"all-reduce": 12 * 512 // 4, "all-gather": 2 * 16 * 4 * 3}
     seen = drive.Seen(None, None, None)
     search = drive.top_k.lower(queries, gallery, None, seen, **static)
     assert exchanged(search) == {"all-gather": 2 * 32 * 4}

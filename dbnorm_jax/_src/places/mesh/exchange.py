@@ -27,8 +27,8 @@ def all_merge(statistics: Any, axis_name: str | tuple[str, ...]) -> Any:
     """Statistics of the parts of a bank on each device -> those of the whole, on every device.
 
     What `merge` does to two, over a mesh axis inside `jax.shard_map`: masses and k-occurrences are
-    summed, biases by the exponential mean; of largest similarities the k largest stay. Ten numbers
-    per gallery item cross the wire (k of LargestSimilarities).
+    summed, biases by the exponential mean; of largest similarities the k largest stay. Twelve
+    numbers per gallery item cross the wire (k of LargestSimilarities).
 
     Args:
       statistics: BankStatistics or LargestSimilarities of this device's part of the bank; all parts
