@@ -133,6 +133,51 @@ def test_files_of_the_first_version_load(path):
     assert dbn.read_provenance(path) is None
 
 
+def written_as(path, version, kind, static, **arrays):
+    """A file as an older version wrote it."""
+    arrays = {name: np.asarray(array) for name, array in arrays.items()}
+    header = {"kind": kind, "format_version": version, "library": "dbnorm_jax", "static": static}
+    header["arrays"] = {name: archives._description(array) for name, array in arrays.items()}
+    header |= {"provenance": None} if version > 1 else {}
+    header["sha256"] = archives._digest(header, arrays)
+    np.savez(path, header=np.array(json.dumps(header)), **arrays)
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_sums_of_older_versions_load_as_means(version, path):
+    """They held log Z and the mass; format 3 never did. An empty column is one."""
+    similarities = problem(0).query_bank_similarities
+    where = np.ones(similarities.shape, bool)
+    where[:, 2] = False
+    state = dbn.bank_statistics(similarities, beta=20.0, where=where)
+    sums = {"log_normalizer": state.log_normalizer, "mass": state.mass, "beta": state.beta}
+    written_as(path, version, "BankStatistics", {"k": 1}, **sums, k_occurrence=state.k_occurrence)
+    if version == 3:
+        with pytest.raises(ValueError, match="other fields"):
+            dbn.load(path)
+        return
+    found = dbn.load(path)
+    np.testing.assert_allclose(found.bias, state.bias, atol=1e-6)
+    np.testing.assert_allclose(found.log_normalizer, state.log_normalizer, rtol=1e-6)
+    for field in ("mass", "k_occurrence", "beta"):
+        np.testing.assert_array_equal(getattr(found, field), getattr(state, field))
+    assert found.similarity is None
+    assert_identical(dbn.merge(found, found), dbn.merge(found, found))
+    for field, value, words in (
+        ("log_normalizer", np.nan, "free of NaN"),
+        ("mass", np.nan, "finite"),
+        ("mass", -1.0, "at least 0"),
+        ("beta", 0.0, "beta to be positive"),
+    ):
+        bad = {name: np.array(array) for name, array in sums.items()}
+        bad[field].flat[0] = value
+        written_as(
+            path, version, "BankStatistics", {"k": 1}, **bad, k_occurrence=state.k_occurrence
+        )
+        with pytest.raises(ValueError, match=words):
+            dbn.load(path)
+
+
 def test_a_choice_of_the_second_version_loads(path):
     rows = np.eye(3, dtype=np.float32)
     state = dbn.tuning.tune(query_bank=rows, gallery_bank=rows)

@@ -166,10 +166,20 @@ def _parts(state: State) -> tuple[Arrays, dict[str, Any]]:
 def _of_sums(name: str, arrays: Arrays) -> Arrays:
     """The arrays of bank statistics from the sums that older files hold, to their digits."""
     log_normalizer, mass, beta = (arrays.get(field) for field in ("log_normalizer", "mass", "beta"))
-    if log_normalizer is None or mass is None or beta is None or mass.shape != log_normalizer.shape:
-        raise ValueError(f"{name}: expected log_normalizer, mass and beta of one shape")
-    if not (log_normalizer < np.inf).all():
-        raise ValueError(f"{name}: expected log_normalizer to be free of NaN and +inf")
+    if (
+        log_normalizer is None
+        or mass is None
+        or beta is None
+        or (mass.shape, beta.shape) != (log_normalizer.shape, log_normalizer.shape[:-1])
+    ):
+        raise ValueError(f"{name}: expected log_normalizer, mass and beta, of shapes that fit")
+    for field, right, expected in (
+        ("log_normalizer", log_normalizer < np.inf, "free of NaN and +inf"),
+        ("mass", (mass >= 0) & (mass < np.inf), "finite and at least 0"),
+        ("beta", (beta > 0) & (beta < np.inf), "positive and finite"),
+    ):
+        if not right.all():
+            raise ValueError(f"{name}: expected {field} to be {expected}")
     filled, dtype = mass > 0, log_normalizer.dtype
     with np.errstate(all="ignore"):  # what comes of it is checked
         log_mean = log_normalizer.astype(float) - np.log(np.where(filled, mass, 1).astype(float))
