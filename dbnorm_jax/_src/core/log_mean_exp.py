@@ -29,6 +29,7 @@ _LARGEST_EXPONENT = 115.0
 # Means of powers beyond this have lost digits of what they are below 1. Under a beta that tells
 # hubs from others few are: one more exponential is then not worth a figure.
 _NEARLY_ONE = 0.6
+# Rows whose sums come first, where a long sum in one piece loses digits.
 _FEW_ROWS = 32
 # Terms of series in |x| < 1 / 4: what the next one would add is below the rounding of the sum.
 _TERMS = {2**-23: 7, 2**-52: 12}
@@ -57,8 +58,8 @@ class Means(NamedTuple):
     @property
     def mass(self) -> jax.Array:
         """Infinite, or 0, where it is out of the range of its dtype."""
-        half = _power(_UNIT // 2 * jnp.clip(self.weight_exponent, -3, 3), self.weight.dtype)
-        return self.weight * half * half
+        half = _UNIT // 2 * jnp.clip(self.weight_exponent, -3, 3)
+        return jnp.ldexp(jnp.ldexp(self.weight, half), half)
 
 
 def _log_unit(means: Means) -> jax.Array:
@@ -69,11 +70,6 @@ def none(shape: tuple[int, ...], dtype: jnp.dtype) -> Means:
     """Means of no rows."""
     zeros = jnp.zeros(shape, dtype)
     return Means(zeros, zeros, zeros, zeros, jnp.zeros(shape, jnp.int32))
-
-
-def _power(exponent: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """2^exponent, exactly, of integers that a dtype has powers for."""
-    return jnp.ldexp(jnp.ones((), dtype), exponent)
 
 
 class RunningMean(NamedTuple):
@@ -88,10 +84,9 @@ class RunningMean(NamedTuple):
 
 def start_mean(num_gallery: int, beta: jax.Array) -> RunningMean:
     """The running mean of no rows, under a scalar `beta` or several."""
-    none = jnp.zeros((num_gallery, *beta.shape), beta.dtype)
     lowest = jnp.full(num_gallery, numerics.lowest(beta.dtype), beta.dtype)
-    no_mass = jnp.zeros(num_gallery, beta.dtype)
-    return RunningMean(lowest, none, none, no_mass, no_mass)
+    no_sum, no_mass = jnp.zeros((num_gallery, *beta.shape), beta.dtype), jnp.zeros_like(lowest)
+    return RunningMean(lowest, no_sum, no_sum, no_mass, no_mass)
 
 
 def add_rows(
@@ -127,25 +122,23 @@ def add_rows(
         entered = valid.astype(weights.dtype)
         mass, mass_rest = jnp.matmul(both, entered, precision=lax.Precision.HIGHEST)
 
-    def weighted(powers: jax.Array) -> jax.Array:
-        # A product with the weights sums the rows and drops the padding in one fast operation.
-        powers = powers if valid is None else jnp.where(valid, powers, 0)
-        return jnp.matmul(weights, powers, precision=numerics.matmul_precision())
+    # A product with the weights sums the rows and drops the padding in one fast operation.
+    product = partial(jnp.matmul, precision=numerics.matmul_precision())
+
+    def entering(powers: jax.Array) -> jax.Array:
+        return powers if valid is None else jnp.where(valid, powers, 0)
 
     def sums(beta: jax.Array) -> tuple[jax.Array, jax.Array]:
         excess = (beta / math.log(2)) * (similarities - maximum[None])
-        total = weighted(elementary.exp2(jnp.minimum(excess, _LARGEST_EXPONENT)))
+        powers = elementary.exp2(jnp.minimum(excess, _LARGEST_EXPONENT))
+        total = product(weights, entering(powers))
 
         def to_all_digits() -> jax.Array:
-            powers = _expm1(beta, similarities - maximum[None])
-            powers = powers if valid is None else jnp.where(valid, powers, 0)
-            # Of alike numbers a long sum in one piece loses digits; sums of few rows come first.
+            powers = entering(_expm1(beta, similarities - maximum[None]))
             few = [(0, -len(weights) % _FEW_ROWS)]
             parts = jnp.pad(weights, few).reshape(-1, 1, _FEW_ROWS)
             powers = jnp.pad(powers, [*few, (0, 0)]).reshape(-1, _FEW_ROWS, powers.shape[1])
-            return jnp.matmul(parts, powers, precision=numerics.matmul_precision())[:, 0].sum(
-                axis=0
-            )
+            return product(parts, powers)[:, 0].sum(axis=0)
 
         nearly_one = (total > _NEARLY_ONE * mass).any()
         # Made anew for a slope: a branch that is not taken would keep tiles of zeros for it.
@@ -245,21 +238,20 @@ def finish_mean(state: RunningMean, beta: jax.Array) -> Means:
     filled = mass > 0
     whole = jnp.where(filled, mass, 1)
     mean, below = jnp.where(filled, total / whole, 1), jnp.where(filled, below / whole, 0)
-    log_mean = _log_over(beta[..., None], mean, below)
+    log_mean = _log_over(beta[..., None], jnp.log(mean), below)
     bias, rest = two_sum(jnp.where(filled, maximum, 0), log_mean)
     weight, weight_rest = (jnp.broadcast_to(part, bias.shape) for part in (mass, mass_rest))
     exponent = numerics.varying_like(jnp.zeros(bias.shape, jnp.int32), mass)
     return Means(bias, rest, *_in_range(weight, weight_rest, exponent))
 
 
-def _log_over(beta: jax.Array, mean: jax.Array, below: jax.Array) -> jax.Array:
-    """The log over beta of a mean of powers, which is `1 + beta below`.
+def _log_over(beta: jax.Array, log_mean: jax.Array, below: jax.Array) -> jax.Array:
+    """The log over beta of a mean of powers, from it or from `below`, where it is `1 + beta below`.
 
-    Each of the two has all digits where it is small.
+    Each of the two has all digits where what it is the log of is small.
     """
     near = beta * below > -0.5
-    of_mean = jnp.log(jnp.where(near, 1, mean)) / beta
-    return jnp.where(near, _log1p(beta, jnp.where(near, below, 0)), of_mean)
+    return jnp.where(near, _log1p(beta, jnp.where(near, below, 0)), log_mean / beta)
 
 
 def merged(parts: Means, beta: jax.Array) -> Means:
@@ -321,9 +313,8 @@ def merged_over(
     below = total(jnp.where(filled, excess, 0))
     powers = jnp.exp(jnp.minimum(log_mass - base_log_mass + x, 1))
     mean = total(jnp.where(filled, powers, 0))
-    near = beta * below > -0.5
-    far_log = (jnp.log(jnp.where(near, 1, mean)) + base_log_mass - log_whole) / beta
-    log_mean = jnp.where(near, _log1p(beta, jnp.where(near, below, 0)), far_log)
+    log_mean = jnp.log(jnp.where(any_filled, mean, 1)) + base_log_mass - log_whole
+    log_mean = _log_over(beta, log_mean, below)
     number = total(jnp.isnan(bias).astype(beta.dtype)) == 0
     log_mean = jnp.where(number, jnp.where(any_filled, log_mean, 0), jnp.nan)
     return Means(

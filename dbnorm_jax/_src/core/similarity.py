@@ -201,7 +201,7 @@ def tile(similarity_fn: SimilarityFn, rows: jax.Array, columns: jax.Array) -> ja
 
 
 def rounding(
-    similarity_fn: SimilarityFn, rows: jax.Array, columns: jax.Array, similarities: jax.Array
+    similarity_fn: SimilarityFn, row_norms: jax.Array, columns: jax.Array, similarities: jax.Array
 ) -> jax.Array:
     """[num_rows], how far two roundings of a similarity of a row and one of the columns differ.
 
@@ -210,17 +210,18 @@ def rounding(
     at most, to either side. Such errors grow like a random walk, with `sqrt(dim)` (Higham and Mary,
     2019); the most that two products were seen to differ by is 0.4 `sqrt(dim)` from 64 dimensions
     on and 2.5 below. Of a similarity that is not of this module the largest that it gives stands
-    for what it sums.
+    for what it sums. `row_norms` are the `norms` of the rows, [num_rows], `similarities` those of
+    rows and columns.
     """
     dtype = similarities.dtype
     if similarity_fn is cosine_similarity:
-        sizes = jnp.ones(len(rows), dtype)
+        sizes = jnp.ones_like(row_norms)
     elif similarity_fn is dot_product:
-        sizes = _norms(rows) * _norms(columns).max()
+        sizes = row_norms * norms(columns).max()
     elif similarity_fn is negative_squared_euclidean:
         # Another tile has another shift m. To round `r - m` and `c - m` changes a distance by
         # `eps |r - c| (|r - m| + |c - m|)` at most; one of a pair is taken from the difference.
-        near = _norms(_less(_shift(rows, columns), columns))
+        near = norms(_less(_shift(row_norms, columns), columns))
         # By the triangle: no farther than the first column, and that one's distance.
         far = jnp.sqrt(-similarities[:, 0]) + near[0]
         sizes = (far + near.max()) ** 2
@@ -231,7 +232,7 @@ def rounding(
     return eps * (4 + columns.shape[1] ** 0.5 / 2) * sizes.astype(similarities.dtype)
 
 
-def _norms(rows: jax.Array) -> jax.Array:
+def norms(rows: jax.Array) -> jax.Array:
     """[num_rows] Euclidean norms in at least float32."""
     rows = rows.astype(numerics.accumulation_dtype(rows.dtype))
     return jnp.sqrt(jnp.square(rows).sum(axis=1))

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dbnorm_jax._src.core import checks, numerics
+from dbnorm_jax._src.core import checks, numerics, similarity
 from dbnorm_jax._src.core.similarity import SimilarityFn
 from dbnorm_jax._src.passes import selection
 from dbnorm_jax._src.passes.nearest import PAIRS, Scoring, count_lists, less_mixtures, scores_dtype
@@ -53,29 +53,14 @@ def count_ahead(
     Returns:
       Ahead of [num_queries, num_lists], and Nearest of [num_queries] of the first list.
     """
-    # Counts are steps: they have no slope.
-    queries, gallery, offsets, mixtures = lax.stop_gradient((queries, gallery, offsets, mixtures))
-    score = Scoring(similarity_fn, scores_dtype(queries, gallery, offsets))
-    num_lists = count_lists(offsets, mixtures)
-
-    def pick(column: jax.Array) -> tuple[jax.Array, Offsets]:
-        return gallery[column], selection.by_list(None if offsets is None else offsets[column])
-
-    def add(best: Best, column: jax.Array) -> tuple[Best, None]:
-        return add_right(best, column >= 0, score, queries, mixtures, column, pick), None
-
+    fixed, score, best, add = _scored_alone(queries, gallery, offsets, mixtures, similarity_fn)
     right = distinct(relevant)
-    best = start_best((queries.shape[0], num_lists), score.dtype)
-    best = numerics.varying_like(best, queries, right, mixtures, gallery, offsets)
-    best = lax.scan(add, best, right.T)[0]
+    best = numerics.varying_like(best, fixed, right)
+    best = lax.scan(lambda best, column: (add(best, column), None), best, right.T)[0]
     merged = merge_best(best.scores)
     best = Best(merged, jnp.where(best.scores == merged, best.level, 0))
-    return sweep(
-        counts_pass(score, num_lists),
-        Rows(queries, ask(right, best, mixtures, unseen)),
-        Items(gallery, selection.by_list(offsets), valid),
-        Tiling(similarity_fn, score.dtype, chunk_size),
-    ).outputs
+    asked = ask(fixed[0], right, best, fixed[3], unseen)
+    return _swept(counts_pass(score, best.scores.shape[1]), asked, fixed, score, chunk_size, valid)
 
 
 def count_ahead_of_each(
@@ -98,28 +83,45 @@ def count_ahead_of_each(
     Returns:
       Two of [num_queries, num_lists, num_right] int32, and Nearest of [num_queries].
     """
-    queries, gallery, offsets, mixtures = lax.stop_gradient((queries, gallery, offsets, mixtures))
+    fixed, score, none, add = _scored_alone(queries, gallery, offsets, mixtures, similarity_fn)
+    scores = lax.scan(lambda _, column: (None, add(none, column).scores), None, relevant.T)[1]
+    scores = merge_best(jnp.moveaxis(scores, 0, 2))
+    best = Best(scores, jnp.zeros(scores.shape, jnp.int32))
+    unseen = None if unseen is None else distinct(unseen)
+    asked = Asked(relevant, best, similarity.norms(fixed[0]), fixed[3], unseen)
+    return _swept(_each_pass(score, *scores.shape[1:]), asked, fixed, score, chunk_size, valid)
+
+
+def _scored_alone(
+    queries: Any, gallery: Any, offsets: Any, mixtures: Any, similarity_fn: SimilarityFn
+) -> tuple[tuple[Any, ...], Scoring, "Best", Callable[["Best", jax.Array], "Best"]]:
+    """What is counted with, and what adds a right item [num_queries] of each query to the best.
+
+    Returns:
+      Queries, gallery, offsets and mixtures, how pairs are scored, the best of none, and `add`.
+    """
+    # Counts are steps: they have no slope.
+    fixed = lax.stop_gradient((queries, gallery, offsets, mixtures))
+    queries, gallery, offsets, mixtures = fixed
     score = Scoring(similarity_fn, scores_dtype(queries, gallery, offsets))
-    num_lists = count_lists(offsets, mixtures)
 
     def pick(column: jax.Array) -> tuple[jax.Array, Offsets]:
         return gallery[column], selection.by_list(None if offsets is None else offsets[column])
 
-    none = start_best((queries.shape[0], num_lists), score.dtype)
+    def add(best: Best, column: jax.Array) -> Best:
+        return add_right(best, column >= 0, score, queries, mixtures, column, pick)
 
-    def scored(_: None, column: jax.Array) -> tuple[None, jax.Array]:
-        return None, add_right(none, column >= 0, score, queries, mixtures, column, pick).scores
+    num_lists = count_lists(offsets, mixtures)
+    return fixed, score, start_best((queries.shape[0], num_lists), score.dtype), add
 
-    scores = merge_best(jnp.moveaxis(lax.scan(scored, None, relevant.T)[1], 0, 2))
-    unseen = None if unseen is None else distinct(unseen)
-    best = Best(scores, jnp.zeros(scores.shape, jnp.int32))
-    asked = Asked(relevant, best, mixtures, unseen)
-    return sweep(
-        _each_pass(score, num_lists, relevant.shape[1]),
-        Rows(queries, asked),
-        Items(gallery, selection.by_list(offsets), valid),
-        Tiling(similarity_fn, score.dtype, chunk_size),
-    ).outputs
+
+def _swept(
+    kept: Pass, asked: "Asked", fixed: tuple[Any, ...], score: Scoring, chunk_size: int, valid: Any
+) -> Any:
+    queries, gallery, offsets, _ = fixed
+    items = Items(gallery, selection.by_list(offsets), valid)
+    tiling = Tiling(score.similarity_fn, score.dtype, chunk_size)
+    return sweep(kept, Rows(queries, asked), items, tiling).outputs
 
 
 class Ahead(NamedTuple):
@@ -198,10 +200,10 @@ def distinct(right: jax.Array) -> jax.Array:
 
 
 class Counts(NamedTuple):
-    """Wrong items counted so far."""
+    """Items counted so far."""
 
-    above: jax.Array  # [num_queries, num_lists] int32
-    level: jax.Array  # [num_queries, num_lists] int32
+    above: jax.Array  # [num_queries, num_lists, ...] int32
+    level: jax.Array  # likewise
     nearest: Nearest  # [num_queries, 1, 1] of the first list
 
 
@@ -210,14 +212,15 @@ class Asked(NamedTuple):
 
     passed: jax.Array  # [num_queries, most] int32 gallery rows that do not count, -1 for none
     best: Best
+    norms: jax.Array  # [num_queries]
     mixtures: jax.Array | None
     unseen: jax.Array | None  # [num_queries, most] int32, those of them that are not seen
 
 
-def ask(right: jax.Array, best: Best, mixtures: Any, unseen: Any) -> Asked:
+def ask(queries: jax.Array, right: jax.Array, best: Best, mixtures: Any, unseen: Any) -> Asked:
     """What goes with queries of these right items, none of them repeated."""
     passed = right if unseen is None else distinct(jnp.concatenate([right, unseen], axis=1))
-    return Asked(passed, best, mixtures, unseen)
+    return Asked(passed, best, similarity.norms(queries), mixtures, unseen)
 
 
 def seen_right(right: jax.Array, unseen: jax.Array | None, valid: Any) -> jax.Array:
@@ -232,43 +235,23 @@ def seen_right(right: jax.Array, unseen: jax.Array | None, valid: Any) -> jax.Ar
 def counts_pass(score: Scoring, num_lists: int) -> Pass:
     """Outputs (Ahead, Nearest); rows own what they ask, items their offsets."""
 
-    def start(rows: Chunk) -> Counts:
-        none = jnp.zeros((rows.size, num_lists), jnp.int32)
-        return Counts(none, none, selection.start_nearest((rows.size, 1, 1), score.dtype))
+    def count(tile: Tile, similarities: jax.Array, left: Offsets) -> Any:
+        asked: Asked = tile.rows.own
+        return _count_tile(score, tile, similarities, left, asked.passed, asked.best.scores)
 
-    def add(counts: Counts, _: None, tile: Tile) -> tuple[Counts, None]:
-        passed, best, mixtures, unseen = tile.rows.own
-        similarities, left = less_mixtures(tile.similarities, mixtures, tile.own)
-        first, seen = None if left is None else left[:1], selection.seen_by(unseen, tile.start)
-        nearest = selection.add_tile(
-            counts.nearest, similarities, first, tile.start, valid=tile.valid, seen=seen
-        )
-        found = _count_tile(score, tile, similarities, left, passed, best.scores)
-        return Counts(counts.above + found[0], counts.level + found[1], nearest), None
+    def ahead(counts: Counts, rows: Chunk) -> Ahead:
+        return Ahead(counts.above, counts.level, rows.own.best.level)
 
-    def finish(total: None, counts: Counts, rows: Chunk) -> tuple[None, tuple[Ahead, Nearest]]:
-        first = Nearest(*(part[:, 0, 0] for part in counts.nearest))
-        return total, (Ahead(counts.above, counts.level, rows.own.best.level), first)
-
-    return Pass(add, start, finish)
+    return _counting(score, (num_lists,), count, ahead)
 
 
 def _each_pass(score: Scoring, num_lists: int, num_right: int) -> Pass:
     """As `counts_pass`, but outputs (above, level) are of each right item, against all others."""
 
-    def start(rows: Chunk) -> Counts:
-        none = jnp.zeros((rows.size, num_lists, num_right), jnp.int32)
-        return Counts(none, none, selection.start_nearest((rows.size, 1, 1), score.dtype))
+    def count(tile: Tile, similarities: jax.Array, left: Offsets) -> Any:
+        right, best, _, _, unseen = tile.rows.own
 
-    def add(counts: Counts, _: None, tile: Tile) -> tuple[Counts, None]:
-        right, best, mixtures, unseen = tile.rows.own
-        similarities, left = less_mixtures(tile.similarities, mixtures, tile.own)
-        first, seen = None if left is None else left[:1], selection.seen_by(unseen, tile.start)
-        nearest = selection.add_tile(
-            counts.nearest, similarities, first, tile.start, valid=tile.valid, seen=seen
-        )
-
-        def count(_: None, asked: tuple[jax.Array, jax.Array]) -> tuple[None, Any]:
+        def of_one(_: None, asked: tuple[jax.Array, jax.Array]) -> tuple[None, Any]:
             item, best = asked
             passed = item[:, None]
             if unseen is not None:
@@ -276,12 +259,41 @@ def _each_pass(score: Scoring, num_lists: int, num_right: int) -> Pass:
             return None, _count_tile(score, tile, similarities, left, passed, best)
 
         asked = right.T, jnp.moveaxis(best.scores, 2, 0)
-        above, level = (jnp.moveaxis(part, 0, 2) for part in lax.scan(count, None, asked)[1])
+        return (jnp.moveaxis(part, 0, 2) for part in lax.scan(of_one, None, asked)[1])
+
+    shape = num_lists, num_right
+    return _counting(score, shape, count, lambda counts, _: (counts.above, counts.level))
+
+
+def _counting(
+    score: Scoring,
+    shape: tuple[int, ...],
+    count: Callable[[Tile, jax.Array, Offsets], Any],
+    outputs: Callable[[Counts, Chunk], Any],
+) -> Pass:
+    """Counts above and level, each [num_rows, *shape], that `count` finds tile by tile.
+
+    It takes a tile, its similarities less the mixtures, and the offsets that are left.
+    """
+
+    def start(rows: Chunk) -> Counts:
+        none = jnp.zeros((rows.size, *shape), jnp.int32)
+        return Counts(none, none, selection.start_nearest((rows.size, 1, 1), score.dtype))
+
+    def add(counts: Counts, _: None, tile: Tile) -> tuple[Counts, None]:
+        asked: Asked = tile.rows.own
+        similarities, left = less_mixtures(tile.similarities, asked.mixtures, tile.own)
+        first = None if left is None else left[:1]
+        seen = selection.seen_by(asked.unseen, tile.start)
+        nearest = selection.add_tile(
+            counts.nearest, similarities, first, tile.start, valid=tile.valid, seen=seen
+        )
+        above, level = count(tile, similarities, left)
         return Counts(counts.above + above, counts.level + level, nearest), None
 
-    def finish(total: None, counts: Counts, _: Chunk) -> tuple[None, Any]:
+    def finish(total: None, counts: Counts, rows: Chunk) -> tuple[None, Any]:
         first = Nearest(*(part[:, 0, 0] for part in counts.nearest))
-        return total, ((counts.above, counts.level), first)
+        return total, (outputs(counts, rows), first)
 
     return Pass(add, start, finish)
 
@@ -299,7 +311,7 @@ def _count_tile(
     `similarities` are those of the tile less the mixtures, `left` the offsets that are left. Of
     the items, `passed` [num_rows, most] gallery rows, none of them repeated, do not count.
     """
-    _, _, mixtures, _ = tile.rows.own
+    _, _, norms, mixtures, _ = tile.rows.own
     vectors, items, own = tile.rows.vectors, tile.items, tile.own
     # Counted from the same tile as the others, they are taken out again exactly.
     column, num_items = passed - tile.start, len(items)
@@ -312,7 +324,7 @@ def _count_tile(
         jnp.where(inside, column, num_items),
         tile.valid,
         best,
-        score.rounding(vectors, mixtures, items, own, tile.similarities, best),
+        score.rounding(norms, mixtures, items, own, tile.similarities, best),
     )
 
     def pairs(row: jax.Array, column: jax.Array) -> jax.Array:

@@ -179,7 +179,7 @@ class Scoring(NamedTuple):
 
     def rounding(
         self,
-        rows: jax.Array,
+        norms: jax.Array,
         mixtures: Any,
         items: jax.Array,
         offsets: Offsets,
@@ -188,9 +188,9 @@ class Scoring(NamedTuple):
     ) -> jax.Array:
         """[num_rows, num_lists], how far scores of a tile may be from those of pairs.
 
-        Looked at near `scores` [num_rows, num_lists].
+        Looked at near `scores` [num_rows, num_lists]; `norms` [num_rows] are those of the rows.
         """
-        rounding = similarity.rounding(self.similarity_fn, rows, items, similarities)[:, None]
+        rounding = similarity.rounding(self.similarity_fn, norms, items, similarities)[:, None]
         # Offsets are subtracted one by one, each difference rounded once.
         largest = jnp.abs(scores)
         if mixtures is not None:

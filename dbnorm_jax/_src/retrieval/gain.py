@@ -16,7 +16,8 @@ from dbnorm_jax._src.core.types import Correction, SearchResult
 from dbnorm_jax._src.passes import counts, streaming
 from dbnorm_jax._src.places.mesh import drive, layout
 from dbnorm_jax._src.places.mesh.exchange import Axis
-from dbnorm_jax._src.retrieval.metrics import ahead_of_best, asking, check_scores, mean_counted
+from dbnorm_jax._src.retrieval.metrics import ahead_of_best, check_scores, mean_counted
+from dbnorm_jax._src.retrieval.search import asking
 
 
 def normalized_discounted_cumulative_gain(

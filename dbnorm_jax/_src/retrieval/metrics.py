@@ -13,12 +13,12 @@ from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, filling, numerics, relevance, seen
 from dbnorm_jax._src.core.relevance import Relevant
-from dbnorm_jax._src.core.similarity import SimilarityFn, check_similarity, dot_product
+from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
 from dbnorm_jax._src.core.types import Correction
 from dbnorm_jax._src.passes import counts, streaming
-from dbnorm_jax._src.passes.gating import check_streamed
 from dbnorm_jax._src.places.mesh import drive, layout
 from dbnorm_jax._src.places.mesh.exchange import Axis
+from dbnorm_jax._src.retrieval.search import asking
 
 
 def ranks(
@@ -144,42 +144,6 @@ def stream_ranks(
     right = split.along_rows(filling.filled_up(right, split.num_rows), -1)
     found = drive.ranks(*asked, right, split=split, ties=counts.check_ties(ties))
     return filling.cut(found, num_queries)
-
-
-def asking(
-    how: Any,
-    queries: Any,
-    gallery: Any,
-    correction: Any,
-    exclude: Any,
-    where: Any,
-    gates: Any,
-    *,
-    filling_up: bool,
-) -> tuple[int, drive.Split, Any, Any, Any, drive.Seen]:
-    """The arguments of a streamed measure, checked, filled up and split.
-
-    Returns:
-      How many queries there are; how they are split; and what `drive` takes.
-    """
-    num_queries = None
-    if filling_up:
-        num_queries, queries, gallery = filling.checked_queries(queries, gallery=gallery)
-    split, queries, gallery = drive.checked(*how, queries=queries, gallery=gallery)
-    num_queries, num_gallery = num_queries or split.num_rows, split.num_gallery
-    if correction is not None:
-        check_streamed(correction, num_gallery)
-        check_similarity("correction", correction, how[1], queries, gallery)
-    unseen = seen.exclusions(exclude, num_queries, num_gallery, rows="queries")
-    gates = seen.gates(gates, correction, num_queries)
-    unseen, gates = (filling.filled_up(part, split.num_rows) for part in (unseen, gates))
-    asked = drive.Seen(
-        split.along_rows(unseen, -1),
-        split.along_items(seen.items(where, num_gallery), False),
-        split.along_rows(gates, 0),
-    )
-    correction = split.along_items(correction, 0, dim=1)
-    return num_queries, split, queries, gallery, correction, asked
 
 
 def recall_at(ranks: ArrayLike, k: float) -> jax.Array:

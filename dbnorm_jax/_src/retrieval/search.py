@@ -249,24 +249,47 @@ def stream_top_k(
       [[1]]
     """
     how = layout.layout(mesh, bank_axis, gallery_axis), similarity_fn, chunk_size
+    num_queries, split, *asked = asking(
+        how, queries, gallery, correction, exclude, where, gates, filling_up=mesh is None
+    )
+    k = checks.integer("k", k, low=1, high=split.num_gallery, of=" (gallery items)")
+    return filling.cut(drive.top_k(*asked, split=split, k=k), num_queries)
+
+
+def asking(
+    how: Any,
+    queries: Any,
+    gallery: Any,
+    correction: Any,
+    exclude: Any,
+    where: Any,
+    gates: Any,
+    *,
+    filling_up: bool,
+) -> tuple[int, drive.Split, Any, Any, Any, drive.Seen]:
+    """The arguments of a streamed search or measure, checked, filled up and split.
+
+    Returns:
+      How many queries there are; how they are split; and what `drive` takes.
+    """
     num_queries = None
-    if mesh is None:
+    if filling_up:
         num_queries, queries, gallery = filling.checked_queries(queries, gallery=gallery)
     split, queries, gallery = drive.checked(*how, queries=queries, gallery=gallery)
     num_queries, num_gallery = num_queries or split.num_rows, split.num_gallery
-    k = checks.integer("k", k, low=1, high=num_gallery, of=" (gallery items)")
     if correction is not None:
         check_streamed(correction, num_gallery)
-        similarity.check_similarity("correction", correction, similarity_fn, queries, gallery)
-    where = seen.items(where, num_gallery)
+        similarity.check_similarity("correction", correction, how[1], queries, gallery)
     unseen = seen.exclusions(exclude, num_queries, num_gallery, rows="queries")
     gates = seen.gates(gates, correction, num_queries)
     unseen, gates = (filling.filled_up(part, split.num_rows) for part in (unseen, gates))
-    unseen, gates = split.along_rows(unseen, -1), split.along_rows(gates, 0)
-    asking = drive.Seen(unseen, split.along_items(where, False), gates)
+    asked = drive.Seen(
+        split.along_rows(unseen, -1),
+        split.along_items(seen.items(where, num_gallery), False),
+        split.along_rows(gates, 0),
+    )
     correction = split.along_items(correction, 0, dim=1)
-    result = drive.top_k(queries, gallery, correction, asking, split=split, k=k)
-    return filling.cut(result, num_queries)
+    return num_queries, split, queries, gallery, correction, asked
 
 
 def semantic_search(

@@ -185,7 +185,7 @@ def _counted(
         own, items = right[:, place], jnp.asarray(vectors[:, place])
         best = _best_right(best, rows, items, own, offsets, mixtures, score=score)
     made = Made(counts.counts_pass, (score, num_lists), tiling)
-    asked = sweep.Rows(rows, _ask(right, best, mixtures, asking.unseen))
+    asked = sweep.Rows(rows, _ask(rows, right, best, mixtures, asking.unseen))
     return passes.through(lambda _: (made, asked), selection.by_list(offsets))
 
 
