@@ -162,20 +162,21 @@ def test_sums_of_older_versions_load_as_means(version, path):
     for field in ("mass", "k_occurrence", "beta"):
         np.testing.assert_array_equal(getattr(found, field), getattr(state, field))
     assert found.similarity is None
-    assert_identical(dbn.merge(found, found), dbn.merge(found, found))
-    for field, value, words in (
-        ("log_normalizer", np.nan, "free of NaN"),
-        ("mass", np.nan, "finite"),
-        ("mass", -1.0, "at least 0"),
-        ("beta", 0.0, "beta to be positive"),
+    for field, place, value, words in (
+        ("log_normalizer", 0, np.nan, "free of NaN"),
+        ("mass", 0, np.nan, "finite"),
+        ("mass", 0, -1.0, "finite and at least 0"),
+        ("beta", (), 0.0, "positive"),
     ):
-        bad = {name: np.array(array) for name, array in sums.items()}
-        bad[field].flat[0] = value
-        written_as(
-            path, version, "BankStatistics", {"k": 1}, **bad, k_occurrence=state.k_occurrence
-        )
-        with pytest.raises(ValueError, match=words):
+        bad = np.array(sums[field])
+        bad[place] = value
+        written_as(path, version, "BankStatistics", {"k": 0}, **{**sums, field: bad})
+        with pytest.raises(ValueError, match=f"expected {field} to be .*{words}"):
             dbn.load(path)
+    short = {**sums, "mass": sums["mass"][:3]}
+    written_as(path, version, "BankStatistics", {"k": 0}, **short)
+    with pytest.raises(ValueError, match="expected log_normalizer, mass and beta, of shapes"):
+        dbn.load(path)
 
 
 def test_a_choice_of_the_second_version_loads(path):
