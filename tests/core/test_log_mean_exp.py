@@ -158,8 +158,11 @@ def test_a_hot_row_stays_when_the_heavy_one_goes():
 
 def test_a_mass_below_its_own_rounding_is_refused():
     whole = dbn.bank_statistics([[10.0], [0.0]], beta=10.0, weights=[1e-12, 1.0])
-    with pytest.raises(ValueError, match=r"`part` must leave a share"):
-        dbn.subtract(whole, dbn.bank_statistics([[0.0]], beta=10.0))
+    for smallest_share in (1e-3, 0):
+        with pytest.raises(ValueError, match=r"`part` must leave a share"):
+            dbn.subtract(
+                whole, dbn.bank_statistics([[0.0]], beta=10.0), smallest_share=smallest_share
+            )
 
 
 @pytest.mark.parametrize("beta", [0.9 / checks.MOST_BETA, 1.1 * checks.MOST_BETA, 1e-39, 3e38])

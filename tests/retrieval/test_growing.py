@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,6 +63,7 @@ def test_subtract_is_the_inverse_of_merge(seed):
 def test_subtracting_all_leaves_the_empty_part():
     whole = fit(integers(0, NUM_BANK), integers(1, NUM_GALLERY))
     left = dbn.subtract(whole, whole)
+    chex.assert_trees_all_equal(left, dbn.subtract(whole, whole, smallest_share=0))
     assert (np.asarray(left.log_normalizer) == -np.inf).all()
     assert not np.asarray(left.mass).any()
     assert not np.asarray(left.k_occurrence).any()

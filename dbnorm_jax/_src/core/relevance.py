@@ -201,7 +201,7 @@ def _rows_of(indptr: jax.Array, indices: jax.Array) -> jax.Array:
 
 
 def _padded(counts: Any, entries: Any, fill: int) -> jax.Array:
-    """[num_rows, most] of entries that follow each other, so many per row; few numbers are most."""
+    """[num_rows, most] of entries that follow each other, so many per row; most has few values."""
     most = int(counts.max(initial=1))
     shape = len(counts), filling.length(most, 4) if most > 1 else 1
     padded = np.full(shape, fill, entries.dtype)

@@ -25,8 +25,8 @@ from dbnorm_jax._src.places.mesh import drive, layout
 from dbnorm_jax._src.places.mesh.exchange import Axis
 
 # Shares of the mass of a column that `subtract` takes for none, and trusts: masses are known to
-# about 2^-44 of themselves.
-_NO_MASS, _LEAST_MASS = 2.0**-40, 2.0**-36
+# about 2^-44 of themselves. Without a mass, so much of Z is its rounding.
+_NO_MASS, _LEAST_MASS, _NO_SUM = 2.0**-40, 2.0**-36, 1e-3
 
 
 def bank_statistics(
@@ -112,8 +112,9 @@ def _bank_statistics(
     signature += "->(g),(g),(g),(g),(g),()" + ",(g)" * bool(k)
     masks = [mask for mask in (where, weights) if mask is not None]
     over_batches = numerics.vectorize(one, signature=signature)
-    *fields, beta, counts = (*over_batches(similarities, beta, *masks), None)[: 5 + 2]
-    return BankStatistics.of(log_mean_exp.Means(*fields), beta, counts, k)
+    outputs = over_batches(similarities, beta, *masks)
+    *fields, beta = outputs[:-1] if k else outputs
+    return BankStatistics.of(log_mean_exp.Means(*fields), beta, outputs[-1] if k else None, k)
 
 
 def _running_mean(
@@ -330,24 +331,22 @@ def subtract(
             "part", f" must have beta={whole.beta} as ", "whole", f", got {part.beta}"
         )
     similarity = agreed(("whole", whole), ("part", part))
-    left, share = _subtract(whole, part, smallest_share)
+    left, share = _subtract(whole, part)
     if concrete:
         _check_left(left, np.asarray(share), smallest_share)
     return dataclasses.replace(left, similarity=similarity)
 
 
 @jax.jit
-def _subtract(
-    whole: BankStatistics, part: BankStatistics, smallest_share: float
-) -> tuple[BankStatistics, jax.Array]:
+def _subtract(whole: BankStatistics, part: BankStatistics) -> tuple[BankStatistics, jax.Array]:
     left, share, mass = log_mean_exp.without(whole.means, part.means, whole.beta[..., None])
-    emptied = (whole.weight > 0) & (jnp.abs(mass) <= _NO_MASS) & (share <= smallest_share)
+    emptied = (whole.weight > 0) & (jnp.abs(mass) <= _NO_MASS) & (share <= _NO_SUM)
     left = jax.tree.map(lambda field: jnp.where(emptied, 0, field), left)
     counts = None
     if whole.k_occurrence is not None and part.k_occurrence is not None:
         counts = whole.k_occurrence - part.k_occurrence
-    # A mass below the rounding of a fit is none that a log can be taken of.
-    share = jnp.where(mass > _LEAST_MASS, share, 0)
+    # A mass that is its own rounding has no log: whatever share may be left, this one is too small.
+    share = jnp.where(mass > _LEAST_MASS, share, mass - 2 * _LEAST_MASS)
     share = jnp.where(emptied | (whole.weight == 0) & (part.weight == 0), 1, share)
     return BankStatistics.of(left, whole.beta, counts, whole.k), share
 
