@@ -282,19 +282,21 @@ _FEW = 32
 def _shift(rows: jax.Array, columns: jax.Array) -> jax.Array:
     """[1, dim], a vector among the columns to compute distances from, in the dtype of those.
 
-    Any would do, since distances do not change with it, and each tile may have its own. Take a step
-    in each coordinate, a power of two above the range of a few columns, and of its multiples the
-    one nearest to their middle. It is 0 where they lie on both sides of zero; and of whole numbers,
-    or others of few bits, it is one too, so that no bit is lost. No column is farther from it than
-    twice the range of all. One column alone is its own shift.
+    Any would do, since distances do not change with it, and each tile may have its own. In each
+    coordinate it is 0 where a few columns lie on both sides of zero. Else take a step, the power of
+    two from a quarter of their range to half of it, and of its multiples the one nearest to their
+    middle, so that none of them is farther than three quarters of their range. Of whole numbers, or
+    others of few bits, it has few bits too, so that none is lost. One column alone is its own
+    shift.
     """
     dtype = numerics.accumulation_dtype(rows.dtype, columns.dtype)
     # The shift cancels in the differences, so its gradient is left out.
     few = lax.stop_gradient(columns[:: -(-len(columns) // _FEW)]).astype(dtype)
     low, high = few.min(axis=0), few.max(axis=0)
     half = high / 2 - low / 2  # the range itself may overflow
-    step = jnp.ldexp(jnp.ones_like(half), jnp.frexp(half)[1] + 1)
-    return jnp.where(half > 0, jnp.round((low + half) / step) * step, low)[None]
+    step = jnp.ldexp(jnp.ones_like(half), jnp.frexp(half)[1] - 1)
+    shift = jnp.where(half > 0, jnp.round((low + half) / step) * step, low)
+    return jnp.where((low <= 0) & (high >= 0), 0, shift)[None]
 
 
 def _less(shift: jax.Array, vectors: jax.Array) -> jax.Array:
