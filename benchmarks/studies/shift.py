@@ -107,29 +107,6 @@ class Score:
 Results = dict[tuple[str, str], dict[str, list[Score]]]
 
 
-def decayed(
-    statistics: dbn.BankStatistics, gamma: float, *, keep_active: bool = True
-) -> dbn.BankStatistics:
-    """Statistics of the same bank with all weights times gamma, ready to merge with newer ones.
-
-    `log sum_b gamma w_b exp(beta s(b, g)) = log Z(g) + log gamma`, and the mass is gamma times
-    what it was: the bias of the bank alone stays, its share in a merge shrinks. Gamma 0 forgets it.
-    The k-occurrence counts whole bank items and does not decay: activation sets only grow.
-    `keep_active=False` makes it 0, so that gates are those of newer items alone. Fields are
-    [..., num_gallery] before and after.
-    """
-    occurrence = statistics.k_occurrence
-    if occurrence is not None and not keep_active:
-        occurrence = jnp.zeros_like(occurrence)
-    factor = jnp.asarray(gamma, statistics.mass.dtype)
-    return dataclasses.replace(
-        statistics,
-        log_normalizer=statistics.log_normalizer + jnp.log(factor),
-        mass=statistics.mass * factor,
-        k_occurrence=occurrence,
-    )
-
-
 def fit(query_bank: Rows, gallery_bank: Rows, gallery: Rows) -> Fitted:
     """What both banks [num_bank, dim] say about the gallery [num_gallery, dim]."""
     return Fitted(
@@ -142,11 +119,17 @@ def fit(query_bank: Rows, gallery_bank: Rows, gallery: Rows) -> Fitted:
 def updated(old: Fitted, new: Fitted, gamma: float, keep_active: bool) -> Fitted:
     """The old query bank, times gamma, and the new one; the gallery bank is the old one.
 
+    The k-occurrence counts whole bank items and does not decay: activation sets only grow.
+    `keep_active=False` makes the old one 0, so that gates are those of newer items alone.
     CSLS and NNN keep similarities, which have no weights: any gamma above 0 is the same to them.
     """
-    query = dbn.merge(decayed(old.query, gamma, keep_active=keep_active), new.query)
-    largest = dbn.merge(old.largest, new.largest) if gamma > 0 else new.largest
-    return Fitted(query, old.gallery, largest)
+    if gamma == 0:
+        return Fitted(new.query, old.gallery, new.largest)
+    query = dbn.growing.decay(old.query, gamma)
+    if not keep_active:
+        query = dataclasses.replace(query, k_occurrence=jnp.zeros_like(query.k_occurrence))
+    largest = dbn.merge(old.largest, new.largest)
+    return Fitted(dbn.merge(query, new.query), old.gallery, largest)
 
 
 def corrections(fitted: Fitted) -> dict[str, dbn.Correction | None]:

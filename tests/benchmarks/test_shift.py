@@ -7,7 +7,6 @@ import pathlib
 import re
 import sys
 
-import jax
 import numpy as np
 import pytest
 import reference
@@ -19,7 +18,6 @@ from dbnorm_jax._cli.reading.sets import EvaluationSet, rows_relevant
 pytestmark = pytest.mark.slow  # a benchmark: out of the way of the library's own tests
 
 ROOT = pathlib.Path(__file__).parents[2]
-BETA = 20.0
 METHODS = ("raw", "IS(20)", "DIS(20)", "DualIS(20,1)", "DualDIS(20,1)", "CSLS(10)", "NNN(128,0.75)")
 CONDITIONS = (
     ("banks", ("matched", "small bank: 100", "wrong modality: exchanged")),
@@ -60,46 +58,26 @@ def small_set(seed=0, name="small", dim=8, gallery_bank=True):
     return EvaluationSet(name, rows(16), rows(16), rows(30), bank, rows_relevant(16))
 
 
-# --- decay ---------------------------------------------------------------------------------------
+# --- updates -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("gamma", [1.0, 0.3, 1e-3])
-@pytest.mark.parametrize("keep_active", [True, False])
-def test_decay_multiplies_the_weights_of_the_old_bank(shift, x64, gamma, keep_active):
-    old, new = np.split(np.random.default_rng(3).normal(size=(20, 9)), [13])
-    statistics = [dbn.bank_statistics(part, beta=BETA, k=2) for part in (old, new)]
-    decayed = shift.decayed(statistics[0], gamma, keep_active=keep_active)
-    np.testing.assert_allclose(decayed.bias, statistics[0].bias, rtol=1e-12)
-    merged = dbn.merge(decayed, statistics[1])
-
-    both, weights = np.concatenate([old, new]), np.repeat([gamma, 1.0], [13, 7])
-    for name in ("log_normalizer", "bias"):
-        expected = getattr(reference, name)(both, BETA, weights=weights)
-        np.testing.assert_allclose(getattr(merged, name), expected, rtol=1e-12)
-    np.testing.assert_allclose(merged.mass, reference.mass(both, weights=weights), rtol=1e-12)
-    counted = reference.bank_k_occurrence(both if keep_active else new, 2)
-    np.testing.assert_array_equal(merged.k_occurrence, counted)
-    assert merged.k_occurrence.dtype == np.int32
-
-
-def test_decay_compounds(shift, x64):
-    statistics = dbn.bank_statistics(np.random.default_rng(4).normal(size=(5, 6)), beta=BETA)
-    twice = shift.decayed(shift.decayed(statistics, 0.5), 0.2)
-    once = shift.decayed(statistics, 0.1)
-    np.testing.assert_allclose(twice.log_normalizer, once.log_normalizer, rtol=1e-12)
-    np.testing.assert_allclose(twice.mass, once.mass, rtol=1e-12)
-
-
-def test_decay_to_nothing_forgets(shift, x64):
-    old, new = np.random.default_rng(5).normal(size=(2, 5, 6))
-    old, new = (dbn.bank_statistics(part, beta=BETA) for part in (old, new))
-    merged = dbn.merge(shift.decayed(old, 0.0, keep_active=False), new)
-    jax.tree.map(np.testing.assert_array_equal, merged, new)
-
-
-def test_decay_without_an_activation_set(shift):
-    statistics = dbn.bank_statistics(np.ones((3, 4), np.float32), beta=BETA, k=0)
-    assert shift.decayed(statistics, 0.5, keep_active=False).k_occurrence is None
+@pytest.mark.parametrize(("gamma", "keep_active"), [(1.0, True), (0.1, True), (0.1, False), (0, 0)])
+def test_the_old_bank_enters_with_its_weight(shift, gamma, keep_active):
+    test, other = small_set(), small_set(1)
+    old, new = (
+        shift.fit(part.query_bank, part.gallery_bank, test.gallery) for part in (test, other)
+    )
+    found = shift.updated(old, new, gamma, keep_active)
+    bank = np.concatenate([test.query_bank, other.query_bank])
+    weights = np.repeat([gamma, 1.0], [30, 30]).astype(np.float32)
+    expected = dbn.stream_bank_statistics(bank, test.gallery, beta=20.0, weights=weights)
+    np.testing.assert_allclose(found.query.bias, expected.bias, atol=1e-6)
+    np.testing.assert_allclose(found.query.mass, expected.mass, rtol=1e-6)
+    counts = [part.query.k_occurrence for part in (old, new)]
+    np.testing.assert_array_equal(
+        found.query.k_occurrence, counts[0] + counts[1] if keep_active else counts[1]
+    )
+    assert found.gallery is old.gallery
 
 
 # --- conditions ----------------------------------------------------------------------------------

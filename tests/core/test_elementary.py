@@ -72,6 +72,19 @@ def test_other_floats_have_the_powers_of_jax():
         np.testing.assert_array_equal(elementary.exp2(x), jnp.exp2(x))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_logarithms_of_1_and_more_are_within_2_ulp(dtype):
+    """On all of its range, where those of JAX have lost seven bits of float64."""
+    sizes = np.geomspace(1e-30, 0.99, 20_001)
+    x = np.concatenate([-sizes, [0], sizes, np.geomspace(1, 1e30, 2001)]).astype(dtype)
+    with jax.enable_x64(True):
+        found = np.asarray(jax.jit(elementary.log1p)(x))
+        check_grads(elementary.log1p, (x[::997].clip(-0.9, 9).astype(float),), order=2)
+    assert found.dtype == dtype
+    exact = np.log1p(x.astype(np.longdouble))
+    assert (np.abs(found - exact) <= 2 * np.finfo(dtype).eps * np.abs(exact)).all()
+
+
 NUMBERS = st.floats(width=32, allow_nan=False) | st.sampled_from([0.0, -0.0, np.inf, -np.inf])
 # One entry, what XLA reduces at once, and what is folded once, often, with a rest or not at all.
 WIDTHS = (1, 2, 31, 32, 33, 64, 96, 100, 128, 512, 514)

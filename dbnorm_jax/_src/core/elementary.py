@@ -89,16 +89,31 @@ exp2.defjvps(lambda tangent, power, _: math.log(2) * power * tangent)
 
 
 def _exp2_float32(x: jax.Array) -> jax.Array:
-    # Without a rounding of its own, XLA would cancel what is added and subtracted.
-    rounded = lax.reduce_precision(x + _ROUNDER, exponent_bits=8, mantissa_bits=23)
-    r = x - (rounded - _ROUNDER)
+    moved = uncancelled(x + _ROUNDER)
+    r = x - (moved - _ROUNDER)
     power = jnp.full_like(x, _FITTED[-1])
     for coefficient in (*_FITTED[-2::-1], 1.0):
         power = coefficient + r * power
-    exponent = (lax.bitcast_convert_type(rounded, jnp.int32) << 23) + _ONE
+    exponent = (lax.bitcast_convert_type(moved, jnp.int32) << 23) + _ONE
     # Times the power of two, not added to the exponent: NaN stays NaN.
     power *= lax.bitcast_convert_type(exponent, jnp.float32)
     return jnp.where(x < _LOWEST_EXPONENT, 0, power)
+
+
+def log1p(x: jax.Array) -> jax.Array:
+    """`jnp.log1p(x)` of finite x > -1 within 2 ulp.
+
+    XLA's is up to 120 ulp off in float64, from -0.5 to -0.3.
+    """
+    total = uncancelled(1 + x)
+    rest = lax.stop_gradient(x - (total - 1))
+    return jnp.log(total) + rest / total
+
+
+def uncancelled(array: jax.Array) -> jax.Array:
+    """The same sum; without it XLA would cancel what is added and then subtracted."""
+    kind = jnp.finfo(jnp.result_type(array))  # type: ignore[no-untyped-call]
+    return lax.reduce_precision(array, exponent_bits=kind.nexp, mantissa_bits=kind.nmant)
 
 
 def largest_first(matrix: jax.Array) -> jax.Array:

@@ -224,7 +224,7 @@ def _log1p(beta: jax.Array, value: jax.Array) -> jax.Array:
     near = jnp.abs(x) < 2.0**-18
     small = jnp.where(near, x, 0)
     series = 1 - small * (1 / 2 - small * (1 / 3 - small / 4))
-    far = jnp.log1p(jnp.where(near, 0, x)) / beta
+    far = elementary.log1p(jnp.where(near, 0, x)) / beta
     return jnp.where(near, jnp.where(near, value, 0) * series, far)
 
 
@@ -371,16 +371,10 @@ def scaled_by(means: Means, factor: jax.Array) -> Means:
 
 def two_sum(first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The rounded sum, and exactly what the rounding has left over (Knuth, 1969)."""
-    total = _rounded(first + second)
-    of_second = _rounded(total - first)
-    rest = (first - _rounded(total - of_second)) + (second - of_second)
+    total = elementary.uncancelled(first + second)
+    of_second = elementary.uncancelled(total - first)
+    rest = (first - elementary.uncancelled(total - of_second)) + (second - of_second)
     return total, lax.stop_gradient(rest)
-
-
-def _rounded(array: jax.Array) -> jax.Array:
-    # Without a rounding of its own, XLA would cancel what is added and subtracted.
-    kind = jnp.finfo(array.dtype)  # type: ignore[no-untyped-call]
-    return lax.reduce_precision(array, exponent_bits=kind.nexp, mantissa_bits=kind.nmant)
 
 
 def _in_range(
@@ -417,5 +411,5 @@ def _split(numbers: Any, how_many: int, largest: Any) -> tuple[jax.Array, jax.Ar
     bits = jnp.finfo(numbers.dtype).nexp  # type: ignore[no-untyped-call]
     power = lax.reduce_precision(lax.stop_gradient(largest), exponent_bits=bits, mantissa_bits=0)
     constant = 1.5 * room * power
-    high = _rounded(_rounded(numbers + constant) - constant)
+    high = elementary.uncancelled(elementary.uncancelled(numbers + constant) - constant)
     return high, numbers - high

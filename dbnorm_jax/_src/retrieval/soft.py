@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from dbnorm_jax._src.core import checks, filling, numerics, similarity
+from dbnorm_jax._src.core import checks, elementary, filling, numerics, similarity
 from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
 from dbnorm_jax._src.core.types import Correction
 from dbnorm_jax._src.passes import selection, streaming
@@ -348,7 +348,7 @@ def _log_inactive(
     # Kept away from 1, where the logarithm has no slope. What is lost is below the resolution: the
     # slope of the share falls as fast as that of the logarithm grows.
     most = 1 - jnp.finfo(shares.dtype).eps  # type: ignore[no-untyped-call]
-    unpicked = jnp.log1p(-jnp.minimum(shares, jnp.asarray(most, shares.dtype)))
+    unpicked = elementary.log1p(-jnp.minimum(shares, jnp.asarray(most, shares.dtype)))
     return jnp.matmul(weights, unpicked, precision=numerics.matmul_precision())
 
 
