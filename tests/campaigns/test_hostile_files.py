@@ -27,6 +27,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 EXECUTIONS = 10_000
 
 
+@pytest.mark.slow
 def test_a_short_campaign(tmp_path):
     outcome = fuzz_readers.campaign(tmp_path, EXECUTIONS, seed=0)
     assert not outcome.broken, "\n".join(outcome.broken)
@@ -43,6 +44,7 @@ def test_a_short_campaign_in_a_child(tmp_path):
     assert not fuzz_readers.in_children(tmp_path, 3000, seed=0, first=0)
 
 
+@pytest.mark.slow
 def test_a_child_that_ends_is_noticed(tmp_path, monkeypatch):
     """Two of five executions end their process: two are broken, and all were begun."""
     script = tmp_path / "dies.py"

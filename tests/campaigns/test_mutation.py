@@ -61,6 +61,7 @@ def test_arguments_are_left_out_or_swapped_whole():
         ast.parse(call)
 
 
+@pytest.mark.slow
 def test_the_sample_is_seeded_and_takes_of_every_kind():
     sources = {
         name: path.read_text("utf-8")

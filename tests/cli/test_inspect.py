@@ -64,6 +64,7 @@ BANK = ("gallery.npy", "--query-bank", "query_bank.npy")
 FILES = (*BANK, "--gallery-bank", "gallery_bank.npy", "--queries", "query.npy")
 
 
+@pytest.mark.slow
 def test_planted_hub_is_listed_flagged_and_written(call, tmp_path):
     labels = ("--labels", "labels.npy", "--bank-labels", "ids.npy")
     code, out, err = call(*FILES, *labels, "--bank-pairs", "rows", "--top", 3)

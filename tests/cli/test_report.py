@@ -111,6 +111,7 @@ def read(text):
     return reader
 
 
+@pytest.mark.slow
 def test_page_holds_table_labels_and_command(call, arguments, tmp_path):
     code, _, err = call(*arguments, "--output", tmp_path / "out")
     assert code == 0, err
