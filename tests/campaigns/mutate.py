@@ -52,6 +52,7 @@ TESTS = {
     ),
     "core/seen": "retrieval/seen laws/bad_input",
     "core/similarity": "core/similarity laws/bad_input",
+    "core/text": "cli/terminal campaigns/hostile_files",
     "core/types": "statistics/bank files/state corrections/baselines",
     "core/version": "files/state",
     "corrections/balance": "corrections/balance laws/bad_input",
