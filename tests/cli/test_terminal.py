@@ -228,6 +228,14 @@ def test_json_is_read_back(text):
     assert made.replace("\n", "").isprintable()
 
 
+def test_json_is_whole_where_the_terminal_lacks_characters(monkeypatch):
+    file = io.TextIOWrapper(io.BytesIO(), "ascii", errors="replace")
+    monkeypatch.setattr(sys, "stdout", file)
+    terminal.say_json(["é\x7f\U000e0001"])
+    file.seek(0)
+    assert json.loads(file.read()) == ["é\x7f\U000e0001"]
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "ksh"])
 def test_a_shell_takes_what_is_typed(shell):
     if shutil.which(shell) is None:

@@ -1,6 +1,5 @@
 """`dbnorm search`: the nearest items of each query, from files of any size into one of any size."""
 
-import codecs
 import dataclasses
 import io
 import shutil
@@ -22,7 +21,7 @@ from dbnorm_jax._cli.reading.arrays import read_items
 from dbnorm_jax._cli.reading.corrections import read_correction
 from dbnorm_jax._cli.showing.output import Sink, csv_line
 from dbnorm_jax._cli.showing.progress import RowProgress
-from dbnorm_jax._cli.showing.terminal import json_text, say, say_json
+from dbnorm_jax._cli.showing.terminal import is_utf8, json_text, say, say_json
 from dbnorm_jax._src.places.disk import search
 from dbnorm_jax._src.places.disk.fits import Settings, row_pair
 from dbnorm_jax._src.places.disk.rows import DEFAULT_BLOCK_SIZE
@@ -179,11 +178,11 @@ def _arrays(shape: tuple[int, int], files: dict[str, IO[bytes]]) -> Add:
 
 def _json_lines(file: IO[str], names: _Names) -> Add:
     """One object per query."""
-    is_ascii = codecs.lookup(getattr(file, "encoding", None) or "utf-8").name != "utf-8"
+    only_ascii = not is_utf8(file)
 
     def lines(query: Any, items: list[Any], scores: list[float]) -> str:
         content = {"query": query, "items": items, "scores": scores}
-        return json_text(content, indent=None, only_ascii=is_ascii, allow_nan=True)
+        return json_text(content, indent=None, only_ascii=only_ascii, allow_nan=True)
 
     return _lines(file, names, lines)
 

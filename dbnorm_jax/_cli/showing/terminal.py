@@ -3,9 +3,10 @@
 Nothing heavy is imported here, as `dbnorm --help` needs it.
 """
 
+import codecs
 import json
 import sys
-from typing import Any
+from typing import IO, Any
 
 from dbnorm_jax._src.core.text import printable
 
@@ -18,7 +19,12 @@ def say(line: str, *, to_stderr: bool = False) -> None:
 
 def say_json(content: Any) -> None:
     """JSON to stdout."""
-    sys.stdout.write(json_text(content))
+    sys.stdout.write(json_text(content, only_ascii=not is_utf8(sys.stdout)))
+
+
+def is_utf8(stream: IO[str]) -> bool:
+    """Whether every character can be written to it."""
+    return codecs.lookup(getattr(stream, "encoding", None) or "utf-8").name == "utf-8"
 
 
 def json_text(
