@@ -250,6 +250,14 @@ def test_a_shell_takes_what_is_typed(shell):
     assert done.stdout.split(b"\0")[:-1] == wanted
 
 
+HINTED = f"{HOSTILE}.npz:a\x1b[2J"
+
+
+def test_a_hint_can_be_typed(shown):
+    _, _, (line,) = shown("search", f"{HOSTILE}.npz", rows_of("gallery"))
+    assert line.endswith(f"; choose one, for instance {typed(HINTED)}")
+
+
 @pytest.mark.parametrize("head", "=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
 def test_texts_of_reports_are_no_formulas(head):
     text = f"{head}1+1"

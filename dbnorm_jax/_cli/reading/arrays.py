@@ -148,7 +148,7 @@ def _meant(source: Source, names: list[str], likely: list[str], *, alone: bool) 
     if alone and len(likely) == 1:
         return likely[0]
     if len(names) > 1:
-        file = STDIN if source.piped else str(source.path)
+        file = STDIN if source.piped else source.path.name
         one = typed(f"{file}:{(likely or names)[0]}")
         remedy = "choose one" + f", for instance {one}" * (one == excerpt(one))
         raise source.fail("one array", formats.listed(names), remedy)
