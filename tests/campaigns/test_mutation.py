@@ -10,6 +10,7 @@ import sys
 import mutants
 import mutate
 import pytest
+from systems import forks
 
 SOURCE = '''
 """A module: 1 < 2."""
@@ -114,6 +115,7 @@ results = {name: campaign.test("retrieval/hubness", found[name]) for name in sys
 """
 
 
+@forks
 @pytest.mark.slow
 def test_known_faults_are_killed_and_what_is_none_survives(tmp_path):
     """In a process of its own: runs are forks, and JAX has not started where they begin."""

@@ -1,7 +1,6 @@
 """`dbnorm fit`: a correction from files of any size, in sittings of any length."""
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,8 @@ from dbnorm_jax._cli.reading.corrections import State, read_state
 from dbnorm_jax._cli.reading.large import Rows
 from dbnorm_jax._cli.showing.output import Sink
 from dbnorm_jax._cli.showing.progress import RowProgress
+from dbnorm_jax._cli.showing.terminal import say, say_json
+from dbnorm_jax._src.core.text import printable
 from dbnorm_jax._src.corrections.table import BETA_QUERY, GALLERY_BANK, TABLE, Row
 from dbnorm_jax._src.files import binary
 from dbnorm_jax._src.places.disk import fits
@@ -128,7 +129,10 @@ def _report(request: Request, provenance: dict[str, Any], what: str) -> None:
     values = ", ".join(f"{name} {value:g}" for name, value in provenance["parameters"].items())
     gallery = provenance["gallery"]["rows"]
     text = f"{request.output} {what}: {provenance['method']}({values}) for {gallery:,} items"
-    print(json.dumps(content, indent=2) if request.as_json else text)
+    if request.as_json:
+        say_json(content)
+    else:
+        say(text)
 
 
 def _check_combination(request: Request) -> None:
@@ -225,8 +229,8 @@ class _Work:
             )
         if not same:
             raise ValueError(
-                f"--output '{output}': expected no earlier results of other work, got a file; name "
-                f"another, or allow overwriting with --force"
+                f"--output '{printable(output)}': expected no earlier results of other work, got a "
+                f"file; name another, or allow overwriting with --force"
             )
         return True
 

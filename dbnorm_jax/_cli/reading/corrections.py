@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import dbnorm_jax as dbn
 from dbnorm_jax._cli.reading import large
 from dbnorm_jax._cli.reading.argument import Source, opened
+from dbnorm_jax._src.core.text import printable
 
 _NAMES = {function.__name__: name for name, function in large.SIMILARITY_FUNCTIONS.items()}
 
@@ -35,7 +36,7 @@ def read_state(source: Source, kinds: tuple[type, ...], article: str, remedy: st
     try:
         state, provenance = dbn.load(source.path), dbn.read_provenance(source.path)
     except ValueError as error:
-        raise ValueError(str(error).replace(str(source.path), str(source), 1)) from None
+        raise ValueError(str(error).replace(printable(source.path), str(source), 1)) from None
     if not isinstance(state, kinds):
         raise source.fail(article, f"a {type(state).__name__}", remedy)
     provenance = provenance or {}
