@@ -161,22 +161,33 @@ def _sums(
     all digits, and the other made of it and of the sum of the weights, `mass`.
     """
 
-    def summed(near: jax.Array, step: int = 1) -> jax.Array:
-        unit = jnp.where(near, 1 / beta, 1)[None]
-        less = jnp.where(near[None], unit, 0)
-        powers = elementary.scaled_exp2(apart[::step], beta / math.log(2), unit, less)
-        return _summed(weights[::step], powers, None if valid is None else valid[::step])
+    def summed(powers: jax.Array, step: int = 1) -> jax.Array:
+        """A long sum in one piece loses digits: first of a few rows, then of their sums."""
+        rows = weights[::step]
+        few = [(0, -len(rows) % _FEW_ROWS)]
+        parts = jnp.pad(rows, few).reshape(-1, 1, _FEW_ROWS)
+        powers = _masked(powers, None if valid is None else valid[::step])
+        powers = jnp.pad(powers, [*few, (0, 0)]).reshape(-1, _FEW_ROWS, powers.shape[1])
+        return _product(parts, powers)[:, 0].sum(axis=0)
 
-    far = jnp.zeros(apart.shape[1], bool)
+    rate = beta / math.log(2)
+
+    def of_far(step: int = 1) -> jax.Array:
+        return summed(elementary.exp2(rate * apart[::step]), step)
+
+    def of_each(near: jax.Array) -> jax.Array:
+        unit = jnp.where(near, 1 / beta, 1)[None]
+        return summed(elementary.scaled_exp2(apart, rate, unit, jnp.where(near[None], unit, 0)))
+
     step = max(1, len(weights) // _FEW_ROWS)
     some = weights[::step]
     sampled = some.sum() if valid is None else some @ valid[::step].astype(some.dtype)
-    near = summed(far, step) > (_NEARLY_ONE + _FAR_FROM_ONE) / 2 * sampled
-    part = summed(near)
+    near = of_far(step) > (_NEARLY_ONE + _FAR_FROM_ONE) / 2 * sampled
+    part = lax.cond(near.any(), lambda: of_each(near), of_far)
     total = jnp.where(near, mass + beta * part, part)
     wrong = jnp.where(near, total < _FAR_FROM_ONE * mass, total > _NEARLY_ONE * mass)
     near ^= wrong
-    part = lax.cond(wrong.any(), lambda: summed(near), lambda: part)
+    part = lax.cond(wrong.any(), lambda: of_each(near), lambda: part)
     total = jnp.where(near, mass + beta * part, part)
     return total, jnp.where(near, part, (part - mass) / beta)
 
@@ -185,34 +196,31 @@ def _sums(
 def _(primals: Any, tangents: Any) -> Any:
     beta, apart, weights, valid, _ = primals
     by_beta, by_apart, by_weights, *_ = tangents
-    powers = elementary.exp2(beta / math.log(2) * apart)
+    powers = _masked(elementary.exp2(beta / math.log(2) * apart), valid)
     of_total, of_below = [], []
     if not isinstance(by_apart, SymbolicZero):
-        moved = _summed(weights, powers * by_apart, valid)
+        moved = _product(weights, powers * by_apart)
         of_total.append(beta * moved)
         of_below.append(moved)
     if not isinstance(by_beta, SymbolicZero):
-        of_total.append(by_beta * _summed(weights, apart * powers, valid))
-        slope = _expm1_slope(beta, apart)
-        of_below.append(by_beta * _summed(weights, slope, valid))
+        of_total.append(by_beta * _product(weights, apart * powers))
+        slope = _masked(_expm1_slope(beta, apart), valid)
+        of_below.append(by_beta * _product(weights, slope))
     if not isinstance(by_weights, SymbolicZero):
-        of_total.append(_summed(by_weights, powers, valid))
-        of_below.append(_summed(by_weights, _expm1(beta, apart), valid))
+        of_total.append(_product(by_weights, powers))
+        of_below.append(_product(by_weights, _masked(_expm1(beta, apart), valid)))
     total, below = _sums(*primals)
     nothing = jnp.zeros_like(total)
     return (total, below), (sum(of_total, start=nothing), sum(of_below, start=nothing))
 
 
-def _summed(weights: jax.Array, powers: jax.Array, valid: jax.Array | None) -> jax.Array:
-    """[num_gallery] of powers [num_rows, num_gallery]."""
-    if valid is not None:
-        powers = jnp.where(valid, powers, 0)
-    # A product sums the rows and drops the padding in one fast operation.
-    few = [(0, -len(powers) % _FEW_ROWS)]
-    parts = jnp.pad(weights, few).reshape(-1, 1, _FEW_ROWS)
-    powers = jnp.pad(powers, [*few, (0, 0)]).reshape(-1, _FEW_ROWS, powers.shape[1])
-    products = jnp.matmul(parts, powers, precision=numerics.matmul_precision())
-    return products[:, 0].sum(axis=0)
+def _masked(rows: jax.Array, valid: jax.Array | None) -> jax.Array:
+    return rows if valid is None else jnp.where(valid, rows, 0)
+
+
+def _product(weights: jax.Array, rows: jax.Array) -> jax.Array:
+    # Sums the rows and drops the padding in one fast operation.
+    return jnp.matmul(weights, rows, precision=numerics.matmul_precision())
 
 
 @jax.custom_jvp
