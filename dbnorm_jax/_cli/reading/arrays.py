@@ -126,11 +126,14 @@ def _read(source: Source, wanted: str, *, alone: bool = False) -> Array:
                 raise source.fail("several arrays", "a single .npy array", "leave the :name out")
             return file.read("")
         likely = [name for name in file.names if file.columns.get(name) == wanted]
-        name = _meant(source, file.names, likely, alone=alone)
+        if source.member in file.fields:
+            name = str(source.member)
+        else:
+            name = _meant(source, file.names, likely, alone=alone)
         if file.names.count(name) > 1:
             actual = f"{file.names.count(name)}"
             raise source.fail(f"one array named {name}", actual, "rename the columns")
-        if wanted != TEXTS and file.columns.get(name) == TEXTS:
+        if wanted != TEXTS and {**file.fields, **file.columns}.get(name) == TEXTS:
             raise source.fail("numbers", "a column of strings", "choose another column")
         return file.read(name)
 
