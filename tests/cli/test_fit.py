@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -27,8 +28,9 @@ from dbnorm_jax._cli.commands import main as command
 from dbnorm_jax._cli.commands import search
 from dbnorm_jax._cli.reading.argument import Source
 from dbnorm_jax._cli.reading.arrays import read_lines
-from dbnorm_jax._cli.reading.large import SIMILARITY_FUNCTIONS
 from dbnorm_jax._cli.showing import output, progress
+from dbnorm_jax._src.core.similarity import SIMILARITY_FUNCTIONS
+from dbnorm_jax._src.files import provenance
 from dbnorm_jax._src.places.disk import checkpoint
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
@@ -112,10 +114,10 @@ def test_fit_equals_the_functions_in_memory(call, unit, method):
     out = call(*FIT, "--method", method, *more, "--output", "c.npz")
     assert out.startswith(f"c.npz written: {method}(")
     assert_same(dbn.load("c.npz"), expected(method, unit))
-    provenance = dbn.read_provenance("c.npz")
-    assert provenance["gallery"] == dbn.out_of_core.fingerprint(np.load("gallery.npy"))
-    assert provenance["query_bank"] == dbn.out_of_core.fingerprint(np.load("query_bank.npy"))
-    assert provenance["similarity"] == "cosine"
+    made_from = dbn.read_provenance("c.npz")
+    assert made_from["gallery"] == dbn.out_of_core.fingerprint(np.load("gallery.npy"))
+    assert made_from["query_bank"] == dbn.out_of_core.fingerprint(np.load("query_bank.npy"))
+    assert made_from["similarity"] == "cosine"
     assert not list(pathlib.Path().glob("*.partial"))
 
 
@@ -362,13 +364,13 @@ def test_merge_refuses(call, parts):
     both = call("merge", "monday.npz", "monday.npz", "--output", "twice.npz", "--allow-repeats")
     assert "25 + 25" in both
     assert "not in twice.npz already" in refused("twice.npz", "monday.npz")
-    state, provenance = dbn.load("tuesday.npz"), dbn.read_provenance("tuesday.npz")
-    other = provenance["gallery"] | {"sha256": "0" * 64}
+    state, made_from = dbn.load("tuesday.npz"), dbn.read_provenance("tuesday.npz")
+    other = made_from["gallery"] | {"sha256": "0" * 64}
     for change, words in (
         ({"gallery": other}, "expected the gallery of monday.npz"),
         ({"similarity": "dot"}, "expected the similarity of monday.npz"),
     ):
-        dbn.save("other.npz", state, provenance=provenance | change)
+        dbn.save("other.npz", state, provenance=made_from | change)
         assert words in refused("monday.npz", "other.npz")
     for change, name in (({"beta": state.beta / 2}, "beta="), ({"k": 2}, "k=")):
         dbn.save("other.npz", dataclasses.replace(state, **change))
@@ -379,6 +381,44 @@ def test_merge_refuses(call, parts):
     assert "expected statistics of a bank, got a Correction" in refused("monday.npz", "other.npz")
     (pathlib.Path("other.npz")).write_bytes(b"text")
     assert "other.npz: expected an .npz written by" in refused("monday.npz", "other.npz")
+
+
+def test_a_merged_file_is_not_that_of_one_part(call, parts):
+    call("merge", *parts, "--output", "both.npz")
+    words = ("fit", "gallery.npy", "--query-bank", "monday.npy", "--method", "statistics")
+    err = call(*words, "--block-size", BLOCK, "--output", "both.npz", expect=2)
+    assert "earlier results of other work" in err
+
+
+def test_a_provenance_of_another_form_is_refused_by_file(call, parts, monkeypatch):
+    """As older versions wrote it, or another program."""
+    state = dbn.load("monday.npz")
+    with monkeypatch.context() as patch:
+        patch.setattr(provenance, "check", lambda *_: None)
+        dbn.save("c.npz", dbn.inverted_softmax(state), provenance={"gallery": "images v2"})
+        dbn.save("s.npz", state, provenance={"parts": [{"rows": 1}]})
+    for words, file in (
+        ((*SEARCH, "--correction", "c.npz"), "--correction 'c.npz'"),
+        (("export", "gallery.npy", "--correction", "c.npz", "--output", "index"), "'c.npz'"),
+        ((*FIT, "--method", "is", "--output", "c.npz"), "c.npz"),
+        ((*FIT[:2], "--query-statistics", "s.npz", "--output", "d.npz"), "'s.npz'"),
+        (("merge", "monday.npz", "s.npz", "--output", "both.npz"), "s.npz"),
+    ):
+        err = call(*words, expect=2)
+        assert f"{file}: in its provenance: expected" in err
+        assert err.count("\n") == 1
+    dbn.save("t.npz", state, provenance={"gallery": dbn.out_of_core.fingerprint(np.eye(9) + 0.0)})
+    err = call("merge", "monday.npz", "t.npz", "--output", "both.npz", expect=2)
+    assert "t.npz: expected the gallery of monday.npz" in err
+    other = jax.tree.map(lambda leaf: leaf[:9] if leaf.ndim else leaf, state)
+    known = dbn.read_provenance("monday.npz")
+    dbn.save("u.npz", other, provenance=known)
+    err = call(*FIT[:2], "--query-statistics", "u.npz", "--output", "d.npz", expect=2)
+    assert "'u.npz': expected statistics of 60 gallery items" in err
+    euclidean = dataclasses.replace(state, similarity="negative_squared_euclidean")
+    dbn.save("v.npz", dbn.inverted_softmax(euclidean), provenance=known)
+    err = call(*SEARCH, "--correction", "v.npz", expect=2)
+    assert "'v.npz': expected a provenance of its own similarity, euclidean, got cosine" in err
 
 
 def test_merge_says_what_it_could_not_compare(call, parts, capsys):

@@ -118,6 +118,46 @@ def test_provenance_is_kept_and_optional(path):
         dbn.save(path, state, provenance={"text": "x" * 200_000})
 
 
+KNOWN = {"sha256": "0" * 64, "rows": 5, "dtype": "float32", "dim": 3}
+BAD_ENTRIES = {
+    "gallery of text": ({"gallery": "images v2"}, "gallery to be a dict of sha256, rows, dtype"),
+    "gallery without digest": ({"gallery": {"rows": 5, "dim": 3}}, "gallery.sha256 to be 64 hexa"),
+    "rows in words": ({"gallery": KNOWN | {"rows": "five"}}, "gallery.rows to be a whole number"),
+    "rows of bool": ({"gallery": KNOWN | {"rows": True}}, "gallery.rows .* got True"),
+    "no dim": ({"gallery": KNOWN | {"dim": 0}}, "gallery.dim to be a whole number of 1 or more"),
+    "dtype by number": ({"gallery": KNOWN | {"dtype": 4}}, "gallery.dtype to be the name"),
+    "another digest": ({"gallery": KNOWN | {"sha256": "md5"}}, "gallery.sha256 .* got 'md5'"),
+    "parts of text": ({"parts": "monday"}, "parts to be a list of fingerprints, got 'monday'"),
+    "part without rows": ({"parts": [KNOWN, {}]}, r"parts\[1\].sha256 .* got none"),
+    "similarities": ({"similarity": ["cosine"]}, "similarity to be cosine or dot or euclidean"),
+    "another similarity": ({"similarity": "manhattan"}, "similarity .* got 'manhattan'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ENTRIES)
+def test_what_is_read_again_has_a_form(path, case):
+    entries, words = BAD_ENTRIES[case]
+    with pytest.raises(ValueError, match=f"provenance: expected {words}"):
+        dbn.save(path, states()[-1], provenance=entries)
+    assert not path.exists()
+    dbn.save(path, states()[-1])
+    rewritten(path, with_header(provenance=entries))
+    with pytest.raises(ValueError, match=f"{path.name}: in its provenance: expected {words}"):
+        dbn.read_provenance(path)
+
+
+def test_other_entries_are_free(path):
+    free = {"query_bank": "captions", "stamps": 1, "beta": "20", "gallery": None, "parts": None}
+    free |= {"encoder": {"gallery": 1}, "similarity": None, "command": ["dbnorm", "fit"]}
+    dbn.save(path, states()[-1], provenance=free)
+    assert dbn.read_provenance(path) == free
+    deep: list[object] = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(TypeError, match="`provenance` must hold text, numbers"):
+        dbn.save(path, states()[-1], provenance={"deep": deep})
+
+
 def test_files_of_the_first_version_load(path):
     state = states()[-1]
     dbn.save(path, state)

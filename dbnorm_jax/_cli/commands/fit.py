@@ -16,10 +16,11 @@ from dbnorm_jax._cli.measuring.methods import DEFAULT_BETAS, checked_beta, file_
 from dbnorm_jax._cli.reading import large, sets
 from dbnorm_jax._cli.reading.argument import Source
 from dbnorm_jax._cli.reading.arrays import read_pairs
-from dbnorm_jax._cli.reading.corrections import State, read_state
+from dbnorm_jax._cli.reading.corrections import State, check_own, read_state
 from dbnorm_jax._cli.reading.large import Rows
 from dbnorm_jax._cli.showing.output import Sink
 from dbnorm_jax._cli.showing.progress import RowProgress
+from dbnorm_jax._src.core.similarity import SIMILARITY_FUNCTIONS
 from dbnorm_jax._src.corrections.table import BETA_QUERY, GALLERY_BANK, TABLE, Row
 from dbnorm_jax._src.files import binary
 from dbnorm_jax._src.places.disk import fits
@@ -182,7 +183,7 @@ class _Work:
         opened = large.open_rows(arguments)
         names = zip(("gallery", "query_bank", "gallery_bank"), arguments, strict=True)
         self.files = {name: opened[argument] for name, argument in names if argument in opened}
-        similarity_fn = large.SIMILARITY_FUNCTIONS[request.similarity]
+        similarity_fn = SIMILARITY_FUNCTIONS[request.similarity]
         self.settings = Settings(similarity_fn, block_size=request.block_size)
         self.stamps = {name: rows.stamp for name, rows in self.files.items()}
         self.found: dict[str, Any] = {}  # fingerprints, as they become known
@@ -352,9 +353,12 @@ def _statistics_file(gallery: Rows, request: Request) -> tuple[str, State]:
     source = Source.parse("--query-statistics", request.query_statistics or "")
     remedy = "make them with dbnorm fit --method statistics"
     made = read_state(source, (dbn.BankStatistics,), "BankStatistics", remedy)
-    known = made.provenance.get("gallery")
-    known = known or {"rows": made.state.num_gallery, "dim": gallery.rows.shape[1]}
-    large.check_gallery(str(source), known, *gallery.rows.shape)
+    check_own(source, made)
+    large.check_gallery(str(source), made.provenance.get("gallery"), *gallery.rows.shape)
+    num_gallery = len(gallery.rows)
+    if made.state.bias.shape != (num_gallery,):
+        expected = f"statistics of {num_gallery} gallery items, one per row of GALLERY"
+        raise source.fail(expected, f"shape {made.state.bias.shape}", "fit it anew")
     if request.row is not None and request.row.gated and not made.state.k:
         raise source.fail("statistics with k of 1 or more", "0", "fit it anew")
     if made.similarity not in (None, request.similarity):

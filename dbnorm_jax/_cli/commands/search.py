@@ -23,6 +23,7 @@ from dbnorm_jax._cli.reading.arrays import read_items
 from dbnorm_jax._cli.reading.corrections import read_correction
 from dbnorm_jax._cli.showing.output import Sink, csv_line
 from dbnorm_jax._cli.showing.progress import RowProgress
+from dbnorm_jax._src.core.similarity import SIMILARITY_FUNCTIONS
 from dbnorm_jax._src.places.disk import search
 from dbnorm_jax._src.places.disk.fits import Settings, row_pair
 from dbnorm_jax._src.places.disk.rows import DEFAULT_BLOCK_SIZE
@@ -85,7 +86,7 @@ def run(request: Request) -> None:
         _names("--query-ids", request.query_ids, num_queries),
         _names("--gallery-ids", request.gallery_ids, num_gallery),
     )
-    settings = Settings(large.SIMILARITY_FUNCTIONS[similarity], block_size=request.block_size)
+    settings = Settings(SIMILARITY_FUNCTIONS[similarity], block_size=request.block_size)
     pair = row_pair(("queries", queries.rows), ("gallery", gallery.rows), settings)
     passes = Passes(*pair, correction, settings.chunk_size)
     with ExitStack() as stack:

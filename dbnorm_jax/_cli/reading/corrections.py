@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import dbnorm_jax as dbn
 from dbnorm_jax._cli.reading import large
 from dbnorm_jax._cli.reading.argument import Source, opened
+from dbnorm_jax._src.core.similarity import SIMILARITY_FUNCTIONS
 
-_NAMES = {function.__name__: name for name, function in large.SIMILARITY_FUNCTIONS.items()}
+_NAMES = {function.__name__: name for name, function in SIMILARITY_FUNCTIONS.items()}
 
 
 class State(NamedTuple):
@@ -38,19 +39,31 @@ def read_state(source: Source, kinds: tuple[type, ...], article: str, remedy: st
         raise ValueError(str(error).replace(str(source.path), str(source), 1)) from None
     if not isinstance(state, kinds):
         raise source.fail(article, f"a {type(state).__name__}", remedy)
-    provenance = provenance or {}
+    provenance = {name: value for name, value in (provenance or {}).items() if value is not None}
     # Files of before states knew it have it here; a cosine may be an inner product of unit rows.
-    similarity = provenance.get("similarity", _NAMES.get(getattr(state, "similarity", None) or ""))
-    if similarity not in (None, *large.SIMILARITY_FUNCTIONS):
-        raise source.fail("a similarity known here", repr(similarity), "fit it anew")
+    similarity = provenance.get("similarity", _own(state))
     return State(state, provenance, similarity)
+
+
+def _own(state: Any) -> str | None:
+    return _NAMES.get(getattr(state, "similarity", None) or "")
+
+
+def check_own(source: Source, found: State) -> None:
+    """Raises where the file says another similarity than the state in it knows."""
+    own, similarity = _own(found.state), found.similarity
+    if own not in (None, similarity) and (own, similarity) != ("dot", "cosine"):
+        expected = f"a provenance of its own similarity, {own}"
+        raise source.fail(expected, str(similarity), "fit it anew")
 
 
 def read_correction(text: str, gallery: large.Rows, similarity: str | None) -> Fitted:
     """Reads --correction; without a `similarity` that the user asked for, its own is taken."""
     source = Source.parse("--correction", text)
     remedy = "make one with dbnorm fit, or save what a normalizer, tuning.fit or auto returns"
-    state, provenance, fitted = read_state(source, (dbn.Correction,), "a Correction", remedy)
+    found = read_state(source, (dbn.Correction,), "a Correction", remedy)
+    check_own(source, found)
+    state, provenance, fitted = found
     known = provenance.get("gallery")
     large.check_gallery(str(source), known, *gallery.rows.shape)
     num_gallery = len(gallery.rows)

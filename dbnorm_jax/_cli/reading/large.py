@@ -13,13 +13,8 @@ import dbnorm_jax as dbn
 from dbnorm_jax._cli.reading import arrays
 from dbnorm_jax._cli.reading.sets import Array
 from dbnorm_jax._src.core import checks
-from dbnorm_jax._src.core.similarity import SimilarityFn
+from dbnorm_jax._src.core.similarity import SIMILARITY_FUNCTIONS
 
-SIMILARITY_FUNCTIONS: dict[str, SimilarityFn] = {
-    "cosine": dbn.cosine_similarity,
-    "dot": dbn.dot_product,
-    "euclidean": dbn.negative_squared_euclidean,
-}
 # Of rows that `sets.prepared` made of unit length under cosine.
 PREPARED_FUNCTIONS = SIMILARITY_FUNCTIONS | {"cosine": dbn.dot_product}
 

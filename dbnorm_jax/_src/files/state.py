@@ -18,6 +18,7 @@ from dbnorm_jax._src.core.log_mean_exp import Means
 from dbnorm_jax._src.core.similarity import SIMILARITIES
 from dbnorm_jax._src.core.types import BankStatistics, Correction, LargestSimilarities
 from dbnorm_jax._src.files import archives
+from dbnorm_jax._src.files import provenance as provenances
 from dbnorm_jax._src.files.archives import Archive, Arrays, Fields
 from dbnorm_jax._src.tuning.choice import REASONS, Choice, methods
 
@@ -54,11 +55,14 @@ def save(
       state: concrete BankStatistics, LargestSimilarities, Correction or tuning.Choice.
       provenance: optional, what the state was made from: text, numbers, lists and dicts, for
         instance {"gallery": out_of_core.fingerprint(gallery)}. `dbnorm fit` writes one and `dbnorm
-        merge` compares them.
+        merge` compares them. What they read again has a form of its own: "gallery" is a fingerprint
+        like this, "parts" a list of them, "similarity" is "cosine", "dot" or "euclidean". All other
+        names are yours.
 
     Raises:
       TypeError: another type, values inside a jit, a dtype that .npy has no name for (bfloat16).
-      ValueError: fields whose shapes or values cannot be.
+      ValueError: fields whose shapes or values cannot be; a provenance with an entry of another
+        form.
       OSError: the file cannot be written; an existing one is then unchanged.
 
     Examples:
@@ -84,7 +88,8 @@ def save(
                 f"it with .astype('float32')",
             )
     _check_state("state", type(state), arrays, static)
-    kept = archives.checked_provenance(provenance)
+    kept = provenances.plain(provenance)
+    provenances.check("provenance", kept)
     archives.write(Path(path), Archive(type(state).__name__, static, arrays, kept))
 
 
@@ -133,7 +138,7 @@ def read_provenance(path: str | os.PathLike[str]) -> dict[str, Any] | None:
       What was given to `save` as provenance; None where nothing was.
 
     Raises:
-      ValueError: not such a file, or of a newer format.
+      ValueError: not such a file, of a newer format, or a provenance that `save` refuses.
       OSError: the file cannot be read.
 
     Examples:
@@ -146,7 +151,9 @@ def read_provenance(path: str | os.PathLike[str]) -> dict[str, Any] | None:
       >>> print(dbn.read_provenance(path))
       {'encoder': 'v2'}
     """
-    found: dict[str, Any] | None = archives.read_header(Path(path), _FIELDS).get("provenance")
+    path = Path(path)
+    found: dict[str, Any] | None = archives.read_header(path, _FIELDS).get("provenance")
+    provenances.check(f"{path}: in its provenance", found)
     return found
 
 
