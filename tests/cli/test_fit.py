@@ -3,10 +3,12 @@
 import csv
 import dataclasses
 import io
+import itertools
 import json
 import os
 import pathlib
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -27,7 +29,7 @@ pytest.importorskip("rich")
 from dbnorm_jax._cli.commands import main as command
 from dbnorm_jax._cli.commands import search
 from dbnorm_jax._cli.reading.argument import Source
-from dbnorm_jax._cli.reading.arrays import read_lines
+from dbnorm_jax._cli.reading.arrays import read_items, read_lines
 from dbnorm_jax._cli.showing import output, progress
 from dbnorm_jax._src.core.similarity import SIMILARITY_FUNCTIONS
 from dbnorm_jax._src.files import provenance
@@ -438,6 +440,48 @@ def correction(call):
     return "c.npz"
 
 
+TEXTS = ("gallery_ids_utf8", "gallery_ids_offsets")
+
+
+def test_one_long_id_sets_no_width(call):
+    ids = ["x" * 200_000, "", *(f"Bild {row} ü" for row in range(2, SIZE))]
+    pathlib.Path("ids.txt").write_text("\n".join(ids), encoding="utf-8")
+    ids_of = ("--query-ids", "ids.txt", "--gallery-ids")
+    call(*SEARCH, *ids_of, "ids.txt", "--output", "long.npz")
+    assert pathlib.Path("long.npz").stat().st_size < 500_000
+    # As docs/large_files.md says.
+    found = np.load("long.npz")
+    data, ends = found["gallery_ids_utf8"].tobytes(), found["gallery_ids_offsets"]
+    assert [data[start:end].decode() for start, end in itertools.pairwise(ends)] == ids
+    # The command reads them again, and those that older versions wrote.
+    out = call(*SEARCH, *ids_of, "ids.txt")
+    assert call(*SEARCH, *ids_of, "long.npz:gallery_ids") == out
+    np.savez("old.npz", gallery_ids=np.array(ids), more=np.arange(3))
+    assert call(*SEARCH, *ids_of, "old.npz:gallery_ids") == out
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"ids_offsets": np.array([0, 2, 1, 4])}, "offsets that rise from 0 to 4, got 0 to 4"),
+        ({"ids_offsets": np.array([0, 2, 3, 5])}, "offsets that rise from 0 to 4, got 0 to 5"),
+        ({"ids_offsets": np.array([1, 2, 3, 4])}, "offsets that rise from 0 to 4, got 1 to 4"),
+        ({"ids_offsets": np.zeros(0, int)}, "offsets as int64, got int64 of shape (0,)"),
+        ({"ids_offsets": np.ones(4)}, "offsets as int64, got float64"),
+        ({"ids_utf8": np.arange(4)}, "UTF-8 bytes as uint8, got int64"),
+        ({"ids_utf8": np.full(4, 255, np.uint8)}, "UTF-8 text, got other bytes in text 0"),
+    ],
+)
+def test_texts_that_cannot_be_are_refused(tmp_path, change, words):
+    good = {"ids_utf8": np.frombuffer("aüc".encode(), np.uint8), "ids_offsets": [0, 1, 3, 4]}
+    path = tmp_path / "ids.npz"
+    np.savez(path, **good)
+    assert read_items(Source("--query-ids", path, "ids"), 3, "ids").tolist() == ["a", "ü", "c"]
+    np.savez(path, **good | change)
+    with pytest.raises(ValueError, match=re.escape(words)):
+        read_items(Source("--query-ids", path, "ids"), 3, "ids")
+
+
 def test_search_in_every_format(call, correction, unit, monkeypatch):
     wanted = dbn.stream_top_k(unit["queries"], unit["gallery"], 3, dbn.load(correction))
     indices = np.asarray(wanted.indices)
@@ -451,7 +495,7 @@ def test_search_in_every_format(call, correction, unit, monkeypatch):
         np.testing.assert_array_equal(found["indices"], indices)
         np.testing.assert_allclose(found["scores"], wanted.scores, atol=1e-6)
         np.testing.assert_array_equal(found["query_ids"], np.arange(SIZE) + 1000)
-        assert found["gallery_ids"][7] == "Bild 7 ü"
+        assert {*found} == {"scores", "indices", "query_ids", *TEXTS}
     content = json.loads(call(*arguments, "--output", "found.npy", "--json"))
     assert content["num_queries"] == SIZE
     np.testing.assert_array_equal(np.load("found.npy"), indices)

@@ -280,7 +280,7 @@ def merge(**values: Any) -> None:
 @options.file("--gallery-ids", "A name per gallery item, likewise.")
 @options.output(
     "FILE",
-    "Write there: .npz (scores, indices), .npy (indices), .csv or .jsonl.  [default: JSON "
+    "Write there: .npz (scores, indices, ids), .npy (indices), .csv or .jsonl.  [default: JSON "
     "lines on standard output]",
 )
 @options.block_size()

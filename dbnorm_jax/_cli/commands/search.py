@@ -24,6 +24,7 @@ from dbnorm_jax._cli.reading.corrections import read_correction
 from dbnorm_jax._cli.showing.output import Sink, csv_line
 from dbnorm_jax._cli.showing.progress import RowProgress
 from dbnorm_jax._src.core.similarity import SIMILARITY_FUNCTIONS
+from dbnorm_jax._src.files import texts
 from dbnorm_jax._src.places.disk import search
 from dbnorm_jax._src.places.disk.fits import Settings, row_pair
 from dbnorm_jax._src.places.disk.rows import DEFAULT_BLOCK_SIZE
@@ -151,9 +152,7 @@ def _results(output: Sink | None, shape: tuple[int, int], names: _Names) -> Iter
                     shutil.copyfileobj(indices, member, 2**20)
                 for name, values in (("query_ids", names.queries), ("gallery_ids", names.gallery)):
                     if values is not None:
-                        with new(f"{name}.npy") as member:
-                            plain = values.astype(str) if values.dtype == object else values
-                            npy_format.write_array(member, np.asarray(plain), allow_pickle=False)
+                        _write_ids(new, name, values)
 
 
 def _arrays(shape: tuple[int, int], files: dict[str, IO[bytes]]) -> Add:
@@ -167,6 +166,22 @@ def _arrays(shape: tuple[int, int], files: dict[str, IO[bytes]]) -> Add:
             file.write(rows.data)
 
     return add
+
+
+def _write_ids(new: Callable[[str], IO[bytes]], name: str, ids: Array) -> None:
+    """Integers as an array, texts as `texts` says: the longest sets no width for all."""
+    if ids.dtype.kind in "iu":
+        with new(f"{name}.npy") as file:
+            npy_format.write_array(file, np.asarray(ids), allow_pickle=False)
+        return
+    offsets = texts.offsets(ids)
+    with new(f"{name}{texts.OFFSETS}.npy") as file:
+        npy_format.write_array(file, offsets, allow_pickle=False)
+    with new(f"{name}{texts.UTF8}.npy") as file:
+        header = npy_format.header_data_from_array_1_0(np.empty(0, np.uint8))
+        npy_format.write_array_header_1_0(file, header | {"shape": (int(offsets[-1]),)})
+        for part in texts.parts(ids):
+            file.write(part)
 
 
 def _json_lines(file: IO[str], names: _Names) -> Add:

@@ -19,7 +19,7 @@ from dbnorm_jax._cli.reading import arrow_sizes
 from dbnorm_jax._cli.reading.argument import Source, kind_of, opened
 from dbnorm_jax._cli.reading.packages import install_hint
 from dbnorm_jax._cli.reading.sets import Array
-from dbnorm_jax._src.files import binary
+from dbnorm_jax._src.files import binary, texts
 
 # A file may unpack to so much without question, and beyond it to so many times its own size.
 # Embeddings shrink by a factor of 1 to 4; a planted bomb by about 1000.
@@ -94,7 +94,15 @@ def _npz(source: Source) -> Iterator[Container]:
             with zipfile.ZipFile(file) as archive:
                 members = archive.namelist()
                 names = [name.removesuffix(".npy") for name in members if name.endswith(".npy")]
-                yield Container(names, lambda name: _unpacked(source, archive, name))
+                of_texts = texts.names(names)
+
+                def read(name: str) -> Array:
+                    if name not in of_texts:
+                        return _unpacked(source, archive, name)
+                    parts = (name + texts.UTF8, name + texts.OFFSETS)
+                    return texts.joined(*(_unpacked(source, archive, part) for part in parts))
+
+                yield Container([*names, *of_texts], read)
         except binary.ZIP_ERRORS:
             what = "a truncated, damaged or locked one"
             raise source.fail("an npz archive", what, _BROKEN) from None
@@ -324,8 +332,8 @@ def _texts(source: Source, column: Any) -> Array:
     parts = [np.empty(0, object)]
     for chunk in column.chunks:
         shared = types.is_dictionary(chunk.type)
-        texts = np.array((chunk.dictionary if shared else chunk).to_pylist(), object)
-        parts.append(texts[chunk.indices.to_numpy()] if shared else texts)
+        values = np.array((chunk.dictionary if shared else chunk).to_pylist(), object)
+        parts.append(values[chunk.indices.to_numpy()] if shared else values)
     array = np.concatenate(parts)
     if None in array:  # of a dictionary
         raise source.fail("a value in every row", "nulls", "remove those rows")
