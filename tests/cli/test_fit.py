@@ -28,6 +28,7 @@ pytest.importorskip("rich")
 
 from dbnorm_jax._cli.commands import main as command
 from dbnorm_jax._cli.commands import search
+from dbnorm_jax._cli.reading import large
 from dbnorm_jax._cli.reading.argument import Source
 from dbnorm_jax._cli.reading.arrays import read_items, read_lines
 from dbnorm_jax._cli.showing import output, progress
@@ -139,6 +140,74 @@ def test_done_work_returns_at_once(call, monkeypatch):
     assert pathlib.Path("c.npz").stat().st_mtime_ns == before
     assert "written" in call(*arguments, "--force")
     assert pathlib.Path("c.npz").stat().st_mtime_ns > before
+
+
+def test_what_is_recorded_was_done(call, parts):
+    """A default k is at most the rows there are; that of given statistics is theirs."""
+    out = call(*FIT, "--method", "nnn", "--output", "n.npz", "--json")
+    assert json.loads(out)["parameters"] == {"k": SIZE, "weight": 0.75}
+    statistics = ("fit", "gallery.npy", "--query-statistics", "monday.npz", "--method", "dis")
+    assert "-k: expected 1, that of" in call(*statistics, "-k", 2, "--output", "c.npz", expect=2)
+    assert json.loads(call(*statistics, "--output", "c.npz", "--json"))["parameters"] == {"k": 1}
+
+
+def test_a_change_behind_size_and_time_is_seen(call):
+    call(*FIT, "--method", "is", "--output", "c.npz")
+    for name, words in (
+        ("gallery.npy", (*SEARCH, "--correction", "c.npz")),
+        ("gallery.npy", ("export", "gallery.npy", "--correction", "c.npz", "--output", "index")),
+        ("gallery.npy", (*FIT, "--method", "is", "--output", "c.npz")),
+        ("query_bank.npy", (*FIT, "--method", "is", "--output", "c.npz")),
+    ):
+        path = pathlib.Path(name)
+        before, status = path.read_bytes(), path.stat()
+        damaged(name, (17, 3), 0.125)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        assert (path.stat().st_size, path.stat().st_mtime_ns) == (len(before), status.st_mtime_ns)
+        err = call(*words, expect=2)
+        assert "SHA-256" in err or "earlier results of other work" in err
+        path.write_bytes(before)
+    assert "is done already" in call(*FIT, "--method", "is", "--output", "c.npz")
+
+
+def test_a_stamp_holds_samples_of_the_whole_file(tmp_path):
+    """For file systems without the time of the last change."""
+    path = tmp_path / "rows"
+    path.write_bytes(bytes(2**18))
+    before = large._stamp(path)["samples"]
+    for place in (0, 2**17, 2**18 - 1):
+        path.write_bytes(bytes(place) + b"1" + bytes(2**18 - place - 1))
+        assert large._stamp(path)["samples"] != before
+
+
+def test_other_contents_of_small_inputs_are_seen(call, parts):
+    """Statistics under the same provenance, and pairs under the same name."""
+    statistics = ("fit", "gallery.npy", "--query-statistics", "monday.npz", "--method", "is")
+    call(*statistics, "--output", "c.npz")
+    assert "is done already" in call(*statistics, "--output", "c.npz")
+    known, state = dbn.read_provenance("monday.npz"), dbn.load("monday.npz")
+    dbn.save("monday.npz", dataclasses.replace(state, bias=state.bias + 1), provenance=known)
+    assert "earlier results of other work" in call(*statistics, "--output", "c.npz", expect=2)
+    pairs = np.full(SIZE, -1)
+    np.save("pairs.npy", pairs)
+    auto = (*FIT, "--method", "auto", "--bank-pairs", "pairs.npy", "--output", "a.npz")
+    call(*auto)
+    made_from = dbn.read_provenance("a.npz")
+    assert made_from["query_bank"] == dbn.out_of_core.fingerprint(np.load("query_bank.npy"))
+    assert "is done already" in call(*auto)
+    os.utime("query_bank.npy", (0, 0))
+    assert "is done already" in call(*auto)
+    np.save("pairs.npy", np.arange(SIZE))
+    assert "earlier results of other work" in call(*auto, expect=2)
+
+
+def test_a_damaged_result_is_not_done(call):
+    call(*FIT, "--method", "is", "--output", "c.npz")
+    with np.load("c.npz") as found:
+        arrays = {**found}
+    np.savez("c.npz", **arrays | {"bias": arrays["bias"] + 1})
+    err = call(*FIT, "--method", "is", "--output", "c.npz", expect=2)
+    assert "--output 'c.npz': expected SHA-256" in err
 
 
 @pytest.mark.parametrize(
@@ -287,6 +356,26 @@ BAD_FITS = {
         (*FIT, "--method", "dis", "-k", 0, "--output", "c.npz"),
         "-k: expected 1 or more",
     ),
+    "no row to average": (
+        (*FIT, "--method", "csls", "-k", 0, "--output", "c.npz"),
+        "-k: expected 1 or more, got 0",
+    ),
+    "more rows than there are": (
+        (*FIT, "--method", "nnn", "-k", 61, "--output", "c.npz"),
+        "-k: expected between 1 and 60 (query-bank rows), got 61",
+    ),
+    "more items than there are": (
+        (*FIT, "--method", "dis", "-k", 61, "--output", "c.npz"),
+        "-k: expected between 1 and 60 (gallery items), got 61",
+    ),
+    "neighborhoods without a gate": (
+        (*FIT, "--method", "is", "-k", 3, "--output", "c.npz"),
+        "-k: expected a method that has it",
+    ),
+    "a seed of nothing": (
+        (*FIT, "--method", "is", "--seed", 3, "--output", "c.npz"),
+        "--seed: expected a method that has it",
+    ),
     "pairs without auto": ((*FIT, "--bank-pairs", "rows", "--output", "c.npz"), "--bank-pairs"),
 }
 
@@ -402,7 +491,7 @@ def test_a_provenance_of_another_form_is_refused_by_file(call, parts, monkeypatc
     for words, file in (
         ((*SEARCH, "--correction", "c.npz"), "--correction 'c.npz'"),
         (("export", "gallery.npy", "--correction", "c.npz", "--output", "index"), "'c.npz'"),
-        ((*FIT, "--method", "is", "--output", "c.npz"), "c.npz"),
+        ((*FIT, "--method", "is", "--output", "c.npz"), "--output 'c.npz'"),
         ((*FIT[:2], "--query-statistics", "s.npz", "--output", "d.npz"), "'s.npz'"),
         (("merge", "monday.npz", "s.npz", "--output", "both.npz"), "s.npz"),
     ):
@@ -623,6 +712,32 @@ def test_states_of_the_library_say_what_they_compare_by(call, arrays, similarity
     assert "expected the similarity of t.npz, cosine" in call(
         "merge", "t.npz", "s.npz", "--output", "both.npz", expect=2
     )
+
+
+def test_ids_are_of_one_item_each(call):
+    pathlib.Path("ids.txt").write_text("\n".join(["a", "b", "c", "b", "a", *map(str, range(55))]))
+    np.save("ids.npy", np.r_[7, 8, 7, np.arange(100, 157)])
+    for option in ("--gallery-ids", "--query-ids"):
+        err = call(*SEARCH, option, "ids.txt", "--output", "found.npz", expect=2)
+        assert f"{option} 'ids.txt': expected a name of its own for every row" in err
+        assert "got the same on lines 2 and 4: 'b'" in err
+        assert "the same on rows 0 and 2: 7" in call(*SEARCH, option, "ids.npy", expect=2)
+    assert not pathlib.Path("found.npz").exists()
+
+
+def test_options_without_a_use_are_refused(call):
+    np.save("ids.npy", np.arange(SIZE))
+    evaluate = ("evaluate", "queries.npy", "gallery.npy", "--query-bank", "query_bank.npy")
+    for words, message in (
+        ((*SEARCH, "--force"), "--force: expected --output"),
+        ((*SEARCH, "--gallery-ids", "ids.npy", "--output", "f.npy"), "--gallery-ids: expected an"),
+        ((*evaluate, "--force"), "--force: expected --output"),
+        ((*evaluate, "--labels", "ids.npy"), "--labels: expected --output"),
+        (("tune", "monday.npy", "tuesday.npy", "--force"), "--force: expected --output"),
+        (("tune", "monday.npy", "tuesday.npy", "--seed", 1), "--seed: expected --bank-pairs"),
+    ):
+        assert message in call(*words, expect=2)
+    assert not pathlib.Path("f.npy").exists()
 
 
 def test_search_refuses(call, correction, arrays):

@@ -70,8 +70,8 @@ def run(request: Request) -> None:
 def _read(text: str) -> _Part:
     source, remedy = Source.parse("", text), "merge those, then fit with --query-statistics"
     kinds = (dbn.BankStatistics, dbn.LargestSimilarities)
-    state, provenance, similarity = read_state(source, kinds, "statistics of a bank", remedy)
-    return _Part(str(source), state, provenance, similarity)
+    found = read_state(source, kinds, "statistics of a bank", remedy)
+    return _Part(str(source), found.state, found.provenance, found.similarity)
 
 
 def _compare(first: _Part, other: _Part) -> None:

@@ -17,11 +17,12 @@ from zipfile import ZIP_STORED, ZipFile
 import numpy as np
 from numpy.lib import format as npy_format
 
+from dbnorm_jax._cli.commands.options import given
 from dbnorm_jax._cli.reading import large
 from dbnorm_jax._cli.reading.argument import Source, neighbors
-from dbnorm_jax._cli.reading.arrays import read_items
+from dbnorm_jax._cli.reading.arrays import read_ids
 from dbnorm_jax._cli.reading.corrections import read_correction
-from dbnorm_jax._cli.showing.output import Sink, csv_line
+from dbnorm_jax._cli.showing.output import Sink, csv_line, sink_of
 from dbnorm_jax._cli.showing.progress import RowProgress
 from dbnorm_jax._src.core.similarity import SIMILARITY_FUNCTIONS
 from dbnorm_jax._src.files import texts
@@ -30,7 +31,8 @@ from dbnorm_jax._src.places.disk.fits import Settings, row_pair
 from dbnorm_jax._src.places.disk.rows import DEFAULT_BLOCK_SIZE
 from dbnorm_jax._src.places.disk.search import Passes
 
-_SUFFIXES = (".npz", ".npy", ".csv", ".jsonl")
+_NAMED = (".npz", ".csv", ".jsonl")  # what has room for names
+_SUFFIXES = (*_NAMED, ".npy")
 # Some readers of JSON lines end a line at these, which JSON itself does not escape.
 _LINE_ENDS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -64,11 +66,15 @@ class _Names(NamedTuple):
 
 def run(request: Request) -> None:
     """Checks, searches block by block, writes as it goes; the file appears when all is in it."""
-    output = None
-    if request.output is not None:
-        output = Sink(request.output, suffixes=_SUFFIXES, force=request.force)
-    elif request.as_json:
+    output = sink_of(request, suffixes=_SUFFIXES)
+    if output is None and request.as_json:
         raise ValueError("--json: expected --output, whose contents it sums up, got none; name one")
+    named = given(request, "query_ids", "gallery_ids")
+    if output is not None and output.path.suffix == ".npy" and named:
+        raise ValueError(
+            f"{named[0]}: expected an --output that holds names ({', '.join(_NAMED)}), got "
+            f"'{output.path}', which holds row numbers alone; leave it out, or name another file"
+        )
     queries, gallery = large.open_rows(
         {"QUERIES": request.queries, "GALLERY": request.gallery}
     ).values()
@@ -124,7 +130,7 @@ def _names(option: str, text: str | None, count: int) -> Array | None:
     if text is None:
         return None
     source = Source.parse(option, text)
-    return read_items(source, count, f"a name for each of {count} rows")
+    return read_ids(source, count)
 
 
 @contextmanager

@@ -168,6 +168,20 @@ def read_items(source: Source, count: int, expected: str) -> Array:
     return items
 
 
+def read_ids(source: Source, count: int) -> Array:
+    """What `count` items are called, each by a name of its own."""
+    ids = read_items(source, count, f"a name for each of {count} rows")
+    values = ids.tolist()
+    if len({*values}) < count:
+        first: dict[Any, int] = {}
+        again = next(row for row, one in enumerate(values) if first.setdefault(one, row) != row)
+        where, start = ("lines", 1) if kind_of(source) is None else ("rows", 0)
+        places = f"{where} {first[values[again]] + start} and {again + start}"
+        actual = f"the same on {places}: {values[again]!r}"
+        raise source.fail("a name of its own for every row", actual, "rename or remove one")
+    return ids
+
+
 def read_names(source: Source) -> Array:
     """A 1-d array of texts or integers."""
     source = dataclasses.replace(source, remedy=_NAMES)

@@ -7,6 +7,7 @@ import dbnorm_jax as dbn
 from dbnorm_jax._cli.reading import large
 from dbnorm_jax._cli.reading.argument import Source, opened
 from dbnorm_jax._src.core.similarity import SIMILARITY_FUNCTIONS
+from dbnorm_jax._src.files.state import checksum
 
 _NAMES = {function.__name__: name for name, function in SIMILARITY_FUNCTIONS.items()}
 
@@ -17,6 +18,7 @@ class State(NamedTuple):
     state: Any
     provenance: Mapping[str, Any]
     similarity: str | None
+    sha256: str  # of all that the file holds
 
 
 class Fitted(NamedTuple):
@@ -42,7 +44,7 @@ def read_state(source: Source, kinds: tuple[type, ...], article: str, remedy: st
     provenance = {name: value for name, value in (provenance or {}).items() if value is not None}
     # Files of before states knew it have it here; a cosine may be an inner product of unit rows.
     similarity = provenance.get("similarity", _own(state))
-    return State(state, provenance, similarity)
+    return State(state, provenance, similarity, checksum(source.path))
 
 
 def _own(state: Any) -> str | None:
@@ -63,7 +65,7 @@ def read_correction(text: str, gallery: large.Rows, similarity: str | None) -> F
     remedy = "make one with dbnorm fit, or save what a normalizer, tuning.fit or auto returns"
     found = read_state(source, (dbn.Correction,), "a Correction", remedy)
     check_own(source, found)
-    state, provenance, fitted = found
+    state, provenance, fitted, _ = found
     known = provenance.get("gallery")
     large.check_gallery(str(source), known, *gallery.rows.shape)
     num_gallery = len(gallery.rows)

@@ -145,6 +145,19 @@ class Sink:
             dbn.save(self.path, state, provenance=provenance)
 
 
+def sink_of(
+    request: Any, *, names: Sequence[str] = (), suffixes: tuple[str, ...] = ()
+) -> Sink | None:
+    """What --output names, None where it is left out."""
+    if request.output is not None:
+        return Sink(request.output, names=names, suffixes=suffixes, force=request.force)
+    if request.force:
+        raise ValueError(
+            "--force: expected --output, whose earlier results it replaces, got none; leave it out"
+        )
+    return None
+
+
 def json_text(content: Any) -> str:
     """As it is printed and written."""
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

@@ -157,6 +157,11 @@ def read_provenance(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     return found
 
 
+def checksum(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of all that a file of `save` holds, as it says itself."""
+    return str(archives.read_header(Path(path), _FIELDS)["sha256"])
+
+
 def _parts(state: State) -> tuple[Arrays, dict[str, Any]]:
     """The arrays and the static fields, None left out."""
     arrays: Arrays = {}
