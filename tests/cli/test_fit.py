@@ -188,6 +188,9 @@ def test_other_contents_of_small_inputs_are_seen(call, parts):
     known, state = dbn.read_provenance("monday.npz"), dbn.load("monday.npz")
     dbn.save("monday.npz", dataclasses.replace(state, bias=state.bias + 1), provenance=known)
     assert "earlier results of other work" in call(*statistics, "--output", "c.npz", expect=2)
+    dbn.save("monday.npz", state, provenance={"log": "x" * 131_000})
+    err = call(*statistics, "--output", "d.npz", expect=2)
+    assert "'monday.npz': its provenance, written down again, must have at most" in err
     pairs = np.full(SIZE, -1)
     np.save("pairs.npy", pairs)
     auto = (*FIT, "--method", "auto", "--bank-pairs", "pairs.npy", "--output", "a.npz")

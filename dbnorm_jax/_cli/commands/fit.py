@@ -23,6 +23,7 @@ from dbnorm_jax._cli.showing.progress import RowProgress
 from dbnorm_jax._src.core.similarity import SIMILARITY_FUNCTIONS
 from dbnorm_jax._src.corrections.table import BETA_QUERY, GALLERY_BANK, TABLE, Row
 from dbnorm_jax._src.files import binary
+from dbnorm_jax._src.files import provenance as provenances
 from dbnorm_jax._src.places.disk import fits
 from dbnorm_jax._src.places.disk.checkpoint import Checkpoint, Fitted
 from dbnorm_jax._src.places.disk.fits import Settings
@@ -211,6 +212,9 @@ class _Work:
         if request.bank_pairs is not None:
             others = sizes.get("gallery_bank", sizes["gallery"])
             self.pairs = read_pairs(request.bank_pairs, sizes["query_bank"], others)
+        for label, _ in self.states.values():  # what they were made from is written down with them
+            with large.errors_name({"provenance": f"{label}: its provenance, written down again,"}):
+                provenances.plain(self._asked())
 
     def forget(self) -> None:
         """Removes what is kept for resuming."""
