@@ -735,7 +735,6 @@ def test_options_without_a_use_are_refused(call):
         ((*SEARCH, "--force"), "--force: expected --output"),
         ((*SEARCH, "--gallery-ids", "ids.npy", "--output", "f.npy"), "--gallery-ids: expected an"),
         ((*evaluate, "--force"), "--force: expected --output"),
-        ((*evaluate, "--labels", "ids.npy"), "--labels: expected --output"),
         (("tune", "monday.npy", "tuesday.npy", "--force"), "--force: expected --output"),
         (("tune", "monday.npy", "tuesday.npy", "--seed", 1), "--seed: expected --bank-pairs"),
     ):

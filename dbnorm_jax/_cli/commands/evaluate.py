@@ -27,7 +27,6 @@ from dbnorm_jax._cli.measuring.table_rows import (
 from dbnorm_jax._cli.reading import sets
 from dbnorm_jax._cli.reading.argument import Source
 from dbnorm_jax._cli.reading.arrays import (
-    labels_given,
     read_embeddings,
     read_relevant,
     read_set,
@@ -158,11 +157,6 @@ def _check_combination(request: Request) -> None:
             request.reverse and request.bank_labels is not None,
             "--bank-labels: expected no --reverse, under which another bank is the query bank, got "
             "both; leave one out",
-        ),
-        (
-            request.output is None and labels_given(request),
-            f"{', '.join(labels_given(request))}: expected --output, for the page that shows them, "
-            f"got none; leave that out, or name a folder",
         ),
         (
             count == 2 and request.query_bank is None,
