@@ -14,7 +14,6 @@ import contextlib
 import hashlib
 import io
 import json
-import resource
 import sys
 import tempfile
 import time
@@ -67,8 +66,7 @@ def make(folder: Path, queries: int, items: int, dim: int, again: int) -> np.nda
 
 def search(folder: Path, queries: str, block_size: int, limit_mib: int) -> dict[str, object]:
     """Runs the command; peak MiB that are not of files, and seconds."""
-    most = limit_mib * 2**20
-    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    environment.limit_data(limit_mib)
     from benchmarks.speed.out_of_core import watched
     from dbnorm_jax._cli.commands.main import main
 

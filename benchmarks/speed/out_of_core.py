@@ -11,7 +11,6 @@ the file there fails.
 import argparse
 import contextlib
 import json
-import resource
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -131,9 +130,7 @@ def measure(work: str, path: str, limit: float) -> dict[str, object]:
         return dbn.out_of_core.top_k(rows, items, 10).scores
 
     run(gallery[: 2 * 8192])  # compiles, and starts what threads there are
-    data = environment.own_memory("VmData")
-    allowed = int((data + limit) * 2**20)
-    resource.setrlimit(resource.RLIMIT_DATA, (allowed, allowed))
+    environment.limit_data(environment.own_memory("VmData") + limit)
     before = anonymous()
     with watched() as peak:
         np.asarray(run(gallery))

@@ -187,6 +187,14 @@ def restart_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
+def limit_data(mebibytes: float) -> None:
+    """Refuses this process more data than that, from here on."""
+    import resource  # which Windows has not
+
+    most = int(mebibytes * 2**20)
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+
+
 def _field(path: Path, field: str) -> float:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()

@@ -1,9 +1,8 @@
 """The load test of `benchmarks.speed.load` in a smaller form, and that it would notice."""
 
-import pathlib
-
 import numpy as np
 import pytest
+from systems import reads_proc
 
 import dbnorm_jax as dbn
 
@@ -15,7 +14,7 @@ SIZES = {"queries": 9000, "items": 40_000, "dim": 64, "limit_mib": 640}
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="reads /proc")
+@reads_proc
 def test_a_long_search_under_a_memory_limit():
     """Nothing lost, nothing reordered, the same in other blocks, within the limit."""
     (record,) = load.run(**SIZES, sample=100, again=4000)

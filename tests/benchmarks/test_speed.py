@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from systems import reads_proc
 
 import dbnorm_jax as dbn
 
@@ -97,10 +98,9 @@ def test_topic(topic, tmp_path, monkeypatch):
         assert picture["picture"].read_bytes().startswith(b"\x89PNG")
 
 
+@reads_proc
 @pytest.mark.parametrize("work", module("speed.memory").WORKS)
 def test_memory_is_measured(work):
-    if not pathlib.Path("/proc/self/clear_refs").exists():
-        pytest.skip("memory is measured on Linux only")
     assert module("speed.memory").measure(work, rows=64, gallery=96, dim=16) > -1
 
 

@@ -24,8 +24,6 @@ import pathlib
 import pickle
 import random
 import re
-import resource
-import signal
 import struct
 import subprocess
 import sys
@@ -57,6 +55,9 @@ from dbnorm_jax._src.passes.selection import start_nearest
 from dbnorm_jax._src.places.disk import checkpoint as checkpoints
 from dbnorm_jax._src.places.disk.checkpoint import Checkpoint
 from dbnorm_jax._src.places.disk.drive import Partial
+
+sys.path.append(str(pathlib.Path(__file__).parents[1] / "support"))  # where this is a script
+import systems
 
 MEMORY = 256 * 2**20  # more than the process has; an archive may unpack to 16 MiB unasked
 SECONDS = 20  # of the processor, for one file
@@ -616,19 +617,16 @@ def guarded() -> Iterator[None]:
     import safetensors.numpy  # noqa: F401 - what importing runs is no file's doing
 
     _install_audit()
-    pages = int(pathlib.Path("/proc/self/statm").read_text("ascii").split()[0])
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    limit = pages * resource.getpagesize() + MEMORY
-    handler = signal.signal(signal.SIGPROF, _hung)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
-    _watching = True
-    try:
-        yield
-    finally:
-        _watching = False
-        resource.setrlimit(resource.RLIMIT_AS, before)
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, handler)
+    with contextlib.ExitStack() as stack:
+        if systems.PROC.exists():
+            limit = systems.memory("all") + MEMORY
+            stack.enter_context(systems.limited("RLIMIT_AS", limit))
+        stack.enter_context(systems.limited_seconds(SECONDS, _hung))
+        _watching = True
+        try:
+            yield
+        finally:
+            _watching = False
 
 
 def case(seed: int, number: int) -> tuple[str, str, bytes, bool]:
@@ -683,7 +681,6 @@ def judge(name: str, path: pathlib.Path, *, forged: bool) -> tuple[str, str]:
     outcome, line = "read", None
     try:
         with guarded():
-            signal.setitimer(signal.ITIMER_PROF, SECONDS)
             value = READERS[name].read(path)
         if not forged:
             check(name, path, value)
@@ -762,7 +759,7 @@ def child(folder: pathlib.Path, executions: int, seed: int, first: int) -> None:
     if has_tables():
         READERS.update(table_readers())
     accepted()
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    resident = systems.peak_memory()
     start = time.monotonic()
     with counters(folder / "counters") as numbers:
 
@@ -776,7 +773,7 @@ def child(folder: pathlib.Path, executions: int, seed: int, first: int) -> None:
             for line in outcome.broken:
                 print(line)
             read = sum(v for k, v in outcome.counts.items() if k[1] == "read")
-            grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - resident
+            grown = systems.peak_memory() - resident
             print(
                 f"{done + count} executions from {first} on, {time.monotonic() - start:.0f} s; of "
                 f"the last {count} {read} read, {len(outcome.broken)} broken, slowest "

@@ -24,6 +24,7 @@ def outcome(tmp_path_factory):
     return boundaries.campaign(tmp_path_factory.mktemp("boundaries"), numbers, SEED)
 
 
+@pytest.mark.slow
 def test_a_short_campaign(outcome):
     assert set(outcome.places) == set(draws.PLACES)
     assert outcome.draws == DRAWS * len(BOUTS)
@@ -108,6 +109,7 @@ def noticed(draw, folder):
     return {what for what, _ in judge.found}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", FAULTS)
 def test_the_campaign_notices(what, unchanged, monkeypatch, tmp_path):
     """A function with a fault gives what is outside its bound, and within it without the fault."""

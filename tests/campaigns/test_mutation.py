@@ -10,6 +10,7 @@ import sys
 import mutants
 import mutate
 import pytest
+from systems import forks
 
 SOURCE = '''
 """A module: 1 < 2."""
@@ -61,6 +62,7 @@ def test_arguments_are_left_out_or_swapped_whole():
         ast.parse(call)
 
 
+@pytest.mark.slow
 def test_the_sample_is_seeded_and_takes_of_every_kind():
     sources = {
         name: path.read_text("utf-8")
@@ -113,6 +115,7 @@ results = {name: campaign.test("retrieval/hubness", found[name]) for name in sys
 """
 
 
+@forks
 @pytest.mark.slow
 def test_known_faults_are_killed_and_what_is_none_survives(tmp_path):
     """In a process of its own: runs are forks, and JAX has not started where they begin."""

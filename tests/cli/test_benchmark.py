@@ -10,6 +10,7 @@ pytest.importorskip("rich")
 SMALL = ("--queries", 64, "--gallery", 96, "--bank", 32, "--dim", 8, "--repetitions", 3)
 
 
+@pytest.mark.slow
 def test_every_line_stands_beside_the_same_products(call):
     code, out, err = call("benchmark", *SMALL, "--json")
     assert code == 0, err

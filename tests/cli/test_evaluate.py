@@ -349,6 +349,7 @@ def test_matrices_give_the_same_numbers(folder, arrays, call_json, tmp_path):
     assert "gallery_bank" not in alone["sizes"]
 
 
+@pytest.mark.slow
 def test_set_equals_separate_files(folder, call_json):
     pairs = ("--bank-pairs", "rows")
     separate, as_csr = (

@@ -9,7 +9,6 @@ import os
 import pathlib
 import random
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -278,7 +277,7 @@ def test_killed_work_goes_on(folder, attempt):
             assert time.monotonic() - begun < 300
             time.sleep(0.01)
         time.sleep(random.uniform(0, 0.5) if not kills else random.uniform(1.5, 3))
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         if process.wait(60) == 0:
             break
         kills += 1

@@ -38,6 +38,7 @@ def folder(tmp_path_factory):
     names = [f"item {row}" for row in range(SIZE)]
     names[PLANTED] = "[red]\x1b[2Jplanted"
     names[3] = ODD
+    names[4], names[5] = "=1+1", "-5"
     (folder / "labels.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
     np.save(folder / "labels.npy", np.array(names))
     np.save(folder / "ids.npy", np.arange(SIZE) + 1000)
@@ -64,6 +65,7 @@ BANK = ("gallery.npy", "--query-bank", "query_bank.npy")
 FILES = (*BANK, "--gallery-bank", "gallery_bank.npy", "--queries", "query.npy")
 
 
+@pytest.mark.slow
 def test_planted_hub_is_listed_flagged_and_written(call, tmp_path):
     labels = ("--labels", "labels.npy", "--bank-labels", "ids.npy")
     code, out, err = call(*FILES, *labels, "--bank-pairs", "rows", "--top", 3)
@@ -71,7 +73,7 @@ def test_planted_hub_is_listed_flagged_and_written(call, tmp_path):
     assert "Hubs: " in out
     assert "retrieval of the queries" in out
     hubs = out.partition("Hubs: ")[2].partition("Anti-hubs")[0]
-    assert "'[red]\N{REPLACEMENT CHARACTER}[2Jplanted'" in hubs.splitlines()[4]
+    assert r"'[red]\x1b[2Jplanted'" in hubs.splitlines()[4]
     assert "'10" in hubs  # a bank id
     assert "\x1b" not in out
     suspects = out.partition("Screening for planted hubs")[2]
@@ -100,7 +102,8 @@ def test_planted_hub_is_listed_flagged_and_written(call, tmp_path):
     with (target / "items.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == SIZE
-    assert rows[3]["label"] == ODD
+    assert [rows[row]["label"] for row in (3, 4, 5)] == [ODD, "'=1+1", "'-5"]
+    assert float(rows[3]["similarity_to_query_bank"])
     assert rows[PLANTED]["n_10"] == "58"
     assert rows[PLANTED]["flagged"] == "1"
     assert sum(int(row["n_10_corrected"]) for row in rows) == 10 * SIZE

@@ -115,6 +115,7 @@ def test_groups_stand_for_their_methods(rows_of):
     assert set(rows_of("means,is")) == {"raw", "CSLS", "NNN", "DN", "IS"}
 
 
+@pytest.mark.slow
 def test_parameters(rows_of, arrays):
     rows = rows_of("nnn:k=4:weight=0.5,is:beta_query=7,dualis:beta_gallery=3")
     assert rows["NNN"]["options"] == {"k": 4, "weight": 0.5}
@@ -165,6 +166,7 @@ def test_matrices_run_what_they_can(call, arrays, tmp_path, rows_of):
         assert row["mean_rank"] == pytest.approx(embedded[name]["mean_rank"], abs=0.03)
 
 
+@pytest.mark.slow
 def test_the_command_fits_the_other_similarities(rows_of):
     euclidean = rows_of("csls,mp,ls,dissim,invgc,sn:temperature=0.1", "--similarity", "euclidean")
     cosine = rows_of("csls,mp,ls,dissim,invgc,sn:temperature=0.05")

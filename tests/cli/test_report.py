@@ -18,10 +18,10 @@ from dbnorm_jax._cli.measuring import story
 from dbnorm_jax._cli.measuring.methods import choose_methods
 from dbnorm_jax._cli.measuring.table_rows import evaluate
 from dbnorm_jax._cli.reading import sets
-from dbnorm_jax._cli.showing import page, table
+from dbnorm_jax._cli.showing import page, plots, table
 
 NUM_QUERIES, NUM_BANK, DIM = 40, 60, 8
-HOSTILE = "<script>alert('1')</script> & \"quotes\""
+HOSTILE = "<script>alert('1')</script> & \"quotes\"\0\x1b[2J\u202e\n\u2028\udcff"
 
 
 def unit(random, rows):
@@ -111,6 +111,7 @@ def read(text):
     return reader
 
 
+@pytest.mark.slow
 def test_page_holds_table_labels_and_command(call, arguments, tmp_path):
     code, _, err = call(*arguments, "--output", tmp_path / "out")
     assert code == 0, err
@@ -140,7 +141,7 @@ def test_page_loads_nothing(call, arguments, tmp_path):
     assert "script" not in reader.tags
 
 
-def test_hostile_labels_are_text(told):
+def test_hostile_labels_are_text(told, capsys):
     test, rows, told_story, _ = told
     named = {
         "gallery_labels": (HOSTILE,) * NUM_QUERIES,
@@ -160,9 +161,22 @@ def test_hostile_labels_are_text(told):
         notes=(HOSTILE,),
     )
     labelled = sets.dataclasses.replace(test, **named)
-    reader = read(page.to_html(report, labelled, told_story, [], ["dbnorm", HOSTILE]))
+    text = page.to_html(report, labelled, told_story, [], ["dbnorm", HOSTILE])
+    reader = read(text)
     assert "script" not in reader.tags
     assert " ".join(reader.text).count("<script>alert") >= 3
+    assert text.replace("\n", "").isprintable()
+    assert r"\x00\x1b[2J\u202e\n\u2028\udcff" in text
+    table.show(report)
+    shown = capsys.readouterr().out
+    assert shown.startswith("<script>")
+    assert shown.replace("\n", "").isprintable()
+    plots.methods_png(report)
+    figure = plots.Figure()
+    plots._png(figure, HOSTILE)
+    assert figure.get_suptitle().isprintable()
+    formula = table.to_csv(sets.dataclasses.replace(report, name="=1+1"))
+    assert [line.partition(",")[0] for line in formula.splitlines()[1:]] == ["'=1+1"] * len(rows)
 
 
 def test_sweep_meets_the_table(told):

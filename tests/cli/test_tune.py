@@ -78,6 +78,7 @@ def test_tune_on_bad_input(call, arguments, word):
 EVALUATE = ("evaluate", "queries.npy", "gallery.npy", "--query-bank", BANKS[0])
 
 
+@pytest.mark.slow
 def test_evaluate_auto(call):
     arguments = (*EVALUATE, "--gallery-bank", BANKS[1])
     code, out, err = call(*arguments, "--bank-pairs", "rows", "--methods", "auto,is", "--json")

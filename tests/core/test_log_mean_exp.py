@@ -184,6 +184,7 @@ def test_weights_that_cannot_be_served_are_refused(weight):
             fit(rows, beta=1.0, weights=[weight, 1])
 
 
+@pytest.mark.slow
 def test_gradients_through_merging_are_those_of_the_whole():
     random = np.random.default_rng(11)
     similarities = jnp.asarray(random.normal(size=(9, 4)), jnp.float32)

@@ -240,6 +240,7 @@ def test_one_far_column_costs_the_others_nothing():
     )
 
 
+@pytest.mark.slow
 def test_neighbors_far_from_the_origin_are_the_same_in_any_tile_and_place():
     """Those of the distances themselves: by chunks of any size, on a mesh, over files."""
     queries, gallery = (array.astype(np.float32) for array in _far(1, 4e6, 50.0))

@@ -123,6 +123,7 @@ def test_largest_similarities(seed, shape, k, masked):
         np.testing.assert_allclose(found.mean[item], mean, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @given(
     seeds,
     st.sampled_from(SHAPES),
@@ -349,6 +350,7 @@ def test_streamed_forms_never_hold_bank_x_gallery():
         assert largest_intermediate(function, bank, gallery) <= 512 * 4096
 
 
+@pytest.mark.slow
 def test_gradients_are_finite():
     test = problem(9)
 

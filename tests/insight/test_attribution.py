@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import reference
 from cases import CHUNK_SIZES, SHAPES, SIMILARITY_FNS, problem
+from patience import slow_but
 from tracing import largest_intermediate
 
 import dbnorm_jax as dbn
@@ -40,6 +41,7 @@ def test_contributors_equal_brute_force(chunk_size, weighted):
     np.testing.assert_allclose(found.effective_number, 1 / (shares**2).sum(axis=1), rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fn", list(SIMILARITY_FNS)[1:], ids=lambda fn: fn.__name__)
 def test_contributors_leave_out_own_copies(fn):
     gallery = problem(1).gallery
@@ -115,7 +117,9 @@ def recall(test, relevant, rows, beta, weights, *, k, weight=1.0, offsets=0.0):
     return reference.recall_at(reference.ranks(scores, relevant[:, None]), 1)
 
 
-@pytest.mark.parametrize(("k", "weighted"), [(0, False), (1, False), (2, True)])
+@pytest.mark.parametrize(
+    ("k", "weighted"), slow_but([(2, True)], [(0, False), (1, False), (2, True)])
+)
 def test_influence_equals_leaving_out(k, weighted):
     for beta in (2.0, 60.0):
         check_influence(beta, k, weighted)
@@ -166,6 +170,7 @@ def test_influence_of_the_only_item():
     np.testing.assert_array_equal(found, [1.0])
 
 
+@pytest.mark.slow
 def test_memory_is_one_tile():
     rows, statistics_of = jnp.ones((3000, 4)), dbn.stream_bank_statistics
     statistics = statistics_of(rows, rows, beta=1.0)

@@ -68,6 +68,7 @@ def banks():
     return hubby(2)
 
 
+@pytest.mark.slow
 def test_auto_tries_it(toy, banks, tmp_path):
     query_bank, gallery_bank, _, gallery = banks
     known = {"gallery": gallery, "similarity_fn": dbn.dot_product}

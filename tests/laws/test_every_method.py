@@ -115,6 +115,7 @@ def test_bank_order_does_not_matter(name):
 
 
 # A line search has no reverse-mode derivative; sinkhorn_normalization has the same limit and one.
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in FITS if name not in ITERATED])
 def test_gradients_are_finite_and_reach_the_bank(name):
     def total(*arrays):

@@ -261,6 +261,7 @@ def blocks(page):
     return re.findall(r"^```python\n(.*?)^```", PAGES[page], re.DOTALL | re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_the_page_on_scaling():
     """On the eight devices that tests have; its scripts for several hosts are left out."""
     random = np.random.default_rng(0)

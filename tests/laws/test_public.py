@@ -41,6 +41,7 @@ PUBLIC = dict(public())
 FUNCTIONS = {name: value for name, value in PUBLIC.items() if inspect.isfunction(value)}
 
 
+@pytest.mark.slow
 def test_namespaces_are_modules():
     """`from dbnorm_jax.metrics import recall_at`, without an attribute of the package first."""
     found = {module.name for module in pkgutil.iter_modules(dbn.__path__)}
@@ -284,6 +285,7 @@ def states(similarity_fn, rows=WIDE):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_but(["cosine_similarity"], SIMILARITIES))
 def test_states_know_their_similarity(name, tmp_path):
     for state in states(FUNCTION_OF[name]):

@@ -121,6 +121,7 @@ JOBS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("job", slow_but(["search", "fit csls", "inspect"], JOBS))
 def test_commands_on_small_files(job, small, call):
     pytest.importorskip("click")
@@ -133,6 +134,7 @@ def test_commands_on_small_files(job, small, call):
         assert all(len(json.loads(line)["items"]) == 3 for line in out.splitlines())
 
 
+@pytest.mark.slow
 def test_benchmark_on_a_small_gallery(call):
     pytest.importorskip("click")
     sizes = ["--queries", 8, "--gallery", 4, "--bank", 8, "--dim", 4, "--repetitions", 1]

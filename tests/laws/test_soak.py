@@ -1,9 +1,8 @@
 """Many calls with changing shapes: neither memory nor compiled programs grow without end."""
 
-import pathlib
-
 import numpy as np
 import pytest
+from systems import memory, reads_proc
 
 import dbnorm_jax as dbn
 from dbnorm_jax._src.places.mesh import drive
@@ -12,18 +11,12 @@ ROUNDS = 40
 SHAPES = [(50, 8), (64, 8), (300, 16)]  # galleries; queries and banks come in any number
 
 
-def resident():
-    """Bytes of this process in memory."""
-    pages = int(pathlib.Path("/proc/self/statm").read_text("ascii").split()[1])
-    return pages * 4096
-
-
 def programs():
     return drive.top_k._cache_size() + drive.bank_statistics._cache_size()
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not pathlib.Path("/proc/self/statm").exists(), reason="reads /proc")
+@reads_proc
 def test_changing_shapes(tmp_path):
     random = np.random.default_rng(0)
     path = tmp_path / "state.npz"
@@ -47,11 +40,11 @@ def test_changing_shapes(tmp_path):
     before = programs()
     for _ in range(ROUNDS // 4):
         one_round()
-    compiled, used = programs(), resident()
+    compiled, used = programs(), memory("resident")
     # Requests are filled up to a multiple of 32 queries, so that 256 sizes share 8 programs.
     most = (1 + 8) * len(SHAPES)
     assert 0 < compiled - before <= most
     for _ in range(ROUNDS):
         one_round()
     assert programs() - before <= most
-    assert resident() - used < 64 * 2**20
+    assert memory("resident") - used < 64 * 2**20

@@ -72,6 +72,7 @@ def test_vmap_equals_loop(case, streamed):
     chex.assert_trees_all_equal(mapped[1].indices, looped[1].indices)
 
 
+@pytest.mark.slow
 @all_normalizers
 def test_leading_axes_equal_vmap(case):
     def scores(similarities, query_bank, gallery_bank):
@@ -90,6 +91,7 @@ def test_leading_axes_equal_vmap(case):
     chex.assert_trees_all_close(scores(*matrices), jax.vmap(scores)(*matrices), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_scan_over_batches_of_queries():
     queries, gallery, bank, _, _ = arguments_of(1, SHAPES[2])
     correction = dbn.dynamic_inverted_softmax(dbn.stream_bank_statistics(bank, gallery, beta=20.0))
@@ -137,6 +139,7 @@ PATHS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "streamed"), PATHS, ids=str)
 def test_gradients_equal_finite_differences(case, streamed, x64):
     arguments = [jnp.asarray(array, jnp.float64) for array in arguments_of(2)]
@@ -163,6 +166,7 @@ def test_streamed_gradients_equal_dense(case):
     chex.assert_tree_all_finite(streamed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beta", [1e-3, 1.0, 1e4])
 def test_gradients_are_finite_at_masks_ties_and_large_beta(beta):
     similarities = jnp.zeros((4, 3)).at[0].set(1e3)
@@ -196,6 +200,7 @@ def test_masked_rows_have_no_gradient():
     assert (jnp.abs(gradient).sum(axis=1) > 0).sum() == 4
 
 
+@pytest.mark.slow
 def test_closed_forms():
     """d log Z / d beta is the mean under the responsibilities, its slope their variance."""
     _, gallery, bank, _, _ = arguments_of(5)
@@ -232,6 +237,7 @@ def test_gates_have_no_gradient(case):
     np.testing.assert_array_equal(gradient, np.zeros_like(similarities))
 
 
+@pytest.mark.slow
 def test_no_input_is_changed():
     test = problem(7)
     arrays = [test.queries, test.gallery, test.query_bank, test.gallery_bank]

@@ -125,6 +125,63 @@ def test_no_imports_go_round():
     graphlib.TopologicalSorter(graph).prepare()
 
 
+# What the modules of Python, and names in them, are of some systems only.
+OF_SOME = {"fcntl", "grp", "msvcrt", "posix", "pwd", "resource", "termios", "winreg"}
+OF_SOME |= {f"signal.{name}" for name in ("SIGALRM", "SIGHUP", "SIGKILL", "SIGPROF", "SIGXFSZ")}
+OF_SOME |= {f"os.{name}" for name in ("fork", "geteuid", "getuid", "sched_getaffinity", "uname")}
+EVERYWHERE = [
+    path
+    for folder in ("dbnorm_jax", "tests", "benchmarks", "examples")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+]
+
+
+def run_on_import(node):
+    """The parts of a module that importing it runs: no bodies of functions."""
+    yield node
+    for part in ast.iter_child_nodes(node):
+        if not isinstance(part, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            yield from run_on_import(part)
+        elif not isinstance(part, ast.Lambda):
+            for decorator in part.decorator_list:
+                yield from run_on_import(decorator)
+
+
+def of_some_systems(source):
+    """What importing a module asks of the system that not every one has."""
+    for node in run_on_import(ast.parse(source)):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = imports(ast.unparse(node))
+            yield from (name for name in names if name.partition(".")[0] in OF_SOME)
+        elif isinstance(node, ast.Attribute) and ast.unparse(node) in OF_SOME:
+            yield ast.unparse(node)
+
+
+def test_every_module_imports_on_every_system():
+    """What only some have is asked for where it is used, in tests by way of `systems`."""
+    for path in EVERYWHERE:
+        source = path.read_text("utf-8")
+        assert not list(of_some_systems(source)), path
+        reads_proc = '"/proc' in source and (ROOT / "tests") in path.parents
+        assert not reads_proc or path.stem in ("systems", "test_wings"), path
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import resource",
+        "if True:\n    from fcntl import flock",
+        "class A:\n    import pwd",
+        "import signal\nKILL = signal.SIGKILL",
+        "import os\n@mark(os.getuid() == 0)\ndef f(): ...",
+    ],
+)
+def test_what_some_systems_lack_is_noticed(source):
+    assert [*of_some_systems(source)]
+    inside = "def f():\n    " + source.replace("\n", "\n    ")
+    assert not [*of_some_systems(inside)]
+
+
 @pytest.mark.parametrize(
     ("path", "line"),
     [

@@ -31,6 +31,7 @@ def log_normalizer(bank, gallery, beta, weights):
     ).log_normalizer
 
 
+@pytest.mark.slow
 def test_closed_forms(x64):
     """By everything at once, in float64: responsibilities p, and what they average."""
     _, gallery, bank, _ = arrays_of(0, jnp.float64)
@@ -67,6 +68,7 @@ def test_the_slope_of_the_bias_is_an_entropy(x64):
     np.testing.assert_allclose(slope, divergence / BETA**2, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_hessian_vector_products(x64):
     """The curvature by similarities is beta^2 (diag p - p p^T); forward over reverse, streamed."""
     _, gallery, bank, _ = arrays_of(2, jnp.float64)
@@ -186,6 +188,7 @@ def test_no_derivative_holds_the_matrix(function, derivative):
     assert most <= rows.shape[0] * columns.shape[0] / 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", [statistic, neighbors], ids=lambda f: f.__name__)
 def test_memory_of_the_backward_pass_is_flat(function):
     def temporaries(num_rows):

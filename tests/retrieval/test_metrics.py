@@ -333,6 +333,7 @@ def test_jit_and_vmap_of_numbers_equal_a_loop(number):
     np.testing.assert_allclose(over(ranks), expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_vmap_and_jit_of_stream_ranks_over_corrections():
     rng = np.random.default_rng(10)
     queries, gallery = _signs(rng, NUM_QUERIES), _signs(rng, NUM_GALLERY)
@@ -460,6 +461,7 @@ def test_bad_arguments_are_refused(function, arguments, error, words):
         assert word in str(caught.value)
 
 
+@pytest.mark.slow
 def test_the_harmonic_rank_is_that_of_one_device():
     rng = np.random.default_rng(1)
     queries, gallery = (rng.integers(-1, 2, (n, 2)).astype(np.float32) for n in (5, 23))

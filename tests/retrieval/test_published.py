@@ -170,6 +170,7 @@ def test_a_similarity_of_zero_does_not_hide_the_rest_of_the_row():
     assert np.argmax(scores) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("query_k", "gallery_k"), [(0, None), (1, 3)])
 def test_slopes_equal_differences(x64, query_k, gallery_k):
     """Of rows with every, one and no gate open; a row moves with its largest product."""

@@ -309,6 +309,7 @@ def test_memory_does_not_grow_with_the_queries():
     assert large - small <= 65536 * 10 * 8 * 2  # the results, never a tile
 
 
+@pytest.mark.slow
 def test_few_programs_for_queries_in_any_number():
     random = np.random.default_rng(7)
     gallery = jnp.asarray(random.normal(size=(50, 6)), jnp.float32)

@@ -278,6 +278,7 @@ def test_statistics_of_the_gallery_itself_leave_the_item_out():
     np.testing.assert_array_equal(found.mass, np.full(7, 6.0))
 
 
+@pytest.mark.slow
 @given(seeds, shapes, st.booleans())
 def test_responsibilities(seed, shape, masked):
     similarities = problem(seed, shape).query_bank_similarities
@@ -403,6 +404,7 @@ def test_nothing_larger_than_a_tile_is_held():
     assert largest_intermediate(fit, bank, gallery) <= 512 * 1024
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_bank():
     def temporaries(num_bank):
         shapes = [jax.ShapeDtypeStruct((n, 8), jnp.float32) for n in (num_bank, 5000)]

@@ -34,7 +34,7 @@ def child(job):
     main(job)
 
 
-if __name__ == "__main__":
+def serve():
     for line in sys.stdin:
         job = json.loads(line)
         process = os.fork()
@@ -48,3 +48,7 @@ if __name__ == "__main__":
         print(process, flush=True)
         sys.stdin.readline()
         print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
+
+
+if __name__ == "__main__":
+    serve()

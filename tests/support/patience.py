@@ -10,4 +10,9 @@ def slow_but(quick, cases):
     """The cases of a parametrized test, of which `quick` alone are no slow tests."""
     cases = list(cases)
     assert all(case in cases for case in quick)
-    return [case if case in quick else pytest.param(case, marks=pytest.mark.slow) for case in cases]
+
+    def slow(case):
+        several = case if type(case) is tuple else (case,)
+        return pytest.param(*several, marks=pytest.mark.slow)
+
+    return [case if case in quick else slow(case) for case in cases]

@@ -48,7 +48,11 @@ TABLE = grid.from_rows(
 )
 
 
-@pytest.mark.parametrize("known", [True, False], ids=["gallery", "banks alone"])
+@pytest.mark.parametrize(
+    "known",
+    [True, pytest.param(False, marks=pytest.mark.slow)],
+    ids=["gallery", "banks alone"],
+)
 def test_held_out_ranks_equal_brute_force(known):
     query_bank, gallery_bank, _, gallery = hubby(1)
     pairs = np.arange(SIZE)
@@ -83,6 +87,7 @@ def logged(seed, num_logged=400, num_asked=1000, size=SIZE, exponent=1.0):
     return gallery, (queries[log], asked[log]), (queries[test], asked[test])
 
 
+@pytest.mark.slow
 def test_what_is_judged_is_what_is_served():
     """Ranks in the first fold are those under what `fit` makes of the others.
 
@@ -320,6 +325,7 @@ def test_other_criteria(tuned, criterion):
     np.testing.assert_allclose(other.gain, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_auto_with_and_without_a_gallery_bank(tuned):
     choice, (gallery, query_bank, gallery_bank, _) = tuned
     pairs = np.arange(300)
@@ -448,6 +454,7 @@ DECLINES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DECLINES)
 def test_declines_to_raw(name):
     arrays, reason = DECLINES[name]

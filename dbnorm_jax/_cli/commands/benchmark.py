@@ -1,13 +1,13 @@
 """`dbnorm benchmark`: what a correction costs on this machine, beside the similarities alone."""
 
 import dataclasses
-import json
-import sys
 from typing import Any, NamedTuple
 
 from dbnorm_jax._cli.reading.argument import neighbors
 from dbnorm_jax._cli.showing.progress import Progress
 from dbnorm_jax._cli.showing.report import require
+from dbnorm_jax._cli.showing.table import grid, versions
+from dbnorm_jax._cli.showing.terminal import say_json, wide_console
 
 SCHEMA = "dbnorm benchmark 1"
 BASE, FIT = "similarities alone", "fit"
@@ -51,7 +51,7 @@ def run(request: Request) -> None:
     request = dataclasses.replace(request, k=neighbors(request.k, request.gallery))
     lines = measure(request)
     if request.as_json:
-        print(_to_json(request, lines), end="")
+        say_json(_content(request, lines))
     else:
         _show(request, lines)
 
@@ -109,50 +109,38 @@ def measure(request: Request) -> list[Line]:
 def _where() -> dict[str, str]:
     import jax
 
-    from dbnorm_jax._cli.showing.table import versions
-
     device = jax.devices()[0]
     return {"platform": device.platform, "device": device.device_kind, **versions()}
 
 
 def _show(request: Request, lines: list[Line]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    where = _where()
-    console = Console(file=sys.stdout, highlight=False)
+    where, console = _where(), wide_console()
     console.print(
         f"{request.queries:,} queries, bank of {request.bank:,}, {request.gallery:,} gallery "
         f"items, {request.dim} dimensions; {where['device']} "
-        f"({where['platform']}), jax {where['jax']}",
-        soft_wrap=True,
+        f"({where['platform']}), jax {where['jax']}"
     )
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column("Work", no_wrap=True)
-    for header in ("Seconds", "GFLOP/s", "Ratio"):
-        table.add_column(header, justify="right", no_wrap=True)
-    for line in lines:
-        table.add_row(line.work, f"{line.seconds:.4f}", f"{line.gflops:.0f}", f"{line.ratio:.2f}")
+    rows = (
+        (line.work, f"{line.seconds:.4f}", f"{line.gflops:.0f}", f"{line.ratio:.2f}")
+        for line in lines
+    )
     console.print()
-    console.print(table)
+    console.print(grid(("Work", "Seconds", "GFLOP/s", "Ratio"), rows))
     console.print()
     console.print(
         f"Ratio: time over that of the similarities alone, computed tile by tile and thrown away; "
         f"median of {request.repetitions} repetitions, compilation left out.",
         style="dim",
-        soft_wrap=True,
     )
 
 
-def _to_json(request: Request, lines: list[Line]) -> str:
+def _content(request: Request, lines: list[Line]) -> dict[str, Any]:
     sizes = dataclasses.asdict(request)
     del sizes["as_json"]
-    content: dict[str, Any] = {
+    return {
         "schema": SCHEMA,
         "sizes": sizes,
         "where": _where(),
         "units": {"seconds": "of the fastest repetition", "ratio": "median, time over base"},
         "lines": [line._asdict() for line in lines],
     }
-    return json.dumps(content, indent=2) + "\n"

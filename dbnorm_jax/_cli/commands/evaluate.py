@@ -37,7 +37,8 @@ from dbnorm_jax._cli.reading.sets import EvaluationSet, SimilaritySet
 from dbnorm_jax._cli.showing.output import sink_of
 from dbnorm_jax._cli.showing.progress import Progress
 from dbnorm_jax._cli.showing.report import FILES, contents, print_paths, require
-from dbnorm_jax._cli.showing.table import Report, show, to_json
+from dbnorm_jax._cli.showing.table import Report, content, show
+from dbnorm_jax._cli.showing.terminal import say_json
 from dbnorm_jax._src.corrections import table
 
 
@@ -100,7 +101,7 @@ def run(request: Request) -> None:
             story = tell(test, rows, progress)
             paths = sink.write(contents(report, test, story, _command(request)))
     if request.as_json:
-        print(to_json(report), end="")
+        say_json(content(report))
     else:
         show(report)
     print_paths(paths, to_stderr=request.as_json)

@@ -8,8 +8,6 @@ export.json      the layout for machines; written last: a folder that holds it i
 
 import dataclasses
 import importlib.util
-import io
-import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,9 +22,10 @@ from dbnorm_jax._cli.reading import large, sets
 from dbnorm_jax._cli.reading.corrections import read_correction
 from dbnorm_jax._cli.reading.packages import install_hint
 from dbnorm_jax._cli.showing.export_readme import Layout, readme
-from dbnorm_jax._cli.showing.output import Content, Sink
+from dbnorm_jax._cli.showing.output import Content, Sink, written
 from dbnorm_jax._cli.showing.progress import Progress
 from dbnorm_jax._cli.showing.report import print_paths
+from dbnorm_jax._cli.showing.terminal import json_text, say, say_json
 
 MANIFEST = "export.json"
 _ACTIVATION = "activation.npy"
@@ -99,9 +98,9 @@ def run(request: Request) -> None:
         manifest = _manifest(request, layout)
         paths = _write(sink, request, layout, manifest, correction, vectors)
     if request.as_json:
-        print(json.dumps(manifest, indent=2))
+        say_json(manifest)
         return
-    print(
+    say(
         f"{layout.num_gallery} vectors of {layout.width} = {layout.dim} + {len(layout.columns)} "
         f"dimensions, to be searched by {layout.metric.replace('-', ' ')}"
         + (", two searches per query" if layout.gated else "")
@@ -117,20 +116,17 @@ def _write(
     correction: dbn.Correction,
     vectors: Iterator[sets.Array],
 ) -> list[Path]:
-    contents: dict[str, Content] = {
-        _README: lambda: readme(layout, request.vectors, request.dtype).encode(),
-        MANIFEST: (json.dumps(manifest, indent=2) + "\n").encode,
-    }
+    def write_vectors(file: IO[bytes]) -> None:
+        _WRITERS[request.file_format](file, layout, request.dtype, vectors)
+
+    contents: dict[str, Content] = {request.vectors: write_vectors}
     if layout.gated:
-        contents = {_ACTIVATION: lambda: _npy(np.asarray(correction.active)), **contents}
-    with sink.alone():
-        with sink.open(request.vectors) as file:
-            _WRITERS[request.file_format](file, layout, request.dtype, vectors)
-            # From here on an earlier export is none, and until all is written neither is this.
-            (request.output / MANIFEST).unlink(missing_ok=True)
-        for name in {*_NAMES} - {request.vectors, *contents}:  # of an earlier export
-            (request.output / name).unlink(missing_ok=True)
-        return [request.output / request.vectors, *sink.write(contents)]
+        contents[_ACTIVATION] = lambda file: np.save(file, np.asarray(correction.active))
+    text = readme(layout, request.vectors, request.dtype)
+    contents[_README] = written(text.encode)
+    contents[MANIFEST] = written(json_text(manifest).encode)
+    # An earlier export is none without its manifest, and this one neither.
+    return sink.write(contents, [MANIFEST, *{*_NAMES} - {*contents}])
 
 
 def _terms(
@@ -208,12 +204,6 @@ def _write_parquet(
 
 
 _WRITERS = {"npy": _write_npy, "parquet": _write_parquet}
-
-
-def _npy(array: sets.Array) -> bytes:
-    stream = io.BytesIO()
-    np.save(stream, array, allow_pickle=False)
-    return stream.getvalue()
 
 
 def _manifest(request: Request, layout: Layout) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """`dbnorm fit`: a correction from files of any size, in sittings of any length."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,9 @@ from dbnorm_jax._cli.reading.corrections import State, check_own, read_state
 from dbnorm_jax._cli.reading.large import Rows
 from dbnorm_jax._cli.showing.output import Sink
 from dbnorm_jax._cli.showing.progress import RowProgress
+from dbnorm_jax._cli.showing.terminal import say, say_json
 from dbnorm_jax._src.core.similarity import SIMILARITY_FUNCTIONS
+from dbnorm_jax._src.core.text import printable
 from dbnorm_jax._src.corrections.table import BETA_QUERY, GALLERY_BANK, TABLE, Row
 from dbnorm_jax._src.files import binary
 from dbnorm_jax._src.files import provenance as provenances
@@ -143,7 +144,10 @@ def _report(request: Request, work: "_Work", provenance: dict[str, Any], what: s
     values = ", ".join(f"{name} {value:g}" for name, value in work.parameters.items())
     gallery = len(work.files["gallery"].rows)
     text = f"{request.output} {what}: {request.method}({values}) for {gallery:,} items"
-    print(json.dumps(content, indent=2) if request.as_json else text)
+    if request.as_json:
+        say_json(content)
+    else:
+        say(text)
 
 
 def _check_combination(request: Request) -> None:
@@ -257,8 +261,8 @@ class _Work:
             )
         if not same:
             raise ValueError(
-                f"--output '{output}': expected no earlier results of other work, got a file; name "
-                f"another, or allow overwriting with --force"
+                f"--output '{printable(output)}': expected no earlier results of other work, got a "
+                f"file; name another, or allow overwriting with --force"
             )
         return True
 

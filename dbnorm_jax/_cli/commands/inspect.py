@@ -12,6 +12,7 @@ from dbnorm_jax._cli.showing import hub_report
 from dbnorm_jax._cli.showing.output import sink_of
 from dbnorm_jax._cli.showing.progress import Progress
 from dbnorm_jax._cli.showing.report import print_paths, require
+from dbnorm_jax._cli.showing.terminal import say_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +72,7 @@ def run(request: Request) -> None:
         report = evaluate.report_of(test, found.rows, *[own] * request.own_queries)
         paths = [] if sink is None else sink.write(hub_report.contents(report, found))
     if request.as_json:
-        print(hub_report.to_json(report, found), end="")
+        say_json(hub_report.content(report, found))
     else:
         hub_report.show(report, found)
     print_paths(paths, to_stderr=request.as_json)

@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +11,7 @@ from dbnorm_jax._cli.reading import large
 from dbnorm_jax._cli.reading.argument import Source
 from dbnorm_jax._cli.reading.corrections import read_state
 from dbnorm_jax._cli.showing.output import Sink
+from dbnorm_jax._cli.showing.terminal import say, say_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,14 +56,17 @@ def run(request: Request) -> None:
         "not_compared": [part.label for part in parts if "gallery" not in part.provenance],
     }
     for name in summary["not_compared"]:
-        print(f"dbnorm: {name} does not say of what gallery: not compared", file=sys.stderr)
+        say(f"dbnorm: {name} does not say of what gallery: not compared", to_stderr=True)
     rows = " + ".join(f"{count:,}" for count in summary["bank_rows"]) or "unknown"
     betas = "" if beta is None else f"beta {beta.tolist()}, "
     text = (
         f"wrote {request.output}: {summary['kind']} of {rows} bank rows, {betas}k "
         f"{summary['k']}, {summary['num_gallery']:,} gallery items"
     )
-    print(json.dumps(summary, indent=2) if request.as_json else text)
+    if request.as_json:
+        say_json(summary)
+    else:
+        say(text)
 
 
 def _read(text: str) -> _Part:

@@ -1,9 +1,7 @@
 """`dbnorm search`: the nearest items of each query, from files of any size into one of any size."""
 
-import codecs
 import dataclasses
 import io
-import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -24,6 +22,7 @@ from dbnorm_jax._cli.reading.arrays import read_ids
 from dbnorm_jax._cli.reading.corrections import read_correction
 from dbnorm_jax._cli.showing.output import Sink, csv_line, sink_of
 from dbnorm_jax._cli.showing.progress import RowProgress
+from dbnorm_jax._cli.showing.terminal import is_utf8, json_text, say, say_json
 from dbnorm_jax._src.core.similarity import SIMILARITY_FUNCTIONS
 from dbnorm_jax._src.files import texts
 from dbnorm_jax._src.places.disk import search
@@ -33,8 +32,6 @@ from dbnorm_jax._src.places.disk.search import Passes
 
 _NAMED = (".npz", ".csv", ".jsonl")  # what has room for names
 _SUFFIXES = (*_NAMED, ".npy")
-# Some readers of JSON lines end a line at these, which JSON itself does not escape.
-_LINE_ENDS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
 Array = np.ndarray[Any, np.dtype[Any]]
 # Takes the first of some queries, in order, their scores and indices.
 Add = Callable[[int, Array, Array], None]
@@ -123,7 +120,10 @@ def run(request: Request) -> None:
     text = (
         f"wrote {request.output}: {k} of {num_gallery:,} items for {num_queries:,} queries ({how})"
     )
-    print(json.dumps(content, indent=2) if request.as_json else text)
+    if request.as_json:
+        say_json(content)
+    else:
+        say(text)
 
 
 def _names(option: str, text: str | None, count: int) -> Array | None:
@@ -148,8 +148,7 @@ def _results(output: Sink | None, shape: tuple[int, int], names: _Names) -> Iter
         elif suffix == ".npy":
             yield _arrays(shape, {"indices": file})
         else:
-            beside = output.path.absolute().parent  # the folder for temporary files may be small
-            with TemporaryFile(dir=beside) as indices, ZipFile(file, "w", ZIP_STORED) as archive:
+            with _beside(output.path) as indices, ZipFile(file, "w", ZIP_STORED) as archive:
                 new = partial(archive.open, mode="w", force_zip64=True)
                 with new("scores.npy") as scores:
                     yield _arrays(shape, {"scores": scores, "indices": indices})
@@ -159,6 +158,15 @@ def _results(output: Sink | None, shape: tuple[int, int], names: _Names) -> Iter
                 for name, values in (("query_ids", names.queries), ("gallery_ids", names.gallery)):
                     if values is not None:
                         _write_ids(new, name, values)
+
+
+def _beside(path: Path) -> IO[bytes]:
+    """A file without a name in the same folder: that for temporary files may be small."""
+    folder = path.absolute().parent
+    try:
+        return TemporaryFile(dir=folder)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _arrays(shape: tuple[int, int], files: dict[str, IO[bytes]]) -> Add:
@@ -192,11 +200,11 @@ def _write_ids(new: Callable[[str], IO[bytes]], name: str, ids: Array) -> None:
 
 def _json_lines(file: IO[str], names: _Names) -> Add:
     """One object per query."""
-    is_ascii = codecs.lookup(getattr(file, "encoding", None) or "utf-8").name != "utf-8"
+    only_ascii = not is_utf8(file)
 
     def lines(query: Any, items: list[Any], scores: list[float]) -> str:
         content = {"query": query, "items": items, "scores": scores}
-        return json.dumps(content, ensure_ascii=is_ascii).translate(_LINE_ENDS) + "\n"
+        return json_text(content, indent=None, only_ascii=only_ascii, allow_nan=True)
 
     return _lines(file, names, lines)
 

@@ -1,7 +1,6 @@
 """`dbnorm tune`: the choice from the banks alone, and the evidence for it."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import dbnorm_jax as dbn
 from dbnorm_jax._cli.reading import large, sets
 from dbnorm_jax._cli.reading.arrays import read_pairs, read_together
 from dbnorm_jax._cli.showing.output import sink_of
+from dbnorm_jax._cli.showing.terminal import say, say_json
 from dbnorm_jax._src.tuning.choice import COLUMNS, methods
 
 _MOST_LINES = 8
@@ -67,13 +67,17 @@ def run(request: Request) -> None:
     )
     if sink is not None:
         sink.save(choice)
-    print(to_json(choice) if request.as_json else to_text(choice))
+    if request.as_json:
+        say_json(content(choice))
+        return
+    for line in to_lines(choice):
+        say(line)
 
 
-def to_text(choice: dbn.tuning.Choice) -> str:
+def to_lines(choice: dbn.tuning.Choice) -> list[str]:
     """The summary, the banks, and the candidates of the highest gain."""
     shares = [100 * np.asarray(values) for values in (choice.active_share, choice.open_share)]
-    lines = [choice.summary(), ""]
+    lines = [*choice.summary().split("\n"), ""]
     if choice.num_held_out:
         lines += [
             f"spread of similarities within a row: query bank {choice.spreads[0]:.4g}, gallery "
@@ -86,7 +90,7 @@ def to_text(choice: dbn.tuning.Choice) -> str:
         f"gallery bank {choice.own_share[1]:.2f}"
     )
     if not choice.num_held_out:
-        return "\n".join(lines)
+        return lines
     lines += ["", f"{'gain':>8} {'error':>7} {'p':>6} {'R@1':>6}  candidate"]
     for row in table(choice)[:_MOST_LINES]:
         values = ", ".join(f"{name} {row[name]:.4g}" for name in COLUMNS if row[name])
@@ -94,7 +98,7 @@ def to_text(choice: dbn.tuning.Choice) -> str:
             f"{row['gain']:+8.3f} {row['standard_error']:7.3f} {row['p_value']:6.3f} "
             f"{100 * row['recall_gain']:+6.1f}  {row['method']}({values})"
         )
-    return "\n".join(lines)
+    return lines
 
 
 def table(choice: dbn.tuning.Choice) -> list[dict[str, Any]]:
@@ -108,9 +112,9 @@ def table(choice: dbn.tuning.Choice) -> list[dict[str, Any]]:
     ]
 
 
-def to_json(choice: dbn.tuning.Choice) -> str:
+def content(choice: dbn.tuning.Choice) -> dict[str, Any]:
     """All of it."""
-    content = {
+    return {
         "schema": "dbnorm choice 1",
         "method": choice.name,
         "parameters": choice.parameters,
@@ -119,4 +123,3 @@ def to_json(choice: dbn.tuning.Choice) -> str:
         **{name: np.asarray(getattr(choice, name)).tolist() for name in _COUNTS + _BANKS},
         "candidates": table(choice),
     }
-    return json.dumps(content, indent=2, allow_nan=False)

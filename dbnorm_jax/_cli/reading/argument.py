@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import os
+import shlex
 import stat
 import sys
 import tempfile
@@ -12,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from dbnorm_jax._src.core.text import excerpt, printable
 from dbnorm_jax._src.files import binary
-from dbnorm_jax._src.files.binary import printable
 
 STDIN = "-"
 
@@ -78,14 +79,25 @@ class Source:
         caller removes the file.
         """
         handle, name = tempfile.mkstemp(prefix="dbnorm-")
-        with os.fdopen(handle, "wb") as file:
+        source = cls(argument, Path(name), piped=True)
+        try:
+            with binary.naming(source.path), os.fdopen(handle, "wb") as file:
+                for part in source._parts(stream):
+                    file.write(part)
+        except BaseException:
+            binary.discard(source.path)
+            raise
+        return source
+
+    def _parts(self, stream: IO[bytes]) -> Iterator[bytes]:
+        """What a pipe holds, as far as it is to be kept."""
+        with _readable(self):
             start = stream.read(_START)
-            file.write(start)
+            yield start
             left = _declared(start) - len(start)
             while left > 0 and (part := stream.read(min(left, _PART))):
-                file.write(part)
+                yield part
                 left -= len(part)
-        return cls(argument, Path(name), piped=True)
 
     @property
     def title(self) -> str:
@@ -93,15 +105,15 @@ class Source:
         return self.member or (self.argument if self.piped else self.path.stem)
 
     def __str__(self) -> str:
-        place = "standard input" if self.piped else str(self.path)
-        place += "" if self.member is None else f":{printable(self.member)}"
+        place = "standard input" if self.piped else printable(self.path)
+        place += "" if self.member is None else f":{excerpt(self.member)}"
         if not self.argument:
             return place
         return f"{self.argument} ({place})" if self.piped else f"{self.argument} '{place}'"
 
     def fail(self, expected: str, actual: str, remedy: str) -> ValueError:
         """The error to raise."""
-        parts = map(printable, (expected, actual, remedy))  # names in files may be anything
+        parts = map(excerpt, (expected, actual, remedy))  # names in files may be anything
         return ValueError("{}: expected {}, got {}; {}".format(self, *parts))
 
 
@@ -135,17 +147,44 @@ def kind_of(source: Source) -> str | None:
 @contextlib.contextmanager
 def opened(source: Source) -> Iterator[IO[bytes]]:
     """The file for reading; one line of what is wrong where it is none."""
-    try:
+    with _readable(source):
         # A pipe or device would block, and has no size to check the header against.
         if not stat.S_ISREG(source.path.stat().st_mode):
             kind = "a folder" if source.path.is_dir() else "something else"
             raise source.fail("a file of arrays", kind, "name the file itself, or pipe it to -")
-        file = source.path.open("rb")
+        with source.path.open("rb") as file:
+            yield file
+
+
+@contextlib.contextmanager
+def _readable(source: Source) -> Iterator[None]:
+    """Errors of the system are about this file."""
+    try:
+        yield
     except OSError as error:
+        if error.errno is None:  # of Arrow
+            raise
         why = (error.strerror or str(error)).lower()
         raise source.fail("a readable file", why, "check the path") from None
-    with file:
-        yield file
+
+
+def typed(*words: str) -> str:
+    """The words as a shell takes them; what a terminal cannot show by its bytes ($'...').
+
+    POSIX has that form since 2024; bash, zsh and ksh have long had it.
+    """
+    return " ".join(
+        shlex.quote(word)
+        if word.isprintable()
+        else "$'" + "".join(map(_typed_byte, os.fsencode(word))) + "'"
+        for word in words
+    )
+
+
+def _typed_byte(byte: int) -> str:
+    shown = chr(byte)
+    plain = 0x20 <= byte < 0x7F and shown not in "\\'"
+    return shown if plain else f"\\{byte:03o}"
 
 
 def neighbors(k: int | None, count: int, of: str = "gallery items", default: int = 10) -> int:

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from dbnorm_jax._cli.reading import formats, sets
-from dbnorm_jax._cli.reading.argument import STDIN, Source, kind_of, opened
+from dbnorm_jax._cli.reading.argument import STDIN, Source, kind_of, opened, typed
 from dbnorm_jax._cli.reading.formats import NUMBERS, ROWS, TEXTS
 from dbnorm_jax._cli.reading.sets import Array, Csr, EvaluationSet
+from dbnorm_jax._src.core.text import excerpt
 
 _ROW_NUMBERS = "write row numbers, counted from 0, with numpy.save as int64"
 _SEVERAL = "; several as gt_indptr and gt_indices in an npz"
@@ -151,7 +152,8 @@ def _meant(source: Source, names: list[str], likely: list[str], *, alone: bool) 
         return likely[0]
     if len(names) > 1:
         file = STDIN if source.piped else source.path.name
-        remedy = f"choose one, for instance {file}:{(likely or names)[0]}"
+        one = typed(f"{file}:{(likely or names)[0]}")
+        remedy = "choose one" + f", for instance {one}" * (one == excerpt(one))
         raise source.fail("one array", formats.listed(names), remedy)
     return names[0]
 

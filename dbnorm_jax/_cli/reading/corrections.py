@@ -7,6 +7,7 @@ import dbnorm_jax as dbn
 from dbnorm_jax._cli.reading import large
 from dbnorm_jax._cli.reading.argument import Source, opened
 from dbnorm_jax._src.core.similarity import SIMILARITY_FUNCTIONS
+from dbnorm_jax._src.core.text import printable
 from dbnorm_jax._src.files.state import checksum
 
 _NAMES = {function.__name__: name for name, function in SIMILARITY_FUNCTIONS.items()}
@@ -38,7 +39,7 @@ def read_state(source: Source, kinds: tuple[type, ...], article: str, remedy: st
     try:
         state, provenance = dbn.load(source.path), dbn.read_provenance(source.path)
     except ValueError as error:
-        raise ValueError(str(error).replace(str(source.path), str(source), 1)) from None
+        raise ValueError(str(error).replace(printable(source.path), str(source), 1)) from None
     if not isinstance(state, kinds):
         raise source.fail(article, f"a {type(state).__name__}", remedy)
     provenance = {name: value for name, value in (provenance or {}).items() if value is not None}

@@ -6,8 +6,10 @@ from typing import Any
 from dbnorm_jax._cli.measuring.hubs import Inspection
 from dbnorm_jax._cli.measuring.table_rows import NEIGHBORS
 from dbnorm_jax._cli.showing import table
-from dbnorm_jax._cli.showing.output import Content, csv_line, json_text
+from dbnorm_jax._cli.showing.output import Content, report_line, written
 from dbnorm_jax._cli.showing.table import Report, or_none
+from dbnorm_jax._cli.showing.terminal import json_text, wide_console
+from dbnorm_jax._src.core.text import printable
 
 SCHEMA = "dbnorm inspection 1"
 FILES = ("inspection.json", "items.csv", "k_occurrence.png", "banks.png")
@@ -21,12 +23,12 @@ def contents(report: Report, found: Inspection) -> dict[str, Content]:
     from dbnorm_jax._cli.showing import plots
 
     made = (
-        lambda: to_json(report, found).encode(errors="replace"),
+        lambda: json_text(content(report, found)).encode(),
         lambda: to_csv(found).encode(errors="replace"),
         lambda: plots.k_occurrence_png(report),
         lambda: plots.banks_png(report, found),
     )
-    return dict(zip(FILES, made, strict=True))
+    return dict(zip(FILES, map(written, made), strict=True))
 
 
 # A title, a table, which may be empty, and remarks below it.
@@ -36,8 +38,8 @@ _Section = tuple[str, Any, list[str]]
 def show(report: Report, found: Inspection) -> None:
     """Prints the table of evaluate, and what explains it."""
     table.show(report)
-    console, content = table.wide_console(), _content(report, found)
-    sections = (_hubs(content, found), _rescued(content, found), _suspects(content, found))
+    console, said = wide_console(), content(report, found)
+    sections = (_hubs(said, found), _rescued(said, found), _suspects(said, found))
     for title, rows, remarks in sections:
         console.print()
         console.print(title, style="bold")
@@ -151,11 +153,10 @@ def _judged(item: dict[str, Any], name: str, num_bank: int) -> str:
 
 
 def _name(item: dict[str, Any]) -> str:
-    """The label, fit for a terminal, or the row."""
+    """The label, cut to what a column has room for, or the row."""
     if item["label"] is None:
         return f"row {item['row']}"
-    unprintable = "\N{REPLACEMENT CHARACTER}"
-    text = "".join(char if char.isprintable() else unprintable for char in item["label"])
+    text = printable(item["label"])
     return f"'{text}'" if len(text) <= _LONGEST else f"'{text[: _LONGEST - 3]}...'"
 
 
@@ -171,21 +172,17 @@ def to_csv(found: Inspection) -> str:
     }
     for bank, values in zip(("query", "gallery"), found.similarities, strict=True):
         columns[f"similarity_to_{bank}_bank"] = [
-            "" if math.isnan(value) else f"{value:.6g}" for value in values
+            None if math.isnan(value) else float(f"{value:.6g}") for value in values
         ]
     for name, screening in zip(("", "corrected_"), found.screenings.values(), strict=False):
         columns[f"{name}n_{k}_in_bank"] = screening.k_occurrence
-        columns[f"{name}p_value"] = [f"{value:.4g}" for value in screening.p_value]
+        columns[f"{name}p_value"] = [float(f"{value:.4g}") for value in screening.p_value]
         columns[f"{name}flagged"] = screening.flagged.astype(int)
-    return "".join(map(csv_line, [columns, *zip(*columns.values(), strict=True)]))
+    return "".join(map(report_line, [columns, *zip(*columns.values(), strict=True)]))
 
 
-def to_json(report: Report, found: Inspection) -> str:
-    """All but the single items that are no hubs, anti-hubs or suspects."""
-    return json_text(_content(report, found))
-
-
-def _content(report: Report, found: Inspection) -> dict[str, Any]:
+def content(report: Report, found: Inspection) -> dict[str, Any]:
+    """All but the single items that are no hubs, anti-hubs or suspects, for JSON."""
     test, (before, after) = found.test, found.counts
 
     def counted(row: int) -> dict[str, Any]:

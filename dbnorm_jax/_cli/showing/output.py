@@ -5,16 +5,24 @@ A symbolic link counts as an earlier result, wherever it leads: nothing is writt
 """
 
 import contextlib
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import dbnorm_jax as dbn
+from dbnorm_jax._src.core.text import printable
 from dbnorm_jax._src.files import binary
 
-Content = Callable[[], bytes]
+# What a text begins with that a spreadsheet computes, also in full width; it skips the blanks.
+_FORMULAS = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
+
+Content = Callable[[IO[bytes]], object]  # writes it
+
+
+def written(make: Callable[[], bytes]) -> Content:
+    """Of what is made whole."""
+    return lambda file: file.write(make())
 
 
 class Sink:
@@ -78,7 +86,11 @@ class Sink:
             self._fail("no earlier results", what, remedy)
 
     def _fail(self, expected: str, actual: str, remedy: str) -> None:
-        raise ValueError(f"--output '{self.path}': expected {expected}, got {actual}; {remedy}")
+        raise self._error(self.path, expected, actual, remedy)
+
+    def _error(self, path: Path, expected: str, actual: str, remedy: str) -> ValueError:
+        line = f"--output '{path}': expected {expected}, got {actual}; {remedy}"
+        return ValueError(printable(line))
 
     def check_apart(self, inputs: Mapping[str, Path]) -> None:
         """Raises where a result would replace a file that is read; `inputs`: by their labels.
@@ -90,10 +102,8 @@ class Sink:
                 continue
             for label, given in inputs.items():
                 if given.samefile(path):
-                    raise ValueError(
-                        f"--output '{path}': expected another file than {label}, got the same; "
-                        f"name another"
-                    )
+                    expected = f"another file than {label}"
+                    raise self._error(path, expected, "the same", "name another")
 
     @contextlib.contextmanager
     def alone(self, work: str = "writes") -> Iterator[None]:
@@ -101,10 +111,23 @@ class Sink:
         if self._held:
             yield
             return
-        path = self.path
-        if self._names:
-            path.mkdir(parents=True, exist_ok=True)
-            path /= self._names[0]
+        if not self._names:
+            with self._locked(self.path, work):
+                yield
+            return
+        made = [place for place in (self.path, *self.path.parents) if not place.exists()]
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with self._locked(self.path / self._names[0], work):
+                yield
+        except BaseException:
+            for place in made:
+                with contextlib.suppress(OSError):  # what is not empty stays
+                    place.rmdir()
+            raise
+
+    @contextlib.contextmanager
+    def _locked(self, path: Path, work: str) -> Iterator[None]:
         place = binary.lock_place(path)
         if binary.found_at(place) == binary.LINK:
             if not self._force:
@@ -130,14 +153,22 @@ class Sink:
         with self.alone(), binary.replacing(self.path / name) as file:
             yield file
 
-    def write(self, contents: Mapping[str, Content]) -> list[Path]:
-        """Makes all contents first, then writes them; returns the paths."""
-        made = {name: content() for name, content in contents.items()}
-        with self.alone():
-            for name, data in made.items():
-                with binary.replacing(self.path / name) as file:
-                    file.write(data)
-        return [self.path / name for name in made]
+    def write(self, contents: Mapping[str, Content], stale: Sequence[str] = ()) -> list[Path]:
+        """Writes all beside their places, then puts them there in this order -> the paths.
+
+        `stale` is removed in between: what says that an earlier result is whole, and its rest.
+        """
+        with self.alone(), contextlib.ExitStack() as stack:
+            for name, content in reversed([*contents.items()]):  # opened first, put there last
+                path = self.path / name
+                file = stack.enter_context(binary.replacing(path))
+                with binary.naming(path):
+                    content(file)
+                    file.flush()
+                    os.fsync(file.fileno())
+            for name in stale:
+                (self.path / name).unlink(missing_ok=True)
+        return [self.path / name for name in contents]
 
     def save(self, state: Any, provenance: Mapping[str, Any] | None = None) -> None:
         """Writes fitted state."""
@@ -158,11 +189,6 @@ def sink_of(
     return None
 
 
-def json_text(content: Any) -> str:
-    """As it is printed and written."""
-    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
 def csv_line(cells: Iterable[Any]) -> str:
     """A line of CSV.
 
@@ -170,6 +196,17 @@ def csv_line(cells: Iterable[Any]) -> str:
     end a line there.
     """
     return ",".join(map(_cell, cells)) + "\n"
+
+
+def report_line(cells: Iterable[Any]) -> str:
+    """A line of CSV for people, whose spreadsheets take some texts for formulas.
+
+    Before such a text stands an apostrophe, which makes it text to them. Numbers are no texts.
+    """
+    return csv_line(
+        f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULAS) else cell
+        for cell in cells
+    )
 
 
 def _cell(value: Any) -> str:

@@ -2,13 +2,14 @@
 
 import base64
 import html
-import shlex
 from collections.abc import Callable, Container, Iterable, Sequence
 
 from dbnorm_jax._cli.measuring.story import Example, Story
+from dbnorm_jax._cli.reading.argument import typed
 from dbnorm_jax._cli.reading.sets import Test
 from dbnorm_jax._cli.showing import table
 from dbnorm_jax._cli.showing.table import Report
+from dbnorm_jax._src.core.text import printable
 
 # Title, description, and what makes the PNG.
 Picture = tuple[str, str, Callable[[], bytes]]
@@ -65,7 +66,7 @@ def to_html(
     versions = ", ".join(f"{name} {version}" for name, version in table.versions().items())
     parts += [
         "<h2>Made with</h2>",
-        f"<pre>{_text(shlex.join(command))}</pre>",
+        f"<pre>{_text(typed(*command))}</pre>",
         _dim(f"{versions}. The numbers are in results.json and results.csv beside this page."),
     ]
     body = "\n".join(parts)
@@ -191,4 +192,4 @@ def _name(test: Test, part: str, row: int) -> str:
 
 
 def _text(text: str) -> str:
-    return html.escape(text)
+    return html.escape(printable(text))

@@ -17,6 +17,7 @@ from dbnorm_jax._cli.measuring.hubs import Inspection
 from dbnorm_jax._cli.measuring.story import Sweep, shown_row
 from dbnorm_jax._cli.measuring.table_rows import ResultRow
 from dbnorm_jax._cli.showing.table import Report
+from dbnorm_jax._src.core.text import printable
 
 # Okabe and Ito's colors, told apart with any color vision; line styles differ as well.
 _RAW, _CORRECTED, _EVEN = "#D55E00", "#0072B2", "#767676"
@@ -204,7 +205,7 @@ def _tidy(axes: Axes, title: str = "", *, grid: bool = True) -> None:
 
 def _png(figure: Figure, headline: str) -> bytes:
     # File names may hold dollar signs, which are no formulas here.
-    figure.suptitle(headline, fontsize=12, parse_math=False)
+    figure.suptitle(printable(headline), fontsize=12, parse_math=False)
     stream = io.BytesIO()
     with warnings.catch_warnings():
         # A set named in a script the font lacks is still worth its picture.

@@ -2,15 +2,15 @@
 
 import functools
 import importlib.util
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dbnorm_jax._cli.measuring.story import Story
 from dbnorm_jax._cli.reading.sets import Test
-from dbnorm_jax._cli.showing.output import Content
+from dbnorm_jax._cli.showing.output import Content, written
 from dbnorm_jax._cli.showing.page import Picture, to_html
-from dbnorm_jax._cli.showing.table import Report, to_csv, to_json
+from dbnorm_jax._cli.showing.table import Report, content, to_csv
+from dbnorm_jax._cli.showing.terminal import json_text, say
 
 FILES = ("report.html", "results.csv", "results.json", "k_occurrence.png", "methods.png")
 
@@ -45,17 +45,17 @@ def contents(
             "banks."
         )
         pictures.append(("How much beta matters", said, lambda: plots.sweep_png(report, sweep)))
-    made = (
-        lambda: to_html(report, test, story, pictures, command).encode(errors="replace"),
+    made: tuple[Callable[[], bytes], ...] = (
+        lambda: to_html(report, test, story, pictures, command).encode(),
         lambda: to_csv(report).encode(errors="replace"),
-        lambda: to_json(report).encode(errors="replace"),
+        lambda: json_text(content(report)).encode(),
         k_occurrence,
         methods,
     )
-    return dict(zip(FILES, made, strict=True))
+    return dict(zip(FILES, map(written, made), strict=True))
 
 
 def print_paths(paths: Sequence[Path], *, to_stderr: bool = False) -> None:
     """One line per written file."""
     for path in paths:
-        print(f"wrote {path}", file=sys.stderr if to_stderr else sys.stdout)
+        say(f"wrote {path}", to_stderr=to_stderr)

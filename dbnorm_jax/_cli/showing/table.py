@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import sys
 from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
@@ -11,7 +10,8 @@ import numpy as np
 
 import dbnorm_jax as dbn
 from dbnorm_jax._cli.measuring.table_rows import ResultRow
-from dbnorm_jax._cli.showing.output import csv_line, json_text
+from dbnorm_jax._cli.showing.output import report_line
+from dbnorm_jax._cli.showing.terminal import wide_console
 
 SCHEMA = "dbnorm evaluation 1"
 
@@ -105,16 +105,6 @@ def show(report: Report) -> None:
         console.print(*report.notes, sep="\n")
 
 
-def wide_console() -> Any:
-    """Of rich, for stdout: prints text as it is, plain when piped."""
-    from rich.console import Console
-
-    # A cut number would mislead: on a narrow terminal lines run over instead.
-    return Console(
-        file=sys.stdout, width=1000, soft_wrap=True, highlight=False, markup=False, emoji=False
-    )
-
-
 def grid(headers: Sequence[str], rows: Iterable[Sequence[str]], left: Container[int] = (0,)) -> Any:
     """A table of rich; the columns that are not to the left are to the right."""
     from rich import box
@@ -180,16 +170,11 @@ def to_csv(report: Report) -> str:
         row["options"] = " ".join(f"{name}={value:g}" for name, value in row["options"].items())
         shares = [*row["gates_open"], None, None][:2]
         lines.append([*(row[name] for name in (*first, *columns)), *shares])
-    return "".join(map(csv_line, lines))
-
-
-def to_json(report: Report) -> str:
-    """The whole report; null where nothing is known."""
-    return json_text(content(report))
+    return "".join(map(report_line, lines))
 
 
 def content(report: Report) -> dict[str, Any]:
-    """What `to_json` says."""
+    """The whole report for JSON; null where nothing is known."""
     return {
         "schema": SCHEMA,
         "set": report.name,

@@ -5,6 +5,7 @@ Each says what it spares; where XLA comes to do as well by itself, it can go.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -82,22 +83,49 @@ def exp2(x: jax.Array) -> jax.Array:
     """
     if x.dtype != jnp.float32:
         return jnp.exp2(x)
-    return lax.platform_dependent(x, cpu=_exp2_float32, default=jnp.exp2)
+    return lax.platform_dependent(
+        x, cpu=lambda x: _scaled_exp2_float32(x, 1.0, 1.0, 0.0), default=jnp.exp2
+    )
 
 
 exp2.defjvps(lambda tangent, power, _: math.log(2) * power * tangent)
 
 
-def _exp2_float32(x: jax.Array) -> jax.Array:
+def scaled_exp2(d: jax.Array, rate: Any, unit: Any, less: Any) -> jax.Array:
+    """`unit 2^(rate d) - less`, with all digits near d = 0 where `less` is `unit`; else it is 0.
+
+    It is `ln 2 rate unit d` where `rate d` vanishes: `unit` may be as large as 1 / rate. Times
+    `rate`, d is up to 127. Not differentiable.
+    """
+    if d.dtype == jnp.float32:
+        return lax.platform_dependent(
+            d, rate, unit, less, cpu=_scaled_exp2_float32, default=_scaled_exp2
+        )
+    return _scaled_exp2(d, rate, unit, less)
+
+
+def _scaled_exp2(d: jax.Array, rate: Any, unit: Any, less: Any) -> jax.Array:
+    x = rate * d
+    tiny = jnp.abs(x) < jnp.finfo(d.dtype).eps  # type: ignore[no-untyped-call]
+    near = jnp.where(tiny, math.log(2) * rate * unit * d, unit * jnp.expm1(math.log(2) * x))
+    return jnp.where(less == 0, unit * jnp.exp2(x), near)
+
+
+def _scaled_exp2_float32(d: jax.Array, rate: Any, unit: Any, less: Any) -> jax.Array:
+    x = rate * d
     moved = uncancelled(x + _ROUNDER)
-    r = x - (moved - _ROUNDER)
-    power = jnp.full_like(x, _FITTED[-1])
-    for coefficient in (*_FITTED[-2::-1], 1.0):
-        power = coefficient + r * power
+    whole = moved - _ROUNDER
+    r = x - whole
+    slope = jnp.full_like(x, _FITTED[-1])
+    for coefficient in _FITTED[-2::-1]:
+        slope = coefficient + r * slope
     exponent = (lax.bitcast_convert_type(moved, jnp.int32) << 23) + _ONE
     # Times the power of two, not added to the exponent: NaN stays NaN.
-    power *= lax.bitcast_convert_type(exponent, jnp.float32)
-    return jnp.where(x < _LOWEST_EXPONENT, 0, power)
+    power = lax.bitcast_convert_type(exponent, jnp.float32)
+    # unit 2^n (1 + r q) - less, of which r unit is made of d: r may vanish where it does not.
+    value = power * (slope * (d * (rate * unit) - whole * unit) + (unit - less))
+    value += (power - 1) * less
+    return jnp.where(x < _LOWEST_EXPONENT, -less, value)
 
 
 def log1p(x: jax.Array) -> jax.Array:

@@ -21,15 +21,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
 from dbnorm_jax._src.core import elementary, numerics
 
 # Bounds 2^ of the excess over the maximum of the rows that count: only others reach it.
 _LARGEST_EXPONENT = 115.0
-# Means of powers beyond this have lost digits of what they are below 1. Under a beta that tells
-# hubs from others few are: one more exponential is then not worth a figure.
-_NEARLY_ONE = 0.6
-# Rows whose sums come first, where a long sum in one piece loses digits.
+# A mean of powers that is above the one has lost digits of what it is below 1, and one below the
+# other digits of itself, if it is made of that. Between the two either is good.
+_NEARLY_ONE, _FAR_FROM_ONE = 0.6, 0.25
+# Rows whose sums come first, as a long sum in one piece loses digits. About so many rows of a tile
+# tell on which side its means are.
 _FEW_ROWS = 32
 # Terms of series in |x| < 1 / 4: what the next one would add is below the rounding of the sum.
 _TERMS = {2**-23: 7, 2**-52: 12}
@@ -122,29 +124,37 @@ def add_rows(
         entered = valid.astype(weights.dtype)
         mass, mass_rest = jnp.matmul(both, entered, precision=lax.Precision.HIGHEST)
 
-    # A product with the weights sums the rows and drops the padding in one fast operation.
-    product = partial(jnp.matmul, precision=numerics.matmul_precision())
+    # Rows that do not count may be above the maximum, and by any amount.
+    apart = similarities - maximum[None]
+    apart = jnp.where(beta.max() * apart > _LARGEST_EXPONENT, 0, apart)
 
-    def entering(powers: jax.Array) -> jax.Array:
-        return powers if valid is None else jnp.where(valid, powers, 0)
+    def summed(beta: jax.Array, near: jax.Array, step: int = 1) -> jax.Array:
+        powers = _powers(beta, apart[::step], near[None])
+        if valid is not None:
+            powers = jnp.where(valid[::step], powers, 0)
+        # A product sums the rows and drops the padding in one fast operation.
+        few = [(0, -len(powers) % _FEW_ROWS)]
+        parts = jnp.pad(weights[::step], few).reshape(-1, 1, _FEW_ROWS)
+        powers = jnp.pad(powers, [*few, (0, 0)]).reshape(-1, _FEW_ROWS, powers.shape[1])
+        products = jnp.matmul(parts, powers, precision=numerics.matmul_precision())
+        return products[:, 0].sum(axis=0)
+
+    step = max(1, len(weights) // _FEW_ROWS)
+    sampled = weights[::step].sum() if valid is None else weights[::step] @ entered[::step]
 
     def sums(beta: jax.Array) -> tuple[jax.Array, jax.Array]:
-        excess = (beta / math.log(2)) * (similarities - maximum[None])
-        powers = elementary.exp2(jnp.minimum(excess, _LARGEST_EXPONENT))
-        total = product(weights, entering(powers))
-
-        def to_all_digits() -> jax.Array:
-            powers = entering(_expm1(beta, similarities - maximum[None]))
-            few = [(0, -len(weights) % _FEW_ROWS)]
-            parts = jnp.pad(weights, few).reshape(-1, 1, _FEW_ROWS)
-            powers = jnp.pad(powers, [*few, (0, 0)]).reshape(-1, _FEW_ROWS, powers.shape[1])
-            return product(parts, powers)[:, 0].sum(axis=0)
-
-        nearly_one = (total > _NEARLY_ONE * mass).any()
+        """(total, below): in each column the one that has all digits, and the other made of it."""
+        of_sample = lax.stop_gradient(summed(beta, jnp.zeros(largest.shape, bool), step))
+        near = of_sample > (_NEARLY_ONE + _FAR_FROM_ONE) / 2 * sampled
+        part = summed(beta, near)
+        mean = lax.stop_gradient(jnp.where(near, mass + beta * part, part))
+        wrong = jnp.where(near, mean < _FAR_FROM_ONE * mass, mean > _NEARLY_ONE * mass)
+        near ^= wrong
         # Made anew for a slope: a branch that is not taken would keep tiles of zeros for it.
-        return total, lax.cond(
-            nearly_one, jax.checkpoint(to_all_digits), lambda: (total - mass) / beta
-        )
+        again = jax.checkpoint(lambda: summed(beta, near))
+        part = lax.cond(wrong.any(), again, lambda: part)
+        total = jnp.where(near, mass + beta * part, part)
+        return total, jnp.where(near, part, (part - mass) / beta)
 
     if beta.ndim:
         # One after the other: the powers under all betas together would not stay in the cache.
@@ -180,20 +190,48 @@ def _expm1(beta: jax.Array, difference: jax.Array) -> jax.Array:
     )
 
 
-@_expm1.defjvp
+@jax.custom_jvp
+def _powers(beta: jax.Array, difference: jax.Array, near: jax.Array) -> jax.Array:
+    """`exp(beta d)` of d [rows, columns], or in columns that are near `expm1(beta d) / beta`."""
+    unit = jnp.where(near, 1 / beta, 1)
+    rate = beta / math.log(2)
+    return elementary.scaled_exp2(difference, rate, unit, jnp.where(near, unit, 0))
+
+
+# Slopes by formulas: to keep what all terms of a series are made of would take as many tiles.
+
+
+@partial(_expm1.defjvp, symbolic_zeros=True)
 def _(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    # By formulas: to keep what all terms of a series are made of would take as many tiles.
-    (beta, difference), (by_beta, by_difference) = primals, tangents
+    beta, difference = primals
     value = _expm1(beta, difference)
-    power = 1 + beta * value
-    slope = _near_or_far(
-        beta,
-        difference,
-        # The derivative of the series: d^2 (1 / 2! + 2 x / 3! + 3 x^2 / 4! + ...)
-        lambda d, x: d * d * _series(x, lambda n: (n + 1) / math.factorial(n + 2)),
-        lambda d, _: (d * power - value) / beta,
-    )
-    return value, power * by_difference + slope * by_beta
+    return value, _slope(value, beta, difference, True, *tangents)
+
+
+@partial(_powers.defjvp, symbolic_zeros=True)
+def _(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    value = _powers(*primals)
+    return value, _slope(value, *primals, *tangents[:2])
+
+
+def _slope(
+    value: jax.Array, beta: jax.Array, difference: jax.Array, near: Any, by_beta: Any, by_d: Any
+) -> jax.Array:
+    """Of `expm1(beta d) / beta`, or where it is not near of `exp(beta d)`."""
+    power = jnp.where(near, 1 + beta * value, value)
+    slope = jnp.zeros_like(value)
+    if not isinstance(by_d, SymbolicZero):
+        slope += jnp.where(near, 1, beta) * power * by_d
+    if not isinstance(by_beta, SymbolicZero):
+        of_beta = _near_or_far(
+            beta,
+            difference,
+            # The derivative of the series: d^2 (1 / 2! + 2 x / 3! + 3 x^2 / 4! + ...)
+            lambda d, x: d * d * _series(x, lambda n: (n + 1) / math.factorial(n + 2)),
+            lambda d, _: (d * power - value) / beta,
+        )
+        slope += jnp.where(near, of_beta, difference * power) * by_beta
+    return slope
 
 
 def _near_or_far(beta: Any, difference: Any, near: Any, far: Any) -> jax.Array:

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.lib import format as npy_format
 
+from dbnorm_jax._src.core.text import excerpt, printable
 from dbnorm_jax._src.core.version import __version__
 from dbnorm_jax._src.files import binary
 
@@ -78,13 +79,13 @@ def read(path: Path, kinds: Mapping[str, Fields]) -> Archive:
         arrays = {name: _read(archive, name, size) for name in header["arrays"]}
         for name, array in arrays.items():
             if header["arrays"][name] != _description(array):
-                declared = binary.printable(header["arrays"][name])
+                declared = excerpt(header["arrays"][name])
                 raise ValueError(
                     f"expected {name} to be {declared}, got {_description(array)}; {_BROKEN}"
                 )
         digest = header.pop("sha256")
         if digest != _digest(header, arrays):
-            shown = binary.printable(digest)
+            shown = excerpt(digest)
             raise ValueError(f"expected SHA-256 {shown}, got another; {_BROKEN}")
     static = {**kinds[header["kind"]].later, **header["static"]}
     return Archive(header["kind"], static, arrays, header.get("provenance"))
@@ -120,13 +121,13 @@ def _opened(path: Path) -> Iterator[tuple[zipfile.ZipFile, int]]:
             with contextlib.suppress(*binary.ZIP_ERRORS):  # which looks at more than its magic
                 if zipfile.is_zipfile(file):
                     contents = f"a damaged archive ({error})"
-            raise ValueError(f"{path}: {_refusal(contents)}") from None
+            raise ValueError(f"{printable(path)}: {_refusal(contents)}") from None
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+            raise ValueError(f"{printable(path)}: {error}") from None
 
 
 def _refusal(contents: str) -> ValueError:
-    shown = binary.printable(contents)
+    shown = excerpt(contents)
     return ValueError(f"expected an .npz written by dbnorm_jax.save, got {shown}")
 
 
@@ -152,7 +153,7 @@ def _read_header(
             f"expected format version {FORMAT_VERSION} or older, got {shown}; upgrade dbnorm_jax"
         )
     if kind not in kinds:
-        shown = binary.printable(repr(kind))
+        shown = excerpt(repr(kind))
         raise ValueError(f"expected one of {', '.join(kinds)}, got kind {shown}")
     static, arrays, later, earlier = kinds[kind]
     if version < 3 and earlier is not None:
@@ -188,4 +189,4 @@ def _read(archive: zipfile.ZipFile, name: str, largest: int) -> np.ndarray[Any, 
         # Written on a machine of the other byte order: the same values, which JAX would refuse.
         return array.astype(array.dtype.newbyteorder("="), copy=False)
     except binary.BadArrayError as error:
-        raise ValueError(f"in {name}, {binary.printable(error)}; {_BROKEN}") from None
+        raise ValueError(f"in {name}, {excerpt(error)}; {_BROKEN}") from None

@@ -25,6 +25,8 @@ from typing import IO, Any
 import numpy as np
 from numpy.lib import format as npy_format
 
+from dbnorm_jax._src.core.text import printable
+
 
 def _module(name: str) -> Any:
     """A module that only some systems have, None elsewhere."""
@@ -51,18 +53,8 @@ ZIP_ERRORS = (
     UnicodeDecodeError,
 )
 
-_LONGEST = 300
 _MOST_AXES = 64  # of NumPy
 _LOCK = ".lock"
-
-
-def printable(text: object) -> str:
-    """Text out of a file for an error: one line of bounded length that paints no terminal."""
-    shown = str(text)
-    shown = shown if len(shown) <= _LONGEST else shown[:_LONGEST] + "..."
-    return "".join(
-        one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in shown
-    )
 
 
 class BadArrayError(ValueError):
@@ -146,7 +138,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     Readers see the old one or the new one, also after a crash.
     """
     target = path.absolute()
-    with _naming(path, str(target)), contextlib.ExitStack() as stack:
+    with naming(path), contextlib.ExitStack() as stack:
         if found_at(target) == FOLDER:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         remove_cut_off(target)
@@ -191,7 +183,7 @@ def alone(path: Path) -> Iterator[None]:
     """
     place = lock_place(path)
     with contextlib.ExitStack() as stack:
-        with _naming(path, str(place)):
+        with naming(path, place):
             stack.enter_context(_held(place))
         yield
 
@@ -220,7 +212,9 @@ def _held(place: Path) -> Iterator[bool]:
     while True:
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
         if found_at(place) == LINK:  # Windows has no such flag
-            raise OSError(errno.ELOOP, f"a symbolic link stands at '{place}'", str(place))
+            raise OSError(
+                errno.ELOOP, f"a symbolic link stands at '{printable(place)}'", str(place)
+            )
         handle = os.open(place, flags, 0o666)
         try:
             locked = _lock(handle)
@@ -279,14 +273,18 @@ def _create(temporary: Path, target: Path) -> IO[bytes]:
 
 
 @contextlib.contextmanager
-def _naming(path: Path, place: str) -> Iterator[None]:
-    """A full disk or closed folder is an error about the file that was to be written."""
+def naming(path: Path, place: Path | None = None) -> Iterator[None]:
+    """A full disk or closed folder is an error about the file that was to be written.
+
+    `place` is one that is made for it, whose errors are about `path` too.
+    """
     try:
         yield
     except OSError as error:
         # Errors about other files, read meanwhile, pass.
         about = str(error.filename or "")
-        ours = about in ("", str(path), place) or _prefix(path.absolute()) in about
+        target = path.absolute()
+        ours = about in ("", str(path), str(target), str(place)) or _prefix(target) in about
         if not ours or error.errno is None:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error

@@ -15,7 +15,7 @@ from typing import Any
 
 from dbnorm_jax._src.core import checks
 from dbnorm_jax._src.core.similarity import SIMILARITY_FUNCTIONS
-from dbnorm_jax._src.files import binary
+from dbnorm_jax._src.core.text import excerpt
 
 _MOST_CHARACTERS = 2**17
 _REMEDY = "write what out_of_core.fingerprint returns, or leave the entry out"
@@ -73,5 +73,5 @@ def _expect(
     name: str, entry: str, value: Any, right: bool, expected: str, remedy: str = _REMEDY
 ) -> None:
     if not right:
-        actual = "none" if value is None else binary.printable(repr(value))
+        actual = "none" if value is None else excerpt(repr(value))
         raise ValueError(f"{name}: expected {entry} to be {expected}, got {actual}; {remedy}")

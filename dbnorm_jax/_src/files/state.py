@@ -16,6 +16,7 @@ import numpy as np
 from dbnorm_jax._src.core import checks
 from dbnorm_jax._src.core.log_mean_exp import Means
 from dbnorm_jax._src.core.similarity import SIMILARITIES
+from dbnorm_jax._src.core.text import printable
 from dbnorm_jax._src.core.types import BankStatistics, Correction, LargestSimilarities
 from dbnorm_jax._src.files import archives
 from dbnorm_jax._src.files import provenance as provenances
@@ -116,13 +117,13 @@ def load(path: str | os.PathLike[str]) -> State:
     name, static, arrays, _ = archives.read(path, _FIELDS)
     kind = _KINDS[name]
     if "log_normalizer" in arrays:
-        arrays = _of_sums(str(path), arrays)
-    _check_state(str(path), kind, arrays, static)
+        arrays = _of_sums(printable(path), arrays)
+    _check_state(printable(path), kind, arrays, static)
     wide = [field for field, array in arrays.items() if array.dtype == np.float64]
     if wide and not jax.config.jax_enable_x64:  # type: ignore[attr-defined, unused-ignore]
         raise ValueError(
-            f"{path}: holds float64 ({', '.join(wide)}), which JAX would round to float32; load it "
-            f"within jax.enable_x64(True)"
+            f"{printable(path)}: holds float64 ({', '.join(wide)}), which JAX would round to "
+            f"float32; load it within jax.enable_x64(True)"
         )
     values = {name: jnp.asarray(array) for name, array in arrays.items()} | static
     return kind(**dict.fromkeys(_FIELDS[name].arrays) | values)
@@ -153,7 +154,7 @@ def read_provenance(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     """
     path = Path(path)
     found: dict[str, Any] | None = archives.read_header(path, _FIELDS).get("provenance")
-    provenances.check(f"{path}: in its provenance", found)
+    provenances.check(f"{printable(path)}: in its provenance", found)
     return found
 
 

@@ -139,6 +139,7 @@ def pipeline(functions, rows, beta):
     return statistics, functions["top_k"](queries, gallery, 3, correction)
 
 
+@pytest.mark.slow
 def test_explicit_axes_and_inputs_that_are_split_already():
     mesh, arrays = make_mesh(kind=AxisType.Explicit), smooth(EVEN)
     given = placed(arrays, mesh)
@@ -191,6 +192,7 @@ def check_gradient(mesh, sizes, *, place, jit=True, loss=loss_with_largest):
     return found
 
 
+@pytest.mark.slow
 def test_gradient_as_on_one_device():
     mesh = make_mesh()
     _, (by_rows, _) = check_gradient(mesh, EVEN, place=True, loss=loss)
@@ -204,6 +206,7 @@ def all_merged(similarities, mask, beta):
     return dbn.all_merge(statistics, "bank"), dbn.all_merge(largest, "bank")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_all_merge_in_a_shard_map_of_ones_own(check_vma):
     """Also of parts without a single item, and with a slope by beta."""

@@ -13,6 +13,7 @@ from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 import jax
 import numpy as np
 
+from dbnorm_jax._src.core.text import excerpt, printable
 from dbnorm_jax._src.core.types import BankStatistics, LargestSimilarities
 from dbnorm_jax._src.files import archives, binary, provenance
 from dbnorm_jax._src.files.archives import Archive, Fields
@@ -68,7 +69,7 @@ class Checkpoint:
         if what is None:
             return None
         if what != binary.FILE:
-            raise ValueError(f"{self.path}: expected a file or none, got {what}; {_REMEDY}")
+            self._refuse("a file or none", what)
         archive = archives.read(self.path, _FIELDS)
         found = archive.provenance or {}
         fits = min(archive.static.values()) >= 0 and found.keys() == _PROVENANCE
@@ -78,13 +79,11 @@ class Checkpoint:
             self._refuse()
         for side in _SIDES:
             if found[side] is not None:
-                provenance.check_fingerprint(str(self.path), side, found[side], _REMEDY)
+                provenance.check_fingerprint(printable(self.path), side, found[side], _REMEDY)
         for name, value in self.work.items():
             if found["work"].get(name) != value:
-                raise ValueError(
-                    f"{self.path}: expected a checkpoint of work with {name} {value}, got one with "
-                    f"{binary.printable(found['work'].get(name))}; {_REMEDY}"
-                )
+                actual = f"one with {excerpt(found['work'].get(name))}"
+                self._refuse(f"a checkpoint of work with {name} {value}", actual)
         parts = {part: self._part(archive, part, getattr(like, part)) for part in _PARTS}
         partial = Partial(**parts, **archive.static)
         if like.rows is not None and (partial.rows is None) == bool(partial.items_done):
@@ -125,10 +124,11 @@ class Checkpoint:
             self._refuse()
         return jax.tree.unflatten(structure, arrays)
 
-    def _refuse(self) -> NoReturn:
-        raise ValueError(
-            f"{self.path}: expected the beginning of a fit, got other contents; {_REMEDY}"
-        )
+    def _refuse(
+        self, expected: str = "the beginning of a fit", actual: str = "other contents"
+    ) -> NoReturn:
+        path = printable(self.path)
+        raise ValueError(f"{path}: expected {expected}, got {actual}; {_REMEDY}")
 
 
 def _form(array: Any) -> tuple[Any, ...]:
