@@ -32,7 +32,6 @@ from dbnorm_jax._cli.reading.argument import Source
 from dbnorm_jax._cli.reading.arrays import read_items, read_lines
 from dbnorm_jax._cli.showing import output, progress
 from dbnorm_jax._src.core.similarity import SIMILARITY_FUNCTIONS
-from dbnorm_jax._src.files import provenance
 from dbnorm_jax._src.places.disk import checkpoint
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
@@ -483,12 +482,11 @@ def test_a_merged_file_is_not_that_of_one_part(call, parts):
     assert "earlier results of other work" in err
 
 
-def test_a_provenance_of_another_form_is_refused_by_file(call, parts, monkeypatch):
-    """As older versions wrote it, or another program."""
+def test_a_provenance_of_another_form_is_refused_by_file(call, parts):
     state = dbn.load("monday.npz")
-    with monkeypatch.context() as patch:
-        patch.setattr(provenance, "check", lambda *_: None)
+    with pytest.warns(UserWarning, match="gallery to be"):
         dbn.save("c.npz", dbn.inverted_softmax(state), provenance={"gallery": "images v2"})
+    with pytest.warns(UserWarning, match=r"parts\[0\]\.sha256 to be"):
         dbn.save("s.npz", state, provenance={"parts": [{"rows": 1}]})
     for words, file in (
         ((*SEARCH, "--correction", "c.npz"), "--correction 'c.npz'"),

@@ -123,14 +123,14 @@ def run(request: Request) -> None:
         sink.check_apart({rows.label: rows.path for rows in work.files.values()})
         if request.force:
             work.forget()
-        elif work.is_done():
-            _report(request, work, dbn.read_provenance(request.output) or {}, "is done already")
+        elif (provenance := work.done()) is not None:
+            _report(request, work, provenance, "is done already")
             return
         with RowProgress() as progress:
-            state, provenance = work.result(progress)
-        sink.save(state, provenance)
+            state, made_from = work.result(progress)
+        sink.save(state, made_from)
         work.forget()
-        _report(request, work, provenance, "written")
+        _report(request, work, made_from, "written")
 
 
 def _sink(request: Request, path: Path) -> Sink:
@@ -139,7 +139,7 @@ def _sink(request: Request, path: Path) -> Sink:
     return Sink(path, suffixes=(".npz", ".partial"), force=replaceable)
 
 
-def _report(request: Request, work: "_Work", provenance: dict[str, Any], what: str) -> None:
+def _report(request: Request, work: "_Work", provenance: Mapping[str, Any], what: str) -> None:
     content = {"output": str(request.output), "status": what, **provenance}
     values = ", ".join(f"{name} {value:g}" for name, value in work.parameters.items())
     gallery = len(work.files["gallery"].rows)
@@ -243,11 +243,11 @@ class _Work:
             **pairs,
         }
 
-    def is_done(self) -> bool:
-        """Whether the output holds this very result; raises where it holds another."""
+    def done(self) -> Mapping[str, Any] | None:
+        """The provenance of this very result where the output holds it; raises for another."""
         output = self.request.output
         if binary.found_at(output) is None:
-            return False
+            return None
         source = Source("--output", output)
         provenance = read_state(source, (object,), "fitted state", "name another").provenance
         known = {name: provenance.get(name) for name in self._asked()}
@@ -264,7 +264,7 @@ class _Work:
                 f"--output '{printable(output)}': expected no earlier results of other work, got a "
                 f"file; name another, or allow overwriting with --force"
             )
-        return True
+        return provenance
 
     def result(self, progress: RowProgress) -> tuple[Any, dict[str, Any]]:
         """The state and its provenance."""

@@ -8,7 +8,8 @@ from dbnorm_jax._cli.reading import large
 from dbnorm_jax._cli.reading.argument import Source, opened
 from dbnorm_jax._src.core.similarity import SIMILARITY_FUNCTIONS
 from dbnorm_jax._src.core.text import printable
-from dbnorm_jax._src.files.state import checksum
+from dbnorm_jax._src.files import provenance as provenances
+from dbnorm_jax._src.files.state import read_header
 
 _NAMES = {function.__name__: name for name, function in SIMILARITY_FUNCTIONS.items()}
 
@@ -37,15 +38,15 @@ def read_state(source: Source, kinds: tuple[type, ...], article: str, remedy: st
     with opened(source):
         pass  # says in one line what is wrong with the path
     try:
-        state, provenance = dbn.load(source.path), dbn.read_provenance(source.path)
+        state, header = dbn.load(source.path), read_header(source.path)
     except ValueError as error:
         raise ValueError(str(error).replace(printable(source.path), str(source), 1)) from None
     if not isinstance(state, kinds):
         raise source.fail(article, f"a {type(state).__name__}", remedy)
-    provenance = {name: value for name, value in (provenance or {}).items() if value is not None}
+    provenance = provenances.checked(f"{source}: in its provenance", header.get("provenance"))
     # Files of before states knew it have it here; a cosine may be an inner product of unit rows.
     similarity = provenance.get("similarity", _own(state))
-    return State(state, provenance, similarity, checksum(source.path))
+    return State(state, provenance, similarity, header["sha256"])
 
 
 def _own(state: Any) -> str | None:

@@ -1,7 +1,7 @@
 """What fitted state was made from: whatever JSON has a form for, by names that users choose.
 
-What the library reads again has a form of its own, which is looked at when it is written and when
-it is read. None says of any entry that nothing is known.
+What commands read again has a form of its own: `save` warns of another, and the commands refuse it.
+None says of any entry that nothing is known.
 
     gallery      what `out_of_core.fingerprint` says of it
     parts        the same of each part of the bank, in a list
@@ -18,6 +18,7 @@ from dbnorm_jax._src.core.similarity import SIMILARITY_FUNCTIONS
 from dbnorm_jax._src.core.text import excerpt
 
 _MOST_CHARACTERS = 2**17
+_MOST_LEVELS = 100  # reading is recursive, from wherever it is called
 _REMEDY = "write what out_of_core.fingerprint returns, or leave the entry out"
 
 
@@ -29,6 +30,8 @@ def plain(provenance: Mapping[str, Any] | None) -> dict[str, Any] | None:
         raise checks.BadTypeError("provenance", f" must be a dict, got {type(provenance).__name__}")
     try:
         text = json.dumps(dict(provenance), allow_nan=False)
+        found: dict[str, Any] = json.loads(text)
+        _check_levels(found)
     except (TypeError, ValueError, RecursionError) as error:
         raise checks.BadTypeError(
             "provenance", f" must hold text, numbers, lists and dicts only: {error}"
@@ -37,11 +40,23 @@ def plain(provenance: Mapping[str, Any] | None) -> dict[str, Any] | None:
         raise checks.BadValueError(
             "provenance", f" must have at most {_MOST_CHARACTERS} characters, got {len(text)}"
         )
-    return dict(json.loads(text))
+    return found
 
 
-def check(name: str, provenance: Mapping[str, Any] | None) -> None:
-    """Raises where an entry that is read again has another form; `name` says where it stands."""
+def _check_levels(found: Any) -> None:
+    inside = [found]
+    for _ in range(_MOST_LEVELS):
+        holders = [one.values() if isinstance(one, dict) else one for one in inside]
+        inside = [one for holder in holders for one in holder if isinstance(one, (dict, list))]
+    if inside:
+        raise ValueError(f"they nest more than {_MOST_LEVELS} levels deep")
+
+
+def checked(name: str, provenance: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The entries that are known; raises where one that is read again has another form.
+
+    `name` says in the error where it stands.
+    """
     known = {entry: value for entry, value in (provenance or {}).items() if value is not None}
     if "gallery" in known:
         check_fingerprint(name, "gallery", known["gallery"])
@@ -53,6 +68,7 @@ def check(name: str, provenance: Mapping[str, Any] | None) -> None:
         value = known["similarity"]
         right = isinstance(value, str) and value in SIMILARITY_FUNCTIONS
         _expect(name, "similarity", value, right, " or ".join(SIMILARITY_FUNCTIONS), "correct it")
+    return known
 
 
 def check_fingerprint(name: str, entry: str, value: Any, remedy: str = _REMEDY) -> None:

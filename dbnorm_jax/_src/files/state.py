@@ -5,6 +5,7 @@
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -57,13 +58,13 @@ def save(
       provenance: optional, what the state was made from: text, numbers, lists and dicts, for
         instance {"gallery": out_of_core.fingerprint(gallery)}. `dbnorm fit` writes one and `dbnorm
         merge` compares them. What they read again has a form of its own: "gallery" is a fingerprint
-        like this, "parts" a list of them, "similarity" is "cosine", "dot" or "euclidean". All other
-        names are yours.
+        like this, "parts" a list of them, "similarity" is "cosine", "dot" or "euclidean". Another
+        form is written with a warning, and commands refuse the file. All other names are yours.
 
     Raises:
-      TypeError: another type, values inside a jit, a dtype that .npy has no name for (bfloat16).
-      ValueError: fields whose shapes or values cannot be; a provenance with an entry of another
-        form.
+      TypeError: another type, values inside a jit, a dtype that .npy has no name for (bfloat16), a
+        provenance that JSON has no form for.
+      ValueError: fields whose shapes or values cannot be, a provenance that is too long.
       OSError: the file cannot be written; an existing one is then unchanged.
 
     Examples:
@@ -90,7 +91,10 @@ def save(
             )
     _check_state("state", type(state), arrays, static)
     kept = provenances.plain(provenance)
-    provenances.check("provenance", kept)
+    try:
+        provenances.checked("provenance", kept)
+    except ValueError as error:
+        warnings.warn(f"{error}; commands refuse the file as it is", UserWarning, stacklevel=2)
     archives.write(Path(path), Archive(type(state).__name__, static, arrays, kept))
 
 
@@ -139,7 +143,7 @@ def read_provenance(path: str | os.PathLike[str]) -> dict[str, Any] | None:
       What was given to `save` as provenance; None where nothing was.
 
     Raises:
-      ValueError: not such a file, of a newer format, or a provenance that `save` refuses.
+      ValueError: not such a file, or of a newer format.
       OSError: the file cannot be read.
 
     Examples:
@@ -152,15 +156,13 @@ def read_provenance(path: str | os.PathLike[str]) -> dict[str, Any] | None:
       >>> print(dbn.read_provenance(path))
       {'encoder': 'v2'}
     """
-    path = Path(path)
-    found: dict[str, Any] | None = archives.read_header(path, _FIELDS).get("provenance")
-    provenances.check(f"{printable(path)}: in its provenance", found)
+    found: dict[str, Any] | None = read_header(path).get("provenance")
     return found
 
 
-def checksum(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of all that a file of `save` holds, as it says itself."""
-    return str(archives.read_header(Path(path), _FIELDS)["sha256"])
+def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a file of `save` says of itself: provenance, sha256 of all that it holds, and more."""
+    return archives.read_header(Path(path), _FIELDS)
 
 
 def _parts(state: State) -> tuple[Arrays, dict[str, Any]]:
