@@ -127,34 +127,7 @@ def add_rows(
     # Rows that do not count may be above the maximum, and by any amount.
     apart = similarities - maximum[None]
     apart = jnp.where(beta.max() * apart > _LARGEST_EXPONENT, 0, apart)
-
-    def summed(beta: jax.Array, near: jax.Array, step: int = 1) -> jax.Array:
-        powers = _powers(beta, apart[::step], near[None])
-        if valid is not None:
-            powers = jnp.where(valid[::step], powers, 0)
-        # A product sums the rows and drops the padding in one fast operation.
-        few = [(0, -len(powers) % _FEW_ROWS)]
-        parts = jnp.pad(weights[::step], few).reshape(-1, 1, _FEW_ROWS)
-        powers = jnp.pad(powers, [*few, (0, 0)]).reshape(-1, _FEW_ROWS, powers.shape[1])
-        products = jnp.matmul(parts, powers, precision=numerics.matmul_precision())
-        return products[:, 0].sum(axis=0)
-
-    step = max(1, len(weights) // _FEW_ROWS)
-    sampled = weights[::step].sum() if valid is None else weights[::step] @ entered[::step]
-
-    def sums(beta: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """(total, below): in each column the one that has all digits, and the other made of it."""
-        of_sample = lax.stop_gradient(summed(beta, jnp.zeros(largest.shape, bool), step))
-        near = of_sample > (_NEARLY_ONE + _FAR_FROM_ONE) / 2 * sampled
-        part = summed(beta, near)
-        mean = lax.stop_gradient(jnp.where(near, mass + beta * part, part))
-        wrong = jnp.where(near, mean < _FAR_FROM_ONE * mass, mean > _NEARLY_ONE * mass)
-        near ^= wrong
-        # Made anew for a slope: a branch that is not taken would keep tiles of zeros for it.
-        again = jax.checkpoint(lambda: summed(beta, near))
-        part = lax.cond(wrong.any(), again, lambda: part)
-        total = jnp.where(near, mass + beta * part, part)
-        return total, jnp.where(near, part, (part - mass) / beta)
+    sums = partial(_sums, apart=apart, weights=weights, valid=valid, mass=lax.stop_gradient(mass))
 
     if beta.ndim:
         # One after the other: the powers under all betas together would not stay in the cache.
@@ -179,6 +152,70 @@ def add_rows(
 
 
 @jax.custom_jvp
+def _sums(
+    beta: jax.Array, apart: jax.Array, weights: jax.Array, valid: jax.Array | None, mass: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """[num_gallery] sums of `w exp(beta d)` and of `w (exp(beta d) - 1) / beta`.
+
+    Of d [num_rows, num_gallery], `apart`. In each column one of the two is summed, the one that has
+    all digits, and the other made of it and of the sum of the weights, `mass`.
+    """
+
+    def summed(near: jax.Array, step: int = 1) -> jax.Array:
+        unit = jnp.where(near, 1 / beta, 1)[None]
+        less = jnp.where(near[None], unit, 0)
+        powers = elementary.scaled_exp2(apart[::step], beta / math.log(2), unit, less)
+        return _summed(weights[::step], powers, None if valid is None else valid[::step])
+
+    far = jnp.zeros(apart.shape[1], bool)
+    step = max(1, len(weights) // _FEW_ROWS)
+    some = weights[::step]
+    sampled = some.sum() if valid is None else some @ valid[::step].astype(some.dtype)
+    near = summed(far, step) > (_NEARLY_ONE + _FAR_FROM_ONE) / 2 * sampled
+    part = summed(near)
+    total = jnp.where(near, mass + beta * part, part)
+    wrong = jnp.where(near, total < _FAR_FROM_ONE * mass, total > _NEARLY_ONE * mass)
+    near ^= wrong
+    part = lax.cond(wrong.any(), lambda: summed(near), lambda: part)
+    total = jnp.where(near, mass + beta * part, part)
+    return total, jnp.where(near, part, (part - mass) / beta)
+
+
+@partial(_sums.defjvp, symbolic_zeros=True)
+def _(primals: Any, tangents: Any) -> Any:
+    beta, apart, weights, valid, _ = primals
+    by_beta, by_apart, by_weights, *_ = tangents
+    powers = elementary.exp2(beta / math.log(2) * apart)
+    of_total, of_below = [], []
+    if not isinstance(by_apart, SymbolicZero):
+        moved = _summed(weights, powers * by_apart, valid)
+        of_total.append(beta * moved)
+        of_below.append(moved)
+    if not isinstance(by_beta, SymbolicZero):
+        of_total.append(by_beta * _summed(weights, apart * powers, valid))
+        slope = _expm1_slope(beta, apart)
+        of_below.append(by_beta * _summed(weights, slope, valid))
+    if not isinstance(by_weights, SymbolicZero):
+        of_total.append(_summed(by_weights, powers, valid))
+        of_below.append(_summed(by_weights, _expm1(beta, apart), valid))
+    total, below = _sums(*primals)
+    nothing = jnp.zeros_like(total)
+    return (total, below), (sum(of_total, start=nothing), sum(of_below, start=nothing))
+
+
+def _summed(weights: jax.Array, powers: jax.Array, valid: jax.Array | None) -> jax.Array:
+    """[num_gallery] of powers [num_rows, num_gallery]."""
+    if valid is not None:
+        powers = jnp.where(valid, powers, 0)
+    # A product sums the rows and drops the padding in one fast operation.
+    few = [(0, -len(powers) % _FEW_ROWS)]
+    parts = jnp.pad(weights, few).reshape(-1, 1, _FEW_ROWS)
+    powers = jnp.pad(powers, [*few, (0, 0)]).reshape(-1, _FEW_ROWS, powers.shape[1])
+    products = jnp.matmul(parts, powers, precision=numerics.matmul_precision())
+    return products[:, 0].sum(axis=0)
+
+
+@jax.custom_jvp
 def _expm1(beta: jax.Array, difference: jax.Array) -> jax.Array:
     """`expm1(beta d) / beta`, which is d where `beta d` vanishes."""
     return _near_or_far(
@@ -190,48 +227,28 @@ def _expm1(beta: jax.Array, difference: jax.Array) -> jax.Array:
     )
 
 
-@jax.custom_jvp
-def _powers(beta: jax.Array, difference: jax.Array, near: jax.Array) -> jax.Array:
-    """`exp(beta d)` of d [rows, columns], or in columns that are near `expm1(beta d) / beta`."""
-    unit = jnp.where(near, 1 / beta, 1)
-    rate = beta / math.log(2)
-    return elementary.scaled_exp2(difference, rate, unit, jnp.where(near, unit, 0))
-
-
-# Slopes by formulas: to keep what all terms of a series are made of would take as many tiles.
-
-
 @partial(_expm1.defjvp, symbolic_zeros=True)
 def _(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    beta, difference = primals
+    # By formulas: to keep what all terms of a series are made of would take as many tiles.
+    (beta, difference), (by_beta, by_difference) = primals, tangents
     value = _expm1(beta, difference)
-    return value, _slope(value, beta, difference, True, *tangents)
-
-
-@partial(_powers.defjvp, symbolic_zeros=True)
-def _(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    value = _powers(*primals)
-    return value, _slope(value, *primals, *tangents[:2])
-
-
-def _slope(
-    value: jax.Array, beta: jax.Array, difference: jax.Array, near: Any, by_beta: Any, by_d: Any
-) -> jax.Array:
-    """Of `expm1(beta d) / beta`, or where it is not near of `exp(beta d)`."""
-    power = jnp.where(near, 1 + beta * value, value)
     slope = jnp.zeros_like(value)
-    if not isinstance(by_d, SymbolicZero):
-        slope += jnp.where(near, 1, beta) * power * by_d
+    if not isinstance(by_difference, SymbolicZero):
+        slope += (1 + beta * value) * by_difference
     if not isinstance(by_beta, SymbolicZero):
-        of_beta = _near_or_far(
-            beta,
-            difference,
-            # The derivative of the series: d^2 (1 / 2! + 2 x / 3! + 3 x^2 / 4! + ...)
-            lambda d, x: d * d * _series(x, lambda n: (n + 1) / math.factorial(n + 2)),
-            lambda d, _: (d * power - value) / beta,
-        )
-        slope += jnp.where(near, of_beta, difference * power) * by_beta
-    return slope
+        slope += _expm1_slope(beta, difference) * by_beta
+    return value, slope
+
+
+def _expm1_slope(beta: jax.Array, difference: jax.Array) -> jax.Array:
+    """The derivative of `expm1(beta d) / beta` by beta."""
+    return _near_or_far(
+        beta,
+        difference,
+        # Of the series: d^2 (1 / 2! + 2 x / 3! + 3 x^2 / 4! + ...)
+        lambda d, x: d * d * _series(x, lambda n: (n + 1) / math.factorial(n + 2)),
+        lambda d, x: (d * jnp.exp(x) - (jnp.exp(x) - 1) / beta) / beta,
+    )
 
 
 def _near_or_far(beta: Any, difference: Any, near: Any, far: Any) -> jax.Array:
