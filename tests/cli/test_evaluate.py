@@ -364,6 +364,7 @@ def test_set_equals_separate_files(folder, call_json):
         *("--relevant", folder / "truth.npy", *pairs),
     )
     assert together["set"] == "set"
+    assert by_method(together)["NNN"]["options"]["k"] == NUM_BANK  # of the 128 asked for
     for other in (as_csr, together, by_member):
         assert_same_rows(separate, other, tolerance=0)
 
@@ -714,6 +715,22 @@ BAD_ARGUMENTS = {
     "beta for euclidean": (
         [*FILES, *BANK, "--similarity", "euclidean", "--beta-query", "1"],
         ["--beta-gallery", "1/similarity"],
+    ),
+    "beta of no method": (
+        [*FILES, *BANK, "--methods", "csls", "--beta-query", "5"],
+        ["--beta-query", "raw, CSLS(10)"],
+    ),
+    "beta beside that of the only method": (
+        [*FILES, *BANK, "--methods", "is:beta_query=5", "--beta-query", "6"],
+        ["--beta-query", "IS(5)"],
+    ),
+    "more neighbors than there are": (
+        [*FILES, *BANK, "--methods", "nnn:k=61"],
+        ["--methods nnn:k=61", "at most 60, rows of the query bank"],
+    ),
+    "labels of another bank": (
+        [*FILES, *BANK, "--reverse", "--bank-labels", "l.txt"],
+        ["--bank-labels", "--reverse"],
     ),
     "unknown method": ([*FILES, *BANK, "--methods", "is,magic"], ["--methods", "magic"]),
     "unknown similarity": ([*FILES, *BANK, "--similarity", "l1"], ["--similarity"]),

@@ -3,15 +3,18 @@
 import csv
 import dataclasses
 import io
+import itertools
 import json
 import os
 import pathlib
 import random
+import re
 import subprocess
 import sys
 import tempfile
 import time
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -24,10 +27,11 @@ pytest.importorskip("rich")
 
 from dbnorm_jax._cli.commands import main as command
 from dbnorm_jax._cli.commands import search
+from dbnorm_jax._cli.reading import large
 from dbnorm_jax._cli.reading.argument import Source
-from dbnorm_jax._cli.reading.arrays import read_lines
-from dbnorm_jax._cli.reading.large import SIMILARITY_FUNCTIONS
+from dbnorm_jax._cli.reading.arrays import read_items, read_lines
 from dbnorm_jax._cli.showing import output, progress
+from dbnorm_jax._src.core.similarity import SIMILARITY_FUNCTIONS
 from dbnorm_jax._src.places.disk import checkpoint
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
@@ -111,10 +115,10 @@ def test_fit_equals_the_functions_in_memory(call, unit, method):
     out = call(*FIT, "--method", method, *more, "--output", "c.npz")
     assert out.startswith(f"c.npz written: {method}(")
     assert_same(dbn.load("c.npz"), expected(method, unit))
-    provenance = dbn.read_provenance("c.npz")
-    assert provenance["gallery"] == dbn.out_of_core.fingerprint(np.load("gallery.npy"))
-    assert provenance["query_bank"] == dbn.out_of_core.fingerprint(np.load("query_bank.npy"))
-    assert provenance["similarity"] == "cosine"
+    made_from = dbn.read_provenance("c.npz")
+    assert made_from["gallery"] == dbn.out_of_core.fingerprint(np.load("gallery.npy"))
+    assert made_from["query_bank"] == dbn.out_of_core.fingerprint(np.load("query_bank.npy"))
+    assert made_from["similarity"] == "cosine"
     assert not list(pathlib.Path().glob("*.partial"))
 
 
@@ -134,6 +138,77 @@ def test_done_work_returns_at_once(call, monkeypatch):
     assert pathlib.Path("c.npz").stat().st_mtime_ns == before
     assert "written" in call(*arguments, "--force")
     assert pathlib.Path("c.npz").stat().st_mtime_ns > before
+
+
+def test_what_is_recorded_was_done(call, parts):
+    """A default k is at most the rows there are; that of given statistics is theirs."""
+    out = call(*FIT, "--method", "nnn", "--output", "n.npz", "--json")
+    assert json.loads(out)["parameters"] == {"k": SIZE, "weight": 0.75}
+    statistics = ("fit", "gallery.npy", "--query-statistics", "monday.npz", "--method", "dis")
+    assert "-k: expected 1, that of" in call(*statistics, "-k", 2, "--output", "c.npz", expect=2)
+    assert json.loads(call(*statistics, "--output", "c.npz", "--json"))["parameters"] == {"k": 1}
+
+
+def test_a_change_behind_size_and_time_is_seen(call):
+    call(*FIT, "--method", "is", "--output", "c.npz")
+    for name, words in (
+        ("gallery.npy", (*SEARCH, "--correction", "c.npz")),
+        ("gallery.npy", ("export", "gallery.npy", "--correction", "c.npz", "--output", "index")),
+        ("gallery.npy", (*FIT, "--method", "is", "--output", "c.npz")),
+        ("query_bank.npy", (*FIT, "--method", "is", "--output", "c.npz")),
+    ):
+        path = pathlib.Path(name)
+        before, status = path.read_bytes(), path.stat()
+        damaged(name, (17, 3), 0.125)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        assert (path.stat().st_size, path.stat().st_mtime_ns) == (len(before), status.st_mtime_ns)
+        err = call(*words, expect=2)
+        assert "SHA-256" in err or "earlier results of other work" in err
+        path.write_bytes(before)
+    assert "is done already" in call(*FIT, "--method", "is", "--output", "c.npz")
+
+
+def test_a_stamp_holds_samples_of_the_whole_file(tmp_path):
+    """For file systems without the time of the last change."""
+    path = tmp_path / "rows"
+    path.write_bytes(bytes(2**18))
+    before = large._stamp(path)["samples"]
+    for place in (0, 2**17, 2**18 - 1):
+        path.write_bytes(bytes(place) + b"1" + bytes(2**18 - place - 1))
+        assert large._stamp(path)["samples"] != before
+
+
+def test_other_contents_of_small_inputs_are_seen(call, parts):
+    """Statistics under the same provenance, and pairs under the same name."""
+    statistics = ("fit", "gallery.npy", "--query-statistics", "monday.npz", "--method", "is")
+    call(*statistics, "--output", "c.npz")
+    assert "is done already" in call(*statistics, "--output", "c.npz")
+    known, state = dbn.read_provenance("monday.npz"), dbn.load("monday.npz")
+    dbn.save("monday.npz", dataclasses.replace(state, bias=state.bias + 1), provenance=known)
+    assert "earlier results of other work" in call(*statistics, "--output", "c.npz", expect=2)
+    dbn.save("monday.npz", state, provenance={"log": "x" * 131_000})
+    err = call(*statistics, "--output", "d.npz", expect=2)
+    assert "'monday.npz': its provenance, written down again, must have at most" in err
+    pairs = np.full(SIZE, -1)
+    np.save("pairs.npy", pairs)
+    auto = (*FIT, "--method", "auto", "--bank-pairs", "pairs.npy", "--output", "a.npz")
+    call(*auto)
+    made_from = dbn.read_provenance("a.npz")
+    assert made_from["query_bank"] == dbn.out_of_core.fingerprint(np.load("query_bank.npy"))
+    assert "is done already" in call(*auto)
+    os.utime("query_bank.npy", (0, 0))
+    assert "is done already" in call(*auto)
+    np.save("pairs.npy", np.arange(SIZE))
+    assert "earlier results of other work" in call(*auto, expect=2)
+
+
+def test_a_damaged_result_is_not_done(call):
+    call(*FIT, "--method", "is", "--output", "c.npz")
+    with np.load("c.npz") as found:
+        arrays = {**found}
+    np.savez("c.npz", **arrays | {"bias": arrays["bias"] + 1})
+    err = call(*FIT, "--method", "is", "--output", "c.npz", expect=2)
+    assert "--output 'c.npz': expected SHA-256" in err
 
 
 @pytest.mark.parametrize(
@@ -282,6 +357,26 @@ BAD_FITS = {
         (*FIT, "--method", "dis", "-k", 0, "--output", "c.npz"),
         "-k: expected 1 or more",
     ),
+    "no row to average": (
+        (*FIT, "--method", "csls", "-k", 0, "--output", "c.npz"),
+        "-k: expected 1 or more, got 0",
+    ),
+    "more rows than there are": (
+        (*FIT, "--method", "nnn", "-k", 61, "--output", "c.npz"),
+        "-k: expected between 1 and 60 (query-bank rows), got 61",
+    ),
+    "more items than there are": (
+        (*FIT, "--method", "dis", "-k", 61, "--output", "c.npz"),
+        "-k: expected between 1 and 60 (gallery items), got 61",
+    ),
+    "neighborhoods without a gate": (
+        (*FIT, "--method", "is", "-k", 3, "--output", "c.npz"),
+        "-k: expected a method that has it",
+    ),
+    "a seed of nothing": (
+        (*FIT, "--method", "is", "--seed", 3, "--output", "c.npz"),
+        "--seed: expected a method that has it",
+    ),
     "pairs without auto": ((*FIT, "--bank-pairs", "rows", "--output", "c.npz"), "--bank-pairs"),
 }
 
@@ -361,13 +456,13 @@ def test_merge_refuses(call, parts):
     both = call("merge", "monday.npz", "monday.npz", "--output", "twice.npz", "--allow-repeats")
     assert "25 + 25" in both
     assert "not in twice.npz already" in refused("twice.npz", "monday.npz")
-    state, provenance = dbn.load("tuesday.npz"), dbn.read_provenance("tuesday.npz")
-    other = provenance["gallery"] | {"sha256": "0" * 64}
+    state, made_from = dbn.load("tuesday.npz"), dbn.read_provenance("tuesday.npz")
+    other = made_from["gallery"] | {"sha256": "0" * 64}
     for change, words in (
         ({"gallery": other}, "expected the gallery of monday.npz"),
         ({"similarity": "dot"}, "expected the similarity of monday.npz"),
     ):
-        dbn.save("other.npz", state, provenance=provenance | change)
+        dbn.save("other.npz", state, provenance=made_from | change)
         assert words in refused("monday.npz", "other.npz")
     for change, name in (({"beta": state.beta / 2}, "beta="), ({"k": 2}, "k=")):
         dbn.save("other.npz", dataclasses.replace(state, **change))
@@ -378,6 +473,43 @@ def test_merge_refuses(call, parts):
     assert "expected statistics of a bank, got a Correction" in refused("monday.npz", "other.npz")
     (pathlib.Path("other.npz")).write_bytes(b"text")
     assert "other.npz: expected an .npz written by" in refused("monday.npz", "other.npz")
+
+
+def test_a_merged_file_is_not_that_of_one_part(call, parts):
+    call("merge", *parts, "--output", "both.npz")
+    words = ("fit", "gallery.npy", "--query-bank", "monday.npy", "--method", "statistics")
+    err = call(*words, "--block-size", BLOCK, "--output", "both.npz", expect=2)
+    assert "earlier results of other work" in err
+
+
+def test_a_provenance_of_another_form_is_refused_by_file(call, parts):
+    state = dbn.load("monday.npz")
+    with pytest.warns(UserWarning, match="gallery to be"):
+        dbn.save("c.npz", dbn.inverted_softmax(state), provenance={"gallery": "images v2"})
+    with pytest.warns(UserWarning, match=r"parts\[0\]\.sha256 to be"):
+        dbn.save("s.npz", state, provenance={"parts": [{"rows": 1}]})
+    for words, file in (
+        ((*SEARCH, "--correction", "c.npz"), "--correction 'c.npz'"),
+        (("export", "gallery.npy", "--correction", "c.npz", "--output", "index"), "'c.npz'"),
+        ((*FIT, "--method", "is", "--output", "c.npz"), "--output 'c.npz'"),
+        ((*FIT[:2], "--query-statistics", "s.npz", "--output", "d.npz"), "'s.npz'"),
+        (("merge", "monday.npz", "s.npz", "--output", "both.npz"), "s.npz"),
+    ):
+        err = call(*words, expect=2)
+        assert f"{file}: in its provenance: expected" in err
+        assert err.count("\n") == 1
+    dbn.save("t.npz", state, provenance={"gallery": dbn.out_of_core.fingerprint(np.eye(9) + 0.0)})
+    err = call("merge", "monday.npz", "t.npz", "--output", "both.npz", expect=2)
+    assert "t.npz: expected the gallery of monday.npz" in err
+    other = jax.tree.map(lambda leaf: leaf[:9] if leaf.ndim else leaf, state)
+    known = dbn.read_provenance("monday.npz")
+    dbn.save("u.npz", other, provenance=known)
+    err = call(*FIT[:2], "--query-statistics", "u.npz", "--output", "d.npz", expect=2)
+    assert "'u.npz': expected statistics of 60 gallery items" in err
+    euclidean = dataclasses.replace(state, similarity="negative_squared_euclidean")
+    dbn.save("v.npz", dbn.inverted_softmax(euclidean), provenance=known)
+    err = call(*SEARCH, "--correction", "v.npz", expect=2)
+    assert "'v.npz': expected a provenance of its own similarity, euclidean, got cosine" in err
 
 
 def test_merge_says_what_it_could_not_compare(call, parts, capsys):
@@ -397,6 +529,48 @@ def correction(call):
     return "c.npz"
 
 
+TEXTS = ("gallery_ids_utf8", "gallery_ids_offsets")
+
+
+def test_one_long_id_sets_no_width(call):
+    ids = ["x" * 200_000, "", *(f"Bild {row} ü" for row in range(2, SIZE))]
+    pathlib.Path("ids.txt").write_text("\n".join(ids), encoding="utf-8")
+    ids_of = ("--query-ids", "ids.txt", "--gallery-ids")
+    call(*SEARCH, *ids_of, "ids.txt", "--output", "long.npz")
+    assert pathlib.Path("long.npz").stat().st_size < 500_000
+    # As docs/large_files.md says.
+    found = np.load("long.npz")
+    data, ends = found["gallery_ids_utf8"].tobytes(), found["gallery_ids_offsets"]
+    assert [data[start:end].decode() for start, end in itertools.pairwise(ends)] == ids
+    # The command reads them again, and those that older versions wrote.
+    out = call(*SEARCH, *ids_of, "ids.txt")
+    assert call(*SEARCH, *ids_of, "long.npz:gallery_ids") == out
+    np.savez("old.npz", gallery_ids=np.array(ids), more=np.arange(3))
+    assert call(*SEARCH, *ids_of, "old.npz:gallery_ids") == out
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"ids_offsets": np.array([0, 2, 1, 4])}, "offsets that rise from 0 to 4, got 0 to 4"),
+        ({"ids_offsets": np.array([0, 2, 3, 5])}, "offsets that rise from 0 to 4, got 0 to 5"),
+        ({"ids_offsets": np.array([1, 2, 3, 4])}, "offsets that rise from 0 to 4, got 1 to 4"),
+        ({"ids_offsets": np.zeros(0, int)}, "offsets as int64, got int64 of shape (0,)"),
+        ({"ids_offsets": np.ones(4)}, "offsets as int64, got float64"),
+        ({"ids_utf8": np.arange(4)}, "UTF-8 bytes as uint8, got int64"),
+        ({"ids_utf8": np.full(4, 255, np.uint8)}, "UTF-8 text, got other bytes in text 0"),
+    ],
+)
+def test_texts_that_cannot_be_are_refused(tmp_path, change, words):
+    good = {"ids_utf8": np.frombuffer("aüc".encode(), np.uint8), "ids_offsets": [0, 1, 3, 4]}
+    path = tmp_path / "ids.npz"
+    np.savez(path, **good)
+    assert read_items(Source("--query-ids", path, "ids"), 3, "ids").tolist() == ["a", "ü", "c"]
+    np.savez(path, **good | change)
+    with pytest.raises(ValueError, match=re.escape(words)):
+        read_items(Source("--query-ids", path, "ids"), 3, "ids")
+
+
 def test_search_in_every_format(call, correction, unit, monkeypatch):
     wanted = dbn.stream_top_k(unit["queries"], unit["gallery"], 3, dbn.load(correction))
     indices = np.asarray(wanted.indices)
@@ -410,7 +584,7 @@ def test_search_in_every_format(call, correction, unit, monkeypatch):
         np.testing.assert_array_equal(found["indices"], indices)
         np.testing.assert_allclose(found["scores"], wanted.scores, atol=1e-6)
         np.testing.assert_array_equal(found["query_ids"], np.arange(SIZE) + 1000)
-        assert found["gallery_ids"][7] == "Bild 7 ü"
+        assert {*found} == {"scores", "indices", "query_ids", *TEXTS}
     content = json.loads(call(*arguments, "--output", "found.npy", "--json"))
     assert content["num_queries"] == SIZE
     np.testing.assert_array_equal(np.load("found.npy"), indices)
@@ -538,6 +712,31 @@ def test_states_of_the_library_say_what_they_compare_by(call, arrays, similarity
     assert "expected the similarity of t.npz, cosine" in call(
         "merge", "t.npz", "s.npz", "--output", "both.npz", expect=2
     )
+
+
+def test_ids_are_of_one_item_each(call):
+    pathlib.Path("ids.txt").write_text("\n".join(["a", "b", "c", "b", "a", *map(str, range(55))]))
+    np.save("ids.npy", np.r_[7, 8, 7, np.arange(100, 157)])
+    for option in ("--gallery-ids", "--query-ids"):
+        err = call(*SEARCH, option, "ids.txt", "--output", "found.npz", expect=2)
+        assert f"{option} 'ids.txt': expected a name of its own for every row" in err
+        assert "got the same on lines 2 and 4: 'b'" in err
+        assert "the same on rows 0 and 2: 7" in call(*SEARCH, option, "ids.npy", expect=2)
+    assert not pathlib.Path("found.npz").exists()
+
+
+def test_options_without_a_use_are_refused(call):
+    np.save("ids.npy", np.arange(SIZE))
+    evaluate = ("evaluate", "queries.npy", "gallery.npy", "--query-bank", "query_bank.npy")
+    for words, message in (
+        ((*SEARCH, "--force"), "--force: expected --output"),
+        ((*SEARCH, "--gallery-ids", "ids.npy", "--output", "f.npy"), "--gallery-ids: expected an"),
+        ((*evaluate, "--force"), "--force: expected --output"),
+        (("tune", "monday.npy", "tuesday.npy", "--force"), "--force: expected --output"),
+        (("tune", "monday.npy", "tuesday.npy", "--seed", 1), "--seed: expected --bank-pairs"),
+    ):
+        assert message in call(*words, expect=2)
+    assert not pathlib.Path("f.npy").exists()
 
 
 def test_search_refuses(call, correction, arrays):

@@ -249,7 +249,7 @@ def test_a_pipe_that_does_not_end_is_not_read_to_its_end():
 @pytest.mark.parametrize("shared", [False, True], ids=["strings", "categories"])
 def test_ids_come_from_a_column(folder, call, suffix, shared):
     arrow = pytest.importorskip("pyarrow")
-    names = arrow.array(["ü, 1", "a", "ü, 1", *NAMES[3:]])
+    names = arrow.array(["ü, 1", "a", "ü, 2", *NAMES[3:]])
     columns = {"id": names.dictionary_encode() if shared else names, "number": NUMBERS.tolist()}
     columns["embedding"] = MATRICES["gallery"].tolist()
     made = arrow.table(columns)
@@ -290,6 +290,32 @@ def test_one_text_of_many_rows_is_unpacked_once(tmp_path):
     items = read_items(Source("--gallery-ids", path), 1000, "a name")
     assert len({id(one) for one in items}) == 1
     assert arrow.total_allocated_bytes() - before < 2**25
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+def test_a_column_goes_before_a_field_of_that_path(tmp_path, suffix):
+    arrow = pytest.importorskip("pyarrow")
+    structs = [{"b": f"field {row}", "c": {"d": [float(row)]}} for row in range(3)]
+    made = arrow.table({"a": structs, "a.b": ["x", "y", "z"], "a.c.d.list": [[7.0]] * 3})
+    path = tmp_path / f"items{suffix}"
+    if suffix == ".parquet":
+        from pyarrow import parquet
+
+        parquet.write_table(made, path)
+    else:
+        with arrow.OSFile(str(path), "wb") as file, arrow.ipc.new_file(file, made.schema) as writer:
+            writer.write_table(made)
+
+    def source(member):
+        return Source("--gallery-ids", path, member)
+
+    assert read_items(source("a.b"), 3, "a name").tolist() == ["x", "y", "z"]
+    assert read_floats(source(None)).tolist() == [[7.0]] * 3
+    assert read_floats(source("a.c.d")).tolist() == [[0.0], [1.0], [2.0]]
+    with pytest.raises(ValueError, match=r"an array named a\.e, got a, a\.b, a\.c\.d\.list"):
+        read_items(source("a.e"), 3, "a name")
+    with pytest.raises(ValueError, match="expected numbers, got a column of strings"):
+        read_floats(source("a.b"))
 
 
 def test_an_empty_part_of_a_table_has_no_ids(tmp_path):

@@ -118,6 +118,54 @@ def test_provenance_is_kept_and_optional(path):
         dbn.save(path, state, provenance={"text": "x" * 200_000})
 
 
+KNOWN = {"sha256": "0" * 64, "rows": 5, "dtype": "float32", "dim": 3}
+BAD_ENTRIES = {
+    "gallery of text": ({"gallery": "images v2"}, "gallery to be a dict of sha256, rows, dtype"),
+    "gallery without digest": ({"gallery": {"rows": 5, "dim": 3}}, "gallery.sha256 to be 64 hexa"),
+    "rows in words": ({"gallery": KNOWN | {"rows": "five"}}, "gallery.rows to be a whole number"),
+    "rows of bool": ({"gallery": KNOWN | {"rows": True}}, "gallery.rows .* got True"),
+    "no dim": ({"gallery": KNOWN | {"dim": 0}}, "gallery.dim to be a whole number of 1 or more"),
+    "dtype by number": ({"gallery": KNOWN | {"dtype": 4}}, "gallery.dtype to be the name"),
+    "another digest": ({"gallery": KNOWN | {"sha256": "md5"}}, "gallery.sha256 .* got 'md5'"),
+    "parts of text": ({"parts": "monday"}, "parts to be a list of fingerprints, got 'monday'"),
+    "part without rows": ({"parts": [KNOWN, {}]}, r"parts\[1\].sha256 .* got none"),
+    "similarities": ({"similarity": ["cosine"]}, "similarity to be cosine or dot or euclidean"),
+    "another similarity": ({"similarity": "manhattan"}, "similarity .* got 'manhattan'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ENTRIES)
+def test_another_form_of_what_is_read_again_is_written_with_a_warning(path, case):
+    entries, words = BAD_ENTRIES[case]
+    words = f"^provenance: expected {words}.*; commands refuse the file as it is"
+    with pytest.warns(UserWarning, match=words) as told:
+        dbn.save(path, states()[-1], provenance=entries)
+    assert [warning.filename for warning in told] == [__file__]
+    assert dbn.read_provenance(path) == entries
+    assert_identical(dbn.load(path), states()[-1])
+
+
+def test_other_entries_are_free(path):
+    free = {"query_bank": "captions", "stamps": 1, "beta": "20", "gallery": None, "parts": None}
+    free |= {"encoder": {"gallery": 1}, "similarity": None, "command": ["dbnorm", "fit"]}
+    dbn.save(path, states()[-1], provenance=free)
+    assert dbn.read_provenance(path) == free
+
+
+@pytest.mark.parametrize("levels", [100, 950, 100_000])
+def test_too_deep_a_provenance_is_refused(path, levels):
+    """What is taken can be read from any depth of calls."""
+    deep: list[object] = []
+    for _ in range(98):
+        deep = [deep]
+    dbn.save(path, states()[-1], provenance={"deep": deep})
+    assert dbn.read_provenance(path) == {"deep": deep}
+    for _ in range(98, levels):
+        deep = [deep]
+    with pytest.raises(TypeError, match="`provenance` must hold text, numbers"):
+        dbn.save(path, states()[-1], provenance={"deep": deep})
+
+
 def test_files_of_the_first_version_load(path):
     state = states()[-1]
     dbn.save(path, state)

@@ -104,7 +104,7 @@ def evaluate(**values: Any) -> None:
     "gallery bank]",
 )
 @options.similarity()
-@options.seed("Of folds and sign flips.")
+@options.seed("Of folds and sign flips, with --bank-pairs.", default=None)
 @options.output("FILE.npz", "Write the choice there, for dbnorm_jax.load and tuning.fit.")
 @options.force()
 @options.as_json()
@@ -211,11 +211,12 @@ def benchmark(**values: Any) -> None:
     "-k",
     type=click.IntRange(min=0),
     metavar="K",
-    help="Neighborhoods behind the gate (1), or similarities averaged (csls: 10, nnn: 128).",
+    help="Neighborhoods behind the gate (1), or similarities averaged (csls: 10, nnn: 128, or all "
+    "rows of a smaller bank).",
 )
 @options.bank_pairs("What --method auto chooses by.")
 @options.similarity()
-@options.seed("Of auto.")
+@options.seed("Of --method auto.", default=None)
 @options.output(
     "FILE.npz", "Write the correction there, for dbnorm search and dbnorm_jax.load.", required=True
 )
@@ -280,7 +281,7 @@ def merge(**values: Any) -> None:
 @options.file("--gallery-ids", "A name per gallery item, likewise.")
 @options.output(
     "FILE",
-    "Write there: .npz (scores, indices), .npy (indices), .csv or .jsonl.  [default: JSON "
+    "Write there: .npz (scores, indices, ids), .npy (indices), .csv or .jsonl.  [default: JSON "
     "lines on standard output]",
 )
 @options.block_size()

@@ -14,6 +14,7 @@ from dbnorm_jax._cli.measuring.methods import (
     checked_beta,
     make_method,
     parse,
+    with_rows_for,
 )
 from dbnorm_jax._cli.measuring.story import NUM_STEPS, tell
 from dbnorm_jax._cli.measuring.table_rows import (
@@ -33,7 +34,7 @@ from dbnorm_jax._cli.reading.arrays import (
     with_labels,
 )
 from dbnorm_jax._cli.reading.sets import EvaluationSet, SimilaritySet
-from dbnorm_jax._cli.showing.output import Sink
+from dbnorm_jax._cli.showing.output import sink_of
 from dbnorm_jax._cli.showing.progress import Progress
 from dbnorm_jax._cli.showing.report import FILES, contents, print_paths, require
 from dbnorm_jax._cli.showing.table import Report, content, show
@@ -84,12 +85,14 @@ def run(request: Request) -> None:
     require(*["rich"] * (not request.as_json), *["matplotlib"] * (request.output is not None))
     _check_combination(request)
     methods = chosen_methods(request)
-    output = request.output
-    sink = None if output is None else Sink(output, names=FILES, force=request.force)
+    for name in given(request, *DEFAULT_BETAS):
+        check_taken(request, name, methods)
+    sink = sink_of(request, names=FILES)
     with Progress(count_steps(methods) + (sink is not None) * NUM_STEPS) as progress:
         test = _read(request)
         if request.methods is None and getattr(test, "bank_pairs", None) is None:
             methods = [method for method in methods if method.kind != "auto"]
+        methods = [with_rows_for(method, test.sizes, "--methods") for method in methods]
         rows = evaluate(test, methods, progress)
         unknown = "No right items are known, so the retrieval columns are empty: give --relevant."
         report = report_of(test, rows, *[unknown] * (test.relevant is None))
@@ -113,7 +116,8 @@ def _command(request: Request) -> list[str]:
             continue
         command.append(f"--{field.name.replace('_', '-')}")
         if value is not True:
-            command.append(f"{value:g}" if isinstance(value, float) else str(value))
+            text = str(value)
+            command.append(text.removesuffix(".0") if isinstance(value, float) else text)
     return command
 
 
@@ -151,11 +155,26 @@ def _check_combination(request: Request) -> None:
             f"files; see dbnorm evaluate --help",
         ),
         (
+            request.reverse and request.bank_labels is not None,
+            "--bank-labels: expected no --reverse, under which another bank is the query bank, got "
+            "both; leave one out",
+        ),
+        (
             count == 2 and request.query_bank is None,
             "--query-bank: expected a file of other items like the queries, got none; it is what "
             "hubs are learnt from; training queries serve well",
         ),
     )
+
+
+def check_taken(request: Shared, option: str, methods: Sequence[Method]) -> None:
+    """Raises where a beta is given that no method takes."""
+    name = option[2:].replace("-", "_")
+    if all(getattr(method, name) != getattr(request, name) for method in methods):
+        found = ", ".join(method.label for method in methods)
+        raise ValueError(
+            f"{option}: expected a method that takes it, got {found}; leave it out, or name one"
+        )
 
 
 def chosen_methods(request: Request) -> list[Method]:

@@ -1,7 +1,7 @@
 """`dbnorm fit`: a correction from files of any size, in sittings of any length."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +13,25 @@ import dbnorm_jax as dbn
 from dbnorm_jax._cli.commands.options import check
 from dbnorm_jax._cli.measuring.methods import DEFAULT_BETAS, checked_beta, file_methods
 from dbnorm_jax._cli.reading import large, sets
-from dbnorm_jax._cli.reading.argument import Source
+from dbnorm_jax._cli.reading.argument import Source, neighbors
 from dbnorm_jax._cli.reading.arrays import read_pairs
-from dbnorm_jax._cli.reading.corrections import State, read_state
+from dbnorm_jax._cli.reading.corrections import State, check_own, read_state
 from dbnorm_jax._cli.reading.large import Rows
 from dbnorm_jax._cli.showing.output import Sink
 from dbnorm_jax._cli.showing.progress import RowProgress
 from dbnorm_jax._cli.showing.terminal import say, say_json
+from dbnorm_jax._src.core.similarity import SIMILARITY_FUNCTIONS
 from dbnorm_jax._src.core.text import printable
 from dbnorm_jax._src.corrections.table import BETA_QUERY, GALLERY_BANK, TABLE, Row
 from dbnorm_jax._src.files import binary
+from dbnorm_jax._src.files import provenance as provenances
 from dbnorm_jax._src.places.disk import fits
 from dbnorm_jax._src.places.disk.checkpoint import Checkpoint, Fitted
 from dbnorm_jax._src.places.disk.fits import Settings
-from dbnorm_jax._src.places.disk.rows import DEFAULT_BLOCK_SIZE
+from dbnorm_jax._src.places.disk.rows import DEFAULT_BLOCK_SIZE, Fingerprint
 from dbnorm_jax._src.tuning import grid, split
 
+Parameters = dict[str, Any]
 # Gallery rows among which `auto` ranks held-out queries.
 _MOST_RANKED = 50_000
 
@@ -48,37 +51,48 @@ class Request:
     k: int | None = None
     bank_pairs: str | None = None
     similarity: str = "cosine"
-    seed: int = 0
+    seed: int | None = None
     block_size: int = DEFAULT_BLOCK_SIZE
     checkpoint_every: float = 60.0
     force: bool = False
     as_json: bool = False
 
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """Of the method, checked and with defaults: what the result depends on, but for files."""
+    def parameters(self, made: dbn.BankStatistics | None, sizes: Mapping[str, int]) -> Parameters:
+        """Of the method, checked and with defaults: what the result depends on, but for files.
+
+        `made`: the statistics of the query bank that are given; `sizes`: rows of the files.
+        """
         row = self.row
         known: dict[str, Any] = (
             {BETA_QUERY.name: BETA_QUERY.default} if row is None else row.defaults
         )
-        found: dict[str, Any] = {}
+        found: Parameters = {}
         for name in DEFAULT_BETAS:
             beta = getattr(self, name)
-            made = name == BETA_QUERY.name and self.query_statistics is not None
-            if self.method == "auto" or name not in known or made:
+            given = name == BETA_QUERY.name and made is not None
+            if self.method == "auto" or name not in known or given:
                 _refuse(self, name, beta)
             else:
                 found[name] = checked_beta(name, beta, self.similarity)
         if self.method == "auto":
             _refuse(self, "k", self.k)
-            found["seed"] = self.seed
+            found["seed"] = self.seed or 0
         elif "k" in known:
-            found["k"] = self.k or int(known["k"])
-        else:  # of the gates
-            default = 1 if row is None or row.gated else 0
-            found["k"] = default if self.k is None else self.k
-            if default and not found["k"]:
-                raise ValueError(f"-k: expected 1 or more with {self.method}, got 0; leave it out")
+            rows = sizes["query_bank"]
+            found["k"] = neighbors(self.k, rows, "query-bank rows", int(known["k"]))
+        elif row is not None and not row.gated:
+            _refuse(self, "k", self.k)
+            found["k"] = 0
+        elif made is None:
+            found["k"] = neighbors(self.k, sizes["gallery"], default=1)
+        else:
+            found["k"] = made.k
+            if self.k not in (None, made.k):
+                raise ValueError(
+                    f"-k: expected {made.k}, that of the statistics, got {self.k}; leave it out"
+                )
+        if self.method != "auto":
+            _refuse(self, "seed", self.seed)
         if "weight" in known:
             found["weight"] = known["weight"]
         return found
@@ -91,8 +105,9 @@ class Request:
 
 def _refuse(request: Request, name: str, value: Any) -> None:
     if value is not None:
+        option = "-k" if name == "k" else f"--{name.replace('_', '-')}"
         raise ValueError(
-            f"--{name.replace('_', '-')}: expected a method that has it and no statistics that it "
+            f"{option}: expected a method that has it and no statistics that it "
             f"comes with, got {request.method}; leave it out"
         )
 
@@ -108,14 +123,14 @@ def run(request: Request) -> None:
         sink.check_apart({rows.label: rows.path for rows in work.files.values()})
         if request.force:
             work.forget()
-        elif work.is_done():
-            _report(request, dbn.read_provenance(request.output) or {}, "is done already")
+        elif (provenance := work.done()) is not None:
+            _report(request, work, provenance, "is done already")
             return
         with RowProgress() as progress:
-            state, provenance = work.result(progress)
-        sink.save(state, provenance)
+            state, made_from = work.result(progress)
+        sink.save(state, made_from)
         work.forget()
-        _report(request, provenance, "written")
+        _report(request, work, made_from, "written")
 
 
 def _sink(request: Request, path: Path) -> Sink:
@@ -124,11 +139,11 @@ def _sink(request: Request, path: Path) -> Sink:
     return Sink(path, suffixes=(".npz", ".partial"), force=replaceable)
 
 
-def _report(request: Request, provenance: dict[str, Any], what: str) -> None:
+def _report(request: Request, work: "_Work", provenance: Mapping[str, Any], what: str) -> None:
     content = {"output": str(request.output), "status": what, **provenance}
-    values = ", ".join(f"{name} {value:g}" for name, value in provenance["parameters"].items())
-    gallery = provenance["gallery"]["rows"]
-    text = f"{request.output} {what}: {provenance['method']}({values}) for {gallery:,} items"
+    values = ", ".join(f"{name} {value:g}" for name, value in work.parameters.items())
+    gallery = len(work.files["gallery"].rows)
+    text = f"{request.output} {what}: {request.method}({values}) for {gallery:,} items"
     if request.as_json:
         say_json(content)
     else:
@@ -177,7 +192,6 @@ class _Work:
 
     def __init__(self, request: Request) -> None:
         self.request = request
-        self.parameters = request.parameters
         arguments = {
             "GALLERY": request.gallery,
             "--query-bank": request.query_bank,
@@ -186,14 +200,25 @@ class _Work:
         opened = large.open_rows(arguments)
         names = zip(("gallery", "query_bank", "gallery_bank"), arguments, strict=True)
         self.files = {name: opened[argument] for name, argument in names if argument in opened}
-        similarity_fn = large.SIMILARITY_FUNCTIONS[request.similarity]
+        similarity_fn = SIMILARITY_FUNCTIONS[request.similarity]
         self.settings = Settings(similarity_fn, block_size=request.block_size)
         self.stamps = {name: rows.stamp for name, rows in self.files.items()}
         self.found: dict[str, Any] = {}  # fingerprints, as they become known
         self.exclude: dict[str, Any] = {}  # per bank, what its rows do not enter
         self.states: dict[str, tuple[str, State]] = {}
+        made = None
         if request.query_statistics is not None:
             self.states["query"] = _statistics_file(self.files["gallery"], request)
+            made = self.states["query"][1].state
+        sizes = {name: len(rows.rows) for name, rows in self.files.items()}
+        self.parameters = request.parameters(made, sizes)
+        self.pairs: sets.Integers | None = None
+        if request.bank_pairs is not None:
+            others = sizes.get("gallery_bank", sizes["gallery"])
+            self.pairs = read_pairs(request.bank_pairs, sizes["query_bank"], others)
+        for label, _ in self.states.values():  # what they were made from is written down with them
+            with large.errors_name({"provenance": f"{label}: its provenance, written down again,"}):
+                provenances.plain(self._asked())
 
     def forget(self) -> None:
         """Removes what is kept for resuming."""
@@ -202,22 +227,29 @@ class _Work:
             binary.remove_cut_off(path)
 
     def _asked(self) -> dict[str, Any]:
-        pairs = self.request.bank_pairs
+        pairs = {}
+        if self.pairs is not None:
+            known = Fingerprint().update(self.pairs[:, None])
+            pairs = {"bank_pairs": {"file": self.request.bank_pairs, "sha256": known["sha256"]}}
         return {
             "method": self.request.method,
             "parameters": self.parameters,
             "similarity": self.request.similarity,
             "block_size": self.request.block_size,
-            "statistics": {bank: made.provenance for bank, (_, made) in self.states.items()},
-            **({} if pairs is None else {"bank_pairs": pairs}),
+            "statistics": {
+                bank: {"sha256": made.sha256, "made_from": made.provenance}
+                for bank, (_, made) in self.states.items()
+            },
+            **pairs,
         }
 
-    def is_done(self) -> bool:
-        """Whether the output holds this very result; raises where it holds another."""
+    def done(self) -> Mapping[str, Any] | None:
+        """The provenance of this very result where the output holds it; raises for another."""
         output = self.request.output
         if binary.found_at(output) is None:
-            return False
-        provenance = dbn.read_provenance(output) or {}
+            return None
+        source = Source("--output", output)
+        provenance = read_state(source, (object,), "fitted state", "name another").provenance
         known = {name: provenance.get(name) for name in self._asked()}
         stamps = provenance.get("stamps")
         stamped = isinstance(stamps, dict) and stamps.keys() == self.stamps.keys()
@@ -232,7 +264,7 @@ class _Work:
                 f"--output '{printable(output)}': expected no earlier results of other work, got a "
                 f"file; name another, or allow overwriting with --force"
             )
-        return True
+        return provenance
 
     def result(self, progress: RowProgress) -> tuple[Any, dict[str, Any]]:
         """The state and its provenance."""
@@ -259,7 +291,10 @@ class _Work:
             self.found["gallery"] = dbn.out_of_core.fingerprint(self.files["gallery"].rows)
         for label, made in self.states.values():
             large.check_fingerprint(label, made.provenance.get("gallery"), self.found["gallery"])
-        files = {name: self.found.get(name) for name in self.files}
+        files = {  # what was read whole was not hashed meanwhile
+            name: self.found.get(name) or dbn.out_of_core.fingerprint(rows.rows)
+            for name, rows in self.files.items()
+        }
         return state, {**self._asked(), **files, "stamps": self.stamps, **more}
 
     def statistics(self, bank: str, beta: float, k: int) -> dbn.BankStatistics:
@@ -321,10 +356,9 @@ class _Work:
             return sets.prepared(rows.label, rows.rows, request.similarity)
 
         gallery_bank = prepared(bank)
-        pairs: Any = None
+        pairs = self.pairs
         known: npt.NDArray[Any] = np.zeros(0, np.int32)
-        if request.bank_pairs is not None:
-            pairs = read_pairs(request.bank_pairs, len(query_bank.rows), len(bank.rows))
+        if pairs is not None:
             right = split.right_rows("--bank-pairs", pairs, len(query_bank.rows), len(bank.rows))
             blocks = sets.prepared_blocks(gallery.label, gallery.rows, request.similarity)
             partners = split.partners(gallery_bank, right, (block for _, block in blocks))
@@ -337,7 +371,7 @@ class _Work:
             pairs=pairs,
             gallery=gallery_bank if bank is gallery else prepared(_sample(gallery, known, request)),
             similarity_fn=large.PREPARED_FUNCTIONS[request.similarity],
-            seed=request.seed,
+            seed=self.parameters["seed"],
         )
 
 
@@ -347,7 +381,7 @@ def _sample(gallery: Rows, known: npt.NDArray[Any], request: Request) -> Rows:
     count = len(gallery.rows)
     if count <= _MOST_RANKED:
         return gallery
-    chosen = np.random.default_rng(request.seed).choice(count, _MOST_RANKED, replace=False)
+    chosen = np.random.default_rng(request.seed or 0).choice(count, _MOST_RANKED, replace=False)
     return gallery._replace(rows=np.asarray(gallery.rows[np.union1d(chosen, known)]))
 
 
@@ -356,9 +390,12 @@ def _statistics_file(gallery: Rows, request: Request) -> tuple[str, State]:
     source = Source.parse("--query-statistics", request.query_statistics or "")
     remedy = "make them with dbnorm fit --method statistics"
     made = read_state(source, (dbn.BankStatistics,), "BankStatistics", remedy)
-    known = made.provenance.get("gallery")
-    known = known or {"rows": made.state.num_gallery, "dim": gallery.rows.shape[1]}
-    large.check_gallery(str(source), known, *gallery.rows.shape)
+    check_own(source, made)
+    large.check_gallery(str(source), made.provenance.get("gallery"), *gallery.rows.shape)
+    num_gallery = len(gallery.rows)
+    if made.state.bias.shape != (num_gallery,):
+        expected = f"statistics of {num_gallery} gallery items, one per row of GALLERY"
+        raise source.fail(expected, f"shape {made.state.bias.shape}", "fit it anew")
     if request.row is not None and request.row.gated and not made.state.k:
         raise source.fail("statistics with k of 1 or more", "0", "fit it anew")
     if made.similarity not in (None, request.similarity):

@@ -5,11 +5,11 @@ import dataclasses
 from dbnorm_jax._cli.commands import evaluate
 from dbnorm_jax._cli.commands.options import check, given
 from dbnorm_jax._cli.measuring.hubs import inspect, num_steps
-from dbnorm_jax._cli.measuring.methods import Method, checked_beta
+from dbnorm_jax._cli.measuring.methods import Method, checked_beta, with_rows_for
 from dbnorm_jax._cli.reading.emoji_names import emoji_names
 from dbnorm_jax._cli.reading.sets import EvaluationSet
 from dbnorm_jax._cli.showing import hub_report
-from dbnorm_jax._cli.showing.output import Sink
+from dbnorm_jax._cli.showing.output import sink_of
 from dbnorm_jax._cli.showing.progress import Progress
 from dbnorm_jax._cli.showing.report import print_paths, require
 from dbnorm_jax._cli.showing.terminal import say_json
@@ -41,13 +41,22 @@ def run(request: Request) -> None:
     )
     _check_combination(request)
     method = _method(request)
+    unused = ["beta_gallery", *["beta_query"] * (method.beta_query is not None)]
+    for name in given(request, *unused):
+        evaluate.check_taken(request, name, [method])
+    screened = request.gallery_bank is not None and method.about.by_statistics
+    if request.bank_pairs is not None and method.kind != "auto" and not screened:
+        raise ValueError(
+            f"--bank-pairs: expected --method auto, or a --gallery-bank and a method of statistics "
+            f"to screen by, got {method.label}; leave it out"
+        )
     # Of the bias that is explained, where the method has none of its own.
     why = "only cosines have a default; the hubs' contributors are those of a bias"
     beta = method.beta_query or checked_beta("beta_query", request.beta_query, request.measure, why)
-    output = request.output
-    sink = None if output is None else Sink(output, names=hub_report.FILES, force=request.force)
+    sink = sink_of(request, names=hub_report.FILES)
     with Progress(num_steps(method)) as progress:
         test = _read(request)
+        method = with_rows_for(method, test.sizes, "--method")
         found = inspect(
             test,
             method,

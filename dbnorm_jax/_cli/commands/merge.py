@@ -45,19 +45,19 @@ def run(request: Request) -> None:
     merged = functools.reduce(_merged, parts)
     provenance = merged.provenance
     sink.save(merged.state, provenance)
+    beta = getattr(merged.state, "beta", None)
     summary: dict[str, Any] = {
         "output": str(request.output),
         "kind": type(merged.state).__name__,
         "num_gallery": merged.state.num_gallery,
         "k": merged.state.k,
-        "beta": provenance.get("beta"),
+        "beta": None if beta is None else beta.tolist(),
         "bank_rows": [part["rows"] for part in provenance["parts"]],
-        "not_compared": [part.label for part in parts if not part.provenance],
+        "not_compared": [part.label for part in parts if "gallery" not in part.provenance],
     }
     for name in summary["not_compared"]:
-        say(f"dbnorm: {name} has no provenance: its gallery was not compared", to_stderr=True)
+        say(f"dbnorm: {name} does not say of what gallery: not compared", to_stderr=True)
     rows = " + ".join(f"{count:,}" for count in summary["bank_rows"]) or "unknown"
-    beta = getattr(merged.state, "beta", None)
     betas = "" if beta is None else f"beta {beta.tolist()}, "
     text = (
         f"wrote {request.output}: {summary['kind']} of {rows} bank rows, {betas}k "
@@ -72,25 +72,24 @@ def run(request: Request) -> None:
 def _read(text: str) -> _Part:
     source, remedy = Source.parse("", text), "merge those, then fit with --query-statistics"
     kinds = (dbn.BankStatistics, dbn.LargestSimilarities)
-    state, provenance, similarity = read_state(source, kinds, "statistics of a bank", remedy)
-    return _Part(str(source), state, provenance if "parts" in provenance else {}, similarity)
+    found = read_state(source, kinds, "statistics of a bank", remedy)
+    return _Part(str(source), found.state, found.provenance, found.similarity)
 
 
 def _compare(first: _Part, other: _Part) -> None:
-    galleries = (part.provenance.get("gallery") for part in (first, other))
+    galleries = (_rows_of(part.provenance.get("gallery")) for part in (first, other))
     pairs = ("gallery", *galleries), ("similarity", first.similarity, other.similarity)
     for meaning, known, found in pairs:
         if known is not None and found is not None and known != found:
             raise ValueError(
-                f"{other.label}: expected the {meaning} of {first.label}, {_short(known)}, got "
-                f"{_short(found)}; only statistics of one {meaning} merge"
+                f"{other.label}: expected the {meaning} of {first.label}, {known}, got {found}; "
+                f"only statistics of one {meaning} merge"
             )
 
 
-def _short(value: Any) -> str:
-    if isinstance(value, dict):
-        return f"{value['rows']} rows with SHA-256 {value['sha256'][:12]}..."
-    return str(value)
+def _rows_of(gallery: Mapping[str, Any] | None) -> str | None:
+    """What tells one gallery from another."""
+    return None if gallery is None else f"{gallery['rows']} rows with SHA-256 {gallery['sha256']}"
 
 
 def _check_repeats(parts: Sequence[_Part]) -> None:
@@ -109,7 +108,9 @@ def _check_repeats(parts: Sequence[_Part]) -> None:
 def _merged(first: _Part, second: _Part) -> _Part:
     with large.errors_name({"first": first.label, "others[0]": second.label}):
         state: Any = dbn.merge(first.state, second.state)  # type: ignore[type-var]
-    known = dict(first.provenance or second.provenance)
+    of_one = ("query_bank", "stamps")  # what one part alone was made from
+    known = {**second.provenance, **first.provenance}
+    known = {name: value for name, value in known.items() if name not in of_one}
     both = [*first.provenance.get("parts", ()), *second.provenance.get("parts", ())]
     similarity = first.similarity or second.similarity
     return _Part(first.label, state, known | {"parts": both}, similarity)

@@ -113,9 +113,10 @@ def neighbors(text: str) -> Decorator:
     return click.option("-k", type=click.IntRange(min=1), metavar="K", help=text)
 
 
-def seed(text: str) -> Decorator:
-    """`--seed`."""
-    return click.option("--seed", default=0, type=click.IntRange(min=0), help=text)
+def seed(text: str, *, default: int | None = 0) -> Decorator:
+    """`--seed`; without a default where it may have no use."""
+    text += "" if default == 0 else "  [default: 0]"
+    return click.option("--seed", default=default, type=click.IntRange(min=0), help=text)
 
 
 def block_size() -> Decorator:

@@ -15,19 +15,23 @@ from zipfile import ZIP_STORED, ZipFile
 import numpy as np
 from numpy.lib import format as npy_format
 
+from dbnorm_jax._cli.commands.options import given
 from dbnorm_jax._cli.reading import large
 from dbnorm_jax._cli.reading.argument import Source, neighbors
-from dbnorm_jax._cli.reading.arrays import read_items
+from dbnorm_jax._cli.reading.arrays import read_ids
 from dbnorm_jax._cli.reading.corrections import read_correction
-from dbnorm_jax._cli.showing.output import Sink, csv_line
+from dbnorm_jax._cli.showing.output import Sink, csv_line, sink_of
 from dbnorm_jax._cli.showing.progress import RowProgress
 from dbnorm_jax._cli.showing.terminal import is_utf8, json_text, say, say_json
+from dbnorm_jax._src.core.similarity import SIMILARITY_FUNCTIONS
+from dbnorm_jax._src.files import texts
 from dbnorm_jax._src.places.disk import search
 from dbnorm_jax._src.places.disk.fits import Settings, row_pair
 from dbnorm_jax._src.places.disk.rows import DEFAULT_BLOCK_SIZE
 from dbnorm_jax._src.places.disk.search import Passes
 
-_SUFFIXES = (".npz", ".npy", ".csv", ".jsonl")
+_NAMED = (".npz", ".csv", ".jsonl")  # what has room for names
+_SUFFIXES = (*_NAMED, ".npy")
 Array = np.ndarray[Any, np.dtype[Any]]
 # Takes the first of some queries, in order, their scores and indices.
 Add = Callable[[int, Array, Array], None]
@@ -59,11 +63,15 @@ class _Names(NamedTuple):
 
 def run(request: Request) -> None:
     """Checks, searches block by block, writes as it goes; the file appears when all is in it."""
-    output = None
-    if request.output is not None:
-        output = Sink(request.output, suffixes=_SUFFIXES, force=request.force)
-    elif request.as_json:
+    output = sink_of(request, suffixes=_SUFFIXES)
+    if output is None and request.as_json:
         raise ValueError("--json: expected --output, whose contents it sums up, got none; name one")
+    named = given(request, "query_ids", "gallery_ids")
+    if output is not None and output.path.suffix == ".npy" and named:
+        raise ValueError(
+            f"{named[0]}: expected an --output that holds names ({', '.join(_NAMED)}), got "
+            f"'{output.path}', which holds row numbers alone; leave it out, or name another file"
+        )
     queries, gallery = large.open_rows(
         {"QUERIES": request.queries, "GALLERY": request.gallery}
     ).values()
@@ -82,7 +90,7 @@ def run(request: Request) -> None:
         _names("--query-ids", request.query_ids, num_queries),
         _names("--gallery-ids", request.gallery_ids, num_gallery),
     )
-    settings = Settings(large.SIMILARITY_FUNCTIONS[similarity], block_size=request.block_size)
+    settings = Settings(SIMILARITY_FUNCTIONS[similarity], block_size=request.block_size)
     pair = row_pair(("queries", queries.rows), ("gallery", gallery.rows), settings)
     passes = Passes(*pair, correction, settings.chunk_size)
     with ExitStack() as stack:
@@ -122,7 +130,7 @@ def _names(option: str, text: str | None, count: int) -> Array | None:
     if text is None:
         return None
     source = Source.parse(option, text)
-    return read_items(source, count, f"a name for each of {count} rows")
+    return read_ids(source, count)
 
 
 @contextmanager
@@ -149,9 +157,7 @@ def _results(output: Sink | None, shape: tuple[int, int], names: _Names) -> Iter
                     shutil.copyfileobj(indices, member, 2**20)
                 for name, values in (("query_ids", names.queries), ("gallery_ids", names.gallery)):
                     if values is not None:
-                        with new(f"{name}.npy") as member:
-                            plain = values.astype(str) if values.dtype == object else values
-                            npy_format.write_array(member, np.asarray(plain), allow_pickle=False)
+                        _write_ids(new, name, values)
 
 
 def _beside(path: Path) -> IO[bytes]:
@@ -174,6 +180,22 @@ def _arrays(shape: tuple[int, int], files: dict[str, IO[bytes]]) -> Add:
             file.write(rows.data)
 
     return add
+
+
+def _write_ids(new: Callable[[str], IO[bytes]], name: str, ids: Array) -> None:
+    """Integers as an array, texts as `texts` says: the longest sets no width for all."""
+    if ids.dtype.kind in "iu":
+        with new(f"{name}.npy") as file:
+            npy_format.write_array(file, np.asarray(ids), allow_pickle=False)
+        return
+    offsets = texts.offsets(ids)
+    with new(f"{name}{texts.OFFSETS}.npy") as file:
+        npy_format.write_array(file, offsets, allow_pickle=False)
+    with new(f"{name}{texts.UTF8}.npy") as file:
+        header = npy_format.header_data_from_array_1_0(np.empty(0, np.uint8))
+        npy_format.write_array_header_1_0(file, header | {"shape": (int(offsets[-1]),)})
+        for part in texts.parts(ids):
+            file.write(part)
 
 
 def _json_lines(file: IO[str], names: _Names) -> Add:

@@ -9,7 +9,7 @@ import numpy as np
 import dbnorm_jax as dbn
 from dbnorm_jax._cli.reading import large, sets
 from dbnorm_jax._cli.reading.arrays import read_pairs, read_together
-from dbnorm_jax._cli.showing.output import Sink
+from dbnorm_jax._cli.showing.output import sink_of
 from dbnorm_jax._cli.showing.terminal import say, say_json
 from dbnorm_jax._src.tuning.choice import COLUMNS, methods
 
@@ -28,7 +28,7 @@ class Request:
     bank_pairs: str | None = None
     gallery: str | None = None
     similarity: str = "cosine"
-    seed: int = 0
+    seed: int | None = None
     output: Path | None = None
     force: bool = False
     as_json: bool = False
@@ -36,8 +36,11 @@ class Request:
 
 def run(request: Request) -> None:
     """Checks, reads, chooses, prints and, with --output, writes."""
-    output = request.output
-    sink = None if output is None else Sink(output, suffixes=(".npz",), force=request.force)
+    if request.seed is not None and request.bank_pairs is None:
+        raise ValueError(
+            "--seed: expected --bank-pairs, which folds are made of, got none; leave it out"
+        )
+    sink = sink_of(request, suffixes=(".npz",))
     found = read_together(
         {
             "QUERY_BANK": request.query_bank,
@@ -60,7 +63,7 @@ def run(request: Request) -> None:
         pairs=pairs,
         gallery=rows[2] if len(rows) > 2 else None,
         similarity_fn=similarity_fn,
-        seed=request.seed,
+        seed=request.seed or 0,
     )
     if sink is not None:
         sink.save(choice)

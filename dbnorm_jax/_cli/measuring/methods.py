@@ -154,6 +154,24 @@ def make_method(
     return Method(kind, query, gallery, tuple(values.items()))
 
 
+def with_rows_for(method: Method, sizes: Mapping[str, int], option: str) -> Method:
+    """The method with as many neighbors as there are rows: a default is lowered, more is refused.
+
+    `option` names in an error what asked for it.
+    """
+    options = dict(method.options)
+    if "k" not in options:
+        return method
+    sides = ("query_bank", "gallery") if table.DISTANCES in method.about.needs else ("query_bank",)
+    k, most = options["k"], min(sizes[side] for side in sides)
+    if k > most and k != method.about.defaults["k"]:
+        raise ValueError(
+            f"{option} {method.kind}:k={k:g}: expected at most {most}, rows of the "
+            f"{' and of the '.join(sides).replace('_', ' ')}, got {k:g}; lower it"
+        )
+    return dataclasses.replace(method, options=tuple((options | {"k": min(k, most)}).items()))
+
+
 class Wish(NamedTuple):
     """One entry of --methods."""
 

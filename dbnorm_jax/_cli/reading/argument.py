@@ -187,10 +187,10 @@ def _typed_byte(byte: int) -> str:
     return shown if plain else f"\\{byte:03o}"
 
 
-def neighbors(k: int | None, num_gallery: int) -> int:
-    """What -k asks for, at most all items; left out, 10 or all items where there are fewer."""
-    if k is not None and k > num_gallery:
-        raise ValueError(
-            f"-k: expected between 1 and {num_gallery} (gallery items), got {k}; lower it"
-        )
-    return min(10, num_gallery) if k is None else k
+def neighbors(k: int | None, count: int, of: str = "gallery items", default: int = 10) -> int:
+    """What -k asks for, at most all there are; left out, the default or all there are."""
+    if k is not None and k < 1:
+        raise ValueError(f"-k: expected 1 or more, got {k}; leave it out")
+    if k is not None and k > count:
+        raise ValueError(f"-k: expected between 1 and {count} ({of}), got {k}; lower it")
+    return min(default, count) if k is None else k

@@ -127,11 +127,14 @@ def _read(source: Source, wanted: str, *, alone: bool = False) -> Array:
                 raise source.fail("several arrays", "a single .npy array", "leave the :name out")
             return file.read("")
         likely = [name for name in file.names if file.columns.get(name) == wanted]
-        name = _meant(source, file.names, likely, alone=alone)
+        if source.member in file.fields:
+            name = str(source.member)
+        else:
+            name = _meant(source, file.names, likely, alone=alone)
         if file.names.count(name) > 1:
             actual = f"{file.names.count(name)}"
             raise source.fail(f"one array named {name}", actual, "rename the columns")
-        if wanted != TEXTS and file.columns.get(name) == TEXTS:
+        if wanted != TEXTS and {**file.fields, **file.columns}.get(name) == TEXTS:
             raise source.fail("numbers", "a column of strings", "choose another column")
         return file.read(name)
 
@@ -165,6 +168,20 @@ def read_items(source: Source, count: int, expected: str) -> Array:
         remedy = "write one for every row, in the order of the rows"
         raise source.fail(expected, f"{len(items)}", remedy)
     return items
+
+
+def read_ids(source: Source, count: int) -> Array:
+    """What `count` items are called, each by a name of its own."""
+    ids = read_items(source, count, f"a name for each of {count} rows")
+    values = ids.tolist()
+    if len({*values}) < count:
+        first: dict[Any, int] = {}
+        again = next(row for row, one in enumerate(values) if first.setdefault(one, row) != row)
+        where, start = ("lines", 1) if kind_of(source) is None else ("rows", 0)
+        places = f"{where} {first[values[again]] + start} and {again + start}"
+        actual = f"the same on {places}: {values[again]!r}"
+        raise source.fail("a name of its own for every row", actual, "rename or remove one")
+    return ids
 
 
 def read_names(source: Source) -> Array:

@@ -6,9 +6,12 @@ from typing import Any, NamedTuple
 import dbnorm_jax as dbn
 from dbnorm_jax._cli.reading import large
 from dbnorm_jax._cli.reading.argument import Source, opened
+from dbnorm_jax._src.core.similarity import SIMILARITY_FUNCTIONS
 from dbnorm_jax._src.core.text import printable
+from dbnorm_jax._src.files import provenance as provenances
+from dbnorm_jax._src.files.state import read_header
 
-_NAMES = {function.__name__: name for name, function in large.SIMILARITY_FUNCTIONS.items()}
+_NAMES = {function.__name__: name for name, function in SIMILARITY_FUNCTIONS.items()}
 
 
 class State(NamedTuple):
@@ -17,6 +20,7 @@ class State(NamedTuple):
     state: Any
     provenance: Mapping[str, Any]
     similarity: str | None
+    sha256: str  # of all that the file holds
 
 
 class Fitted(NamedTuple):
@@ -34,24 +38,36 @@ def read_state(source: Source, kinds: tuple[type, ...], article: str, remedy: st
     with opened(source):
         pass  # says in one line what is wrong with the path
     try:
-        state, provenance = dbn.load(source.path), dbn.read_provenance(source.path)
+        state, header = dbn.load(source.path), read_header(source.path)
     except ValueError as error:
         raise ValueError(str(error).replace(printable(source.path), str(source), 1)) from None
     if not isinstance(state, kinds):
         raise source.fail(article, f"a {type(state).__name__}", remedy)
-    provenance = provenance or {}
+    provenance = provenances.checked(f"{source}: in its provenance", header.get("provenance"))
     # Files of before states knew it have it here; a cosine may be an inner product of unit rows.
-    similarity = provenance.get("similarity", _NAMES.get(getattr(state, "similarity", None) or ""))
-    if similarity not in (None, *large.SIMILARITY_FUNCTIONS):
-        raise source.fail("a similarity known here", repr(similarity), "fit it anew")
-    return State(state, provenance, similarity)
+    similarity = provenance.get("similarity", _own(state))
+    return State(state, provenance, similarity, header["sha256"])
+
+
+def _own(state: Any) -> str | None:
+    return _NAMES.get(getattr(state, "similarity", None) or "")
+
+
+def check_own(source: Source, found: State) -> None:
+    """Raises where the file says another similarity than the state in it knows."""
+    own, similarity = _own(found.state), found.similarity
+    if own not in (None, similarity) and (own, similarity) != ("dot", "cosine"):
+        expected = f"a provenance of its own similarity, {own}"
+        raise source.fail(expected, str(similarity), "fit it anew")
 
 
 def read_correction(text: str, gallery: large.Rows, similarity: str | None) -> Fitted:
     """Reads --correction; without a `similarity` that the user asked for, its own is taken."""
     source = Source.parse("--correction", text)
     remedy = "make one with dbnorm fit, or save what a normalizer, tuning.fit or auto returns"
-    state, provenance, fitted = read_state(source, (dbn.Correction,), "a Correction", remedy)
+    found = read_state(source, (dbn.Correction,), "a Correction", remedy)
+    check_own(source, found)
+    state, provenance, fitted, _ = found
     known = provenance.get("gallery")
     large.check_gallery(str(source), known, *gallery.rows.shape)
     num_gallery = len(gallery.rows)

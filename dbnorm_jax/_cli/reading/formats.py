@@ -10,6 +10,7 @@ import io
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from dbnorm_jax._cli.reading import arrow_sizes
 from dbnorm_jax._cli.reading.argument import Source, kind_of, opened
 from dbnorm_jax._cli.reading.packages import install_hint
 from dbnorm_jax._cli.reading.sets import Array
-from dbnorm_jax._src.files import binary
+from dbnorm_jax._src.files import binary, texts
 
 # A file may unpack to so much without question, and beyond it to so many times its own size.
 # Embeddings shrink by a factor of 1 to 4; a planted bomb by about 1000.
@@ -37,6 +38,7 @@ class Container(NamedTuple):
     names: list[str] | None  # of its arrays; None where it is one array
     read: Callable[[str], Array]  # an array, by its name
     columns: Mapping[str, str | None] = {}  # of a table, what each holds of the three above
+    fields: Mapping[str, str | None] = {}  # of its structs, by their paths; a column goes first
 
 
 @contextlib.contextmanager
@@ -92,7 +94,15 @@ def _npz(source: Source) -> Iterator[Container]:
             with zipfile.ZipFile(file) as archive:
                 members = archive.namelist()
                 names = [name.removesuffix(".npy") for name in members if name.endswith(".npy")]
-                yield Container(names, lambda name: _unpacked(source, archive, name))
+                of_texts = texts.names(names)
+
+                def read(name: str) -> Array:
+                    if name not in of_texts:
+                        return _unpacked(source, archive, name)
+                    parts = (name + texts.UTF8, name + texts.OFFSETS)
+                    return texts.joined(*(_unpacked(source, archive, part) for part in parts))
+
+                yield Container([*names, *of_texts], read)
         except binary.ZIP_ERRORS:
             what = "a truncated, damaged or locked one"
             raise source.fail("an npz archive", what, _BROKEN) from None
@@ -174,12 +184,13 @@ def _parquet(source: Source) -> Iterator[Container]:
         with opened(source) as file:
             schema = parquet.read_schema(file)
             file.seek(0)
-            columns = {field.name: _holds(field.type) for field in schema}
+            columns, fields = _columns(schema)
             # A text that many rows share is unpacked once.
-            shared = [name for name, what in columns.items() if what == TEXTS]
+            shared = [name for name, what in {**columns, **fields}.items() if what == TEXTS]
             with parquet.ParquetFile(file, read_dictionary=shared) as table:
                 names = schema.names
-                yield Container(names, lambda name: _of_parquet(source, table, name), columns)
+                read = partial(_of_parquet, source, table)
+                yield Container(names, read, columns, fields)
 
 
 def _of_parquet(source: Source, table: Any, name: str) -> Array:
@@ -188,20 +199,21 @@ def _of_parquet(source: Source, table: Any, name: str) -> Array:
     groups = range(metadata.num_row_groups)
     declared = sum(metadata.row_group(group).total_byte_size for group in groups)
     _check_unpacked(source, size, declared)
+    # A column is read by its name, and with it the field of a struct that has this path.
     places = [
         place
         for place in range(metadata.num_columns)
-        if schema.column(place).path.partition(".")[0] == name
+        if f"{schema.column(place).path}.".startswith(f"{name}.")
     ]
     unpacked = 0
     for group in groups:
         # A damaged chunk ends the process where its metadata is asked for first (pyarrow 26); the
         # reader raises.
         next(table.iter_batches(1, row_groups=[group], columns=[name]), None)
-        columns = map(metadata.row_group(group).column, places)
-        unpacked += 8 * sum(column.num_values for column in columns)
+        parts = map(metadata.row_group(group).column, places)
+        unpacked += 8 * sum(part.num_values for part in parts)
     _check_unpacked(source, size, unpacked)
-    return _as_array(source, table.read([name]).column(0))
+    return _as_array(source, _picked(_part(table.read([name]), name), name))
 
 
 @contextlib.contextmanager
@@ -223,12 +235,14 @@ def _arrow(source: Source) -> Iterator[Container]:
         _check_unpacked(source, len(whole), arrow_sizes.unpacked(whole, most, stream=stream))
         table = reader.read_all()
 
-        def read(name: str) -> Array:
-            table.select([name]).validate(full=True)  # Arrow follows offsets that lead elsewhere
-            return _as_array(source, table.column(name))
+        columns, fields = _columns(table.schema)
 
-        columns = {field.name: _holds(field.type) for field in table.schema}
-        yield Container(table.column_names, read, columns)
+        def read(name: str) -> Array:
+            part = _part(table, name)
+            part.validate(full=True)  # Arrow follows offsets that lead elsewhere
+            return _as_array(source, _picked(part, name))
+
+        yield Container(table.column_names, read, columns, fields)
 
 
 _FORMS: dict[str, Callable[[Source], AbstractContextManager[Container]]] = {
@@ -238,6 +252,36 @@ _FORMS: dict[str, Callable[[Source], AbstractContextManager[Container]]] = {
     "parquet": _parquet,
     "arrow": _arrow,
 }
+
+
+def _columns(schema: Any) -> tuple[dict[str, str | None], dict[str, str | None]]:
+    """What the columns hold, and what the fields of structs do, by paths that no column has."""
+    from pyarrow import types
+
+    columns = {field.name: _holds(field.type) for field in schema}
+    fields: dict[str, str | None] = {}
+    inside = [(field.name, field.type) for field in schema if types.is_struct(field.type)]
+    while inside:
+        place, struct = inside.pop()
+        for field in struct:
+            path = f"{place}.{field.name}"
+            if path not in columns:
+                fields[path] = _holds(field.type)
+            if types.is_struct(field.type):
+                inside.append((path, field.type))
+    return columns, fields
+
+
+def _part(table: Any, name: str) -> Any:
+    """The column of that name, or where there is none the structs that may have such a field."""
+    names = table.column_names
+    return table.select([name] if name in names else [n for n in names if name.startswith(f"{n}.")])
+
+
+def _picked(part: Any, name: str) -> Any:
+    while name not in part.column_names:
+        part = part.flatten()  # a struct into columns with its name before theirs
+    return part.columns[part.column_names.index(name)]
 
 
 def _holds(kind: Any) -> str | None:
@@ -288,8 +332,8 @@ def _texts(source: Source, column: Any) -> Array:
     parts = [np.empty(0, object)]
     for chunk in column.chunks:
         shared = types.is_dictionary(chunk.type)
-        texts = np.array((chunk.dictionary if shared else chunk).to_pylist(), object)
-        parts.append(texts[chunk.indices.to_numpy()] if shared else texts)
+        values = np.array((chunk.dictionary if shared else chunk).to_pylist(), object)
+        parts.append(values[chunk.indices.to_numpy()] if shared else values)
     array = np.concatenate(parts)
     if None in array:  # of a dictionary
         raise source.fail("a value in every row", "nulls", "remove those rows")

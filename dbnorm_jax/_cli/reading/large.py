@@ -1,10 +1,13 @@
 """What the commands for large files share: files read in blocks, known by stamps and fingerprints.
 
-A fingerprint is SHA-256 of all rows, made while they are read. A stamp is the file's size and time
-of change: where it is as before, the file is taken for unchanged without reading it.
+A fingerprint is SHA-256 of all rows, made while they are read. A stamp is the size of the file, its
+times and a digest of samples. Where it is as before, the file is taken for unchanged and not read.
+A program may set the time of the last write back; the system alone sets that of the last change.
 """
 
 import contextlib
+import hashlib
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,15 +16,13 @@ import dbnorm_jax as dbn
 from dbnorm_jax._cli.reading import arrays
 from dbnorm_jax._cli.reading.sets import Array
 from dbnorm_jax._src.core import checks
-from dbnorm_jax._src.core.similarity import SimilarityFn
+from dbnorm_jax._src.core.similarity import SIMILARITY_FUNCTIONS
 
-SIMILARITY_FUNCTIONS: dict[str, SimilarityFn] = {
-    "cosine": dbn.cosine_similarity,
-    "dot": dbn.dot_product,
-    "euclidean": dbn.negative_squared_euclidean,
-}
 # Of rows that `sets.prepared` made of unit length under cosine.
 PREPARED_FUNCTIONS = SIMILARITY_FUNCTIONS | {"cosine": dbn.dot_product}
+
+
+_SAMPLES, _SAMPLE = 32, 2**13  # so many, of so many bytes
 
 
 class Rows(NamedTuple):
@@ -37,11 +38,25 @@ def open_rows(named: Mapping[str, str | None]) -> dict[str, Rows]:
     """Opens the files of those arguments that are given; reads no values yet."""
     found = {}
     for argument, (source, array) in arrays.read_together(named).items():
-        status = source.path.stat()
-        stamp = {"bytes": status.st_size, "modified": status.st_mtime_ns, "member": source.member}
-        stamp = {"path": str(source.path.resolve()), **stamp}
+        stamp = {"path": str(source.path.resolve()), **_stamp(source.path), "member": source.member}
         found[argument] = Rows(str(source), array, source.path, stamp)
     return found
+
+
+def _stamp(path: Path) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        status = os.fstat(file.fileno())
+        last = max(status.st_size - _SAMPLE, 0)
+        for number in range(_SAMPLES):
+            file.seek(last * number // (_SAMPLES - 1))
+            digest.update(file.read(_SAMPLE))
+    return {
+        "bytes": status.st_size,
+        "modified": status.st_mtime_ns,
+        "changed": status.st_ctime_ns,
+        "samples": digest.hexdigest(),
+    }
 
 
 @contextlib.contextmanager

@@ -176,6 +176,19 @@ class Sink:
             dbn.save(self.path, state, provenance=provenance)
 
 
+def sink_of(
+    request: Any, *, names: Sequence[str] = (), suffixes: tuple[str, ...] = ()
+) -> Sink | None:
+    """What --output names, None where it is left out."""
+    if request.output is not None:
+        return Sink(request.output, names=names, suffixes=suffixes, force=request.force)
+    if request.force:
+        raise ValueError(
+            "--force: expected --output, whose earlier results it replaces, got none; leave it out"
+        )
+    return None
+
+
 def csv_line(cells: Iterable[Any]) -> str:
     """A line of CSV.
 

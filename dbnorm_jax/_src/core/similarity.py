@@ -242,6 +242,12 @@ def norms(rows: jax.Array) -> jax.Array:
 _ALIKE = (dot_product, cosine_similarity, negative_squared_euclidean)
 # The names that states know them by.
 SIMILARITIES = tuple(function.__name__ for function in _ALIKE)
+# The names that the command and provenances know them by.
+SIMILARITY_FUNCTIONS: dict[str, SimilarityFn] = {
+    "cosine": cosine_similarity,
+    "dot": dot_product,
+    "euclidean": negative_squared_euclidean,
+}
 
 
 _dot_product = jax.jit(numerics.product_transposed)

@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.lib import format as npy_format
 
-from dbnorm_jax._src.core import checks
 from dbnorm_jax._src.core.text import excerpt, printable
 from dbnorm_jax._src.core.version import __version__
 from dbnorm_jax._src.files import binary
@@ -71,25 +70,6 @@ def write(path: Path, archive: Archive) -> None:
         for name, array in {_HEADER: text, **archive.arrays}.items():
             with container.open(f"{name}.npy", "w", force_zip64=True) as member:
                 npy_format.write_array(member, array, allow_pickle=False)
-
-
-def checked_provenance(provenance: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """A provenance as it will be read again; raises for what JSON has no form for."""
-    if provenance is None:
-        return None
-    if not isinstance(provenance, Mapping):
-        raise checks.BadTypeError("provenance", f" must be a dict, got {type(provenance).__name__}")
-    try:
-        text = json.dumps(dict(provenance), allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise checks.BadTypeError(
-            "provenance", f" must hold text, numbers, lists and dicts only: {error}"
-        ) from None
-    if len(text) > _LARGEST_HEADER // 8:
-        raise checks.BadValueError(
-            "provenance", f" must have at most {_LARGEST_HEADER // 8} characters, got {len(text)}"
-        )
-    return dict(json.loads(text))
 
 
 def read(path: Path, kinds: Mapping[str, Fields]) -> Archive:

@@ -5,6 +5,7 @@
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from dbnorm_jax._src.core.similarity import SIMILARITIES
 from dbnorm_jax._src.core.text import printable
 from dbnorm_jax._src.core.types import BankStatistics, Correction, LargestSimilarities
 from dbnorm_jax._src.files import archives
+from dbnorm_jax._src.files import provenance as provenances
 from dbnorm_jax._src.files.archives import Archive, Arrays, Fields
 from dbnorm_jax._src.tuning.choice import REASONS, Choice, methods
 
@@ -55,11 +57,14 @@ def save(
       state: concrete BankStatistics, LargestSimilarities, Correction or tuning.Choice.
       provenance: optional, what the state was made from: text, numbers, lists and dicts, for
         instance {"gallery": out_of_core.fingerprint(gallery)}. `dbnorm fit` writes one and `dbnorm
-        merge` compares them.
+        merge` compares them. What they read again has a form of its own: "gallery" is a fingerprint
+        like this, "parts" a list of them, "similarity" is "cosine", "dot" or "euclidean". Another
+        form is written with a warning, and commands refuse the file. All other names are yours.
 
     Raises:
-      TypeError: another type, values inside a jit, a dtype that .npy has no name for (bfloat16).
-      ValueError: fields whose shapes or values cannot be.
+      TypeError: another type, values inside a jit, a dtype that .npy has no name for (bfloat16), a
+        provenance that JSON has no form for.
+      ValueError: fields whose shapes or values cannot be, a provenance that is too long.
       OSError: the file cannot be written; an existing one is then unchanged.
 
     Examples:
@@ -85,7 +90,11 @@ def save(
                 f"it with .astype('float32')",
             )
     _check_state("state", type(state), arrays, static)
-    kept = archives.checked_provenance(provenance)
+    kept = provenances.plain(provenance)
+    try:
+        provenances.checked("provenance", kept)
+    except ValueError as error:
+        warnings.warn(f"{error}; commands refuse the file as it is", UserWarning, stacklevel=2)
     archives.write(Path(path), Archive(type(state).__name__, static, arrays, kept))
 
 
@@ -147,8 +156,13 @@ def read_provenance(path: str | os.PathLike[str]) -> dict[str, Any] | None:
       >>> print(dbn.read_provenance(path))
       {'encoder': 'v2'}
     """
-    found: dict[str, Any] | None = archives.read_header(Path(path), _FIELDS).get("provenance")
+    found: dict[str, Any] | None = read_header(path).get("provenance")
     return found
+
+
+def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a file of `save` says of itself: provenance, sha256 of all that it holds, and more."""
+    return archives.read_header(Path(path), _FIELDS)
 
 
 def _parts(state: State) -> tuple[Arrays, dict[str, Any]]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from dbnorm_jax._src.core.text import excerpt, printable
 from dbnorm_jax._src.core.types import BankStatistics, LargestSimilarities
-from dbnorm_jax._src.files import archives, binary
+from dbnorm_jax._src.files import archives, binary, provenance
 from dbnorm_jax._src.files.archives import Archive, Fields
 from dbnorm_jax._src.places.disk.drive import BlockSweep, Partial
 
@@ -77,6 +77,9 @@ class Checkpoint:
         fits = fits and all(isinstance(found[side], (dict, type(None))) for side in _SIDES)
         if not fits:
             self._refuse()
+        for side in _SIDES:
+            if found[side] is not None:
+                provenance.check_fingerprint(printable(self.path), side, found[side], _REMEDY)
         for name, value in self.work.items():
             if found["work"].get(name) != value:
                 actual = f"one with {excerpt(found['work'].get(name))}"
@@ -95,7 +98,7 @@ class Checkpoint:
             for part in _PARTS
             for number, leaf in enumerate(jax.tree.leaves(getattr(partial, part)))
         }
-        provenance = {
+        made_from = {
             "work": self.work,
             "complete": complete,
             "rows": running.rows_fingerprint,
@@ -103,7 +106,7 @@ class Checkpoint:
             "stamps": self.stamps,
         }
         static = {name: getattr(partial, name) for name in _COUNTS}
-        archives.write(self.path, Archive(_KIND, static, arrays, provenance))
+        archives.write(self.path, Archive(_KIND, static, arrays, made_from))
 
     def _part(self, archive: Archive, part: str, like: Any) -> Any:
         """One part, its arrays checked; None where it is missing."""
@@ -148,13 +151,13 @@ def run(
         running = make(hashed=checkpoint is not None)
     else:
         assert checkpoint is not None
-        partial, provenance = found
-        expected = provenance["rows"], provenance["items"]
-        stamped = checkpoint.stamps is not None and provenance["stamps"] == checkpoint.stamps
-        if provenance["complete"] and stamped:
+        partial, made_from = found
+        expected = made_from["rows"], made_from["items"]
+        stamped = checkpoint.stamps is not None and made_from["stamps"] == checkpoint.stamps
+        if made_from["complete"] and stamped:
             return partial, *expected
         running = make(begun=partial, expected=expected, hashed=True)
-        if provenance["complete"]:
+        if made_from["complete"]:
             running.check_items()
     written = time.monotonic()
     for done in running.steps():
