@@ -103,6 +103,7 @@ def evaluate(**values: Any) -> None:
     "The items that will be searched: held-out queries are ranked among them.  [default: the "
     "gallery bank]",
 )
+@options.trust_banks()
 @options.similarity()
 @options.seed("Of folds and sign flips.")
 @options.output("FILE.npz", "Write the choice there, for dbnorm_jax.load and tuning.fit.")
@@ -214,6 +215,7 @@ def benchmark(**values: Any) -> None:
     help="Neighborhoods behind the gate (1), or similarities averaged (csls: 10, nnn: 128).",
 )
 @options.bank_pairs("What --method auto chooses by.")
+@options.trust_banks()
 @options.similarity()
 @options.seed("Of auto.")
 @options.output(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ class Request:
     beta_gallery: float | None = None
     k: int | None = None
     bank_pairs: str | None = None
+    trust_banks: bool = False
     similarity: str = "cosine"
     seed: int = 0
     block_size: int = DEFAULT_BLOCK_SIZE
@@ -71,6 +72,7 @@ class Request:
         if self.method == "auto":
             _refuse(self, "k", self.k)
             found["seed"] = self.seed
+            found |= {"trust_banks": True} if self.trust_banks else {}
         elif "k" in known:
             found["k"] = self.k or int(known["k"])
         else:  # of the gates
@@ -114,7 +116,7 @@ def run(request: Request) -> None:
             state, provenance = work.result(progress)
         sink.save(state, provenance)
         work.forget()
-        _report(request, provenance, "written")
+        _report(request, provenance, "written", work.told)
 
 
 def _sink(request: Request, path: Path) -> Sink:
@@ -123,12 +125,14 @@ def _sink(request: Request, path: Path) -> Sink:
     return Sink(path, suffixes=(".npz", ".partial"), force=replaceable)
 
 
-def _report(request: Request, provenance: dict[str, Any], what: str) -> None:
+def _report(
+    request: Request, provenance: dict[str, Any], what: str, told: Sequence[str] = ()
+) -> None:
     content = {"output": str(request.output), "status": what, **provenance}
     values = ", ".join(f"{name} {value:g}" for name, value in provenance["parameters"].items())
     gallery = provenance["gallery"]["rows"]
     text = f"{request.output} {what}: {provenance['method']}({values}) for {gallery:,} items"
-    print(json.dumps(content, indent=2) if request.as_json else text)
+    print(json.dumps(content, indent=2) if request.as_json else "\n".join([text, *told]))
 
 
 def _check_combination(request: Request) -> None:
@@ -160,6 +164,10 @@ def _check_combination(request: Request) -> None:
             request.bank_pairs is not None and request.method != "auto",
             f"--bank-pairs: expected --method auto, got another; {see}",
         ),
+        (
+            request.trust_banks and request.method != "auto",
+            f"--trust-banks: expected --method auto, got another; {see}",
+        ),
     )
 
 
@@ -187,6 +195,7 @@ class _Work:
         self.stamps = {name: rows.stamp for name, rows in self.files.items()}
         self.found: dict[str, Any] = {}  # fingerprints, as they become known
         self.exclude: dict[str, Any] = {}  # per bank, what its rows do not enter
+        self.told: tuple[str, ...] = ()  # of the choice: why, and what looks wrong with the banks
         self.states: dict[str, tuple[str, State]] = {}
         if request.query_statistics is not None:
             self.states["query"] = _statistics_file(self.files["gallery"], request)
@@ -237,7 +246,9 @@ class _Work:
         more: dict[str, Any] = {}
         if method == "auto":
             choice = self._choice()
-            more = {"choice": {"method": choice.name, **choice.parameters, "why": choice.reason}}
+            about = {"why": choice.reason, "warnings": list(choice.warnings)}
+            more = {"choice": {"method": choice.name, **choice.parameters, **about}}
+            self.told = choice.reason, *choice.warnings
             state: Any = dbn.Correction(jnp.zeros((1, len(self.files["gallery"].rows))), None)
             if choice.name != "raw":
                 state = grid.fit_chosen(choice, self)
@@ -334,6 +345,7 @@ class _Work:
             gallery=gallery_bank if bank is gallery else prepared(_sample(gallery, known, request)),
             similarity_fn=large.PREPARED_FUNCTIONS[request.similarity],
             seed=request.seed,
+            trust_banks=request.trust_banks,
         )
 
 
