@@ -1,7 +1,7 @@
 """Poisoned banks: pairs on wrong items, what they do to `auto`, and whether it warns.
 
     python -m benchmarks.studies.poisoned [--set DIR/data.npz ...] [--pairs 300] [--seeds 100]
-        [--draws 5] [--fractions 0.01 0.05 0.1 0.2 0.4] [--only clean]
+        [--draws 5] [--attacks copy ...] [--fractions 0.01 ...] [--only clean] [--names easy ...]
 
 A share of the bank's pairs is put on wrong items:
 
@@ -218,25 +218,30 @@ def counted(count: int, total: int) -> str:
     return f"{count}/{total} [{max(low, 0):.0f}, {min(high, 100):.0f}]"
 
 
-def print_clean(known: Mapping[str, Draws], num_seeds: int) -> None:
+def print_clean(known: Mapping[str, Draws], num_seeds: int, first: int = 0) -> None:
     """A line per set: R@1 of raw, and warnings."""
     print(f"\n{'clean':40}{'raw R@1':>9}{'warnings':>20}")
     for name, draws in known.items():
-        test = draws(0)
+        test = draws(first)
         ranks = np.asarray(dbn.metrics.stream_ranks(test.queries, test.gallery, test.relevant))
-        count = sum(is_warned(draws(seed), seed) for seed in range(num_seeds))
+        seeds = range(first, first + num_seeds)
+        count = sum(is_warned(draws(seed), seed) for seed in seeds)
         raw = 100 * float((ranks <= 1).mean())
         print(f"{name:40}{raw:9.1f}{counted(count, num_seeds):>20}", flush=True)
 
 
 def print_attacked(
-    known: Mapping[str, Draws], num_seeds: int, num_draws: int, fractions: Sequence[float]
+    known: Mapping[str, Draws],
+    num_seeds: int,
+    num_draws: int,
+    attacks: Sequence[str],
+    fractions: Sequence[float],
 ) -> None:
     """A line per set, attack and share."""
     heads = f"{'warnings':>20}{'raw':>8}{'before':>8}{'now':>8}{'rank: raw':>11}{'before':>8}"
     print(f"\n{'set':22}{'attack':10}{'share':>6}{heads}{'now':>8}")
     for name, draws in known.items():
-        for attack in ATTACKS:
+        for attack in attacks:
             for fraction in fractions:
                 count, found = 0, []
                 for seed in range(max(num_seeds, num_draws)):
@@ -259,7 +264,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--set", dest="sets", action="append", default=[], metavar="SET.npz")
     parser.add_argument("--pairs", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=100)
+    parser.add_argument("--first-seed", type=int, default=0, help="of the clean sets")
     parser.add_argument("--draws", type=int, default=5)
+    parser.add_argument("--attacks", nargs="+", choices=[*ATTACKS], default=[*ATTACKS])
     parser.add_argument("--fractions", type=float, nargs="+", default=FRACTIONS)
     parser.add_argument("--only", choices=["clean", "attacked"])
     parser.add_argument("--names", nargs="+", help="of sets, if not all")
@@ -273,9 +280,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for known in (attacked, clean)
         )
     if asked.only != "attacked":
-        print_clean({**attacked, **clean}, asked.seeds)
+        print_clean({**attacked, **clean}, asked.seeds, asked.first_seed)
     if asked.only != "clean":
-        print_attacked(attacked, asked.seeds, asked.draws, asked.fractions)
+        print_attacked(attacked, asked.seeds, asked.draws, asked.attacks, asked.fractions)
 
 
 if __name__ == "__main__":

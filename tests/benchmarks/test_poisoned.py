@@ -42,7 +42,8 @@ def test_a_fifth_of_the_pairs_is_seen(clean, attack):
 
 @pytest.mark.slow
 def test_the_study_prints_its_table(capsys):
-    poisoned.main("--seeds 2 --draws 0 --pairs 200 --fractions 0.2 --no-emoji --names easy".split())
+    counts = ["--seeds", "2", "--draws", "0", "--pairs", "200", "--fractions", "0.2"]
+    poisoned.main([*counts, "--no-emoji", "--names", "easy"])
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["easy", "100.0", "0/2"] in [line[:3] for line in lines]
     assert ["easy", "copy", "20%", "2/2"] in [line[:4] for line in lines]

@@ -156,3 +156,12 @@ def test_constant_rows_are_no_alarm():
     query_bank, gallery_bank, gallery = paired(0, 0.3)
     query_bank[:48] = 0
     assert asked(query_bank, gallery_bank, gallery) == 0
+
+
+def test_an_item_that_is_asked_for_again_and_again_counts_once():
+    """Its queries lie on another item, all of them: one bad need, however many ask."""
+    query_bank, gallery_bank, gallery = paired(0, 1.2)
+    right = np.arange(SIZE)[:, None]
+    right[:48] = 0
+    query_bank[:48] = gallery[7]
+    assert asked(query_bank, gallery_bank, gallery, right) == 0
