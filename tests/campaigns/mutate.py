@@ -102,6 +102,7 @@ TESTS = {
     "tuning/proof": "tuning/proof tuning/tune",
     "tuning/split": "tuning/tune",
     "tuning/tune": "tuning/tune",
+    "tuning/wrong_pairs": "tuning/wrong_pairs tuning/tune",
 }
 
 

@@ -52,6 +52,43 @@ def test_tune_prints_and_writes(call, tmp_path):
     assert gains == sorted(gains, reverse=True)
 
 
+def test_a_poisoned_bank_keeps_raw_unless_it_is_trusted(call, tmp_path):
+    """Said by every command that chooses: tune, fit and evaluate."""
+    query_bank, gallery = np.load("query_bank.npy"), np.load("gallery.npy")
+    wrong = np.arange(0, SIZE, 2)
+    query_bank[wrong] = gallery[wrong]
+    path = tmp_path / "poisoned.npy"
+    np.save(path, query_bank)
+    tune = ("tune", path, "gallery_bank.npy", "--gallery", "gallery.npy")
+    banks = ("--gallery-bank", "gallery_bank.npy", "--bank-pairs", "rows")
+    fit = ("fit", "gallery.npy", "--query-bank", path, *banks, "--method", "auto")
+    known = ("queries.npy", "gallery.npy", "--query-bank", path, *banks)
+    output = tmp_path / "correction.npz"
+    for arguments in (
+        (*tune, "--bank-pairs", "rows"),
+        (*fit, "--output", output),
+        ("evaluate", *known, "--methods", "auto"),
+    ):
+        code, out, err = call(*arguments)
+        assert (code, err) == (0, "")
+        told = " ".join(out.split())
+        assert "raw: queries of the bank lie on wrong items" in told
+        assert "queries of the bank lie on other items than their own" in told
+    assert not dbn.load(output).bias.any()
+    code, out, _ = call(*tune, "--bank-pairs", "rows", "--trust-banks", "--json")
+    content = json.loads(out)
+    assert content["num_held_out"] == SIZE
+    assert content["num_wrong_pairs"] > 0
+    assert "lie on other items" in " ".join(content["warnings"])
+
+
+def test_trust_banks_is_of_auto(call, tmp_path):
+    fit = ("fit", "gallery.npy", "--query-bank", "query_bank.npy", "--method", "is")
+    code, _, err = call(*fit, "--trust-banks", "--output", tmp_path / "c.npz")
+    assert code == 2
+    assert "--trust-banks: expected --method auto, got another" in err
+
+
 def test_tune_without_pairs_keeps_raw(call):
     code, out, _ = call("tune", *BANKS)
     assert code == 0

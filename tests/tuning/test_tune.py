@@ -21,6 +21,7 @@ from dbnorm_jax._src.tuning.choice import (
     NOT_PROVEN,
     REASONS,
     UNLIKE,
+    WRONG_PAIRS,
     methods,
 )
 
@@ -486,6 +487,45 @@ def test_a_foreign_gallery_bank_is_declined():
         query_bank=gallery_bank, gallery_bank=query_bank + 5, pairs=np.arange(SIZE), gallery=gallery
     )
     assert any("swapped" in warning for warning in swapped.warnings)
+
+
+def test_queries_on_wrong_items_keep_raw_unless_the_banks_are_trusted(tuned):
+    choice, (gallery, query_bank, gallery_bank, _) = tuned
+    assert not choice.num_wrong_pairs
+    rng = np.random.default_rng(0)
+    poisoned = query_bank.copy()
+    wrong = rng.choice(len(poisoned), 60, replace=False)
+    poisoned[wrong] = gallery[rng.integers(0, len(gallery), 60)]
+    known = {
+        "query_bank": poisoned,
+        "gallery_bank": gallery_bank,
+        "gallery": gallery,
+        "pairs": np.arange(len(poisoned)),
+    }
+    kept, found = dbn.auto(**known, return_choice=True)
+    assert found.reason_code == WRONG_PAIRS
+    assert found.name == "raw"
+    assert not kept.bias.any()
+    assert found.num_wrong_pairs == pytest.approx(60, abs=30)
+    corrected, trusted = dbn.auto(**known, trust_banks=True, return_choice=True)
+    assert trusted.name != "raw"
+    assert corrected.bias.any()
+    assert trusted.num_wrong_pairs == found.num_wrong_pairs
+    for one in (found, trusted):
+        words = f"about {one.num_wrong_pairs} queries of the bank lie on other items"
+        assert any(words in warning for warning in one.warnings)
+        assert words in one.summary()
+
+
+def test_a_foreign_gallery_bank_that_is_trusted(tuned):
+    _, (gallery, query_bank, gallery_bank, _) = tuned
+    known = {"query_bank": query_bank, "gallery_bank": gallery_bank + 10, "gallery": gallery}
+    kept, trusted = (
+        dbn.tuning.tune(**known, pairs=np.arange(300), trust_banks=trust) for trust in (False, True)
+    )
+    assert kept.reason_code == UNLIKE
+    assert trusted.num_held_out == 300
+    assert set(kept.warnings) <= set(trusted.warnings)
 
 
 def test_leaks_are_named():

@@ -103,6 +103,7 @@ def evaluate(**values: Any) -> None:
     "The items that will be searched: held-out queries are ranked among them.  [default: the "
     "gallery bank]",
 )
+@options.trust_banks()
 @options.similarity()
 @options.seed("Of folds and sign flips, with --bank-pairs.", default=None)
 @options.output("FILE.npz", "Write the choice there, for dbnorm_jax.load and tuning.fit.")
@@ -215,6 +216,7 @@ def benchmark(**values: Any) -> None:
     "rows of a smaller bank).",
 )
 @options.bank_pairs("What --method auto chooses by.")
+@options.trust_banks()
 @options.similarity()
 @options.seed("Of --method auto.", default=None)
 @options.output(

@@ -50,6 +50,7 @@ class Request:
     beta_gallery: float | None = None
     k: int | None = None
     bank_pairs: str | None = None
+    trust_banks: bool = False
     similarity: str = "cosine"
     seed: int | None = None
     block_size: int = DEFAULT_BLOCK_SIZE
@@ -77,6 +78,7 @@ class Request:
         if self.method == "auto":
             _refuse(self, "k", self.k)
             found["seed"] = self.seed or 0
+            found |= {"trust_banks": True} if self.trust_banks else {}
         elif "k" in known:
             rows = sizes["query_bank"]
             found["k"] = neighbors(self.k, rows, "query-bank rows", int(known["k"]))
@@ -146,8 +148,9 @@ def _report(request: Request, work: "_Work", provenance: Mapping[str, Any], what
     text = f"{request.output} {what}: {request.method}({values}) for {gallery:,} items"
     if request.as_json:
         say_json(content)
-    else:
-        say(text)
+        return
+    for line in (text, *work.told):
+        say(line)
 
 
 def _check_combination(request: Request) -> None:
@@ -179,6 +182,10 @@ def _check_combination(request: Request) -> None:
             request.bank_pairs is not None and request.method != "auto",
             f"--bank-pairs: expected --method auto, got another; {see}",
         ),
+        (
+            request.trust_banks and request.method != "auto",
+            f"--trust-banks: expected --method auto, got another; {see}",
+        ),
     )
 
 
@@ -205,6 +212,7 @@ class _Work:
         self.stamps = {name: rows.stamp for name, rows in self.files.items()}
         self.found: dict[str, Any] = {}  # fingerprints, as they become known
         self.exclude: dict[str, Any] = {}  # per bank, what its rows do not enter
+        self.told: tuple[str, ...] = ()  # of the choice: why, and what looks wrong with the banks
         self.states: dict[str, tuple[str, State]] = {}
         made = None
         if request.query_statistics is not None:
@@ -273,7 +281,9 @@ class _Work:
         more: dict[str, Any] = {}
         if method == "auto":
             choice = self._choice()
-            more = {"choice": {"method": choice.name, **choice.parameters, "why": choice.reason}}
+            about = {"why": choice.reason, "warnings": list(choice.warnings)}
+            more = {"choice": {"method": choice.name, **choice.parameters, **about}}
+            self.told = choice.reason, *choice.warnings
             state: Any = dbn.Correction(jnp.zeros((1, len(self.files["gallery"].rows))), None)
             if choice.name != "raw":
                 state = grid.fit_chosen(choice, self)
@@ -372,6 +382,7 @@ class _Work:
             gallery=gallery_bank if bank is gallery else prepared(_sample(gallery, known, request)),
             similarity_fn=large.PREPARED_FUNCTIONS[request.similarity],
             seed=self.parameters["seed"],
+            trust_banks=request.trust_banks,
         )
 
 

@@ -71,6 +71,16 @@ def bank_pairs(purpose: str) -> Decorator:
     )
 
 
+def trust_banks() -> Decorator:
+    """`--trust-banks`: correct although the banks look wrong."""
+    return click.option(
+        "--trust-banks",
+        is_flag=True,
+        help="Choose although the banks look wrong: raw is kept where the gallery bank is unlike "
+        "the gallery, or queries of the bank lie on wrong items.",
+    )
+
+
 def gallery_bank(
     text: str = "Other items like the gallery. Left out: the gallery itself, each item without "
     "itself.",

@@ -15,7 +15,7 @@ from dbnorm_jax._src.tuning.choice import COLUMNS, methods
 
 _MOST_LINES = 8
 _FIGURES = ("gain", "standard_error", "p_value", "recall_gain")
-_COUNTS = ("num_held_out", "num_columns", "num_folds")
+_COUNTS = ("num_held_out", "num_columns", "num_folds", "num_wrong_pairs")
 _BANKS = ("spreads", "active_share", "open_share", "own_share", "num_equal_rows")
 
 
@@ -29,6 +29,7 @@ class Request:
     gallery: str | None = None
     similarity: str = "cosine"
     seed: int | None = None
+    trust_banks: bool = False
     output: Path | None = None
     force: bool = False
     as_json: bool = False
@@ -64,6 +65,7 @@ def run(request: Request) -> None:
         gallery=rows[2] if len(rows) > 2 else None,
         similarity_fn=similarity_fn,
         seed=request.seed or 0,
+        trust_banks=request.trust_banks,
     )
     if sink is not None:
         sink.save(choice)

@@ -279,4 +279,5 @@ def _check_choice(
     expect(known, "method", f"raw (0) first, then below {len(methods())}")
     expect(0 <= chosen < length[0], "chosen", f"between 0 and {length[0] - 1}")
     expect(0 <= static["reason_code"] < len(REASONS), "reason_code", f"below {len(REASONS)}")
-    expect(static["num_gallery_bank"] >= 0, "num_gallery_bank", "at least 0")
+    for field in ("num_gallery_bank", "num_wrong_pairs"):
+        expect(static[field] >= 0, field, "at least 0")

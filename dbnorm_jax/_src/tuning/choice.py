@@ -12,7 +12,8 @@ import numpy as np
 from dbnorm_jax._src.core.naming import publish
 from dbnorm_jax._src.corrections.table import TABLE
 
-# Why the choice is what it is; `Choice.reason_code` is the place here. The last is of older files.
+# Why the choice is what it is; `Choice.reason_code` is the place here. The last but one is of older
+# files.
 REASONS = (
     "its held-out gain over raw is significant, all candidates looked at accounted for",
     "raw: without `pairs` nothing can be held out, and no correction is proven better",
@@ -21,8 +22,9 @@ REASONS = (
     "raw: the similarities do not vary within a row, so nothing can be corrected",
     "raw: the gallery bank is unlike the gallery, so held-out pairs say nothing about it",
     "its held-out gain over raw is significant; refined from a point of the grid, on other queries",
+    "raw: queries of the bank lie on wrong items, so held-out pairs and biases mislead",
 )
-CHOSEN, NO_PAIRS, FEW_PAIRS, NOT_PROVEN, CONSTANT, UNLIKE, _ = range(len(REASONS))
+CHOSEN, NO_PAIRS, FEW_PAIRS, NOT_PROVEN, CONSTANT, UNLIKE, _, WRONG_PAIRS = range(len(REASONS))
 
 # What candidates differ in beside the method; 0 where a method has no such parameter.
 COLUMNS = ("beta_query", "beta_gallery", "k", "weight_query", "weight_gallery")
@@ -82,6 +84,9 @@ class Choice:
       reason_code: place in `REASONS` (static).
       num_gallery_bank: rows of the gallery bank; 0 where the gallery stood in for one, and in
         choices of files that do not say (static).
+      num_wrong_pairs: about how many pairs have their query on another item than their own, where a
+        test finds that there are such pairs; else 0, and in choices of files that do not say
+        (static).
 
     Examples:
       >>> import dbnorm_jax as dbn
@@ -114,6 +119,7 @@ class Choice:
     num_folds: int = dataclasses.field(metadata={"static": True})
     reason_code: int = dataclasses.field(metadata={"static": True})
     num_gallery_bank: int = dataclasses.field(metadata={"static": True}, default=0)
+    num_wrong_pairs: int = dataclasses.field(metadata={"static": True}, default=0)
 
     @property
     def name(self) -> str:
@@ -160,6 +166,11 @@ class Choice:
             found.append(
                 f"the gallery bank is unlike the gallery (own share {gallery_own:.2f}, alike "
                 f"0.50): another domain or modality"
+            )
+        if self.num_wrong_pairs:
+            found.append(
+                f"about {self.num_wrong_pairs} queries of the bank lie on other items than their "
+                f"own, which are no nearer than random ones: poisoned or mislabeled?"
             )
         if self.gated and float(self.active_share[0]) > 0.95:
             found.append("nearly every item is active: the gates are always open")

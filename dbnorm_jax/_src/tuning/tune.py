@@ -15,7 +15,7 @@ from dbnorm_jax._src.core.relevance import Relevant
 from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
 from dbnorm_jax._src.core.types import Correction
 from dbnorm_jax._src.corrections.streamed import Streamed
-from dbnorm_jax._src.tuning import bank_checks, grid, proof
+from dbnorm_jax._src.tuning import bank_checks, grid, proof, wrong_pairs
 from dbnorm_jax._src.tuning import split as folds
 from dbnorm_jax._src.tuning.choice import (
     CHOSEN,
@@ -24,6 +24,7 @@ from dbnorm_jax._src.tuning.choice import (
     NO_PAIRS,
     NOT_PROVEN,
     UNLIKE,
+    WRONG_PAIRS,
     Choice,
     is_foreign,
 )
@@ -51,6 +52,7 @@ def tune(
     seed: int = 0,
     num_folds: int = 10,
     level: float = 0.05,
+    trust_banks: bool = False,
 ) -> Choice:
     """Chooses a correction from the banks, or raw where none is proven better.
 
@@ -71,6 +73,8 @@ def tune(
       seed: of folds, samples and sign flips.
       num_folds: parts that are held out in turn, at least 2.
       level: chance of choosing a correction where none is better than raw.
+      trust_banks: True chooses although the gallery bank looks unlike the gallery, or queries of
+        the bank seem to lie on wrong items. By default raw is kept then. The warnings stay.
 
     Returns:
       Choice; `choice.summary()` says what was chosen and why.
@@ -123,7 +127,7 @@ def tune(
     distinct = (len(np.unique(right[right >= 0])), bank_checks.num_distinct(banks.query[paired]))
     if min(len(paired), *distinct) < FEWEST_PAIRS:
         return choice(FEW_PAIRS)
-    if is_foreign(*own_share):
+    if is_foreign(*own_share) and not trust_banks:
         return choice(UNLIKE)
     split = folds.split_pairs(banks, right, paired, min(num_folds, len(paired)), rng)
     excluded = split.excluded_query, split.excluded_gallery
@@ -133,6 +137,10 @@ def tune(
     )
     if not (spreads[0] > 0 and spreads[1] > 0 and np.isfinite(spreads).all()):
         return choice(CONSTANT)
+    num_wrong_pairs = wrong_pairs.num_wrong(banks, split, right, rng, similarity_fn)
+    choice = partial(choice, num_wrong_pairs=num_wrong_pairs)
+    if num_wrong_pairs and not trust_banks:
+        return choice(WRONG_PAIRS)
     table = grid.grid(*spreads)
     ranks, active, is_open = folds.ranks(banks, split, table, similarity_fn)
     differences = _scored(ranks, criterion)
@@ -228,6 +236,7 @@ def auto(
     pairs: Relevant | None = None,
     similarity_fn: SimilarityFn = dot_product,
     seed: int = 0,
+    trust_banks: bool = False,
     return_choice: Literal[False] = False,
 ) -> Correction: ...
 
@@ -241,6 +250,7 @@ def auto(
     pairs: Relevant | None = None,
     similarity_fn: SimilarityFn = dot_product,
     seed: int = 0,
+    trust_banks: bool = False,
     return_choice: Literal[True],
 ) -> tuple[Correction, Choice]: ...
 
@@ -253,6 +263,7 @@ def auto(
     pairs: Relevant | None = None,
     similarity_fn: SimilarityFn = dot_product,
     seed: int = 0,
+    trust_banks: bool = False,
     return_choice: bool = False,
 ) -> Correction | tuple[Correction, Choice]:
     """The correction that the banks prove better than raw, fitted; raw where none is.
@@ -266,6 +277,7 @@ def auto(
         that is right for each query-bank row, -1 for none, or CSR. None declines to raw.
       similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static).
       seed: of folds, samples and sign flips.
+      trust_banks: as in `tuning.tune`: whether to correct although the banks look wrong.
       return_choice: whether to return the Choice too, which says what was done and why.
 
     Returns:
@@ -291,7 +303,7 @@ def auto(
         "pairs": pairs,
         "similarity_fn": similarity_fn,
     }
-    choice = tune(**known, seed=seed)
+    choice = tune(**known, seed=seed, trust_banks=trust_banks)
     correction = fit(choice, **known)
     return (correction, choice) if return_choice else correction
 
