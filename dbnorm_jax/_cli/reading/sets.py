@@ -43,7 +43,9 @@ class LargeRows:
     def __getitem__(self, places: slice | Array) -> Floats:
         """Some of the rows, at most a few blocks."""
         first = (places.start or 0) if isinstance(places, slice) else 0
-        return _whole(self._argument, self._array[places], self._similarity, first)
+        rows = _whole(self._argument, self._array[places], self._similarity, first)
+        let_go(self._array)
+        return rows
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         """All of them, in memory."""
