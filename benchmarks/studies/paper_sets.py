@@ -289,7 +289,7 @@ def _read_matrices(folder: Path, dataset: DataSet, direction: str) -> Similarity
     num_texts, num_items = shape if direction == TEXT_TO_VISUAL else shape[::-1]
     relevant = _read_relevant(folder, dataset, direction, num_texts, num_items)
     test, query_bank, gallery_bank = (
-        sets.prepared(name, array, None) for name, array in by_name.items()
+        sets.prepared_matrix(name, array) for name, array in by_name.items()
     )
     return SimilaritySet(dataset.name, test, query_bank, gallery_bank, relevant)
 

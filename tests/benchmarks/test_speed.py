@@ -29,6 +29,7 @@ TOPICS = {
     "mesh": {"bank": 64, "queries": 32, "processes": False, **TINY},
     "scaling": {"smallest": 64, "steps": 2, **TINY},
     "out_of_core": {"bank": 64, "file_mib": 1, "factor": 2, "limit_mib": 256, **TINY},
+    "memory_of_commands": {"few": 40, "gallery": 80, "large": 96, "rows": 30, "dim": 16},
     "checks": {"bank": 64, **TINY},
     "load": {"queries": 500, "items": 3000, "dim": 16, "limit_mib": 640, "sample": 9, "again": 99},
     "authors": {"queries": 24, "gallery": 48, "bank": 40, "dim": 16, "repetitions": 1},
@@ -102,6 +103,21 @@ def test_topic(topic, tmp_path, monkeypatch):
 @pytest.mark.parametrize("work", module("speed.memory").WORKS)
 def test_memory_is_measured(work):
     assert module("speed.memory").measure(work, rows=64, gallery=96, dim=16) > -1
+
+
+@pytest.mark.parametrize("most", [None, 2**20], ids=["in memory", "out of core"])
+def test_commands_hold_a_gallery_at_most_once(most):
+    """What 312 MiB of gallery add to the peak of a small call, which is that of the compiler."""
+    if not pathlib.Path("/proc/self/clear_refs").exists():
+        pytest.skip("memory is measured on Linux only")
+    commands = module("speed.memory_of_commands")
+    few, many = (
+        commands.measured(length, 64, 512, ["evaluate, paper", "inspect"], most)
+        for length in (1000, 161_000)
+    )
+    for command, peaks in many.items():
+        grown = peaks["resident"] - few[command]["resident"]
+        assert grown <= commands.MOST * 160_000 * 512 * 4 / 2**20, (command, grown)
 
 
 def test_accelerator_on_the_cpu(tmp_path):

@@ -272,7 +272,7 @@ def _read_matrices(request: Request) -> SimilaritySet:
     if request.relevant is not None:
         source = Source.parse("--relevant", request.relevant)
         relevant = read_relevant(source, num_queries, num_gallery)
-    matrices = [sets.prepared(str(source), array, None) for source, array in found.values()]
+    matrices = [sets.prepared_matrix(str(source), array) for source, array in found.values()]
     return SimilaritySet(
         name=first.title,
         similarities=matrices[0],

@@ -7,10 +7,10 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import numpy.typing as npt
 
 import dbnorm_jax as dbn
 from dbnorm_jax._cli.commands.options import check
+from dbnorm_jax._cli.measuring.choosing import choose
 from dbnorm_jax._cli.measuring.methods import DEFAULT_BETAS, checked_beta, file_methods
 from dbnorm_jax._cli.reading import large, sets
 from dbnorm_jax._cli.reading.argument import Source, neighbors
@@ -29,11 +29,9 @@ from dbnorm_jax._src.places.disk import fits
 from dbnorm_jax._src.places.disk.checkpoint import Checkpoint, Fitted
 from dbnorm_jax._src.places.disk.fits import Settings
 from dbnorm_jax._src.places.disk.rows import DEFAULT_BLOCK_SIZE, Fingerprint
-from dbnorm_jax._src.tuning import grid, split
+from dbnorm_jax._src.tuning import grid
 
 Parameters = dict[str, Any]
-# Gallery rows among which `auto` ranks held-out queries.
-_MOST_RANKED = 50_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -359,41 +357,20 @@ class _Work:
     def _choice(self) -> dbn.tuning.Choice:
         """Tuned on the banks, which are read whole, and on a sample of a large gallery."""
         request = self.request
-        gallery, query_bank = self.files["gallery"], self.files["query_bank"]
-        bank = self.files.get("gallery_bank", gallery)
-
-        def prepared(rows: Rows) -> Any:
-            return sets.prepared(rows.label, rows.rows, request.similarity)
-
-        gallery_bank = prepared(bank)
-        pairs = self.pairs
-        known: npt.NDArray[Any] = np.zeros(0, np.int32)
-        if pairs is not None:
-            right = split.right_rows("--bank-pairs", pairs, len(query_bank.rows), len(bank.rows))
-            blocks = sets.prepared_blocks(gallery.label, gallery.rows, request.similarity)
-            partners = split.partners(gallery_bank, right, (block for _, block in blocks))
-            if partners is not None:
-                self.exclude = partners._asdict()
-                known = partners.gallery[partners.gallery >= 0]
-        return dbn.tuning.tune(
-            query_bank=prepared(query_bank),
-            gallery_bank=None if bank is gallery else gallery_bank,
-            pairs=pairs,
-            gallery=gallery_bank if bank is gallery else prepared(_sample(gallery, known, request)),
+        rows = {
+            name: sets.LargeRows(file.label, file.rows, request.similarity)
+            for name, file in self.files.items()
+        }
+        choice, self.exclude = choose(
+            gallery=rows["gallery"],
+            query_bank=rows["query_bank"],
+            gallery_bank=rows.get("gallery_bank"),
+            pairs=self.pairs,
             similarity_fn=large.PREPARED_FUNCTIONS[request.similarity],
             seed=self.parameters["seed"],
             trust_banks=request.trust_banks,
         )
-
-
-def _sample(gallery: Rows, known: npt.NDArray[Any], request: Request) -> Rows:
-    """Some rows of a large gallery, and those known to be in the gallery bank too."""
-    # The latter tell tuning which items are asked for again.
-    count = len(gallery.rows)
-    if count <= _MOST_RANKED:
-        return gallery
-    chosen = np.random.default_rng(request.seed or 0).choice(count, _MOST_RANKED, replace=False)
-    return gallery._replace(rows=np.asarray(gallery.rows[np.union1d(chosen, known)]))
+        return choice
 
 
 def _statistics_file(gallery: Rows, request: Request) -> tuple[str, State]:

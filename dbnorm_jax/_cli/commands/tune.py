@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 import dbnorm_jax as dbn
+from dbnorm_jax._cli.measuring.sources import in_memory
 from dbnorm_jax._cli.reading import large, sets
 from dbnorm_jax._cli.reading.arrays import read_pairs, read_together
 from dbnorm_jax._cli.showing.output import sink_of
@@ -55,7 +56,8 @@ def run(request: Request) -> None:
     asked = request.bank_pairs
     pairs = None if asked is None else read_pairs(asked, *sizes[:2])
     rows = [
-        sets.prepared(str(source), array, request.similarity) for source, array in found.values()
+        in_memory(sets.prepared(str(source), array, request.similarity))
+        for source, array in found.values()
     ]
     similarity_fn = large.PREPARED_FUNCTIONS[request.similarity]
     choice = dbn.tuning.tune(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,10 +12,10 @@ import numpy.typing as npt
 
 import dbnorm_jax as dbn
 from dbnorm_jax._cli.measuring.methods import Method
-from dbnorm_jax._cli.measuring.sources import Embeddings
+from dbnorm_jax._cli.measuring.sources import Embeddings, blocks
 from dbnorm_jax._cli.measuring.table_rows import NEIGHBORS, ResultRow, Step, count_steps, evaluate
 from dbnorm_jax._cli.reading.sets import EvaluationSet
-from dbnorm_jax._src.corrections.streamed import Streamed
+from dbnorm_jax._src.insight.screening import screened
 
 Integers = npt.NDArray[np.integer[Any]]
 Doubles = npt.NDArray[np.float64]
@@ -154,9 +155,11 @@ def _askers(nearest: Integers, right: Bools | None, item: int) -> list[Asker]:
 
 def _similarities(source: Embeddings) -> Doubles:
     rows = []
-    own = np.arange(source.num_gallery) if source.gallery_bank is None else None
-    for bank, exclude in ((source.query_bank, None), (source.rows("gallery bank"), own)):
-        largest = dbn.stream_largest_similarities(
+    own, gallery_bank = None, source.gallery_bank
+    if gallery_bank is None:
+        own, gallery_bank = np.arange(source.num_gallery), source.gallery
+    for bank, exclude in ((source.query_bank, None), (gallery_bank, own)):
+        largest = source.passes.largest_similarities(
             bank,
             source.gallery,
             k=min(NEIGHBORS, bank.shape[0] - (exclude is not None)) or 1,
@@ -171,29 +174,31 @@ def _screenings(
     source: Embeddings, method: Method, rate: float
 ) -> dict[str, dbn.attribution.HubScreening]:
     """By raw scores, and by corrected ones where the two are known to be fair to both."""
-    if len(source.rows("gallery bank")) <= NEIGHBORS:
+    own = source.gallery_bank is None
+    clean = source.gallery if own else source.gallery_bank
+    if len(clean) <= NEIGHBORS:
         return {}
-    biases: dict[str, dict[str, Any]] = {"raw": {}}
+    biases: dict[str, tuple[Any, Any]] = {"raw": (None, None)}
     # A clean item's own query in the bank would raise its bias: unpaired, too much is flagged.
     paired = source.gallery_bank is not None and source.bank_pairs is not None
     if paired and method.about.by_statistics:
-        biases[method.label] = {
-            "bias": _bias(source, method, joining=True),
-            "gallery_bank_bias": _bias(source, method, joining=False),
-        }
+        biases[method.label] = (
+            _bias(source, method, joining=True),
+            _bias(source, method, joining=False),
+        )
     return {
         name: jax.device_get(
-            dbn.attribution.hub_screening(
-                gallery=source.gallery,
-                query_bank=source.query_bank,
-                gallery_bank=source.gallery_bank,
+            screened(
+                None if own else blocks(source.gallery, bias),
+                (clean, clean_bias),
+                source.rows("query bank"),
                 k=NEIGHBORS,
                 false_alarm_rate=rate / len(biases),
+                top_k=partial(source.passes.top_k, similarity_fn=source.similarity_fn),
                 similarity_fn=source.similarity_fn,
-                **given,
             )
         )
-        for name, given in biases.items()
+        for name, (bias, clean_bias) in biases.items()
     }
 
 
@@ -201,10 +206,9 @@ def _bias(source: Embeddings, method: Method, *, joining: bool) -> Any:
     """Of the gallery, or of the gallery bank without an item's own query and copy: [num_items]."""
     items, own = source.gallery, {}
     if not joining:
-        items = source.rows("gallery bank")
+        items = source.gallery_bank
         own = {"query": source.bank_pairs, "gallery": np.arange(len(items))}
-    banks = Streamed(items, source.query_bank, source.gallery_bank, own, source.similarity_fn)
-    return method.fit(banks).bias.sum(axis=0)
+    return method.fit(source.streamed(items, own)).bias.sum(axis=0)
 
 
 def rank_correlations(columns: npt.NDArray[Any]) -> tuple[float, float, float]:

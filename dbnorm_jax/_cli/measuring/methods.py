@@ -6,9 +6,13 @@ from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+
 import dbnorm_jax as dbn
+from dbnorm_jax._cli.measuring.choosing import choose
 from dbnorm_jax._src.corrections import table
 from dbnorm_jax._src.corrections.table import Row, WholeSource
+from dbnorm_jax._src.tuning.grid import fit_chosen
 
 # Inverse temperatures for cosines; other similarities have no default.
 DEFAULT_BETAS = {beta.name: beta.default or 0.0 for beta in (table.BETA_QUERY, table.BETA_GALLERY)}
@@ -23,14 +27,16 @@ def _published(source: WholeSource, *, beta_query: float, beta_gallery: float) -
 
 
 def _auto(source: Any) -> tuple[dbn.Correction, dbn.tuning.Choice]:
-    return dbn.auto(
+    choice, exclude = choose(
         gallery=source.gallery,
         query_bank=source.query_bank,
         gallery_bank=source.gallery_bank,
         pairs=source.bank_pairs,
         similarity_fn=source.similarity_fn,
-        return_choice=True,
     )
+    if choice.name == "raw":
+        return dbn.Correction(jnp.zeros((1, len(source.gallery))), None), choice
+    return fit_chosen(choice, source.streamed(source.gallery, exclude)), choice
 
 
 _OTHERS = {

@@ -1,7 +1,10 @@
-"""Where similarities come from: embeddings, streamed, or matrices, by rows."""
+"""Where similarities come from: embeddings, streamed, or matrices, by rows.
+
+Embeddings are streamed from memory, or block by block where some are too large for it.
+"""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,9 +14,17 @@ import numpy.typing as npt
 
 import dbnorm_jax as dbn
 from dbnorm_jax._cli.reading import large
-from dbnorm_jax._cli.reading.sets import Csr, EvaluationSet, Floats, SimilaritySet, Test
+from dbnorm_jax._cli.reading.sets import (
+    Csr,
+    EvaluationSet,
+    Floats,
+    LargeRows,
+    SimilaritySet,
+    Test,
+)
 from dbnorm_jax._src.corrections.streamed import Streamed
 from dbnorm_jax._src.corrections.table import Rescore
+from dbnorm_jax._src.places.disk.rows import DEFAULT_BLOCK_SIZE
 
 Ranks = npt.NDArray[np.floating[Any]]
 Neighbors = npt.NDArray[np.int32]
@@ -36,6 +47,29 @@ class Found(NamedTuple):
     nearest: Neighbors
     ranks: Ranks | None
     remark: str = ""  # what a method has to say
+
+
+class Passes(NamedTuple):
+    """The streamed functions, of arrays in memory or of rows that need not fit it."""
+
+    bank_statistics: Callable[..., dbn.BankStatistics]
+    largest_similarities: Callable[..., dbn.LargestSimilarities]
+    top_k: Callable[..., dbn.SearchResult]
+    ranks: Callable[..., Any]
+
+
+_IN_MEMORY = Passes(
+    dbn.stream_bank_statistics,
+    dbn.stream_largest_similarities,
+    dbn.stream_top_k,
+    dbn.metrics.stream_ranks,
+)
+_OUT_OF_CORE = Passes(
+    dbn.out_of_core.bank_statistics,
+    dbn.out_of_core.largest_similarities,
+    dbn.out_of_core.top_k,
+    dbn.out_of_core.ranks,
+)
 
 
 def source_of(test: Test) -> "Embeddings | Matrices":
@@ -94,6 +128,24 @@ def _right_items(relevant: Csr, rows: slice, num_gallery: int) -> npt.NDArray[np
     return right
 
 
+def in_memory(rows: Any) -> jax.Array:
+    """All rows on the device, which on a CPU takes over what `sets.empty` made."""
+    return rows if isinstance(rows, jax.Array) else jax.device_put(np.asarray(rows))
+
+
+def _placed(rows: Any) -> Any:
+    """On the device; rows too large for memory stay outside."""
+    return rows if rows is None or isinstance(rows, LargeRows) else in_memory(rows)
+
+
+def blocks(rows: Any, *others: Any) -> Iterator[tuple[Any, ...]]:
+    """Rows on the device with what goes with them, or None: at once, or block by block."""
+    size = DEFAULT_BLOCK_SIZE if isinstance(rows, LargeRows) else len(rows)
+    for start in range(0, len(rows), size):
+        part = slice(start, start + size)
+        yield in_memory(rows[part]), *(None if other is None else other[part] for other in others)
+
+
 class Embeddings(_Source):
     """A set of embeddings; nothing of the size of a matrix is held unless a method asks."""
 
@@ -104,28 +156,50 @@ class Embeddings(_Source):
         super().__init__(test)
         self.measure, self.bank_pairs = test.similarity, test.bank_pairs
         self.similarity_fn = large.PREPARED_FUNCTIONS[test.similarity]
-        self.queries, self.gallery = jnp.asarray(test.queries), jnp.asarray(test.gallery)
-        self.query_bank = jnp.asarray(test.query_bank)
-        self.gallery_bank = None if test.gallery_bank is None else jnp.asarray(test.gallery_bank)
-        streamed = Streamed(
-            self.gallery, self.query_bank, self.gallery_bank, similarity_fn=self.similarity_fn
-        )
+        self.queries, self.gallery = _placed(test.queries), _placed(test.gallery)
+        self.query_bank, self.gallery_bank = _placed(test.query_bank), _placed(test.gallery_bank)
+        self._parts = {
+            "queries": self.queries,
+            "gallery": self.gallery,
+            "query bank": self.query_bank,
+            "gallery bank": self.gallery if self.gallery_bank is None else self.gallery_bank,
+        }
+        some_large = any(isinstance(rows, LargeRows) for rows in self._parts.values())
+        self.passes = _OUT_OF_CORE if some_large else _IN_MEMORY
+        streamed = self.streamed(self.gallery, {})
         self._fitted, self.largest = streamed.statistics, streamed.largest
 
+    def streamed(self, items: Any, exclude: Mapping[str, Any]) -> Streamed:
+        """The banks against some items, which `exclude` keeps out of some sums."""
+        return Streamed(
+            items,
+            self.query_bank,
+            self.gallery_bank,
+            exclude,
+            self.similarity_fn,
+            bank_statistics=self.passes.bank_statistics,
+            largest_similarities=self.passes.largest_similarities,
+        )
+
     def rows(self, part: str) -> jax.Array:
-        """Embeddings; without a gallery bank, the gallery is it."""
-        other = self.gallery if self.gallery_bank is None else self.gallery_bank
-        own = {"queries": self.queries, "gallery": self.gallery, "query bank": self.query_bank}
-        return own.get(part, other)
+        """Embeddings, in memory and from then on held; without a gallery bank, the gallery is it.
+
+        For methods that need more than statistics.
+        """
+        rows = self._parts[part]
+        if isinstance(rows, LargeRows):
+            whole = in_memory(rows)
+            self._parts = {name: whole if own is rows else own for name, own in self._parts.items()}
+        return self._parts[part]
 
     def similarities(self, part: str) -> jax.Array:
         """[num_rows, num_gallery], whole."""
         rows = self.rows(part)
         self._check_size(part, len(rows))
-        return self.similarity_fn(rows, self.gallery)
+        return self.similarity_fn(rows, self.rows("gallery"))
 
     def _scores(self, rows: slice) -> jax.Array:
-        return self.similarity_fn(self.queries[rows], self.gallery)
+        return self.similarity_fn(self.rows("queries")[rows], self.rows("gallery"))
 
     def distances(self, similarities: jax.Array) -> jax.Array:
         """Euclidean distances of what the similarities are of."""
@@ -139,11 +213,13 @@ class Embeddings(_Source):
 
     def makers(self, items: npt.NDArray[Any], beta: float) -> dbn.attribution.Contributors:
         """The query-bank items behind the biases of gallery rows at beta."""
+        statistics = self.statistics("query", beta)
+        means = jax.tree.map(lambda field: field[items], statistics.means)
         return dbn.attribution.bias_contributors(
-            self.query_bank,
-            self.gallery,
-            self.statistics("query", beta),
-            items.astype(np.int32),
+            self.rows("query bank"),
+            self.gallery[items],
+            dbn.BankStatistics.of(means, statistics.beta, None, 0),
+            np.arange(len(items), dtype=np.int32),
             k=min(_MAKERS, len(self.query_bank)),
             similarity_fn=self.similarity_fn,
         )
@@ -159,12 +235,12 @@ class Embeddings(_Source):
         """Streamed; a method may bring its own gallery vectors and similarity."""
         gallery = self.gallery if gallery is None else gallery
         similarity_fn = similarity_fn or self.similarity_fn
-        nearest = dbn.stream_top_k(
+        nearest = self.passes.top_k(
             self.queries, gallery, k, correction, similarity_fn=similarity_fn
         ).indices
         if self.test.relevant is None:
             return Found(np.asarray(nearest), None)
-        ranks = dbn.metrics.stream_ranks(
+        ranks = self.passes.ranks(
             self.queries, gallery, self.test.relevant, correction, similarity_fn=similarity_fn
         )
         return Found(np.asarray(nearest), np.asarray(ranks))

@@ -1,11 +1,14 @@
 """What is evaluated: embeddings or similarity matrices of a test and its banks, checked."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from dbnorm_jax._src.places.disk.rows import let_go
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
@@ -13,7 +16,11 @@ Integers = npt.NDArray[np.int64]
 Csr = tuple[Integers, Integers]  # (indptr, indices)
 
 # Rows converted at once: a memory-mapped file is never copied whole in float64.
-ROWS_AT_ONCE = 8192
+ROWS_AT_ONCE = 2048
+# Bytes in float32 beyond which embeddings stay where they are, to be prepared block by block.
+MOST_IN_MEMORY = 2**30
+# Where arrays of this alignment begin, a CPU device takes them over without a copy.
+_ALIGNMENT = 64
 
 # Rows closer than this share of their largest value are the same item.
 _ROUNDING = 1e-6
@@ -21,16 +28,44 @@ _ROUNDING = 1e-6
 _MOST_NEIGHBORS = 256
 
 
+class LargeRows:
+    """Embeddings that stay where they are, and are prepared wherever some of them are asked for."""
+
+    ndim, dtype = 2, np.dtype(np.float32)
+
+    def __init__(self, argument: str, array: Array, similarity: str) -> None:
+        self.shape: tuple[int, ...] = array.shape
+        self._argument, self._array, self._similarity = argument, array, similarity
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, places: slice | Array) -> Floats:
+        """Some of the rows, at most a few blocks."""
+        first = (places.start or 0) if isinstance(places, slice) else 0
+        rows = _whole(self._argument, self._array[places], self._similarity, first)
+        let_go(self._array)
+        return rows
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        """All of them, in memory."""
+        whole = _whole(self._argument, self._array, self._similarity)
+        return whole if dtype is None else whole.astype(dtype, copy=False)
+
+
+Rows = Floats | LargeRows
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class EvaluationSet:
     """Embeddings of a test and its banks, and names of the items."""
 
     name: str  # what to call the set in titles
-    queries: Floats  # [num_queries, dim]; unit rows under cosine
-    gallery: Floats  # [num_gallery, dim]
-    query_bank: Floats  # [num_query_bank, dim], other items of the query modality
+    queries: Rows  # [num_queries, dim]; unit rows under cosine
+    gallery: Rows  # [num_gallery, dim]
+    query_bank: Rows  # [num_query_bank, dim], other items of the query modality
     # [num_gallery_bank, dim]; None: the gallery serves, each item excluded from its own sum.
-    gallery_bank: Floats | None = None
+    gallery_bank: Rows | None = None
     relevant: Csr | None = None  # the right gallery rows of each query; None: nothing is known
     bank_pairs: Integers | None = None  # the gallery-bank row of each query-bank row, -1 for none
     similarity: str = "cosine"  # or "dot" or "euclidean"
@@ -60,7 +95,7 @@ class SimilaritySet:
         return _sizes(self.similarities, self.similarities.T, self.query_bank, self.gallery_bank)
 
 
-def _sizes(queries: Array, gallery: Array, query_bank: Array, bank: Array | None) -> dict[str, int]:
+def _sizes(queries: Rows, gallery: Rows, query_bank: Rows, bank: Rows | None) -> dict[str, int]:
     sizes = {"queries": len(queries), "gallery": len(gallery), "query_bank": len(query_bank)}
     return sizes if bank is None else {**sizes, "gallery_bank": len(bank)}
 
@@ -68,28 +103,52 @@ def _sizes(queries: Array, gallery: Array, query_bank: Array, bank: Array | None
 Test = EvaluationSet | SimilaritySet
 
 
-def prepared(argument: str, array: Array, similarity: str | None) -> Floats:
+def prepared(argument: str, array: Array, similarity: str) -> Rows:
     """`array` in float32, all values finite; rows of unit length under cosine.
 
-    `argument` names it in errors. A memory-mapped float32 file that needs no change stays mapped.
+    `argument` names it in errors. Beyond MOST_IN_MEMORY the values are checked, and nothing is
+    held.
     """
+    if array.size * LargeRows.dtype.itemsize <= MOST_IN_MEMORY:
+        return _whole(argument, array, similarity)
+    for _ in prepared_blocks(argument, array, similarity):
+        pass
+    return LargeRows(argument, array, similarity)
+
+
+def prepared_matrix(argument: str, array: Array) -> Floats:
+    """Similarities in float32, all values finite; a memory-mapped file stays mapped."""
+    return _whole(argument, array, None)
+
+
+def _whole(argument: str, array: Array, similarity: str | None, first: int = 0) -> Floats:
+    """In memory, or a mapped float32 file that needs no change; errors number rows from `first`."""
     keep = similarity != "cosine" and array.dtype == np.dtype("=f4") and array.flags.c_contiguous
-    out: Floats = array if keep else np.empty(array.shape, np.float32)
-    for start, block in prepared_blocks(argument, array, similarity):
+    out: Floats = array if keep else empty(array.shape, np.float32)
+    for start, block in prepared_blocks(argument, array, similarity, first):
         if not keep:
-            out[start : start + len(block)] = block
+            out[start - first : start - first + len(block)] = block
     return out
 
 
+def empty(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
+    """As `numpy.empty`, where a device of this processor can take it over."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
 def prepared_blocks(
-    argument: str, array: Array, similarity: str | None
+    argument: str, array: Array, similarity: str | None, first: int = 0
 ) -> Iterator[tuple[int, Floats]]:
-    """The rows of `prepared`, some thousands at a time, each block with its first row."""
-    for start, rows in _blocks(array):
+    """The rows of `prepared`, some at a time, each block with its place; the first has `first`."""
+    for place, rows in _blocks(array):
+        start = first + place
         _check_finite(argument, rows, start)
         block = rows
         if similarity == "cosine":
-            block = _unit_rows(argument, rows.astype(np.float64), start)
+            block = _unit_rows(argument, rows.astype(np.float64), start)  # its own copy
         if block.dtype != np.dtype("=f4"):
             with np.errstate(over="ignore"):
                 block = block.astype(np.float32)
@@ -97,9 +156,10 @@ def prepared_blocks(
         yield start, block
 
 
-def _blocks(array: Array) -> Iterator[tuple[int, Array]]:
+def _blocks(array: Rows) -> Iterator[tuple[int, Array]]:
     for start in range(0, len(array), ROWS_AT_ONCE):
         yield start, np.asarray(array[start : start + ROWS_AT_ONCE])
+        let_go(array)
 
 
 def _check_finite(argument: str, block: Array, start: int, when: str = "") -> None:
@@ -119,9 +179,9 @@ def _unit_rows(argument: str, block: npt.NDArray[np.float64], start: int) -> Arr
             f"{argument}: expected rows of non-zero length under cosine similarity, got norm 0 at "
             f"row {start + int(largest.argmin())}; remove that row or use --similarity dot"
         )
-    block = block / largest  # first, so that no square overflows or vanishes
-    unit: Array = block / np.linalg.norm(block, axis=1, keepdims=True)
-    return unit
+    block /= largest  # first, so that no square overflows or vanishes
+    block /= np.sqrt(np.einsum("rd,rd->r", block, block))[:, None]
+    return block
 
 
 def check_same_columns(arrays: dict[str, Array], meaning: str) -> None:
@@ -246,7 +306,7 @@ def some_queries(test: Test, count: int) -> Test:
     return dataclasses.replace(test, queries=matrix[rows], relevant=relevant, query_labels=None)
 
 
-def num_equal_rows(bank: Array, test: Array) -> int:
+def num_equal_rows(bank: Rows, test: Rows) -> int:
     """How many bank rows equal some test row, up to the rounding of float32.
 
     Not value for value: a file saved in float64, or scaled and normalized again, differs in the

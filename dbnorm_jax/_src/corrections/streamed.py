@@ -1,7 +1,7 @@
-"""Embeddings in memory as a source of statistics: what the rows of the table are fitted from."""
+"""Embeddings as a source of statistics: what the rows of the table are fitted from."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -24,6 +24,9 @@ class Streamed:
     exclude: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     similarity_fn: SimilarityFn = dot_product
     chunk_size: int = DEFAULT_CHUNK_SIZE
+    # What makes the statistics; their namesakes out of core take embeddings of any size.
+    bank_statistics: Callable[..., BankStatistics] = stream_bank_statistics
+    largest_similarities: Callable[..., LargestSimilarities] = stream_largest_similarities
 
     def statistics(self, bank: str, beta: Any, k: int) -> BankStatistics:
         """In one pass over bank x gallery."""
@@ -33,14 +36,14 @@ class Streamed:
             if self.gallery_bank is None and exclude is None:
                 # An item's similarity to itself would drown its sum.
                 exclude = jnp.arange(len(self.gallery))
-        return stream_bank_statistics(
+        return self.bank_statistics(
             rows, self.gallery, beta=beta, k=k, exclude=exclude, **self._how
         )
 
     def largest(self, k: int) -> LargestSimilarities:
         """In one pass over bank x gallery."""
         k, exclude = min(k, len(self.query_bank)), self.exclude.get("query")
-        return stream_largest_similarities(
+        return self.largest_similarities(
             self.query_bank, self.gallery, k=k, exclude=exclude, **self._how
         )
 

@@ -1,5 +1,6 @@
 """Screening for planted hubs: gallery items retrieved for more of the bank than clean items are."""
 
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ from jax.typing import ArrayLike
 from dbnorm_jax._src.core import checks
 from dbnorm_jax._src.core.naming import publish
 from dbnorm_jax._src.core.similarity import SimilarityFn, checked_rows, dot_product
-from dbnorm_jax._src.core.types import Correction
+from dbnorm_jax._src.core.types import Correction, SearchResult
 from dbnorm_jax._src.passes import streaming
 from dbnorm_jax._src.passes.sweep import Items, Pass, Rows, Tile, Tiling, sweep
 from dbnorm_jax._src.retrieval import hubness
@@ -132,16 +133,46 @@ def hub_screening(
                 f"the same correction to both",
             )
 
-    correction = None if clean_bias is None else Correction(clean_bias[None], None)
-    found = stream_top_k(
-        query_bank, clean, k, correction, similarity_fn=similarity_fn, chunk_size=chunk_size
+    how: dict[str, Any] = {"similarity_fn": similarity_fn, "chunk_size": chunk_size}
+    return screened(
+        None if own else [(gallery, bias)],
+        (clean, clean_bias),
+        query_bank,
+        k=k,
+        false_alarm_rate=false_alarm_rate,
+        top_k=partial(stream_top_k, **how),
+        **how,
     )
-    counts = clean_counts = hubness.k_occurrence(found.indices, num_clean)
-    if not own:
+
+
+def screened(
+    joining: Iterable[tuple[Any, Any]] | None,
+    clean: tuple[Any, Any],
+    query_bank: Any,
+    *,
+    k: int,
+    false_alarm_rate: float,
+    top_k: Callable[..., SearchResult],
+    similarity_fn: SimilarityFn,
+    chunk_size: int = streaming.DEFAULT_CHUNK_SIZE,
+) -> HubScreening:
+    """As `hub_screening`, unchecked, of items with their bias or None.
+
+    The items to judge come in blocks, None where the clean ones are judged themselves; `top_k`
+    searches these, wherever they are.
+    """
+    items, bias = clean
+    size = len(items)
+    correction = None if bias is None else Correction(bias[None], None)
+    found = top_k(query_bank, items, k, correction)
+    counts = clean_counts = hubness.k_occurrence(found.indices, size)
+    own = joining is None
+    if joining is not None:
         tiling = Tiling(similarity_fn, found.scores.dtype, chunk_size)
-        counts = _num_above(query_bank, gallery, found.scores[:, -1], bias, tiling=tiling)
-    # An item takes part in the comparison itself: it stands in the gallery, or is the one joining.
-    size = num_clean + (not own)
+        thresholds = jnp.asarray(found.scores[:, -1])
+        above = [_num_above(query_bank, *block, thresholds, tiling=tiling) for block in joining]
+        counts = jnp.concatenate(above)
+        size += 1  # an item takes part in the comparison itself: here it is the one joining
     # A count is flagged where at most so many items, itself among them, are retrieved as often.
     most = min(max(1, int(false_alarm_rate * size + 1e-6)), size - 1)
     return _screened(counts, clean_counts, size - 1 - most, own=own)
@@ -157,7 +188,7 @@ def _bias(name: str, bias: Any, of: str, items: jax.Array) -> jax.Array | None:
 
 @partial(jax.jit, static_argnames="tiling")
 def _num_above(
-    bank: jax.Array, gallery: jax.Array, thresholds: jax.Array, bias: Any, *, tiling: Tiling
+    bank: jax.Array, gallery: jax.Array, bias: Any, thresholds: jax.Array, *, tiling: Tiling
 ) -> jax.Array:
     """[num_gallery] how many bank items score the item above their threshold."""
 

@@ -1,5 +1,6 @@
 """What the banks alone show of themselves: equal rows, and items of another domain or modality."""
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from dbnorm_jax._src.core.similarity import SimilarityFn, tile
 _SAMPLE = 512
 _NEIGHBORS = 10
 _COPIES = 8
+_DIGEST = 16  # bytes: no two rows are known to share one
 
 Rows = npt.NDArray[Any]
 
@@ -51,9 +53,10 @@ def num_distinct(rows: Rows) -> int:
 
 
 def _keys(rows: Rows) -> Iterator[bytes]:
-    # As float64 the same value is the same in every dtype. Plus 0: both zeros become one.
+    # As float64 the same value is the same in every dtype. Plus 0: both zeros become one. A digest
+    # stands for its row, so that the keys of a gallery are far smaller than it.
     for row in rows:
-        yield (row.astype(np.float64) + 0).tobytes()
+        yield hashlib.blake2b(row.astype(np.float64) + 0, digest_size=_DIGEST).digest()
 
 
 def own_share(

@@ -9,6 +9,7 @@ copies of its first row, so that one compiled program serves all.
 
 import hashlib
 import json
+import mmap
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, NoReturn
@@ -276,6 +277,7 @@ class Rows:
     def _slices(self) -> Iterator[Array]:
         for start in range(0, self._source.shape[0], self.block_size):
             yield np.asarray(self._source[start : start + self.block_size])
+            let_go(self._source)
 
     def _checked(self, block: Any) -> Array:
         array = np.asarray(block)
@@ -310,6 +312,20 @@ class Rows:
                     f"{start + int(zero.argmax())}; remove it"
                 )
         return rows
+
+
+def let_go(array: Any) -> None:
+    """Hands back the pages that were read of a memory-mapped file; who needs one reads it again.
+
+    Else a process seems to hold the whole file. Any other array is left alone.
+    """
+    while array is not None and not isinstance(array, mmap.mmap):
+        array = array.obj if isinstance(array, memoryview) else getattr(array, "base", None)
+    if array is None or not hasattr(array, "madvise"):
+        return
+    # What was written into a map that copies is nowhere else.
+    if memoryview(array).readonly:
+        array.madvise(mmap.MADV_DONTNEED)
 
 
 def prefetched(items: Iterable[Any]) -> Iterator[Any]:
