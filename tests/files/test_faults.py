@@ -1,12 +1,11 @@
 """Kills, full disks and rivals: what is on the disk afterwards is old or new, never broken.
 
-DBNORM_KILLS=200 python -m pytest tests/files/test_faults.py -m slow     # the long form
+`tests/campaigns` kills, races and fills disks at length.
 """
 
 import contextlib
 import errno
 import io
-import json
 import os
 import pathlib
 import random
@@ -32,58 +31,10 @@ pytest.importorskip("click")
 import killed_worker
 
 from dbnorm_jax._cli.commands import main, search
-from dbnorm_jax._src.files import archives, binary
-from dbnorm_jax._src.places.disk import checkpoint
+from dbnorm_jax._src.files import binary
 
 ROOT = pathlib.Path(__file__).parents[2]
-KILLS = int(os.environ.get("DBNORM_KILLS", "0"))
 SECONDS = 300
-
-
-class Worker:
-    """Children of one process, to be killed."""
-
-    def __init__(self):
-        if not hasattr(os, "fork"):
-            pytest.skip("forks")
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-        environment.pop("XLA_FLAGS", None)
-        self.process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", str(ROOT / "tests" / "support" / "killed_worker.py")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-
-    def tell(self, line):
-        self.process.stdin.write(line + "\n")
-        self.process.stdin.flush()
-
-    def start(self, *job):
-        self.tell(json.dumps([str(word) for word in job]))
-        self.child = int(self.process.stdout.readline())
-
-    def end(self):
-        """The exit code of the child, once it has ended."""
-        self.tell("")
-        return int(self.process.stdout.readline())
-
-    def kill(self):
-        os.kill(self.child, signal.SIGKILL)
-        return self.end()
-
-    def run(self, *job):
-        """Seconds that the job takes, undisturbed."""
-        begun = time.monotonic()
-        self.start(*job)
-        assert self.end() == 0
-        return time.monotonic() - begun
-
-    def close(self):
-        with self.process:
-            self.process.stdin.close()
-            self.process.wait(SECONDS)
 
 
 @pytest.fixture
@@ -99,37 +50,9 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def worker(folder):
-    running = Worker()
+    running = killed_worker.Worker()
     yield running
     running.close()
-
-
-def last_change(folder):
-    """When a file came or went, temporary ones too."""
-    return folder.stat().st_mtime_ns
-
-
-def moments(rounds, duration, folder):
-    """Waits until a random moment: of the whole run, or just after it began to write."""
-    generator = random.Random(rounds)
-    for number in range(rounds):
-
-        def wait(until_written=number % 2):
-            if not until_written:
-                time.sleep(generator.uniform(0, duration))
-                return
-            before = last_change(folder)
-            begun = time.monotonic()
-            while last_change(folder) == before and time.monotonic() - begun < 3 * duration:
-                time.sleep(0.0005)
-            time.sleep(generator.uniform(0, 0.02))
-
-        yield wait
-
-
-def rounds(share, short):
-    """How many kills: a share of the long form, or a few."""
-    return max(int(share * KILLS), short)
 
 
 @pytest.mark.slow
@@ -143,17 +66,16 @@ def test_killed_saves(worker, folder):
         time.sleep(0.001)
     duration = 4 * (time.monotonic() - begun)  # longer on a machine with other work
     worker.kill()
-    first, killed = float(dbn.load(path).bias[0, 0]), 0
-    for wait in moments(rounds(0.4, 10), duration, folder):
+    first, generator = float(dbn.load(path).bias[0, 0]), random.Random(0)
+    for _ in range(10):
         before = float(dbn.load(path).bias[0, 0])
         worker.start("save", path, int(before) + 1)
-        wait()
-        killed += worker.kill() == -signal.SIGKILL
+        time.sleep(generator.uniform(0, duration))
+        assert worker.kill() == -signal.SIGKILL
         bias = np.asarray(dbn.load(path).bias)
         assert (bias == bias[0, 0]).all()
         assert bias[0, 0] >= before
         assert all(other.name.startswith(f".{path.name}.tmp-") for other in left(folder, path))
-    assert killed == rounds(0.4, 10)
     assert bias[0, 0] > first  # something was written
 
 
@@ -161,84 +83,8 @@ def left(folder, path):
     return [one for one in folder.iterdir() if one.suffix != ".npy" and one != path]
 
 
-@pytest.mark.slow
-def test_killed_fits_go_on(worker, folder):
-    """Resumed after kills at random moments, a fit gives bit by bit what it would have given."""
-    job = ["fit", "gallery.npy", "--query-bank", "bank.npy", "--block-size", 256, "--method", "dis"]
-    job += ["--checkpoint-every", 0, "--output"]
-    duration = worker.run(*job, "whole.npz")
-    whole, kills = dbn.load("whole.npz"), 0
-    output, partial = folder / "parts.npz", folder / "parts.npz.query-bank.partial"
-    for wait in moments(rounds(0.3, 6), duration, folder):
-        worker.start(*job, output)
-        wait()
-        kills += worker.kill() == -signal.SIGKILL
-        if partial.exists():
-            archives.read(partial, checkpoint._FIELDS)  # whole, by its checksum
-        if output.exists():
-            assert_same(dbn.load(output), whole)
-            output.unlink()
-    assert kills
-    worker.run(*job, output)
-    assert_same(dbn.load(output), whole)
-    assert not partial.exists()
-
-
-def assert_same(first, second):
-    np.testing.assert_array_equal(first.bias, second.bias)
-    np.testing.assert_array_equal(first.active, second.active)
-
-
 def contents(folder):
     return {one.name: one.read_bytes() for one in folder.glob("[!.]*")} if folder.exists() else {}
-
-
-@pytest.mark.slow
-def test_killed_exports(worker, folder):
-    """Files are old or new, and where there is a manifest, all are of its export."""
-    output, wanted = folder / "index", {}
-    for name, seed in (("old", 1.0), ("new", 2.0)):
-        bias = np.linspace(0, seed, 2048, dtype=np.float32)[None]
-        dbn.save(f"{name}.npz", dbn.Correction(bias, None))
-    jobs = {
-        name: ["export", "gallery.npy", "--correction", f"{name}.npz", "--output", output]
-        for name in ("old", "new")
-    }
-    for name, job in jobs.items():
-        duration = worker.run(*job, "--force")
-        wanted[name] = contents(output)
-    for number, wait in enumerate(moments(rounds(0.2, 4), duration, output)):
-        worker.start(*jobs["old" if number % 4 < 2 else "new"], "--force")
-        wait()
-        worker.kill()
-        found = contents(output)
-        for name, data in found.items():
-            assert data in [whole[name] for whole in wanted.values()], name
-        if "export.json" in found:
-            assert found in wanted.values()
-    worker.run(*jobs["old"], "--force")
-    assert contents(output) == wanted["old"]
-
-
-@pytest.mark.slow
-def test_killed_reports(worker, folder):
-    """Every file of the results is whole, of the earlier run or of this one."""
-    output, wanted = folder / "results", {}
-    job = ["evaluate", "small.npy", "small.npy", "--query-bank", "few.npy", "--methods", "csls"]
-    job += ["--output", output, "--force"]
-    betas = {"old": 10, "new": 5}
-    for name, neighbors in betas.items():
-        duration = worker.run(*job[:-4], f"csls:k={neighbors}", *job[-3:])
-        wanted[name] = contents(output)
-    for number, wait in enumerate(moments(rounds(0.1, 2), duration, output)):
-        neighbors = list(betas.values())[number % 4 < 2]
-        worker.start(*job[:-4], f"csls:k={neighbors}", *job[-3:])
-        wait()
-        worker.kill()
-        found = contents(output)
-        assert found.keys() == wanted["old"].keys()
-        for name, data in found.items():
-            assert data in [whole[name] for whole in wanted.values()], name
 
 
 WATCHED = """
@@ -291,7 +137,7 @@ def test_two_writers_of_one_path(folder):
     """Readers see what the one or the other saved, whole."""
     path = folder / "state.npz"
     dbn.save(path, killed_worker.correction(0))
-    workers = [Worker(), Worker()]
+    workers = [killed_worker.Worker() for _ in range(2)]
     for seed, worker in enumerate(workers):
         worker.start("save", path, seed)  # one saves even numbers, the other odd ones
     seen = set()
@@ -373,6 +219,18 @@ def test_a_second_fit_of_the_same_output_is_refused(holder, call, folder):
     other.wait(SECONDS)
     assert call(*job)[0] == 0
     assert not list(folder.glob(".*"))
+
+
+def test_a_fit_killed_after_its_result_was_there_is_cleared_up_by_the_next(call, folder):
+    job = ["fit", "small.npy", "--query-bank", "few.npy", "--method", "is", "--output", "c.npz"]
+    assert call(*job)[0] == 0
+    whole, result = {*folder.iterdir()}, pathlib.Path("c.npz").read_bytes()
+    for name in ("c.npz.query-bank.partial", ".c.npz.tmp-left", ".c.npz.tmp-gone.lock"):
+        pathlib.Path(name).write_bytes(b"left")
+    code, out, _ = call(*job)
+    assert (code, "is done already" in out) == (0, True)
+    assert {*folder.iterdir()} == whole
+    assert pathlib.Path("c.npz").read_bytes() == result
 
 
 @pytest.mark.parametrize("command", ["fit", "search", "tune", "merge", "export", "evaluate"])
@@ -478,6 +336,26 @@ def test_every_command_names_what_a_full_disk_refuses(command, call, jobs, folde
         assert err.startswith(f"dbnorm: error: {place}")
         assert err.endswith(": File too large\n")
         assert {*folder.rglob("*")} == before
+
+
+@pytest.mark.parametrize("command", slow_but(["fit", "export"], JOBS))
+def test_a_disk_that_is_full_at_the_end_of_the_largest_file(command, call, jobs, folder, no_room):
+    """The other files are whole by then, on their way; so are checkpoints."""
+    job, output = jobs[command]
+    job = [*job, *["--checkpoint-every", 0] * (command == "fit"), "--output", output]
+    before = {*folder.rglob("*")}
+    assert call(*job)[0] == 0
+    written = [path for path in folder.rglob("*") if path not in before and path.is_file()]
+    most = max(path.stat().st_size for path in written) - 1
+    for path in written:
+        path.unlink()
+    if (folder / output).is_dir():
+        (folder / output).rmdir()
+    no_room(most)
+    code, out, err = call(*job)
+    assert (code, out) == (2, "")
+    assert re.fullmatch(rf"dbnorm: error: {output}.*: File too large\n", err)
+    assert {*folder.rglob("*")} == before
 
 
 @pytest.mark.parametrize("error", ["ENOSPC", "EDQUOT", "EIO", "EROFS", "EACCES"])
@@ -588,24 +466,6 @@ def test_a_thread_takes_no_signals(folder):
     thread.start()
     thread.join(SECONDS)
     assert codes == [0]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("round_", range(4))
-def test_terminated_work_leaves_nothing(worker, folder, round_):
-    """At a random moment, from outside; a fit keeps what it may go on from."""
-    job = ["search", "queries.npy", "gallery.npy", "--block-size", "256", "--output", "found.csv"]
-    duration = worker.run(*job)
-    pathlib.Path("found.csv").unlink()
-    before = {*folder.iterdir()}
-    (wait,) = moments(1, duration, folder)
-    worker.start(*job)
-    wait(until_written=round_ % 2)
-    os.kill(worker.child, signal.SIGTERM)
-    code = worker.end()
-    assert code in (0, 128 + signal.SIGTERM)
-    left = {*folder.iterdir()} - before
-    assert left == (set() if code else {folder / "found.csv"})
 
 
 # --- links: what is written goes nowhere else ----------------------------------------------------

@@ -1,4 +1,4 @@
-"""Runs jobs in forked children, so that a kill costs no import; run by `test_faults`.
+"""Runs jobs in forked children, so that a kill costs no import.
 
 A line of JSON in, the process id of the child out; an empty line in, its exit code out.
 """
@@ -6,6 +6,8 @@ A line of JSON in, the process id of the child out; an empty line in, its exit c
 import json
 import os
 import pathlib
+import signal
+import subprocess
 import sys
 
 import numpy as np
@@ -13,6 +15,54 @@ import numpy as np
 import dbnorm_jax as dbn
 from dbnorm_jax._cli.commands import declared  # noqa: F401 - imported before the fork
 from dbnorm_jax._cli.commands.main import main
+
+ROOT = pathlib.Path(__file__).parents[2]
+SECONDS = 300
+
+
+class Worker:
+    """Children of one process, to be killed."""
+
+    def __init__(self, **environment):
+        if not hasattr(os, "fork"):
+            import pytest
+
+            pytest.skip("forks")
+        fast = {"PYTHONPATH": str(ROOT), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+        environment = {**os.environ, **fast, **environment}
+        environment.pop("XLA_FLAGS", None)
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+
+    def tell(self, line):
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+    def start(self, *job):
+        self.tell(json.dumps([str(word) for word in job]))
+        self.child = int(self.process.stdout.readline())
+
+    def end(self):
+        """The exit code of the child, once it has ended."""
+        self.tell("")
+        return int(self.process.stdout.readline())
+
+    def kill(self):
+        os.kill(self.child, signal.SIGKILL)
+        return self.end()
+
+    def close(self):
+        with self.process:
+            self.process.stdin.close()
+            self.process.wait(SECONDS)
+
+
+# --- in the worker -------------------------------------------------------------------------------
 
 
 def correction(seed, size=20_000):

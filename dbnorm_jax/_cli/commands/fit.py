@@ -124,6 +124,7 @@ def run(request: Request) -> None:
         if request.force:
             work.forget()
         elif (provenance := work.done()) is not None:
+            work.forget()  # one that was killed may have come no further than its result
             _report(request, work, provenance, "is done already")
             return
         with RowProgress() as progress:
@@ -227,8 +228,10 @@ class _Work:
                 provenances.plain(self._asked())
 
     def forget(self) -> None:
-        """Removes what is kept for resuming."""
-        for path in (_partial(self.request.output, bank) for bank in ("query", "gallery")):
+        """Removes what is kept for resuming, and temporary files that killed fits left."""
+        output = self.request.output
+        binary.remove_cut_off(output)
+        for path in (_partial(output, bank) for bank in ("query", "gallery")):
             path.unlink(missing_ok=True)
             binary.remove_cut_off(path)
 
