@@ -105,10 +105,9 @@ def test_memory_is_measured(work):
     assert module("speed.memory").measure(work, rows=64, gallery=96, dim=16) > -1
 
 
+@reads_proc
 def test_commands_hold_a_gallery_at_most_once():
     """What 312 MiB of gallery add to the peak of a small call, which is that of the compiler."""
-    if not pathlib.Path("/proc/self/clear_refs").exists():
-        pytest.skip("memory is measured on Linux only")
     commands = module("speed.memory_of_commands")
     few, many = (
         commands.measured(length, 64, 512, ["evaluate, paper", "inspect"])
