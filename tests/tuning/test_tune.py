@@ -370,6 +370,7 @@ def test_own_share_is_of_the_ten_nearest(shift):
     assert found == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_statistics_of_parts_are_those_of_their_rows():
     rows, columns = bank((6, DIM)), bank((5, DIM), seed=1)
     excluded = np.full((6, 1), -1, np.int32)
