@@ -94,16 +94,16 @@ def measure(folder: str, command: str) -> dict[str, float]:
 
 
 def measured(
-    gallery: int, rows: int, dim: int, commands: Iterable[str] = COMMANDS
+    gallery: int, rows: int, dim: int, commands: Iterable[str] | None = None
 ) -> dict[str, dict[str, float]]:
-    """The peaks of commands against a gallery of that length."""
+    """The peaks of commands, of all if not said, against a gallery of that length."""
     with tempfile.TemporaryDirectory() as folder:
         make(Path(folder), gallery, rows, dim)
         return {
             command: environment.child(
                 "benchmarks.speed.memory_of_commands", "--case", folder, command
             )
-            for command in commands
+            for command in commands or COMMANDS
         }
 
 

@@ -75,8 +75,10 @@ def similarities(arrays):
 @pytest.mark.parametrize("topic", TOPICS)
 def test_topic(topic, tmp_path, monkeypatch):
     report = module("support.report")
-    # One of each is enough here: programs and BLAS kernels.
+    # One of each is enough here: programs, commands and BLAS kernels.
     monkeypatch.setattr(module("speed.small"), "PROGRAMS", ("fit",))
+    commands = module("speed.memory_of_commands").COMMANDS
+    monkeypatch.setattr(module("speed.memory_of_commands"), "COMMANDS", {"fit": commands["fit"]})
     monkeypatch.setattr(module("speed.mesh"), "MESHES", ((2, 4),))
     monkeypatch.setattr(module("support.environment"), "openblas_core", lambda: "")
     picture = {"picture": tmp_path / "plot.png"} if topic == "scaling" else {}
