@@ -69,16 +69,14 @@ def make(folder: Path, gallery: int, rows: int, dim: int) -> None:
     np.save(folder / "right.npy", np.arange(rows))
 
 
-def measure(folder: str, command: str, most: str) -> dict[str, float]:
+def measure(folder: str, command: str) -> dict[str, float]:
     """MiB above what the process had before the call, resident and anonymous."""
     import jax
 
     from dbnorm_jax._cli.commands import declared  # noqa: F401 - imports what a command needs
     from dbnorm_jax._cli.commands.main import main
-    from dbnorm_jax._cli.reading import sets
 
     jax.devices()
-    sets.MOST_IN_MEMORY = int(most) or sets.MOST_IN_MEMORY
     arguments = [
         str(Path(folder) / text[1:]) if text.startswith("@") else text for text in COMMANDS[command]
     ]
@@ -96,16 +94,16 @@ def measure(folder: str, command: str, most: str) -> dict[str, float]:
 
 
 def measured(
-    gallery: int, rows: int, dim: int, commands: Iterable[str] = COMMANDS, most: int | None = None
+    gallery: int, rows: int, dim: int, commands: Iterable[str] | None = None
 ) -> dict[str, dict[str, float]]:
-    """The peaks of commands against a gallery of that length; `most` bytes are held in memory."""
+    """The peaks of commands, of all if not said, against a gallery of that length."""
     with tempfile.TemporaryDirectory() as folder:
         make(Path(folder), gallery, rows, dim)
         return {
             command: environment.child(
-                "benchmarks.speed.memory_of_commands", "--case", folder, command, most or 0
+                "benchmarks.speed.memory_of_commands", "--case", folder, command
             )
-            for command in commands
+            for command in commands or COMMANDS
         }
 
 
@@ -136,7 +134,7 @@ def run(few: int, gallery: int, large: int, rows: int, dim: int) -> Iterator[rep
 def main() -> None:
     """The tables, or one process's part of them."""
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--case", nargs=3)
+    parser.add_argument("--case", nargs=2)
     options, _ = parser.parse_known_args()
     if options.case is None:
         report.command(__doc__, run, SIZES)

@@ -131,6 +131,7 @@ def test_page_holds_table_labels_and_command(call, arguments, tmp_path):
     assert content["versions"]["jax"] in said
 
 
+@pytest.mark.slow
 def test_page_loads_nothing(call, arguments, tmp_path):
     call(*arguments, "--output", tmp_path / "out")
     text = (tmp_path / "out" / "report.html").read_text("utf-8")

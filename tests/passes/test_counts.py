@@ -113,6 +113,7 @@ def test_copies_are_level_far_from_the_origin(dtype):
     np.testing.assert_array_equal(found, 1 + (np.asarray(expected) - 1) / 2)
 
 
+@pytest.mark.slow
 @settings(max_examples=10)
 @given(st.integers(0, 2**31), st.sampled_from(["none", "one bias"]))
 def test_ranks_do_not_depend_on_tiles(seed, kind):

@@ -116,6 +116,7 @@ def test_the_whole_way_equals_differences(x64):
     check_slope(total, arguments)
 
 
+@pytest.mark.slow
 def test_finite_at_the_ends():
     """Equal items, items absent or excluded, columns that nothing enters, any beta."""
     rows = jnp.ones((5, 3))
@@ -138,6 +139,7 @@ def test_finite_at_the_ends():
         assert not found[0][jnp.array([1, 2, 4])].any()
 
 
+@pytest.mark.slow
 def test_ties_share_the_gradient_of_a_bias_but_not_of_a_neighbor():
     rows = jnp.ones((4, 2))
     by_bank = jax.grad(
@@ -148,6 +150,7 @@ def test_ties_share_the_gradient_of_a_bias_but_not_of_a_neighbor():
     np.testing.assert_array_equal(by_gallery, [[1, 1], [0, 0], [0, 0], [0, 0]])
 
 
+@pytest.mark.slow
 def test_huge_beta_points_at_the_largest():
     test = problem(4, SHAPES[1])
     similarities = jnp.asarray(test.gallery_bank_similarities)

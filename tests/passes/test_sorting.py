@@ -110,6 +110,7 @@ def test_not_a_number_is_none():
     np.testing.assert_array_equal(batched, [[[2, 3]]] * 2)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_always")
 def test_gradients_reach_what_was_found():
     bank, gallery = unit_rows(2, 19, 6), unit_rows(3, 11, 6)

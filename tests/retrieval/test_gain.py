@@ -296,6 +296,7 @@ def test_streamed_gain_of_corrected_scores(kind, seed):
     _check_stream(rng, _correction(rng, 2, kind), k=4)
 
 
+@pytest.mark.slow
 def test_streamed_gain_of_what_is_seen():
     rng = np.random.default_rng(9)
     queries, gallery = _signs(rng, NUM_QUERIES), _signs(rng, NUM_GALLERY)

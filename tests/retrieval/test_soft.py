@@ -143,6 +143,7 @@ def test_ties_share():
     np.testing.assert_array_equal(dbn.soft_gates(similarities, correction, **options), [[1], [1]])
 
 
+@pytest.mark.slow
 def test_fused_similarities_agree_with_their_maximum():
     """Rounded in two ways, at |s| / temperature of 1e10 all powers overflow."""
     random = np.random.default_rng(0)
@@ -205,6 +206,7 @@ def test_gradients_are_finite_at_saturation(temperature):
             chex.assert_tree_all_finite(gradients)
 
 
+@pytest.mark.slow
 def test_gradients_equal_finite_differences(x64):
     test = problem(4)
     bank, gallery, queries = (
