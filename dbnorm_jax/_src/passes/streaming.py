@@ -1,7 +1,7 @@
 """The only chunk loop of the library: `scan_chunks` walks over the leading axis in blocks.
 
 Nested by `sweep`, the outer one over rows and the inner one over items, it holds one tile of
-similarities at a time and nothing larger.
+similarities at a time and nothing larger, but for passes that look at their tiles again.
 
 Lengths need not divide: the last block is moved back to end where the array ends, so that nothing
 is padded or copied, and `fresh` marks the rows that no earlier block has held.

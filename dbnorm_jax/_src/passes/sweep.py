@@ -105,7 +105,8 @@ class Pass(NamedTuple):
         items; outputs is a pytree of [size, ...] or None. By default the state of the rows.
       again: (outputs of the rows, state of the items, tile) -> state of the items, a second look at
         the tiles of rows that are finished. Their similarities are kept in between, of fewer rows
-        at once where they would take more than `MOST_KEPT`. None = no second look.
+        at once where they would take more than `MOST_KEPT`. Items must be the whole gallery. None =
+        no second look.
     """
 
     add: Callable[[Any, Any, Tile], tuple[Any, Any]]
