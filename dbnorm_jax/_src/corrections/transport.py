@@ -12,9 +12,10 @@ After the second update the gallery's marginals are exact and the bank's are not
 the inverted softmax with beta = 1 / temperature.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +23,13 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, elementary, numerics
+from dbnorm_jax._src.core.log_mean_exp import RunningMean, add_rows, finish_mean, start_mean
 from dbnorm_jax._src.core.similarity import SimilarityFn, check_rows, dot_product, name_of
 from dbnorm_jax._src.core.types import Correction
-from dbnorm_jax._src.passes import banks, streaming
+from dbnorm_jax._src.passes import streaming
+from dbnorm_jax._src.passes.sweep import Chunk, Items, Pass, Rows, Tile, Tiling, sweep
 
 _UNIT = " (in the unit of similarity)"
-LogSums = Callable[[jax.Array], jax.Array]
 
 
 def sinkhorn_normalization(
@@ -125,7 +127,8 @@ def stream_sinkhorn_normalization(
 ) -> Correction:
     """SN, or DBSN with a gallery bank, from embeddings, never holding bank x gallery.
 
-    Two passes over the similarities per iteration.
+    One pass over the similarities per iteration. It holds all similarities of `chunk_size` bank
+    rows; where those take more than 128 MiB it holds fewer rows, but not fewer than 32.
 
     Args:
       query_bank: [num_query_bank, dim] embeddings.
@@ -134,7 +137,7 @@ def stream_sinkhorn_normalization(
       temperature: > 0, in the unit of similarity.
       num_iterations: updates of both sides (static).
       similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static).
-      chunk_size: rows held at once (static).
+      chunk_size: bank rows held at once, at most (static).
 
     Returns:
       Correction with one term that always acts.
@@ -160,7 +163,9 @@ def stream_sinkhorn_normalization(
     arrays = checks.checked_embeddings(query_bank=query_bank, gallery=gallery, **more)
     check_rows(similarity_fn, **arrays)
     dtype = numerics.accumulation_dtype(*(array.dtype for array in arrays.values()))
-    bank, *columns = (array.astype(dtype) for array in arrays.values())
+    if len({array.dtype for array in arrays.values()}) > 1:
+        arrays = {name: array.astype(dtype) for name, array in arrays.items()}
+    bank, *columns = arrays.values()
     fitted = _stream_sinkhorn(
         bank,
         jnp.concatenate(columns),
@@ -268,20 +273,16 @@ def _checked(
     return checks.converted(array, dtype), temperature, count
 
 
-def _iterate(
-    over_gallery: LogSums, over_bank: LogSums, start: jax.Array, num_iterations: int
+def _iterated(
+    update: Callable[[jax.Array], jax.Array], num_gallery: int, dtype: jnp.dtype, count: int
 ) -> Correction:
-    """The bias after both updates; potentials are kept as `temperature x log`, on the scale of s.
+    """The bias after `count` updates of both sides, from uniform potentials of the gallery.
 
-    Both functions map potentials of one side to `temperature x LSE` of the other. What is constant
-    in a potential cancels in the next update: means stand in for the marginals.
+    Potentials are kept as `temperature x log`, on the scale of s. What is constant in one cancels
+    in the next update: means stand in for the marginals.
     """
-    potential, _ = lax.scan(
-        lambda potential, _: (-over_bank(-over_gallery(potential)), None),
-        start,
-        None,
-        length=num_iterations,
-    )
+    start = jnp.zeros(num_gallery, dtype)
+    potential, _ = lax.scan(lambda potential, _: (update(potential), None), start, None, count)
     return Correction(-potential[None], None)
 
 
@@ -295,8 +296,10 @@ def _sinkhorn(
         sums = jax.nn.logsumexp(elementary.written(exponents), axis=axis)
         return temperature * (sums - jnp.log(float(similarities.shape[axis])))
 
-    start = jnp.zeros(similarities.shape[1], temperature.dtype)
-    return _iterate(partial(log_sums, axis=1), partial(log_sums, axis=0), start, num_iterations)
+    def update(potential: jax.Array) -> jax.Array:
+        return -log_sums(-log_sums(potential, axis=1), axis=0)
+
+    return _iterated(update, similarities.shape[1], temperature.dtype, num_iterations)
 
 
 @partial(jax.jit, static_argnames=("num_iterations", "similarity_fn", "chunk_size"))
@@ -309,27 +312,61 @@ def _stream_sinkhorn(
     similarity_fn: SimilarityFn,
     chunk_size: int,
 ) -> Correction:
-    def log_sums(
-        potential: jax.Array, rows: jax.Array, columns: jax.Array, function: SimilarityFn
-    ) -> jax.Array:
-        # Each row carries its potential as one more dimension, which the similarity adds on: the
-        # sums are then those of plain bank statistics.
-        def with_potential(rows: jax.Array, columns: jax.Array) -> jax.Array:
-            return function(rows[:, :-1], columns) + rows[:, -1:]
+    beta = 1 / temperature
+    num_gallery = gallery.shape[0]
+    iteration, no_rows = _iteration(beta, num_gallery), start_mean(num_gallery, beta)
+    tiling = Tiling(similarity_fn, beta.dtype, chunk_size)
 
-        rows = jnp.concatenate([rows, potential[:, None]], axis=1)
-        options: Any = {"k": 0, "similarity_fn": with_potential, "chunk_size": chunk_size}
-        return banks.bank_means(rows, columns, 1 / temperature, None, None, **options).means.bias
+    # Rematerialised: all iterations have the same similarities, and a backward pass would compute
+    # them outside of the loop, all at once.
+    @jax.checkpoint
+    def update(potential: jax.Array) -> jax.Array:
+        swept = sweep(iteration, Rows(bank), Items(gallery, potential), tiling, state=no_rows)
+        return -finish_mean(swept.items, beta).bias
 
-    def transposed(rows: jax.Array, columns: jax.Array) -> jax.Array:
-        return similarity_fn(columns, rows).T
+    return _iterated(update, num_gallery, beta.dtype, num_iterations)
 
-    return _iterate(
-        partial(log_sums, rows=gallery, columns=bank, function=transposed),
-        partial(log_sums, rows=bank, columns=gallery, function=similarity_fn),
-        jnp.zeros(gallery.shape[0], temperature.dtype),
-        num_iterations,
-    )
+
+class _Powers(NamedTuple):
+    """Of bank rows, over the items so far, each similarity with the potential of its item."""
+
+    maximum: jax.Array  # [num_rows]
+    total: jax.Array  # [num_rows] sum_g exp(beta (s + potential - maximum))
+
+
+def _iteration(beta: jax.Array, num_gallery: int) -> Pass:
+    """Items own their potential, and keep the mean of which the next one is made.
+
+    The potential of a bank row is made of all items, and enters their means at the second look. Its
+    powers need not have all digits at a small beta, as those of items do: there their rounding
+    moves all items alike.
+    """
+    rate = beta / math.log(2)
+
+    def start(rows: Chunk) -> _Powers:
+        lowest = jnp.full(rows.size, numerics.lowest(beta.dtype), beta.dtype)
+        return _Powers(lowest, jnp.zeros_like(lowest))
+
+    def add(powers: _Powers, mean: RunningMean, tile: Tile) -> tuple[_Powers, RunningMean]:
+        scores = tile.similarities + tile.own[None]
+        # The shift cancels, so its gradient is left out.
+        largest = elementary.largest_last(lax.stop_gradient(scores))
+        maximum = jnp.maximum(powers.maximum, largest)
+        added = elementary.exp2(rate * (scores - maximum[:, None]))
+        # Without a first item there is nothing to shift: from the start it would be too far.
+        moved = jnp.where(powers.total > 0, powers.maximum - maximum, 0)
+        summed = jnp.matmul(added, tile.entering, precision=numerics.matmul_precision())
+        return _Powers(maximum, powers.total * elementary.exp2(rate * moved) + summed), mean
+
+    def finish(total: None, powers: _Powers, _: Chunk) -> tuple[None, jax.Array]:
+        potential = -(powers.maximum + jnp.log(powers.total / num_gallery) / beta)
+        return total, elementary.written(potential)  # `add_rows` reads it twice
+
+    def again(potential: jax.Array, mean: RunningMean, tile: Tile) -> RunningMean:
+        scores = tile.similarities + potential[:, None]
+        return add_rows(mean, scores, beta, tile.rows.entering)
+
+    return Pass(add, start, finish, again)
 
 
 @jax.jit

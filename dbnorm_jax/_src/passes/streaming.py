@@ -1,7 +1,7 @@
 """The only chunk loop of the library: `scan_chunks` walks over the leading axis in blocks.
 
 Nested by `sweep`, the outer one over rows and the inner one over items, it holds one tile of
-similarities at a time and nothing larger.
+similarities at a time and nothing larger, but for passes that look at their tiles again.
 
 Lengths need not divide: the last block is moved back to end where the array ends, so that nothing
 is padded or copied, and `fresh` marks the rows that no earlier block has held.
@@ -28,6 +28,7 @@ class Block(NamedTuple):
     rows: Any  # pytree of [size, ...], the arrays' rows start..start+size-1
     start: jax.Array  # scalar int32
     fresh: jax.Array | None  # [size] bool, False on rows of an earlier block; None = all fresh
+    kept: Any = None  # pytree, what a walk over the same blocks before has kept of this one
 
 
 def scan_chunks(
@@ -38,28 +39,54 @@ def scan_chunks(
     `arrays` is a pytree of [length, ...], outputs one of [size, ...] with an entry per row of the
     block, or None; those of all blocks come back as [length, ...]. `chunk_size` is a hint.
     """
-    length = jax.tree.leaves(arrays)[0].shape[0]
+    carry, stacked = scan_blocks(step, carry, arrays, chunk_size)
+    return carry, in_order(stacked, _length(arrays))
+
+
+def scan_blocks(
+    step: Callable[[Any, Block], tuple[Any, Any]],
+    carry: Any,
+    arrays: Any,
+    chunk_size: int,
+    kept: Any = None,
+) -> tuple[Any, Any]:
+    """As `scan_chunks`, but of outputs of any shape, which stay one for each block.
+
+    They come back as [num_blocks, ...], and a second walk is given them as `kept`, without a copy.
+    """
+    length = _length(arrays)
     size = even_size(length, chunk_size)
     num_blocks = -(-length // size)
-    overlap = num_blocks * size - length
+    divides = num_blocks * size == length
 
     # Rematerialised: a backward pass stores carries, never tiles.
     @jax.checkpoint
-    def body(carry: Any, index: jax.Array) -> tuple[Any, Any]:
+    def body(carry: Any, numbered: tuple[jax.Array, Any]) -> tuple[Any, Any]:
+        index, kept = numbered
         start, fresh = _place(index, size, length)
         rows = jax.tree.map(lambda array: lax.dynamic_slice_in_dim(array, start, size), arrays)
-        return step(carry, Block(rows, start, fresh if overlap else None))
+        return step(carry, Block(rows, start, None if divides else fresh, kept))
 
-    carry, stacked = lax.scan(body, carry, jnp.arange(num_blocks, dtype=jnp.int32))
+    return lax.scan(body, carry, (jnp.arange(num_blocks, dtype=jnp.int32), kept))
+
+
+def in_order(stacked: Any, length: int) -> Any:
+    """Outputs of blocks, a pytree of [num_blocks, size, ...], as [length, ...]."""
 
     def unstack(blocks: jax.Array) -> jax.Array:
+        num_blocks, size = blocks.shape[:2]
         flat = blocks.reshape(num_blocks * size, *blocks.shape[2:])
+        overlap = num_blocks * size - length
         if not overlap:
             return flat
         last = (num_blocks - 1) * size
         return jnp.concatenate([flat[:last], flat[last + overlap :]])
 
-    return carry, jax.tree.map(unstack, stacked)
+    return jax.tree.map(unstack, stacked)
+
+
+def _length(arrays: Any) -> int:
+    return int(jax.tree.leaves(arrays)[0].shape[0])
 
 
 def _place(index: jax.Array, size: int, length: int) -> tuple[jax.Array, jax.Array]:

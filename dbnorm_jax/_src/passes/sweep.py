@@ -3,6 +3,7 @@
     for each chunk of rows              state = start(rows)
         for each tile of items              state, state of the items = add(both, tile)
                                         total, outputs = finish(total, state, rows)
+        for each tile of items, if asked    state of the items = again(outputs, it, tile)
 
 A `Pass` says what is kept of a tile. It is written once, and runs inside jit, on the devices of a
 mesh and over blocks of files.
@@ -18,7 +19,19 @@ from jax import lax
 
 from dbnorm_jax._src.core import numerics
 from dbnorm_jax._src.core.similarity import SimilarityFn, tile
-from dbnorm_jax._src.passes.streaming import COLUMNS, DEFAULT_CHUNK_SIZE, Block, both, scan_chunks
+from dbnorm_jax._src.passes.streaming import (
+    COLUMNS,
+    DEFAULT_CHUNK_SIZE,
+    Block,
+    both,
+    in_order,
+    scan_blocks,
+    scan_chunks,
+)
+
+# Bytes of similarities that wait for a second look; they may be more where this few rows have more.
+MOST_KEPT = 2**27
+FEWEST_ROWS = 32
 
 
 class Rows(NamedTuple):
@@ -74,6 +87,12 @@ class Tile(NamedTuple):
         """[num_items] gallery indices."""
         return self.start + lax.iota(jnp.int32, self.similarities.shape[1])
 
+    @property
+    def entering(self) -> jax.Array:
+        """[num_items] weights, 0 on items that are not valid."""
+        ones = jnp.ones(self.similarities.shape[1], self.similarities.dtype)
+        return ones if self.valid is None else jnp.where(self.valid, ones, 0)
+
 
 class Pass(NamedTuple):
     """What is kept of the tiles: of their rows, of their items, and in all.
@@ -84,11 +103,16 @@ class Pass(NamedTuple):
       start: chunk -> state of the rows before their first tile, a pytree of [size, ...].
       finish: (total, state of the rows, chunk) -> (total, outputs), when the rows have met all
         items; outputs is a pytree of [size, ...] or None. By default the state of the rows.
+      again: (outputs of the rows, state of the items, tile) -> state of the items, a second look at
+        the tiles of rows that are finished. Their similarities are kept in between, of fewer rows
+        at once where they would take more than `MOST_KEPT`. Items must be the whole gallery. None =
+        no second look.
     """
 
     add: Callable[[Any, Any, Tile], tuple[Any, Any]]
     start: Callable[[Chunk], Any] = lambda _: None
     finish: Callable[[Any, Any, Chunk], tuple[Any, Any]] = lambda total, state, _: (total, state)
+    again: Callable[[Any, Any, Tile], Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,14 +151,24 @@ def sweep(
         held = Rows(vectors, own, weights, rows.start + block.start)
         chunk = chunk_of(held, block.fresh, tiling.dtype)
         so_far = kept.start(chunk) if so_far is None else so_far
-        so_far, state = meet(kept, so_far, chunk, items, state, tiling)
+        so_far, state, similarities = meet(kept, so_far, chunk, items, state, tiling)
         total, outputs = kept.finish(total, so_far, chunk)
+        if kept.again is not None:
+            state = _meet_again(kept.again, outputs, chunk, items, state, tiling, similarities)
         return (state, total), outputs
 
     arrays = (rows.vectors, rows.own, rows.weights, rows.state)
     carry = numerics.varying_like((state, total), arrays, items[:-1])
-    (state, total), outputs = scan_chunks(add_rows, carry, arrays, tiling.chunk_size)
+    (state, total), outputs = scan_chunks(add_rows, carry, arrays, _num_rows(kept, items, tiling))
     return Swept(state, total, outputs)
+
+
+def _num_rows(kept: Pass, items: Items, tiling: Tiling) -> int:
+    """Rows of a chunk."""
+    if kept.again is None:
+        return tiling.chunk_size
+    fitting = MOST_KEPT // (len(items.vectors) * tiling.dtype.itemsize)
+    return min(tiling.chunk_size, max(FEWEST_ROWS, fitting))
 
 
 def chunk_of(rows: Rows, fresh: jax.Array | None, dtype: jnp.dtype) -> Chunk:
@@ -148,16 +182,44 @@ def chunk_of(rows: Rows, fresh: jax.Array | None, dtype: jnp.dtype) -> Chunk:
 
 def meet(
     kept: Pass, so_far: Any, rows: Chunk, items: Items, state: Any, tiling: Tiling
-) -> tuple[Any, Any]:
-    """Adds all items to the state of one chunk of rows; returns it, and the state of the items."""
+) -> tuple[Any, Any, jax.Array | None]:
+    """Adds all items to the state of one chunk of rows.
+
+    Returns it, the state of the items, and the similarities of each tile if the pass looks again.
+    """
 
     def add_items(so_far: Any, block: Block) -> tuple[Any, Any]:
-        vectors, own, valid, state = block.rows
+        vectors, *_, state = block.rows
         similarities = tile(tiling.similarity_fn, rows.vectors, vectors).astype(tiling.dtype)
-        valid = both(block.fresh, valid)
-        start = items.start + block.start
-        return kept.add(so_far, state, Tile(similarities, rows, vectors, own, valid, start))
+        so_far, state = kept.add(so_far, state, _tile(similarities, rows, items, block))
+        return so_far, (state, None if kept.again is None else similarities)
 
     arrays = (items.vectors, items.own, items.valid, state)
     so_far = numerics.varying_like(so_far, rows, arrays)
-    return scan_chunks(add_items, so_far, arrays, tiling.columns)
+    so_far, (state, similarities) = scan_blocks(add_items, so_far, arrays, tiling.columns)
+    return so_far, in_order(state, len(items.vectors)), similarities
+
+
+def _meet_again(
+    again: Callable[[Any, Any, Tile], Any],
+    outputs: Any,
+    rows: Chunk,
+    items: Items,
+    state: Any,
+    tiling: Tiling,
+    similarities: jax.Array | None,
+) -> Any:
+    """The state of the items after a second look at the tiles of one chunk of rows."""
+
+    def look(_: None, block: Block) -> tuple[None, Any]:
+        return None, again(outputs, block.rows[-1], _tile(block.kept, rows, items, block))
+
+    arrays = (items.vectors, items.own, items.valid, state)
+    _, state = scan_blocks(look, None, arrays, tiling.columns, similarities)
+    return in_order(state, len(items.vectors))
+
+
+def _tile(similarities: jax.Array, rows: Chunk, items: Items, block: Block) -> Tile:
+    vectors, own, valid, _ = block.rows
+    valid = both(block.fresh, valid)
+    return Tile(similarities, rows, vectors, own, valid, items.start + block.start)
