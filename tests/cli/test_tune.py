@@ -90,10 +90,7 @@ def test_trust_banks_is_of_auto(call, tmp_path):
     bank = ("--query-bank", "query_bank.npy")
     fit = ("fit", "gallery.npy", *bank, "--method", "is", "--output", tmp_path / "c.npz")
     for arguments, expected in (
-        (
-            ("fit", "gallery.npy", *bank, "--method", "is", "--output", tmp_path / "c.npz"),
-            "--method",
-        ),
+        (fit, "--method auto"),
         (("evaluate", "queries.npy", "gallery.npy", *bank), "auto among the methods"),
         (("inspect", "gallery.npy", *bank), "auto among the methods"),
         (("inspect", "--demo", "--method", "auto"), "no data beside it"),
