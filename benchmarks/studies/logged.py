@@ -24,7 +24,7 @@ import numpy as np
 import dbnorm_jax as dbn
 from benchmarks.studies import error_rate, pieces
 from benchmarks.studies.significance import holm, interval_over, loss
-from benchmarks.studies.tuning import Cell
+from benchmarks.studies.tuning import Cell, chosen
 from dbnorm_jax._cli.reading.arrays import read_set
 from dbnorm_jax._cli.reading.sets import EvaluationSet, reversed_set
 
@@ -66,15 +66,13 @@ def logged(test: EvaluationSet, size: int | None, seed: int) -> EvaluationSet:
 def run_draw(test: EvaluationSet, seed: int) -> Draw:
     """Every method on one log."""
     gallery, log = test.gallery, test.query_bank
-    chosen, choice = dbn.auto(
-        gallery=gallery, query_bank=log, pairs=test.bank_pairs, seed=seed, return_choice=True
-    )
+    correction, choice = chosen(test, seed)
     largest = {k: dbn.stream_largest_similarities(log, gallery, k=k) for k in (10, 128)}
     statistics = dbn.stream_bank_statistics(log, gallery, beta=20.0)
     own = dbn.stream_bank_statistics(gallery, gallery, beta=1.0, exclude=np.arange(len(gallery)))
     corrections = (
         None,
-        chosen,
+        correction,
         dbn.baselines.csls(largest[10]),
         dbn.baselines.nearest_neighbor_normalization(largest[128], weight=0.75),
         dbn.inverted_softmax(statistics),

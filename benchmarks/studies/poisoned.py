@@ -32,6 +32,7 @@ import numpy as np
 import dbnorm_jax as dbn
 from benchmarks.studies.demand import demanded
 from benchmarks.studies.error_rate import wilson
+from benchmarks.studies.tuning import chosen
 from benchmarks.support import environment
 from dbnorm_jax._cli.reading.arrays import read_set
 from dbnorm_jax._cli.reading.emoji_names import emoji_names
@@ -166,15 +167,7 @@ class Outcome(NamedTuple):
 
 def outcome(test: EvaluationSet, victims: np.ndarray, seed: int) -> Outcome:
     """R@1 and the worst victim under raw, the choice without the check, and the choice."""
-    correction, choice = dbn.auto(
-        gallery=test.gallery,
-        query_bank=test.query_bank,
-        gallery_bank=test.gallery_bank,
-        pairs=test.bank_pairs,
-        seed=seed,
-        trust_banks=True,
-        return_choice=True,
-    )
+    correction, choice = chosen(test, seed, trust_banks=True)
     raw, before = (
         np.asarray(dbn.metrics.stream_ranks(test.queries, test.gallery, test.relevant, each))
         for each in (None, correction)

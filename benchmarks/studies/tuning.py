@@ -115,17 +115,25 @@ def _label(size: int | None) -> str:
     return "all" if size is None else str(size)
 
 
-def run_draw(test: EvaluationSet, seed: int) -> Draw:
-    """Chooses, fits and ranks; and ranks under every candidate."""
-    assert test.gallery_bank is not None
-    correction, choice = dbn.auto(
+def chosen(
+    test: EvaluationSet, seed: int, *, trust_banks: bool = False
+) -> tuple[dbn.Correction, dbn.tuning.Choice]:
+    """What `auto` makes of the banks of a set."""
+    return dbn.auto(
         gallery=test.gallery,
         query_bank=test.query_bank,
         gallery_bank=test.gallery_bank,
         pairs=test.bank_pairs,
         seed=seed,
+        trust_banks=trust_banks,
         return_choice=True,
     )
+
+
+def run_draw(test: EvaluationSet, seed: int) -> Draw:
+    """Chooses, fits and ranks; and ranks under every candidate."""
+    assert test.gallery_bank is not None
+    correction, choice = chosen(test, seed)
     right = as_rows(test.relevant, (len(test.queries), len(test.gallery)))
     found = dbn.metrics.stream_ranks(test.queries, test.gallery, right, correction)
     spreads = np.asarray(choice.spreads)

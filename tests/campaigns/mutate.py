@@ -33,7 +33,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 SOURCES = pathlib.Path("dbnorm_jax", "_src")
 EXPLAINED = pathlib.Path(__file__).with_name("mutants_explained.json")
 
-# Module -> its test files, the likeliest to notice first; `file::test` also where that is slow.
+# Module -> its test files with their slow tests, or single tests, the likeliest to notice first.
 TESTS = {
     "core/checks": (
         "laws/bad_input statistics/bank retrieval/metrics places/mesh/mesh "
@@ -85,7 +85,7 @@ TESTS = {
     "places/disk/rows": "places/disk/out_of_core cli/formats",
     "places/disk/search": "places/disk/out_of_core",
     "places/mesh/drive": "places/mesh/mesh",
-    "places/mesh/exchange": "places/mesh/mesh places/mesh/mesh::test_other_gates",
+    "places/mesh/exchange": "places/mesh/mesh",
     "places/mesh/layout": "places/mesh/mesh",
     "retrieval/gain": "retrieval/gain laws/bad_input",
     "retrieval/growing": "retrieval/growing",
@@ -206,8 +206,6 @@ def _run_here(
         jax.config.update("jax_compilation_cache_dir", None)
     listener = Listener(order)
     options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    if "::" not in file:
-        options += ["-m", "not slow"]
     options += ["-W", "ignore:Module already imported"]
     code = pytest.main([*options, file], plugins=[listener])
     found = {"code": int(code), "failed": listener.failed, "seconds": listener.seconds}

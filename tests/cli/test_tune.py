@@ -53,7 +53,7 @@ def test_tune_prints_and_writes(call, tmp_path):
 
 
 def test_a_poisoned_bank_keeps_raw_unless_it_is_trusted(call, tmp_path):
-    """Said by every command that chooses: tune, fit and evaluate."""
+    """Said by every command that chooses: tune, fit, evaluate and inspect."""
     query_bank, gallery = np.load("query_bank.npy"), np.load("gallery.npy")
     wrong = np.arange(0, SIZE, 2)
     query_bank[wrong] = gallery[wrong]
@@ -64,17 +64,21 @@ def test_a_poisoned_bank_keeps_raw_unless_it_is_trusted(call, tmp_path):
     fit = ("fit", "gallery.npy", "--query-bank", path, *banks, "--method", "auto")
     known = ("queries.npy", "gallery.npy", "--query-bank", path, *banks)
     output = tmp_path / "correction.npz"
-    for arguments in (
-        (*tune, "--bank-pairs", "rows"),
-        (*fit, "--output", output),
-        ("evaluate", *known, "--methods", "auto"),
-    ):
-        code, out, err = call(*arguments)
-        assert (code, err) == (0, "")
-        told = " ".join(out.split())
-        assert "raw: queries of the bank lie on wrong items" in told
-        assert "queries of the bank lie on other items than their own" in told
-    assert not dbn.load(output).bias.any()
+    inspect = ("inspect", "gallery.npy", "--query-bank", path, *banks, "--method", "auto")
+    commands = {
+        "tune": (*tune, "--bank-pairs", "rows"),
+        "fit": (*fit, "--output", output, "--force"),
+        "evaluate": ("evaluate", *known, "--methods", "auto"),
+        "inspect": (*inspect, "--beta-query", 20),
+    }
+    for name, arguments in commands.items():
+        for trust in ([], ["--trust-banks"]):
+            code, out, err = call(*arguments, *trust)
+            assert (code, err) == (0, "")
+            told = " ".join(out.split())
+            assert ("raw: queries of the bank lie on wrong items" in told) == (not trust), name
+            assert "queries of the bank lie on other items than their own" in told, name
+            assert name != "fit" or dbn.load(output).bias.any() == bool(trust)
     code, out, _ = call(*tune, "--bank-pairs", "rows", "--trust-banks", "--json")
     content = json.loads(out)
     assert content["num_held_out"] == SIZE
@@ -83,10 +87,19 @@ def test_a_poisoned_bank_keeps_raw_unless_it_is_trusted(call, tmp_path):
 
 
 def test_trust_banks_is_of_auto(call, tmp_path):
-    fit = ("fit", "gallery.npy", "--query-bank", "query_bank.npy", "--method", "is")
-    code, _, err = call(*fit, "--trust-banks", "--output", tmp_path / "c.npz")
-    assert code == 2
-    assert "--trust-banks: expected --method auto, got another" in err
+    bank = ("--query-bank", "query_bank.npy")
+    fit = ("fit", "gallery.npy", *bank, "--method", "is", "--output", tmp_path / "c.npz")
+    for arguments, expected in (
+        (fit, "--method auto"),
+        (("evaluate", "queries.npy", "gallery.npy", *bank), "auto among the methods"),
+        (("inspect", "gallery.npy", *bank), "auto among the methods"),
+        (("inspect", "--demo", "--method", "auto"), "no data beside it"),
+        (("tune", *BANKS), "--bank-pairs"),
+    ):
+        code, _, err = call(*arguments, "--trust-banks")
+        assert code == 2
+        assert "--trust-banks" in err
+        assert f"expected {expected}" in err
 
 
 def test_tune_without_pairs_keeps_raw(call):

@@ -73,6 +73,34 @@ def test_other_floats_have_the_powers_of_jax():
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("function", [elementary.scaled_exp2, elementary._scaled_exp2])
+@pytest.mark.parametrize("rate", [1e-37, 1e-3, 1.0, 30.0])
+def test_scaled_powers_less_nothing_or_their_unit(function, dtype, rate):
+    """As processors have them and as others do; all digits, also where `rate d` vanishes."""
+    sizes = np.geomspace(1e-4, 125, 1001) * min(1, 1 / rate)
+    d = np.concatenate([-sizes, [0], sizes]).astype(dtype)
+    special = np.array([np.nan, -200 / max(rate, 1e-30)], dtype)
+    with jax.enable_x64(True):
+
+        def found(unit, less, d=d):
+            numbers = (jnp.asarray(number, dtype) for number in (rate, unit, less))
+            result = jax.jit(function)(d, *numbers)
+            assert result.dtype == dtype
+            return np.asarray(result, np.longdouble)
+
+        powers, above = found(1, 0), found(1 / rate, 1 / rate)
+        if rate > 1e-30:
+            np.testing.assert_allclose(found(1, 0, special), [np.nan, 0], atol=1e-45)
+            np.testing.assert_allclose(found(3, 3, special), [np.nan, -3], rtol=1e-6)
+    rate, unit = (np.asarray(number, dtype).astype(np.longdouble) for number in (rate, 1 / rate))
+    x, eps = np.log(np.longdouble(2)) * rate * d, np.finfo(dtype).eps
+    # A power is as far off as its argument is rounded, which is |x| times as much.
+    bound = (4 + np.abs(x)) * eps
+    assert (np.abs(powers - np.exp(x)) <= bound * np.exp(x)).all()
+    assert (np.abs(above - np.expm1(x) * unit) <= bound * np.abs(np.expm1(x) * unit)).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_logarithms_of_1_and_more_are_within_2_ulp(dtype):
     """On all of its range, where those of JAX have lost seven bits of float64."""
     sizes = np.geomspace(1e-30, 0.99, 20_001)

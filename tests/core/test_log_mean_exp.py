@@ -79,6 +79,19 @@ def test_weights_of_all_sizes_are_right(seed, beta, num_rows):
     assert_right(found, similarities, list(weights))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("beta", [1.0, 20.0, [1.0, 20.0, 700.0]])
+def test_rows_of_weight_0_may_be_above_the_others_by_any_amount(beta, dtype):
+    """Also where their power is just beyond the range of its dtype."""
+    exponents = np.concatenate([np.linspace(0, 900, 7201), 10.0 ** np.arange(3, 19)])
+    above = np.concatenate([exponents / one for one in np.ravel(beta)])
+    with jax.enable_x64(True):
+        similarities = np.stack([np.zeros_like(above), above, -np.ones_like(above)]).astype(dtype)
+        found = dbn.bank_statistics(similarities, beta=beta, weights=[1.0, 0.0, 1.0])
+        expected = dbn.bank_statistics(similarities[::2], beta=beta)
+        np.testing.assert_allclose(found.bias, expected.bias, atol=4 * np.finfo(dtype).eps)
+
+
 @pytest.mark.parametrize("scale", [1.0, 123.4, 5678.9, 1e6])
 @pytest.mark.parametrize("beta", [1e-3, 20.0, 1e4, 1e8])
 def test_responsibilities_are_shares_at_every_beta(beta, scale):

@@ -51,6 +51,7 @@ def demo(source: str, target: str, seed: int, output: Path, force: bool) -> None
     "gt_indices. Left out: row i belongs to row i if the counts agree.",
 )
 @options.bank_pairs("What `auto` chooses by; without them it keeps raw.")
+@options.trust_banks()
 @options.labels()
 @options.similarity(default=None)
 @options.betas()
@@ -142,6 +143,7 @@ def tune(**values: Any) -> None:
 @click.option("--method", default="is", help="The correction, written as for evaluate --methods.")
 @options.betas()
 @options.bank_pairs("For --method auto, and to screen corrected scores.")
+@options.trust_banks()
 @click.option("--top", default=10, type=click.IntRange(min=1), help="Hubs and others to list.")
 @click.option(
     "--false-alarm-rate",

@@ -50,6 +50,7 @@ class Shared:
     gallery_bank: str | None = None
     relevant: str | None = None
     bank_pairs: str | None = None
+    trust_banks: bool = False
     labels: str | None = None
     bank_labels: str | None = None
     query_labels: str | None = None
@@ -87,6 +88,7 @@ def run(request: Request) -> None:
     methods = chosen_methods(request)
     for name in given(request, *DEFAULT_BETAS):
         check_taken(request, name, methods)
+    check_trust(request, methods)
     sink = sink_of(request, names=FILES)
     with Progress(count_steps(methods) + (sink is not None) * NUM_STEPS) as progress:
         test = _read(request)
@@ -177,6 +179,13 @@ def check_taken(request: Shared, option: str, methods: Sequence[Method]) -> None
         )
 
 
+def check_trust(request: Shared, methods: Sequence[Method]) -> None:
+    """Raises where banks are to be trusted and `auto`, which alone asks, is not there."""
+    if request.trust_banks and all(method.kind != "auto" for method in methods):
+        found = ", ".join(method.label for method in methods)
+        raise ValueError(f"--trust-banks: expected auto among the methods, got {found}; name it")
+
+
 def chosen_methods(request: Request) -> list[Method]:
     """The methods asked for with their parameters, checked."""
     text = ",".join(DEFAULT) if request.methods is None else request.methods
@@ -254,7 +263,7 @@ def read_files(
     else:
         truth = {"relevant": request.relevant, "bank_pairs": request.bank_pairs}
         test = read_embeddings(named, request.measure, **truth)
-    return with_labels(test, request)
+    return dataclasses.replace(with_labels(test, request), trust_banks=request.trust_banks)
 
 
 def _read_matrices(request: Request) -> SimilaritySet:

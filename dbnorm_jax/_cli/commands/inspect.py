@@ -44,6 +44,7 @@ def run(request: Request) -> None:
     unused = ["beta_gallery", *["beta_query"] * (method.beta_query is not None)]
     for name in given(request, *unused):
         evaluate.check_taken(request, name, [method])
+    evaluate.check_trust(request, [method])
     screened = request.gallery_bank is not None and method.about.by_statistics
     if request.bank_pairs is not None and method.kind != "auto" and not screened:
         raise ValueError(
@@ -82,7 +83,7 @@ def _check_combination(request: Request) -> None:
     """Which options go together, before any file is opened."""
     others = given(request, "query_bank", "gallery_bank", "queries", "relevant", "bank_pairs")
     beside = others + given(request, "labels", "bank_labels", "query_labels", "similarity")
-    beside += ["a file"] * (request.file is not None)
+    beside += given(request, "trust_banks") + ["a file"] * (request.file is not None)
     check(
         (
             request.demo and beside,

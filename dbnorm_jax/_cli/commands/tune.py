@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 import dbnorm_jax as dbn
+from dbnorm_jax._cli.commands.options import given
 from dbnorm_jax._cli.measuring.sources import in_memory
 from dbnorm_jax._cli.reading import large, sets
 from dbnorm_jax._cli.reading.arrays import read_pairs, read_together
@@ -38,10 +39,11 @@ class Request:
 
 def run(request: Request) -> None:
     """Checks, reads, chooses, prints and, with --output, writes."""
-    if request.seed is not None and request.bank_pairs is None:
-        raise ValueError(
-            "--seed: expected --bank-pairs, which folds are made of, got none; leave it out"
-        )
+    for option in given(request, "seed", "trust_banks"):
+        if request.bank_pairs is None:
+            raise ValueError(
+                f"{option}: expected --bank-pairs, which are held out, got none; leave it out"
+            )
     sink = sink_of(request, suffixes=(".npz",))
     found = read_together(
         {

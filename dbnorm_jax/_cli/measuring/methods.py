@@ -33,6 +33,7 @@ def _auto(source: Any) -> tuple[dbn.Correction, dbn.tuning.Choice]:
         gallery_bank=source.gallery_bank,
         pairs=source.bank_pairs,
         similarity_fn=source.similarity_fn,
+        trust_banks=source.test.trust_banks,
     )
     if choice.name == "raw":
         return dbn.Correction(jnp.zeros((1, len(source.gallery))), None), choice

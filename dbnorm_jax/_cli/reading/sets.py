@@ -68,6 +68,7 @@ class EvaluationSet:
     gallery_bank: Rows | None = None
     relevant: Csr | None = None  # the right gallery rows of each query; None: nothing is known
     bank_pairs: Integers | None = None  # the gallery-bank row of each query-bank row, -1 for none
+    trust_banks: bool = False  # whether `auto` corrects although they look wrong
     similarity: str = "cosine"  # or "dot" or "euclidean"
     query_labels: tuple[str, ...] | None = None
     gallery_labels: tuple[str, ...] | None = None

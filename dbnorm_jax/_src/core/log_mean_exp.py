@@ -126,7 +126,7 @@ def add_rows(
 
     # Rows that do not count may be above the maximum, and by any amount.
     apart = similarities - maximum[None]
-    apart = jnp.where(beta.max() * apart > _LARGEST_EXPONENT, 0, apart)
+    apart = jnp.where(beta.max() / math.log(2) * apart > _LARGEST_EXPONENT, 0, apart)
     sums = partial(_sums, apart=apart, weights=weights, valid=valid, mass=lax.stop_gradient(mass))
 
     if beta.ndim:

@@ -29,6 +29,7 @@ from dbnorm_jax._src.files import binary
 FORMAT_VERSION = 3
 _HEADER = "header"
 _LARGEST_HEADER = 2**20
+LARGEST_PROVENANCE = _LARGEST_HEADER // 8  # characters, of which each may take several bytes
 _BROKEN = "the file is damaged: copy or write it again"
 
 Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]

@@ -16,8 +16,8 @@ from typing import Any
 from dbnorm_jax._src.core import checks
 from dbnorm_jax._src.core.similarity import SIMILARITY_FUNCTIONS
 from dbnorm_jax._src.core.text import excerpt
+from dbnorm_jax._src.files.archives import LARGEST_PROVENANCE
 
-_MOST_CHARACTERS = 2**17
 _MOST_LEVELS = 100  # reading is recursive, from wherever it is called
 _REMEDY = "write what out_of_core.fingerprint returns, or leave the entry out"
 
@@ -36,9 +36,9 @@ def plain(provenance: Mapping[str, Any] | None) -> dict[str, Any] | None:
         raise checks.BadTypeError(
             "provenance", f" must hold text, numbers, lists and dicts only: {error}"
         ) from None
-    if len(text) > _MOST_CHARACTERS:
+    if len(text) > LARGEST_PROVENANCE:
         raise checks.BadValueError(
-            "provenance", f" must have at most {_MOST_CHARACTERS} characters, got {len(text)}"
+            "provenance", f" must have at most {LARGEST_PROVENANCE} characters, got {len(text)}"
         )
     return found
 
