@@ -37,7 +37,7 @@ def assert_right(statistics, similarities, weights=None, roundings=16):
     few = roundings * EPS * largest
     assert np.abs(found - bias).max() <= few
     present = np.asarray(similarities, np.float64)[
-        np.asarray(weights) > 0 if weights else slice(None)
+        slice(None) if weights is None else np.asarray(weights) > 0
     ]
     assert (found <= present.max(axis=0) + few).all()
     assert (found >= present.min(axis=0) - few).all()
@@ -90,6 +90,21 @@ def test_rows_of_weight_0_may_be_above_the_others_by_any_amount(beta, dtype):
         found = dbn.bank_statistics(similarities, beta=beta, weights=[1.0, 0.0, 1.0])
         expected = dbn.bank_statistics(similarities[::2], beta=beta)
         np.testing.assert_allclose(found.bias, expected.bias, atol=4 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("heavy", [1e-6, 1e6])
+@pytest.mark.parametrize("step", [2, 16, 32])
+def test_rows_that_stand_out_at_regular_distances(step, heavy):
+    # A few rows of a tile, those at 0, step, 2 step..., tell how its sums are made: they are unlike
+    # the others here, and of another weight.
+    random = np.random.default_rng(step)
+    similarities = random.uniform(-1.0, -0.9, (1024, 3)).astype(np.float32)
+    similarities[::step] = random.uniform(0.999, 1.0, (1024 // step, 3))
+    weights = np.ones(1024, np.float32)
+    weights[::step] = heavy
+    for beta in (1e-3, 5.0, 20.0, 200.0):
+        statistics = dbn.bank_statistics(similarities, beta=beta, weights=weights)
+        assert_right(statistics, similarities, weights)
 
 
 @pytest.mark.parametrize("scale", [1.0, 123.4, 5678.9, 1e6])
