@@ -442,6 +442,24 @@ def test_a_signal_ends_the_command_as_ctrl_c_does(name, output, call, folder, se
     assert {*folder.iterdir()} == before
 
 
+def test_a_signal_is_told_from_the_error_that_an_import_makes_of_it(call, monkeypatch):
+    """A compiled module that meets it while it is imported fails with an ImportError."""
+
+    def importing(_):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except BaseException as error:
+            raise ImportError("encountered an error while initializing") from error
+
+    monkeypatch.setattr(main, "_run", importing)
+    handler = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        code, _, err = call("search", "queries.npy", "gallery.npy")
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert (code, err) == (143, "dbnorm: ended by SIGTERM\n")
+
+
 @pytest.mark.parametrize("ignored", [True, False])
 def test_signals_of_others_stay_theirs(ignored, call, folder, sending):
     """As under nohup, or in a program that calls `main`."""

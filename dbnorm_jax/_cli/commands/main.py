@@ -58,13 +58,14 @@ def _ending() -> Iterator[None]:
     Those that somebody else handles or ignores (nohup) stay theirs. Only the main thread may ask.
     """
     ended = -math.inf
+    asked: _EndedError | None = None
 
     def end(number: int, _: FrameType | None) -> None:
-        nonlocal ended
+        nonlocal ended, asked
         now = time.monotonic()
         if now - ended > _CLEANING_S:
-            ended = now
-            raise _EndedError(number)
+            ended, asked = now, _EndedError(number)
+            raise asked
 
     in_main = threading.current_thread() is threading.main_thread()
     ours = [each for each in _ENDS if in_main and signal.getsignal(each) == signal.SIG_DFL]
@@ -72,6 +73,11 @@ def _ending() -> Iterator[None]:
         signal.signal(each, end)
     try:
         yield
+    except Exception:
+        # A compiled module that is just being imported makes an ImportError of it.
+        if asked is not None:
+            raise asked from None
+        raise
     finally:
         for each in ours:
             signal.signal(each, signal.SIG_DFL)
