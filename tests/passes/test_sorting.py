@@ -100,6 +100,27 @@ def test_streamed_equals_dense(k, entries, chunk_size):
     np.testing.assert_allclose(found.values, by_numpy(similarities, k), atol=1e-6)
 
 
+@pytest.mark.parametrize("num_parts", [2, 3])
+@pytest.mark.parametrize("network", [True, False])
+def test_parts_of_a_gallery_are_the_whole(num_parts, network, monkeypatch):
+    bank, gallery = unit_rows(6, 9, 4), unit_rows(7, 23, 4)
+    exclude = jnp.stack([jnp.arange(9), jnp.full(9, 22)], axis=1)
+    monkeypatch.setattr(selection, "suits_network", lambda *_: network)
+
+    def largest(bank, gallery):
+        find = partial(columns.nearest_bank_items, k=3, similarity_fn=dbn.dot_product)
+        return find(bank, gallery, exclude, jnp.arange(9) < 8, chunk_size=8).values
+
+    def found():
+        values, pull = jax.vjp(largest, bank, gallery)
+        return values, *pull(values)
+
+    whole = found()
+    monkeypatch.setattr(columns, "_AT_ONCE", -(-23 // num_parts) + 1)
+    for one, other in zip(found(), whole, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
 @pytest.mark.usefixtures("_always")
 def test_not_a_number_is_none():
     matrix = np.array([[np.nan, 1.0], [2.0, np.nan], [np.nan, 3.0]], np.float32)

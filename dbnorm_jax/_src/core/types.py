@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from dbnorm_jax._src.core import checks
 from dbnorm_jax._src.core.log_mean_exp import Means
@@ -130,10 +131,19 @@ class LargestSimilarities:
     @property
     def mean(self) -> jax.Array:
         """[..., num_gallery], mean of the places filled; NaN where none is."""
-        filled = self.values > -jnp.inf
-        count = filled.sum(axis=-2).astype(self.values.dtype)
-        total = jnp.where(filled, self.values, 0).sum(axis=-2)
+        # Place by place: a masked sum over all of them writes copies of them first.
+        places = jnp.moveaxis(self.values, -2, 0)
+        none = jnp.zeros_like(places[0])
+        (total, count), _ = lax.scan(_add_filled, (none, none), places)
         return jnp.where(count > 0, total / jnp.where(count > 0, count, 1), jnp.nan)
+
+
+def _add_filled(
+    so_far: tuple[jax.Array, jax.Array], values: jax.Array
+) -> tuple[tuple[jax.Array, jax.Array], None]:
+    total, count = so_far
+    filled = values > -jnp.inf
+    return (total + jnp.where(filled, values, 0), count + filled.astype(count.dtype)), None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,5 +1,6 @@
 """The k largest similarities of each column, by a search or by a sorting network."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,9 @@ from dbnorm_jax._src.passes.sweep import Chunk, Items, Pass, Rows, Tile, Tiling,
 _ROWS = 1024
 _ITEMS = 256
 _ROWS_PER_PLACE = 192
+# Items whose lists are made at once: each is held three times or four while it is made, and the
+# lists of a large gallery, k numbers per item, can outweigh its embeddings.
+_AT_ONCE = 2**13
 
 
 def nearest_bank_items(
@@ -41,7 +45,7 @@ def nearest_bank_items(
         return ask(gallery, bank, None, exclude=exclude, valid=valid).values[:, 0].T
 
     if bank.shape[0] > _ROWS_PER_PLACE * k or not selection.suits_network(k, gallery.shape[0]):
-        return LargestSimilarities(by_search(bank, gallery, exclude, valid))
+        return LargestSimilarities(_by_parts(by_search, bank, gallery, exclude, valid, k=k))
     by_network = partial(_by_network, k=k, similarity_fn=similarity_fn, chunk_size=chunk_size)
 
     @jax.custom_jvp
@@ -53,7 +57,34 @@ def nearest_bank_items(
         masks = primals[2:]
         return jax.jvp(lambda *rows: by_search(*rows, *masks), primals[:2], tangents[:2])
 
-    return LargestSimilarities(largest(bank, gallery, exclude, valid))
+    return LargestSimilarities(_by_parts(largest, bank, gallery, exclude, valid, k=k))
+
+
+def _by_parts(
+    largest: Callable[..., jax.Array],
+    bank: jax.Array,
+    gallery: jax.Array,
+    exclude: jax.Array | None,
+    valid: jax.Array | None,
+    *,
+    k: int,
+) -> jax.Array:
+    """[k, num_gallery] of `largest`, asked of a part of the gallery after the other."""
+    num_gallery = gallery.shape[0]
+    size = min(num_gallery, _AT_ONCE)
+    if size == num_gallery:
+        return largest(bank, gallery, exclude, valid)
+
+    def add_items(number: jax.Array, found: jax.Array) -> jax.Array:
+        # The last ones overlap those before.
+        start = jnp.minimum(number * size, num_gallery - size)
+        items = lax.dynamic_slice_in_dim(gallery, start, size)
+        here = largest(bank, items, None if exclude is None else exclude - start, valid)
+        return lax.dynamic_update_slice_in_dim(found, here, start, axis=1)
+
+    dtype = numerics.accumulation_dtype(bank.dtype, gallery.dtype)
+    empty = numerics.varying_like(jnp.zeros((k, num_gallery), dtype), bank, gallery, exclude, valid)
+    return lax.fori_loop(0, -(-num_gallery // size), add_items, empty)
 
 
 def largest_pass(k: int, dtype: jnp.dtype) -> Pass:
