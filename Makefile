@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test test-floor test-newest test-optimized test-slow lint types docs dist bench bench-gpu bench-tpu benchmark clean
 
-demo: $(VENV)/.installed-cli
+demo: $(VENV)/.installed-demo
 	$(BIN)/dbnorm demo --force
 
 TESTS := -m pytest -n auto --dist loadfile --no-loadscope-reorder

@@ -5,7 +5,8 @@ import shlex
 # As in pyproject.toml, an extra each. Where a package is missing, its own name is what always
 # installs: from a checkout, beside a wheel and beside a release.
 _EXTRAS = (
-    {"click": ">=8.2", "rich": ">=13.9", "matplotlib": ">=3.10", "emoji": "==2.16.*"},
+    {"click": ">=8.2", "rich": ">=13.9", "matplotlib": ">=3.10"},
+    {"emoji": "==2.16.*"},
     {"safetensors": ">=0.4.5"},
     {"pyarrow": ">=17"},
 )
