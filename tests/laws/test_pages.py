@@ -109,6 +109,32 @@ def test_make_targets_exist():
             assert set(targets) <= known, page
 
 
+WORKFLOWS = {path.name: path for path in (ROOT / ".github" / "workflows").glob("*.yml")}
+
+
+@pytest.mark.skipif(not WORKFLOWS, reason="not in the source archive")
+def test_workflows_run_what_is_there():
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    known = set(re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[1].split())
+    run = set()
+    for name, path in WORKFLOWS.items():
+        text = path.read_text("utf-8")
+        for line in re.findall(r"make (.+)$", text, re.MULTILINE):
+            words = re.sub(r"\$\{\{.*?\}\}", "", line).split()
+            targets = {word for word in words if "=" not in word}
+            assert targets <= known, name
+            run |= targets
+        for targets in re.findall(r"target: \[(.*)\]", text):
+            assert set(targets.split(", ")) <= known, name
+            run |= {*targets.split(", ")}
+        for folder in re.findall(r"\btests/\w+", text):
+            assert (ROOT / folder).is_dir(), name
+    ci = (ROOT / ".ci" / "run").read_text("utf-8")
+    assert {
+        *re.findall(r"test(?:-\w+)?", " ".join(re.findall(r"make (.+)$", ci, re.MULTILINE)))
+    } <= run
+
+
 def test_no_page_fits_to_the_queries_it_asks():
     """Names of files mean the same on all pages: a bank of one is no test of another."""
     banks, asked = set(), set()
