@@ -14,12 +14,13 @@ chose is fitted with the whole banks and ranked on the test.
     guard 0.05        that among candidates proven better than raw at this level: what `auto` does
     ... of roots      the guard's test on signed square roots of the gains: less weight for the rest
 
+The oracle is debiased (`significance.oracle`), and standard errors are clustered by set.
+
 The second table is of simulated sets on which nothing is to be gained
 (`benchmarks.studies.error_rate`): there a guard is what keeps from losing.
 """
 
 import itertools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -28,7 +29,7 @@ import numpy as np
 
 import dbnorm_jax as dbn
 from benchmarks.studies import error_rate, pieces
-from benchmarks.studies.significance import holm, loss
+from benchmarks.studies.significance import clustered, holm, loss, oracle, set_of
 from benchmarks.studies.tuning import FIXED, Cell, candidate_ranks
 from dbnorm_jax._cli.reading.sets import EvaluationSet
 from dbnorm_jax._src.core.relevance import as_rows
@@ -74,7 +75,7 @@ class Draw(NamedTuple):
     raw: np.ndarray  # [num_queries] bool, right item first
     hits: np.ndarray  # [num_rules, num_queries] bool
     kept_raw: np.ndarray  # [num_rules] bool
-    oracle: float  # points of R@1 that the best candidate gains on the test
+    oracles: np.ndarray  # [2] points of R@1 that the best candidate gains on the test, and debiased
 
 
 def run_draw(test: EvaluationSet, seed: int) -> Draw:
@@ -101,8 +102,9 @@ def run_draw(test: EvaluationSet, seed: int) -> Draw:
     relevant = as_rows(test.relevant, (len(test.queries), len(test.gallery)))
     found = candidate_ranks(test, relevant, *spreads)
     hits = found[: len(found) - len(FIXED), ~np.isnan(found[0])] <= 1
-    gains = hits.mean(axis=1) - hits[0].mean()
-    return Draw(hits[0], hits[rows], np.array(rows) == 0, 100 * float(gains.max()))
+    best = oracle(100.0 * hits - 100.0 * hits[0])
+    oracles = np.array([best.plain, best.debiased])
+    return Draw(hits[0], hits[rows], np.array(rows) == 0, oracles)
 
 
 def choose(rule: Rule, ranks: np.ndarray, groups: np.ndarray, standard: int, seed: int) -> int:
@@ -141,22 +143,27 @@ def print_report(cells: dict[Cell, list[Draw]], title: str) -> None:
     }
     rows = np.array(list(gains.values()))
     kept = np.array([np.mean([d.kept_raw for d in found], axis=0) for found in cells.values()])
-    oracle = float(np.mean([np.mean([d.oracle for d in found]) for found in cells.values()]))
-    print(f"\n{title}: {len(cells)} cells; the oracle gains {oracle:+.2f}")
+    plain, debiased = np.mean(
+        [np.mean([d.oracles for d in found], axis=0) for found in cells.values()], axis=0
+    )
+    sets = [set_of(name) for name, _ in cells]
+    print(
+        f"\n{title}: {len(cells)} cells of {len(set(sets))} sets; the oracle gains {plain:+.2f}, "
+        f"debiased {debiased:+.2f}"
+    )
     print(
         f"{'':34}{'mean':>7}{'worst':>8}{'below raw':>11}{'significantly':>15}{'raw kept':>10}"
         f"{'less ' + BASE:>34}"
     )
     base = rows[:, [*RULES].index(BASE)]
     for place, name in enumerate(RULES):
-        row, apart = rows[:, place], rows[:, place] - base
-        error = apart.std(ddof=1) / math.sqrt(len(apart)) if len(apart) > 1 else math.nan
+        row, apart = rows[:, place], clustered(rows[:, place] - base, sets)
         losses = holm(
             [loss((draw.raw, draw.hits[place]) for draw in found) for found in cells.values()]
         )
         print(
             f"{name:34}{row.mean():+7.2f}{row.min():+8.2f}{(row < -1e-9).sum():11d}{losses:15d}"
-            f"{kept[:, place].mean():10.0%}{f'{apart.mean():+.2f} ± {error:.2f}':>34}"
+            f"{kept[:, place].mean():10.0%}{f'{apart.value:+.2f} ± {apart.error:.2f}':>34}"
         )
 
 

@@ -17,7 +17,10 @@ the test queries, with the whole banks.
     error      root of the mean square of that
     follows    correlation over candidates
     at choice  bias at the candidate of the highest estimate
-    regret     what that candidate gains less on the test than the best one
+    regret     what that candidate gains less on the test than the best one, less the luck of the
+               latter (`significance.oracle`)
+
+Standard errors are clustered by set.
 """
 
 import dataclasses
@@ -31,6 +34,7 @@ import numpy as np
 
 import dbnorm_jax as dbn
 from benchmarks.studies import pieces
+from benchmarks.studies.significance import clustered, oracle, set_of
 from benchmarks.studies.tuning import FIXED, Cell, candidate_ranks
 from dbnorm_jax._cli.reading.sets import EvaluationSet
 from dbnorm_jax._src.core.relevance import as_rows
@@ -57,16 +61,23 @@ def run_draw(test: EvaluationSet, seed: int) -> Draw:
         folds.spread(bank, jnp.asarray(test.gallery), none[: len(bank)], dbn.dot_product)
         for bank in (test.query_bank, _gallery_bank(test))
     ]
-    expected = _gains(_ranks(test, spreads))
+    ranks = _ranks(test, spreads)
+    expected, best = _gains(ranks), oracle(np.log(ranks[0]) - np.log(ranks)).debiased
     found = [by_folds(test, spreads, seed, is_known=is_known) for is_known in (True, False)]
     for is_known in (True, False):
         halves = [_ranks(half, spreads) for half in by_halves(test, seed, is_known=is_known)]
         found.append(_gains(np.concatenate(halves, axis=1)))
-    return Draw(np.array([figures(estimate, expected) for estimate in found]))
+    return Draw(np.array([figures(estimate, expected, best) for estimate in found]))
 
 
-def figures(estimate: np.ndarray, expected: np.ndarray) -> list[float]:
-    """Of the estimates of all candidates; raw, the first, is left out."""
+def figures(estimate: np.ndarray, expected: np.ndarray, possible: float) -> list[float]:
+    """Of the estimates of all candidates; raw, the first, is left out.
+
+    Args:
+      estimate: [num_candidates] gains by the banks.
+      expected: [num_candidates] gains on the test.
+      possible: what the best candidate gains.
+    """
     estimate, expected = estimate[1:], expected[1:]
     apart, best = estimate - expected, int(estimate.argmax())
     return [
@@ -74,7 +85,7 @@ def figures(estimate: np.ndarray, expected: np.ndarray) -> list[float]:
         math.sqrt(float((apart**2).mean())),
         float(np.corrcoef(estimate, expected)[0, 1]),
         float(apart[best]),
-        float(expected.max() - expected[best]),
+        float(possible - expected[best]),
     ]
 
 
@@ -139,15 +150,15 @@ def print_report(cells: dict[Cell, list[Draw]]) -> None:
         cell: np.mean([draw.figures for draw in found], axis=0) for cell, found in cells.items()
     }
     for size in dict.fromkeys(size for _, size in cells):
-        rows = np.array([values for (_, of), values in means.items() if of == size])
+        here = {cell: values for cell, values in means.items() if cell[1] == size}
+        rows, sets = np.array([*here.values()]), [set_of(name) for name, _ in here]
         print(f"\nbank of {size}: {len(rows)} cells")
         print(f"{'':24}" + "".join(f"{name:>18}" for name in COLUMNS))
         for place, way in enumerate(WAYS):
             line = []
             for column in range(len(COLUMNS)):
-                values = rows[:, place, column]
-                error = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-                line.append(f"{f'{values.mean():+.3f} ± {error:.3f}':>18}")
+                mean = clustered(rows[:, place, column], sets)
+                line.append(f"{f'{mean.value:+.3f} ± {mean.error:.3f}':>18}")
             print(f"{way:24}" + "".join(line))
 
 

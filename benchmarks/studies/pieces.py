@@ -62,7 +62,11 @@ def collected(
     started, previous = time.monotonic(), None
     planned = plan(asked.sets, sizes, asked.draws, () if asked.no_emoji else LANGUAGES)
     for cell, number, make in itertools.chain(more, planned):
-        path = None if asked.cache is None else asked.cache / _file(name, cell, number)
+        path = (
+            None
+            if asked.cache is None
+            else asked.cache / _file((name, *kind._fields), cell, number)
+        )
         if path is not None and path.exists():
             with np.load(path) as archive:
                 found[cell].append(kind(**archive))
@@ -80,5 +84,5 @@ def collected(
     return found
 
 
-def _file(name: str, cell: Cell, number: int) -> str:
+def _file(name: tuple[str, ...], cell: Cell, number: int) -> str:
     return hashlib.sha256(f"{name} {cell} {number}".encode()).hexdigest()[:16] + ".npz"

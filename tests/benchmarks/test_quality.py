@@ -1,7 +1,5 @@
 """The quality benchmark: fair draws, tuning that sees the bank alone, honest errors."""
 
-import math
-
 import numpy as np
 import pytest
 
@@ -79,15 +77,17 @@ def test_the_best_parameters_inside_the_bank_win(test_set, monkeypatch):
         assert scores[method] == pytest.approx(max(scores.values()), rel=1e-6)
 
 
-def test_standard_errors():
-    gain = quality.mean_and_error([1.0, 2.0, 6.0])
-    assert (gain.mean, gain.error) == pytest.approx((3, math.sqrt(7 / 3)))
+def test_what_a_set_could_show(test_set):
+    rows = [quality.results(test_set, ("is",), with_tuned=False) for _ in range(2)]
+    before, after = (rows[0][name].ranks <= 1 for name in ("raw", "IS"))
+    assert quality.discordance(rows, "IS") == pytest.approx((before != after).mean())
 
 
 def test_tables_set_transductive_methods_apart(test_set, capsys, monkeypatch):
     monkeypatch.setattr(quality, "GRID", {"csls": quality.GRID["csls"][:1]})
     quality.run(iter([("toy", [test_set])]), [8, None], 2, ("is", "csls", "nnn", "dsl"))
     out = capsys.readouterr().out
+    assert "could show" in out
     per_set, overall = out.split("over all 1 sets")
     for table in (per_set, overall):
         lines = [line.split("  ")[0] for line in table.splitlines() if line]

@@ -31,7 +31,7 @@ def test_draws_are_kept(tmp_path, capsys):
 
 def test_figures_of_an_estimate():
     expected = np.array([0, 0.1, 0.3, 0.2])
-    found = held_out_bias.figures(expected + np.array([0, 0.3, 0, 0]), expected)
+    found = held_out_bias.figures(expected + np.array([0, 0.3, 0, 0]), expected, 0.3)
     np.testing.assert_allclose(found[:2], [0.1, np.sqrt(0.03)])
     np.testing.assert_allclose(found[3:], [0.3, 0.2])
 
