@@ -30,6 +30,8 @@ from dbnorm_jax._src.statistics.bank import row_weights
 _AT_ONCE = 8
 # The weight of a term is read off its bias; the two may differ by rounding.
 _ROUNDING = 1e-4
+# Roundings behind a score.
+_ROUNDED = 8
 
 
 class Top1Flips(NamedTuple):
@@ -85,7 +87,8 @@ def top_1_flips(
     of the bank's activation set without the item, or with it where it is now.
 
     Of each query, the top-1 and its `k` next items are looked at, its rivals. What is counted is a
-    flip. Where an item beyond the rivals may rise to the top, the query is undecided.
+    flip. Items that are level up to rounding, such as copies, do not flip. Where an item beyond the
+    rivals may rise to the top, the query is undecided.
 
     Args:
       queries: [num_queries, dim] embeddings.
@@ -233,6 +236,7 @@ class _Contest(NamedTuple):
     rivals: jax.Array  # [num_queries, k], scores of the others
     places: jax.Array  # [num_queries, k] int32, their gallery rows
     edge: jax.Array  # [num_queries], no item beyond the rivals scores more
+    level: jax.Array  # [num_queries], what rounding may make of two equal scores
 
 
 class _State(NamedTuple):
@@ -365,11 +369,10 @@ def _before(
     raw: SearchResult | None, lists: list[SearchResult], correction: Correction, term: int
 ) -> tuple[_State, jax.Array]:
     """The state of the queries with the whole bank, and the lead of their top-1."""
-    num_gallery = correction.num_gallery
-    still = jnp.zeros((1, num_gallery), lists[0].scores.dtype)
+    still = jnp.zeros((1, correction.num_gallery), lists[0].scores.dtype)
     top_1, best = lists[0].indices[:, 0], lists[0].scores[:, 0]
     if raw is None:
-        contest = _contest(lists[0], best, top_1, num_gallery)
+        contest = _contest(lists[0], best, top_1, correction)
         return _State(top_1, None, contest, None), _verdict(contest, top_1, still).margin[0]
     acts = _gates_of(correction, raw)[:, term] > 0
     top_1 = jnp.where(acts, top_1, lists[1].indices[:, 0])
@@ -377,21 +380,27 @@ def _before(
     bias = correction.bias[term, top_1].astype(best.dtype)
     own = jnp.where(acts, best, best - bias), jnp.where(acts, best + bias, best)
     contests = [
-        _contest(found, score, top_1, num_gallery) for found, score in zip(lists, own, strict=True)
+        _contest(found, score, top_1, correction) for found, score in zip(lists, own, strict=True)
     ]
     opened, closed = (_verdict(contest, top_1, still).margin[0] for contest in contests)
     return _State(top_1, raw.indices[:, 0], *contests), jnp.where(acts, opened, closed)
 
 
-def _contest(found: SearchResult, own: jax.Array, top_1: jax.Array, num_gallery: int) -> _Contest:
+def _contest(
+    found: SearchResult, own: jax.Array, top_1: jax.Array, correction: Correction
+) -> _Contest:
     mine = found.indices == top_1[:, None]
     # As it was searched, if it is in the list: what is level then stays level.
     searched = jnp.where(mine, found.scores, 0).sum(axis=1)
     own = jnp.where(mine.any(axis=1), searched, own)
     edge = found.scores[:, -1]
-    if found.scores.shape[1] == num_gallery:
+    if found.scores.shape[1] == correction.num_gallery:
         edge = jnp.full_like(own, -jnp.inf)
-    return _Contest(own, jnp.where(mine, -jnp.inf, found.scores), found.indices, edge)
+    # A score is a similarity less its biases, each rounded at its own size.
+    size = abs(own) + 2 * abs(correction.bias).max(axis=1).sum().astype(own.dtype)
+    eps = jnp.finfo(own.dtype).eps  # type: ignore[no-untyped-call]
+    level = _ROUNDED * eps * size
+    return _Contest(own, jnp.where(mine, -jnp.inf, found.scores), found.indices, edge, level)
 
 
 def _own(contest: _Contest, top_1: jax.Array, rise: jax.Array) -> jax.Array:
@@ -403,8 +412,8 @@ def _verdict(contest: _Contest, top_1: jax.Array, rise: jax.Array) -> _Verdict:
     """[num_changes, num_queries] where the scores rise by [num_changes, num_gallery]."""
     own, rivals = _own(contest, top_1, rise), contest.rivals[None] + rise[:, contest.places]
     best = rivals.max(axis=-1)
-    level, none = rivals == best[..., None], jnp.int32(checks.MOST_ROWS)
-    winner = jnp.where(level, contest.places[None], none).min(axis=-1)
+    first, none = rivals == best[..., None], jnp.int32(checks.MOST_ROWS)
     # Ties go to the lowest gallery index, as in every search.
-    flips = (best > own) | ((best == own) & (winner < top_1[None]))
+    winner = jnp.where(first, contest.places[None], none).min(axis=-1)
+    flips = best > own + contest.level[None]
     return _Verdict(own - best, jnp.where(flips, winner, top_1[None]), flips)
