@@ -2,6 +2,7 @@
 
     bias_contributors   the bank items behind the bias of given gallery items
     top_1_changes       the queries whose top-1 a correction changed, and which term changed it
+    top_1_flips         the bank items that flip a top-1 when they go or move
     influence           what each bank item is worth in R@1, by leaving it out
     hub_screening       the gallery items retrieved as no clean item is: maybe planted
 
@@ -28,6 +29,7 @@ from dbnorm_jax._src.insight.attribution import (
     bias_contributors,
     top_1_changes,
 )
+from dbnorm_jax._src.insight.flips import Top1Flips, top_1_flips
 from dbnorm_jax._src.insight.influence import influence
 from dbnorm_jax._src.insight.screening import HubScreening, hub_screening
 
@@ -35,10 +37,12 @@ __all__ = [
     "Contributors",
     "HubScreening",
     "Top1Changes",
+    "Top1Flips",
     "bias_contributors",
     "hub_screening",
     "influence",
     "top_1_changes",
+    "top_1_flips",
 ]
 
 publish(__name__, *(globals()[name] for name in __all__))

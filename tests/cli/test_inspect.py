@@ -76,6 +76,7 @@ def test_planted_hub_is_listed_flagged_and_written(call, tmp_path):
     assert r"'[red]\x1b[2Jplanted'" in hubs.splitlines()[4]
     assert "'10" in hubs  # a bank id
     assert "\x1b" not in out
+    assert "query-bank items flip a top-1 when left out, under the bias at beta 20" in out
     suspects = out.partition("Screening for planted hubs")[2]
     assert "planted'" in suspects
     assert "IS(20): N_10 in the bank" in suspects
@@ -95,6 +96,11 @@ def test_planted_hub_is_listed_flagged_and_written(call, tmp_path):
     assert hub["k_occurrence_corrected"] < 2 * SIZE / 3
     assert len(hub["contributors"]) == 3
     assert 1 <= hub["effective_number"] <= SIZE
+    flips = content["flips"]
+    assert flips["num_queries"] == SIZE
+    assert 0 < len(flips["deciding"]) <= flips["num_deciding"]
+    told = flips["deciding"][0]["for_instance"]
+    assert told["old"]["row"] != told["new"]["row"]
     flagged = content["screening"]["flagged"]
     assert flagged[0]["row"] == PLANTED
     assert "raw" in flagged[0]["by"]

@@ -198,6 +198,15 @@ def test_inspection_equals_brute_force(inspected):
     before, after = (reference.k_occurrence(rows, SIZE) for rows in nearest)
     np.testing.assert_array_equal(found.counts[0], before)
     np.testing.assert_array_equal(found.counts[1], after)
+    top_1, flips = corrected.argmax(axis=1), []
+    for row in range(len(banked)):
+        without = reference.inverted_softmax(similarities, np.delete(banked, row, axis=0), 10.0)
+        flips.append((without.argmax(axis=1) != top_1).sum())
+    assert max(flips) > 1
+    np.testing.assert_array_equal(found.flips.num_flips, flips)
+    np.testing.assert_array_equal(found.deciding[:1], [np.argmax(flips)])
+    np.testing.assert_array_equal(found.flips.old, top_1)
+    assert found.flips.flipped.sum() <= sum(flips)
     order = np.argsort(-before, kind="stable")
     np.testing.assert_array_equal(found.hubs, order[before[order] >= 20])
     np.testing.assert_array_equal(found.anti_hubs, np.flatnonzero(before == 0))

@@ -129,6 +129,12 @@ ENTRIES = {
         statistics=QUERY,
         gated=True,
     ),
+    "attribution.top_1_flips": named(
+        attribution.top_1_flips,
+        {"queries": QUERIES, "gallery": GALLERY, "bank": BANK, "moved": BANK},
+        correction=dbn.dynamic_inverted_softmax(QUERY),
+        statistics=QUERY,
+    ),
     "attribution.hub_screening": named(
         attribution.hub_screening, {"gallery": GALLERY, "query_bank": BANK}, k=2
     ),
@@ -512,6 +518,11 @@ def grown(function, *arguments, **options):
     return call
 
 
+def flips(**options):
+    known = {"queries": QUERIES, "gallery": GALLERY, "bank": BANK, "statistics": QUERY}
+    return attribution.top_1_flips(correction=dbn.inverted_softmax(QUERY), **known, **options)
+
+
 WEIGHTED = {
     "bank_statistics": lambda w: dbn.bank_statistics(BANK_SIMILARITIES, beta=3.0, weights=w),
     "stream_bank_statistics": lambda w: dbn.stream_bank_statistics(
@@ -534,6 +545,7 @@ WEIGHTED = {
     "attribution.influence": lambda w: attribution.influence(
         queries=QUERIES, gallery=GALLERY, relevant=RELEVANT, bank=BANK, statistics=QUERY, weights=w
     ),
+    "attribution.top_1_flips": lambda w: flips(weights=w),
     "growing.add_gallery_items": grown(growing.add_gallery_items, GALLERY[:2]),
     "growing.remove_gallery_items": grown(growing.remove_gallery_items, GALLERY, removed=[1]),
 }
@@ -634,6 +646,7 @@ ROWS |= {
         "items",
         EXCLUDED,
     ),
+    "attribution.top_1_flips": (lambda rows: flips(items=rows), "items", EXCLUDED),
     "attribution.bias_contributors": (
         lambda rows: attribution.bias_contributors(BANK, GALLERY, QUERY, rows, k=2),
         "items",

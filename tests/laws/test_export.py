@@ -283,6 +283,13 @@ FUNCTIONS = {
                 statistics=statistics,
                 gated=True,
             ),
+            attribution.top_1_flips(
+                queries=queries,
+                gallery=gallery,
+                correction=dbn.dynamic_inverted_softmax(statistics),
+                bank=bank,
+                statistics=statistics,
+            ),
             attribution.hub_screening(
                 gallery=gallery, query_bank=bank, gallery_bank=queries, k=2, chunk_size=4
             ),
@@ -336,7 +343,7 @@ def test_every_public_function_is_exported():
         "LargestSimilarities",
         "SearchResult",
     }
-    names -= {"Contributors", "HubScreening", "Top1Changes"}
+    names -= {"Contributors", "HubScreening", "Top1Changes", "Top1Flips"}
     names -= {row.function for row in TABLE.values()} | {"stream_sinkhorn_normalization"}
     names -= {"semantic_search"}  # returns Python lists
     assert not {name for name in names if name not in code}

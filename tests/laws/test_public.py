@@ -89,7 +89,13 @@ def test_three_embeddings_are_given_by_name(name):
     by_place = {one for one in met if parameters[one].kind is not inspect.Parameter.KEYWORD_ONLY}
     # Rows and columns of one similarity, in that order.
     assert len(met) <= 2 or not by_place or by_place == {"query_bank", "gallery"}
-    if name in ("auto", "tuning.tune", "tuning.fit", "attribution.influence"):
+    if name in (
+        "auto",
+        "tuning.tune",
+        "tuning.fit",
+        "attribution.influence",
+        "attribution.top_1_flips",
+    ):
         assert not by_place
 
 
@@ -155,6 +161,19 @@ STATIC = [
         "gated",
     ),
     (dbn.attribution.bias_contributors, (ROWS, ROWS, STATISTICS, RELEVANT), {"k": 1}, "k"),
+    *(
+        (
+            partial(
+                dbn.attribution.top_1_flips,
+                statistics=STATISTICS,
+                correction=dbn.inverted_softmax(STATISTICS),
+            ),
+            (),
+            {"queries": ROWS, "gallery": ROWS, "bank": ROWS, name: value},
+            name,
+        )
+        for name, value in {"k": 1, "term": 0}.items()
+    ),
 ]
 
 
@@ -378,6 +397,15 @@ def test_insight_refuses_another_similarity():
             queries=WIDE,
             gallery=WIDE,
             relevant=[0] * 5,
+            bank=WIDE,
+            statistics=statistics,
+            **options,
+        )
+    with pytest.raises(ValueError, match="`correction` was made under dot_product"):
+        dbn.attribution.top_1_flips(
+            queries=WIDE,
+            gallery=WIDE,
+            correction=dbn.inverted_softmax(statistics),
             bank=WIDE,
             statistics=statistics,
             **options,

@@ -176,6 +176,13 @@ TRACED = {
         bank=a.bank,
         statistics=a.statistics,
     ),
+    "attribution.top_1_flips": lambda a: attribution.top_1_flips(
+        queries=a.queries,
+        gallery=a.gallery,
+        correction=dbn.dynamic_inverted_softmax(a.statistics),
+        bank=a.bank,
+        statistics=a.statistics,
+    ),
     "metrics.ranks": lambda a: metrics.ranks(a.matrix, a.relevant),
     "metrics.stream_ranks": lambda a: metrics.stream_ranks(
         a.queries, a.gallery, a.relevant, a.correction, **seen(a)

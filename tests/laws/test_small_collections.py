@@ -30,6 +30,19 @@ def of_contributors(size, **options):
     return dbn.attribution.bias_contributors(bank, gallery, statistics, [0], **options)
 
 
+def of_flips(size, **options):
+    queries, gallery, bank = (rows(seed, size) for seed in range(3))
+    statistics = dbn.stream_bank_statistics(bank, gallery, beta=1.0)
+    return dbn.attribution.top_1_flips(
+        queries=queries,
+        gallery=gallery,
+        correction=dbn.inverted_softmax(statistics),
+        bank=bank,
+        statistics=statistics,
+        **options,
+    )
+
+
 # Function -> a call on collections of a size.
 DEFAULTS = {
     "semantic_search": lambda size, **options: dbn.semantic_search(
@@ -46,6 +59,7 @@ DEFAULTS = {
         )
     ),
     "attribution.bias_contributors": of_contributors,
+    "attribution.top_1_flips": of_flips,
     "attribution.hub_screening": lambda size, **options: dbn.attribution.hub_screening(
         gallery=rows(0, size), query_bank=rows(1, size), gallery_bank=rows(2, size + 1), **options
     ),

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 import dbnorm_jax as dbn
 from dbnorm_jax._cli.measuring.methods import Method
-from dbnorm_jax._cli.measuring.sources import Embeddings, blocks
+from dbnorm_jax._cli.measuring.sources import Embeddings, Flips, blocks
 from dbnorm_jax._cli.measuring.table_rows import NEIGHBORS, ResultRow, Step, count_steps, evaluate
 from dbnorm_jax._cli.reading.sets import EvaluationSet
 from dbnorm_jax._src.insight.screening import screened
@@ -38,6 +38,7 @@ class Inspection:
     rows: list[ResultRow]  # raw retrieval and that under the correction
     hubs: Integers  # `N_k >= 2x` its mean under raw retrieval, the most retrieved first
     contributors: dbn.attribution.Contributors  # to the query-bank bias of the hubs to be shown
+    flips: Flips  # under that bias: the top-1s that one query-bank item decides
     beta: float  # inverse temperature of that bias
     anti_hubs: Integers  # never retrieved raw
     rescued: Integers  # those among them that the correction finds; for a right query first
@@ -58,6 +59,12 @@ class Inspection:
         return self.rows[0].k_occurrence, self.rows[1].k_occurrence
 
     @property
+    def deciding(self) -> Integers:
+        """Query-bank rows without which some top-1 is another one, those of the most first."""
+        order = np.argsort(-self.flips.num_flips, kind="stable")
+        return order[self.flips.num_flips[order] > 0]
+
+    @property
     def flagged(self) -> list[int]:
         """Gallery rows that some screening flags, the most retrieved by raw scores first."""
         if not self.screenings:
@@ -69,7 +76,7 @@ class Inspection:
 
 def num_steps(method: Method) -> int:
     """How often `inspect` calls `on_step`."""
-    return count_steps([Method("raw"), method]) + 3
+    return count_steps([Method("raw"), method]) + 4
 
 
 def inspect(
@@ -102,6 +109,8 @@ def inspect(
     on_step("contributors")
     # No hubs, nothing to explain: one item, of which nothing is kept, spares a special case.
     makers = source.makers(hubs[:top] if len(hubs) else order[:1], beta)
+    on_step("flips")
+    flips = source.flips(beta)
     on_step("similarity to the banks")
     similarities = _similarities(source)
     on_step("screening")
@@ -111,6 +120,7 @@ def inspect(
         rows=rows,
         hubs=hubs,
         contributors=jax.device_get(jax.tree.map(lambda part: part[: len(hubs)], makers)),
+        flips=flips,
         beta=beta,
         anti_hubs=anti_hubs,
         rescued=rescued,

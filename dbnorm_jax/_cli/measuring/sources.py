@@ -35,6 +35,9 @@ _ROWS = 512
 _LARGEST_MATRIX = 4 * 2**30
 # Query-bank items told of per item.
 _MAKERS = 3
+# Queries whose top-1 is looked at without each bank item, and how many items follow it.
+_ASKED = 1024
+_RIVALS = 15
 
 
 class UnfitError(ValueError):
@@ -47,6 +50,17 @@ class Found(NamedTuple):
     nearest: Neighbors
     ranks: Ranks | None
     remark: str = ""  # what a method has to say
+
+
+class Flips(NamedTuple):
+    """The top-1s that one query-bank item decides, of some queries under the bias at a beta."""
+
+    queries: npt.NDArray[np.integer[Any]]  # [num_asked], those looked at
+    num_flips: npt.NDArray[np.integer[Any]]  # [num_query_bank], another top-1 without the item
+    item: npt.NDArray[np.integer[Any]]  # [num_asked], bank row that the top-1 hangs on most
+    flipped: npt.NDArray[np.bool_]  # [num_asked], whether it is another one without that row
+    old: npt.NDArray[np.integer[Any]]  # [num_asked] gallery rows, with it and without it
+    new: npt.NDArray[np.integer[Any]]
 
 
 class Passes(NamedTuple):
@@ -223,6 +237,33 @@ class Embeddings(_Source):
             k=min(_MAKERS, len(self.query_bank)),
             similarity_fn=self.similarity_fn,
         )
+
+    def flips(self, beta: float) -> Flips:
+        """What leaving out one query-bank item does under IS at beta, to queries evenly spaced."""
+        rows = np.arange(0, self.num_queries, -(-self.num_queries // _ASKED))
+        queries, statistics = in_memory(self.queries[rows]), self.statistics("query", beta)
+        near = self.passes.top_k(
+            queries,
+            self.gallery,
+            min(_RIVALS + 1, self.num_gallery),
+            dbn.inverted_softmax(statistics),
+            similarity_fn=self.similarity_fn,
+        ).indices
+        items = np.unique(near)  # the others are not near enough to any of these queries
+        means = jax.tree.map(lambda field: field[items], statistics.means)
+        statistics = dbn.BankStatistics.of(means, statistics.beta, None, 0)
+        found = dbn.attribution.top_1_flips(
+            queries=queries,
+            gallery=in_memory(self.gallery[items]),
+            correction=dbn.inverted_softmax(statistics),
+            bank=self.rows("query bank"),
+            statistics=statistics,
+            k=min(_RIVALS, len(items)),
+            similarity_fn=self.similarity_fn,
+        )
+        found = jax.device_get(found)
+        old, new = items[found.top_1], items[found.new_top_1]
+        return Flips(rows, found.num_flips, found.item, old != new, old, new)
 
     def search(
         self,

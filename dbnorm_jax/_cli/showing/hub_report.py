@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+import numpy as np
+
 from dbnorm_jax._cli.measuring.hubs import Inspection
 from dbnorm_jax._cli.measuring.table_rows import NEIGHBORS
 from dbnorm_jax._cli.showing import table
@@ -39,7 +41,12 @@ def show(report: Report, found: Inspection) -> None:
     """Prints the table of evaluate, and what explains it."""
     table.show(report)
     console, said = wide_console(), content(report, found)
-    sections = (_hubs(said, found), _rescued(said, found), _suspects(said, found))
+    sections = (
+        _hubs(said, found),
+        _deciding(said, found),
+        _rescued(said, found),
+        _suspects(said, found),
+    )
     for title, rows, remarks in sections:
         console.print()
         console.print(title, style="bold")
@@ -80,6 +87,28 @@ def _hub_cells(hub: dict[str, Any]) -> list[str]:
             makers.append(f"{_name(maker)} {share:.{0 if share >= 10 else 1}f} %")
     counts = [str(hub["k_occurrence"]), str(hub["k_occurrence_corrected"])]
     return [*counts, _name(hub), f"{hub['effective_number']:.3g}", ", ".join(makers)]
+
+
+def _deciding(content: dict[str, Any], found: Inspection) -> _Section:
+    flips = content["flips"]
+    title = (
+        f"Deciding bank items: {flips['num_deciding']:,} of {content['sizes']['query_bank']:,} "
+        f"query-bank items flip a top-1 when left out, under the bias at beta {found.beta:g}"
+    )
+    headers = ("top-1s flipped", "bank item", "for instance")
+    remarks = [
+        f"{flips['num_flipped']:,} of {flips['num_queries']:,} queries have another top-1 without "
+        f"some single item of the bank."
+    ]
+    return title, table.grid(headers, map(_deciding_cells, flips["deciding"]), left=(1, 2)), remarks
+
+
+def _deciding_cells(item: dict[str, Any]) -> list[str]:
+    told = item["for_instance"]
+    example = "" if told is None else " -> ".join(map(_name, (told["old"], told["new"])))
+    if told is not None:
+        example = f"{_name(told['query'])}: {example}"
+    return [str(item["num_flips"]), _name(item), example]
 
 
 def _rescued(content: dict[str, Any], found: Inspection) -> _Section:
@@ -206,6 +235,7 @@ def content(report: Report, found: Inspection) -> dict[str, Any]:
             for hub, banked, shares, effective in zip(found.hubs, *found.contributors, strict=False)
         ],
         "contributors_beta": found.beta,
+        "flips": _flips(found),
         "num_anti_hubs": len(found.anti_hubs),
         "num_rescued": len(found.rescued),
         "num_rescued_by_a_right_query": found.num_rescued_right,
@@ -224,6 +254,32 @@ def content(report: Report, found: Inspection) -> dict[str, Any]:
             zip(names, map(or_none, found.correlations), strict=True)
         ),
         "screening": _screening(found) if found.screenings else None,
+    }
+
+
+def _flips(found: Inspection) -> dict[str, Any]:
+    test, flips = found.test, found.flips
+
+    def instance(row: int) -> dict[str, Any] | None:
+        """The first query that hangs on this bank item more than on any other."""
+        places = np.flatnonzero(flips.flipped & (flips.item == row))[:1]
+        for place in places.tolist():
+            return {
+                "query": _named(flips.queries[place], test.query_labels),
+                "old": _named(flips.old[place], test.gallery_labels),
+                "new": _named(flips.new[place], test.gallery_labels),
+            }
+        return None
+
+    return {
+        "num_queries": len(flips.queries),
+        "num_flipped": int(flips.flipped.sum()),
+        "num_deciding": len(found.deciding),
+        "deciding": [
+            _named(row, test.query_bank_labels)
+            | {"num_flips": int(flips.num_flips[row]), "for_instance": instance(row)}
+            for row in found.deciding[: found.top].tolist()
+        ],
     }
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, log_mean_exp, relevance, similarity
+from dbnorm_jax._src.core.log_mean_exp import Means
 from dbnorm_jax._src.core.relevance import Relevant
 from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
 from dbnorm_jax._src.core.types import BankStatistics
@@ -119,7 +120,7 @@ def _influence(
     beta = statistics.beta
     weights = jnp.ones(bank.shape[0], dtype) if weights is None else weights
     answered = (right >= 0).any(axis=1)
-    first, rest = _without_the_first(bank, gallery, weights, beta, tiling)
+    most_responsible = without_the_first(bank, gallery, weights, beta, tiling)
 
     def hits(biases: jax.Array, active: Any) -> jax.Array:
         """[num_lists] R@1 under biases [num_lists, num_gallery] and their activation sets."""
@@ -134,36 +135,27 @@ def _influence(
         count = jnp.maximum(answered.sum(), 1).astype(dtype)
         return (hit & answered[:, None]).sum(axis=0).astype(dtype) / count
 
-    def still_active(row: jax.Array, weight: jax.Array) -> jax.Array:
-        """[num_gallery] the activation set without a bank row."""
-        occurrence, own = statistics.k_occurrence, (weight > 0).astype(jnp.int32)
-        assert occurrence is not None
-        return occurrence.at[selection.largest(row, statistics.k)[1]].add(-own) > 0
-
     def left_out(carry: None, block: Block) -> tuple[None, jax.Array]:
         rows = block.rows
         similarities = similarity.tile(similarity_fn, bank[rows], gallery).astype(dtype)
-        weight = jnp.broadcast_to(weights[rows][:, None], similarities.shape)
-        none = jnp.zeros_like(weight)
-        alone = log_mean_exp.Means(similarities, none, weight, none, none.astype(jnp.int32))
-        whole = jax.tree.map(lambda field: field[None], statistics.means)
-        others, share, mass = log_mean_exp.without(whole, alone, beta)
-        # The largest share is not subtracted, which would cancel: the mean of the others is known.
-        mine = first[None] == rows[:, None]
-        biases = jnp.where(mine, rest[None], others.bias)
-        biases = jnp.where((mass > 0) & (mine | (share > 0)), biases, 0)
-        active = jax.vmap(still_active)(similarities, weights[rows]) if gated else None
-        return carry, hits(biases, active)
+        others = without_each(rows, similarities, weights[rows], statistics, most_responsible)
+        active = None
+        if gated:
+            assert statistics.k_occurrence is not None
+            own = occurrence_of_each(similarities, weights[rows], statistics.k)
+            active = statistics.k_occurrence[None] - own > 0
+        return carry, hits(others.bias, active)
 
     active = None if statistics.active is None else statistics.active[None]
     whole = hits(statistics.bias[None], active)
     return whole[0] - scan_chunks(left_out, None, items, _LEFT_OUT)[1]
 
 
-def _without_the_first(
+@partial(jax.jit, static_argnames="tiling")
+def without_the_first(
     bank: jax.Array, gallery: jax.Array, weights: jax.Array, beta: jax.Array, tiling: Tiling
-) -> tuple[jax.Array, jax.Array]:
-    """([num_gallery] int32 the most responsible bank row, the bias of all others)."""
+) -> tuple[jax.Array, Means]:
+    """([num_gallery] int32 the most responsible bank row, the means of all others)."""
     num_gallery, dtype = gallery.shape[0], tiling.dtype
 
     def find(_: None, nearest: Nearest, tile: Tile) -> tuple[None, Nearest]:
@@ -178,7 +170,47 @@ def _without_the_first(
     first = sweep(Pass(find), rows, Items(gallery), tiling, state=none).items.indices[:, 0, 0]
     rows, start = Rows(bank, None, weights), log_mean_exp.start_mean(num_gallery, beta)
     mean = sweep(Pass(add), rows, Items(gallery, first), tiling, state=start).items
-    return first, log_mean_exp.finish_mean(mean, beta).bias
+    return first, log_mean_exp.finish_mean(mean, beta)
+
+
+def without_each(
+    rows: jax.Array,
+    similarities: jax.Array,
+    weights: jax.Array,
+    statistics: BankStatistics,
+    most_responsible: tuple[jax.Array, Means],
+) -> Means:
+    """Means [num_rows, num_gallery] of the bank without one row at a time.
+
+    `rows` [num_rows] are places in the bank, with their weights and similarities [num_rows,
+    num_gallery]. A column that the row alone has filled is empty.
+    """
+    alone = means_of_each(similarities, weights)
+    whole = jax.tree.map(lambda field: field[None], statistics.means)
+    others, share, mass = log_mean_exp.without(whole, alone, statistics.beta)
+    # The largest share is not subtracted, which would cancel: the mean of the others is known.
+    first, rest = most_responsible
+    mine = first[None] == rows[:, None]
+    there = (mass > 0) & (mine | (share > 0))
+    others = jax.tree.map(lambda one, known: jnp.where(mine, known[None], one), others, rest)
+    return jax.tree.map(lambda field: jnp.where(there, field, jnp.zeros_like(field)), others)
+
+
+def means_of_each(similarities: jax.Array, weights: jax.Array) -> Means:
+    """Means of banks of one row each, from similarities [num_rows, num_gallery]."""
+    weights = jnp.broadcast_to(weights[:, None], similarities.shape)
+    none = jnp.zeros_like(weights)
+    return Means(similarities, none, weights, none, none.astype(jnp.int32))
+
+
+def occurrence_of_each(similarities: jax.Array, weights: jax.Array, k: int) -> jax.Array:
+    """[num_rows, num_gallery] int32, 1 in the k nearest of each row that counts."""
+
+    def one(row: jax.Array, weight: jax.Array) -> jax.Array:
+        nothing, own = jnp.zeros(row.shape, jnp.int32), (weight > 0).astype(jnp.int32)
+        return nothing.at[selection.largest(row, k)[1]].add(own)
+
+    return jax.vmap(one)(similarities, weights)
 
 
 def handicaps_of(weights: jax.Array, beta: jax.Array) -> jax.Array:
