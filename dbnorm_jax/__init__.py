@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dbnorm_jax import metrics as metrics
     from dbnorm_jax import out_of_core as out_of_core
     from dbnorm_jax import tuning as tuning
+    from dbnorm_jax._src.core.prepared import PreparedGallery as PreparedGallery
     from dbnorm_jax._src.core.similarity import cosine_similarity as cosine_similarity
     from dbnorm_jax._src.core.similarity import dot_product as dot_product
     from dbnorm_jax._src.core.similarity import (
@@ -49,8 +50,10 @@ if TYPE_CHECKING:
     from dbnorm_jax._src.retrieval.index_vectors import (
         inner_product_vectors as inner_product_vectors,
     )
+    from dbnorm_jax._src.retrieval.prepared import prepare_gallery as prepare_gallery
     from dbnorm_jax._src.retrieval.published import published_scores as published_scores
     from dbnorm_jax._src.retrieval.search import apply_correction as apply_correction
+    from dbnorm_jax._src.retrieval.search import certified_queries as certified_queries
     from dbnorm_jax._src.retrieval.search import gates as gates
     from dbnorm_jax._src.retrieval.search import semantic_search as semantic_search
     from dbnorm_jax._src.retrieval.search import stream_top_k as stream_top_k
@@ -72,6 +75,7 @@ if TYPE_CHECKING:
 # Modules beside this one, and the names of this one by the module of `_src` that they live in.
 _MODULES = ("attribution", "baselines", "growing", "hubness", "metrics", "out_of_core", "tuning")
 _NAMES = {
+    "core.prepared": "PreparedGallery",
     "core.similarity": "cosine_similarity dot_product negative_squared_euclidean",
     "core.types": "BankStatistics Correction LargestSimilarities SearchResult",
     "corrections.balance": (
@@ -83,8 +87,11 @@ _NAMES = {
     "retrieval.index_vectors": (
         "gates_from_top_1 inner_product_gallery inner_product_queries inner_product_vectors"
     ),
+    "retrieval.prepared": "prepare_gallery",
     "retrieval.published": "published_scores",
-    "retrieval.search": "apply_correction gates semantic_search stream_top_k top_k",
+    "retrieval.search": (
+        "apply_correction certified_queries gates semantic_search stream_top_k top_k"
+    ),
     "retrieval.soft": "soft_activation soft_gates stream_soft_activation stream_soft_gates",
     "statistics.bank": "bank_statistics merge responsibilities stream_bank_statistics subtract",
     "statistics.largest": "largest_similarities stream_largest_similarities",

@@ -44,8 +44,10 @@ TESTS = {
     "core/elementary": "core/elementary",
     "core/filling": "laws/programs retrieval/search",
     "core/log_mean_exp": "core/log_mean_exp statistics/bank retrieval/growing places/mesh/mesh",
+    "core/low_precision": "retrieval/prepared",
     "core/naming": "laws/public",
     "core/numerics": "statistics/bank core/similarity corrections/balance corrections/baselines",
+    "core/prepared": "retrieval/prepared laws/public",
     "core/relevance": (
         "retrieval/metrics laws/bad_numbers::test_a_matrix_of_numbers_is_not_read_as_rows"
     ),
@@ -71,6 +73,7 @@ TESTS = {
     "insight/influence": "insight/attribution insight/flips",
     "insight/screening": "insight/screening",
     "passes/banks": "statistics/bank places/disk/out_of_core",
+    "passes/certified": "retrieval/prepared",
     "passes/columns": "corrections/baselines laws/bad_input passes/sorting",
     "passes/counts": "passes/counts retrieval/metrics retrieval/seen laws/bad_input",
     "passes/gating": "retrieval/search retrieval/metrics laws/bad_input",
@@ -93,6 +96,7 @@ TESTS = {
     "retrieval/hubness": "retrieval/hubness laws/bad_input",
     "retrieval/index_vectors": "retrieval/index_vectors laws/bad_input",
     "retrieval/metrics": "retrieval/metrics laws/bad_input",
+    "retrieval/prepared": "retrieval/prepared laws/bad_input",
     "retrieval/published": "retrieval/published laws/bad_input",
     "retrieval/search": "retrieval/search laws/bad_input",
     "retrieval/soft": "retrieval/soft laws/bad_input",

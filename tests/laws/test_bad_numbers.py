@@ -32,6 +32,7 @@ QUERIES, GALLERY, BANK, GALLERY_BANK = (
 SIMILARITIES, BANK_SIMILARITIES = TEST.similarities, TEST.query_bank_similarities
 QUERY, GALLERY_STATISTICS = statistics_of(TEST)
 CORRECTION = dbn.dual_inverted_softmax(QUERY, GALLERY_STATISTICS)
+PREPARED = dbn.prepare_gallery(GALLERY, CORRECTION)
 RELEVANT = np.arange(len(QUERIES))
 GRADES = np.eye(*SIMILARITIES.shape, dtype=np.float32)
 MESH = jax.make_mesh((1, 1), ("bank", "gallery"))
@@ -79,6 +80,9 @@ ENTRIES = {
     "apply_correction": of(dbn.apply_correction, MATRIX, CORRECTION),
     "top_k": of(dbn.top_k, MATRIX, 2, CORRECTION),
     "stream_top_k": of(dbn.stream_top_k, PAIR, 2, CORRECTION),
+    "prepare_gallery": of(dbn.prepare_gallery, {"gallery": GALLERY}, CORRECTION),
+    "prepared: stream_top_k": of(dbn.stream_top_k, {"queries": QUERIES}, PREPARED, 2),
+    "certified_queries": of(dbn.certified_queries, {"queries": QUERIES}, PREPARED, 2),
     "semantic_search": of(dbn.semantic_search, PAIR, CORRECTION),
     "published_scores": of(dbn.published_scores, MATRIX, QUERY, GALLERY_STATISTICS),
     "inner_product_gallery": of(dbn.inner_product_gallery, {"gallery": GALLERY}, CORRECTION),
@@ -196,7 +200,7 @@ OTHERS = {
     *("merge", "all_merge", "save", "load", "read_provenance", "gates_from_top_1"),
     *("inverted_softmax", "dynamic_inverted_softmax"),
     *("dual_inverted_softmax", "dual_dynamic_inverted_softmax"),
-    *("BankStatistics", "LargestSimilarities", "Correction", "SearchResult"),
+    *("BankStatistics", "LargestSimilarities", "Correction", "PreparedGallery", "SearchResult"),
     *("baselines.csls", "baselines.nearest_neighbor_normalization"),
     *("metrics.recall_at", "metrics.median_rank", "metrics.mean_rank"),
     *("metrics.mean_reciprocal_rank", "metrics.geometric_mean_recall"),
@@ -702,6 +706,11 @@ ROWS |= {
     ),
     "mesh: stream_top_k": (
         lambda rows: dbn.stream_top_k(QUERIES, GALLERY, 2, exclude=rows, mesh=MESH),
+        "exclude",
+        RELEVANT,
+    ),
+    "certified_queries": (
+        lambda rows: dbn.certified_queries(QUERIES, PREPARED, 2, exclude=rows),
         "exclude",
         RELEVANT,
     ),

@@ -65,6 +65,12 @@ def test_scores(name):
     check_export(partial(score, name), *EMBEDDINGS)
 
 
+def _prepared(gallery):
+    prepared = dbn.prepare_gallery(gallery)
+    assert isinstance(prepared, dbn.PreparedGallery)
+    return prepared
+
+
 def _vmapped(queries, gallery):
     return jax.vmap(lambda row: dbn.stream_top_k(row[None], gallery, 2))(queries)
 
@@ -165,6 +171,13 @@ FUNCTIONS = {
             queries, gallery, 3, dbn.Correction(bias, active), chunk_size=4
         ),
         (*EMBEDDINGS[:2], CORRECTION.bias, jnp.full_like(CORRECTION.bias, 0.5)),
+    ),
+    "a prepared gallery": (
+        lambda queries, gallery: (
+            dbn.stream_top_k(queries, _prepared(gallery), 3),
+            dbn.certified_queries(queries, _prepared(gallery), 3),
+        ),
+        (EMBEDDINGS[0], jnp.tile(EMBEDDINGS[1], (8, 1))),
     ),
     "soft gates": (
         lambda queries, gallery, bank, bias: (

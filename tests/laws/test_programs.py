@@ -16,6 +16,7 @@ GALLERY = RANDOM.normal(size=(50, 6)).astype(np.float32)
 QUERIES = RANDOM.normal(size=(20, 6)).astype(np.float32)
 STATISTICS = dbn.stream_bank_statistics(QUERIES, GALLERY, beta=1.0)
 CORRECTION = dbn.dynamic_inverted_softmax(STATISTICS)
+PREPARED = dbn.prepare_gallery(GALLERY, CORRECTION)
 SIZES = range(1, 21)
 
 
@@ -53,6 +54,8 @@ REQUESTS = {
         lambda n: dbn.stream_top_k(QUERIES[:n].astype(jax.numpy.bfloat16), GALLERY, 3),
         2,
     ),
+    "stream_top_k, a prepared gallery": (lambda n: dbn.stream_top_k(QUERIES[:n], PREPARED, 3), 1),
+    "certified_queries": (lambda n: dbn.certified_queries(QUERIES[:n], PREPARED, 3), 1),
     "stream_top_k, all options": (
         lambda n: dbn.stream_top_k(
             QUERIES[:n],

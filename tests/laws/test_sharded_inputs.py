@@ -106,6 +106,12 @@ TRACED = {
         dbn.stream_top_k(a.queries, a.gallery, 3, a.correction),
         dbn.stream_top_k(a.queries, a.gallery, 3, a.correction, **seen(a)),
     ),
+    "prepare_gallery": lambda a: dbn.stream_top_k(
+        a.queries, dbn.prepare_gallery(a.gallery, a.correction), 3
+    ),
+    "certified_queries": lambda a: dbn.certified_queries(
+        a.queries, dbn.prepare_gallery(a.gallery), 1, precision="certified"
+    ),
     "published_scores": lambda a: dbn.published_scores(
         a.matrix, a.statistics, a.gallery_statistics
     ),

@@ -232,6 +232,24 @@ def rounding(
     return eps * (4 + columns.shape[1] ** 0.5 / 2) * sizes.astype(similarities.dtype)
 
 
+def alone(similarity_fn: SimilarityFn) -> SimilarityFn:
+    """A similarity of this module, of each pair by itself: no product of matrices, no shift.
+
+    So copies of an item are level. For few pairs; a distance has all its digits.
+    """
+
+    def compared(rows: jax.Array, columns: jax.Array) -> jax.Array:
+        dtype = numerics.accumulation_dtype(rows.dtype, columns.dtype)
+        rows, columns = rows.astype(dtype), columns.astype(dtype)
+        if similarity_fn is negative_squared_euclidean:
+            return -jnp.square(rows[:, None] - columns[None]).sum(axis=-1)
+        if similarity_fn is cosine_similarity:
+            rows, columns = numerics.normalize_rows(rows), numerics.normalize_rows(columns)
+        return (rows[:, None] * columns[None]).sum(axis=-1)
+
+    return compared
+
+
 def norms(rows: jax.Array) -> jax.Array:
     """[num_rows] Euclidean norms in at least float32."""
     rows = rows.astype(numerics.accumulation_dtype(rows.dtype))

@@ -34,6 +34,7 @@ def over_gates(
     dtype: jnp.dtype,
     activity: Callable[[jax.Array, jax.Array], jax.Array] = lambda active, items: active[:, items],
     gates: jax.Array | None = None,
+    combined: bool = True,
 ) -> Any:
     """Runs one streamed pass over the similarities under every combination of gates, then chooses.
 
@@ -48,6 +49,7 @@ def over_gates(
       dtype: of the similarities.
       activity: (active [num_terms, num_gallery], items [num_queries]) -> [num_terms, num_queries].
       gates: optional [num_queries, num_terms], in place of those of the raw best items.
+      combined: whether few hard gates are combined; else `top_1` finds the raw best items.
 
     Returns:
       The pytree of [num_queries, ...] under each query's own gates.
@@ -66,7 +68,7 @@ def over_gates(
         return jnp.where(items >= 0, found, jnp.zeros((), found.dtype))
 
     hard = active is not None and active.dtype == bool
-    if gates is None and hard and num_terms <= _MOST_COMBINED_TERMS:
+    if combined and gates is None and hard and num_terms <= _MOST_COMBINED_TERMS:
         combinations = np.array(list(itertools.product((0, 1), repeat=num_terms)), bias.dtype)
         sums = [
             sum(gate * term for gate, term in zip(row, bias, strict=True)) for row in combinations
@@ -74,7 +76,7 @@ def over_gates(
         results, first = lists(jnp.stack(sums, axis=-1), None)
         place_values = jnp.asarray(2 ** np.arange(num_terms)[::-1], jnp.int32)
         chosen = (opened(first).astype(jnp.int32) * place_values[:, None]).sum(axis=0)
-    else:  # soft gates, or many of them: a search of its own for the gates
+    else:  # for soft gates, or many of them, a search of its own
         gates = opened(top_1()).T if gates is None else gates
         results, _ = lists(bias.T, gates.astype(bias.dtype))
         chosen = jnp.zeros(gates.shape[0], jnp.int32)

@@ -24,8 +24,8 @@ INSERTING_COLUMNS = 2048
 SELECTING_COLUMNS = 4096
 # Pairs scored at once: always as many, since a program for fewer may round differently.
 PAIRS = 64
-# Entries of gallery vectors gathered at once for a gradient: 64 MiB of float32.
-_GATHERED = 2**24
+# Entries of gallery vectors gathered at once: 4 MiB of float32, which stay in the cache.
+_GATHERED = 2**20
 
 
 def nearest_items(
@@ -65,6 +65,15 @@ def nearest_items(
         tiling,
     ).outputs
 
+    return differentiable(found, tiling, *arrays)
+
+
+def differentiable(found: Nearest, tiling: Tiling, *arrays: Any) -> Nearest:
+    """What is found, with the gradient of its scores, computed again from their embeddings.
+
+    `arrays` are the queries, the gallery, and what `nearest_items` subtracts.
+    """
+
     # Of the values alone: inside `jax.shard_map` integers could have no tangent that fits.
     @jax.custom_jvp
     def scores(found: Nearest, *arrays: Any) -> jax.Array:
@@ -74,7 +83,7 @@ def nearest_items(
     @scores.defjvp
     def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
         found, *arrays = primals
-        again = partial(_scores_again, tiling, found.indices)
+        again = partial(scores_again, tiling, found.indices)
         tangent = jax.jvp(again, tuple(arrays), tuple(tangents[1:]))[1]
         known = found.values > -jnp.inf
         return found.values, numerics.varying_like(jnp.where(known, tangent, 0), found.values)
@@ -92,7 +101,7 @@ def nearest_pass(num_lists: int, k: int, dtype: jnp.dtype) -> Pass:
         return selection.start_nearest((rows.size, num_lists, k), dtype)
 
     def add(nearest: Nearest, _: None, tile: Tile) -> tuple[Nearest, None]:
-        (mixtures, unseen), (offsets, excluded) = tile.rows.own, tile.own
+        (mixtures, unseen, *_), (offsets, excluded) = tile.rows.own, tile.own
         seen = selection.seen_by(unseen, tile.start)
         if excluded is not None:
 
@@ -117,7 +126,7 @@ def columns_for(k: int) -> int:
     return INSERTING_COLUMNS if selection.inserts(k, INSERTING_COLUMNS) else SELECTING_COLUMNS
 
 
-def _scores_again(
+def scores_again(
     tiling: Tiling,
     indices: jax.Array,
     queries: jax.Array,

@@ -73,7 +73,7 @@ def largest(row: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
 
 def largest_number(numbers: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     """As `largest`, without NaN; -inf is where no item is, and index -1 where there are fewer."""
-    return filled(*_take_largest(*_candidates(numbers, k), k))
+    return filled(*largest_listed(*_candidates(numbers, k), k))
 
 
 def filled(values: jax.Array, indices: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -82,7 +82,8 @@ def filled(values: jax.Array, indices: jax.Array) -> tuple[jax.Array, jax.Array]
     return jnp.where(numerics.is_number(values), values, -jnp.inf), jnp.where(there, indices, -1)
 
 
-def _take_largest(values: jax.Array, indices: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+def largest_listed(values: jax.Array, indices: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """The k largest of a list without NaN, and their indices; ties to the first place."""
     if k == 1:
         value, place = argmax(values)
         return value[None], indices[place][None]
@@ -416,7 +417,7 @@ def _select_anew(nearest: Nearest, tile: Tile, start: jax.Array) -> Nearest:
         columns = chosen[:, None] * BLOCK + lax.iota(jnp.int32, BLOCK)[None] + start
         values = jnp.concatenate([nearest.values, scores.reshape(-1)])
         indices = jnp.concatenate([nearest.indices, columns.reshape(-1)])
-        return Nearest(*_take_largest(values, indices, k))
+        return Nearest(*largest_listed(values, indices, k))
 
     return _each(one, nearest, tile)
 

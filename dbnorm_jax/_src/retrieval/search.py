@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, elementary, filling, numerics, seen, similarity
+from dbnorm_jax._src.core.prepared import PreparedGallery
 from dbnorm_jax._src.core.similarity import SimilarityFn, cosine_similarity, dot_product
 from dbnorm_jax._src.core.types import Correction, SearchResult
 from dbnorm_jax._src.passes import selection, streaming
@@ -202,7 +203,7 @@ def _seen(scores: jax.Array, pairs: jax.Array | None) -> jax.Array:
 
 def stream_top_k(
     queries: ArrayLike,
-    gallery: ArrayLike,
+    gallery: ArrayLike | PreparedGallery,
     k: int,
     correction: Correction | None = None,
     *,
@@ -210,6 +211,7 @@ def stream_top_k(
     where: ArrayLike | None = None,
     gates: ArrayLike | None = None,
     similarity_fn: SimilarityFn = dot_product,
+    precision: str | None = None,
     chunk_size: int = streaming.DEFAULT_CHUNK_SIZE,
     mesh: Mesh | None = None,
     bank_axis: Axis = "bank",
@@ -222,13 +224,18 @@ def stream_top_k(
 
     Args:
       queries: [num_queries, dim] embeddings.
-      gallery: [num_gallery, dim] embeddings.
+      gallery: [num_gallery, dim] embeddings; or a PreparedGallery, which is searched sooner.
       k: neighbors per query, between 1 and num_gallery (static).
-      correction: optional, fields [num_terms, num_gallery].
+      correction: optional, fields [num_terms, num_gallery]; a PreparedGallery has its own.
       exclude: int [num_queries] or [num_queries, most], gallery rows a query never sees, -1 = none.
       where: bool [num_gallery], the items that are there.
       gates: [num_queries, num_terms]; those of the raw similarities when None.
-      similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static).
+      similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static); a PreparedGallery has its
+        own.
+      precision: how a PreparedGallery is searched (static): "certified", first in bfloat16;
+        "float32", in full precision; None leaves it to the platform that the program is compiled
+        for. It is "certified" on accelerators, and on processors with units for bfloat16 where k
+        is at most 136. The answers are the same up to rounding.
       chunk_size: queries held at once (static); half of them where devices share a processor.
       mesh: optional, the devices that share the work; as in `stream_bank_statistics`.
       bank_axis: mesh axis over which queries are split; a tuple of several, or None for whole.
@@ -253,7 +260,95 @@ def stream_top_k(
         how, queries, gallery, correction, exclude, where, gates, filling_up=mesh is None
     )
     k = checks.integer("k", k, low=1, high=split.num_gallery, of=" (gallery items)")
-    return filling.cut(drive.top_k(*asked, split=split, k=k), num_queries)
+    precision = _check_precision(precision, gallery)
+    low = _low(gallery, split)
+    found = drive.top_k(*asked, low, split=split, k=k, precision=precision)
+    return filling.cut(found, num_queries)
+
+
+def certified_queries(
+    queries: ArrayLike,
+    gallery: PreparedGallery,
+    k: int,
+    *,
+    exclude: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    gates: ArrayLike | None = None,
+    precision: str | None = None,
+    chunk_size: int = streaming.DEFAULT_CHUNK_SIZE,
+    mesh: Mesh | None = None,
+    bank_axis: Axis = "bank",
+    gallery_axis: Axis = "gallery",
+) -> jax.Array:
+    """The queries that `stream_top_k` answers without a search in full precision.
+
+    Args:
+      queries: [num_queries, dim] embeddings.
+      gallery: PreparedGallery.
+      k: neighbors per query, between 1 and num_gallery (static).
+      exclude: as in `stream_top_k`, like all that follows.
+      where: bool [num_gallery].
+      gates: [num_queries, num_terms].
+      precision: static.
+      chunk_size: static.
+      mesh: optional.
+      bank_axis: mesh axis of the queries.
+      gallery_axis: mesh axis of the gallery items.
+
+    Returns:
+      [num_queries] bool; False for all where the search is in full precision.
+
+    Raises:
+      ValueError: as `stream_top_k`.
+      TypeError: as `stream_top_k`; no PreparedGallery.
+
+    Examples:
+      >>> import dbnorm_jax as dbn
+      >>> import numpy as np
+      >>> prepared = dbn.prepare_gallery(np.eye(64, dtype=np.float32))
+      >>> queries = 3 * np.eye(64, dtype=np.float32)[:2]
+      >>> print(dbn.certified_queries(queries, prepared, 1, precision="certified"))
+      [ True  True]
+    """
+    checks.instance("gallery", gallery, PreparedGallery, "make it with prepare_gallery")
+    how = layout.layout(mesh, bank_axis, gallery_axis), gallery.similarity_fn, chunk_size
+    num_queries, split, *asked = asking(
+        how, queries, gallery, None, exclude, where, gates, filling_up=mesh is None
+    )
+    k = checks.integer("k", k, low=1, high=split.num_gallery, of=" (gallery items)")
+    precision = _check_precision(precision, gallery)
+    low = _low(gallery, split)
+    proof = drive.are_certified(*asked, low, split=split, k=k, precision=precision)
+    return filling.cut(proof, num_queries)
+
+
+def _check_precision(precision: Any, gallery: Any) -> str | None:
+    """Raises unless the gallery can be searched in this precision."""
+    checks.check_static("precision", precision)
+    known = (None, "float32", "certified")
+    if precision not in known:
+        raise checks.BadValueError(
+            "precision", f' must be None, "float32" or "certified", got {precision!r}'
+        )
+    served = isinstance(gallery, PreparedGallery) and gallery.low is not None
+    if precision == "certified" and not served:
+        names = ", ".join(similarity.SIMILARITIES)
+        raise checks.BadValueError(
+            "precision",
+            f' "certified" must come with a gallery that prepare_gallery has made under one of '
+            f"{names}",
+        )
+    result: str | None = precision
+    return result
+
+
+def _low(gallery: Any, split: drive.Split) -> Any:
+    """The items in bfloat16 of a gallery that has them, split like the items."""
+    if not isinstance(gallery, PreparedGallery) or gallery.low is None:
+        return None
+    low = gallery.low
+    vectors, less = split.along_items((low.vectors, low.less), 0)
+    return low._replace(vectors=vectors, less=less)
 
 
 def asking(
@@ -272,14 +367,19 @@ def asking(
     Returns:
       How many queries there are; how they are split; and what `drive` takes.
     """
+    known = isinstance(gallery, PreparedGallery)
+    if known:
+        how, gallery, correction = _of_prepared(how, gallery, correction)
     num_queries = None
     if filling_up:
         num_queries, queries, gallery = filling.checked_queries(queries, gallery=gallery)
-    split, queries, gallery = drive.checked(*how, queries=queries, gallery=gallery)
+    split, queries, gallery = drive.checked(*how, known=known, queries=queries, gallery=gallery)
     num_queries, num_gallery = num_queries or split.num_rows, split.num_gallery
     if correction is not None:
-        check_streamed(correction, num_gallery)
-        similarity.check_similarity("correction", correction, how[1], queries, gallery)
+        if not known:
+            check_streamed(correction, num_gallery)
+        looked_at = (queries,) if known else (queries, gallery)
+        similarity.check_similarity("correction", correction, how[1], *looked_at)
     unseen = seen.exclusions(exclude, num_queries, num_gallery, rows="queries")
     gates = seen.gates(gates, correction, num_queries)
     unseen, gates = (filling.filled_up(part, split.num_rows) for part in (unseen, gates))
@@ -290,6 +390,26 @@ def asking(
     )
     correction = split.along_items(correction, 0, dim=1)
     return num_queries, split, queries, gallery, correction, asked
+
+
+def _of_prepared(how: Any, gallery: PreparedGallery, correction: Any) -> tuple[Any, Any, Any]:
+    """`how`, the gallery and the correction of a prepared gallery; raises for others beside it."""
+    if correction is not None:
+        raise checks.BadValueError(
+            "correction",
+            " must be None beside a prepared gallery, which has its own; prepare the gallery anew "
+            "with this one",
+        )
+    placement, similarity_fn, chunk_size = how
+    own = gallery.similarity_fn
+    if similarity_fn not in (own, dot_product):
+        name, other = (getattr(one, "__name__", one) for one in (own, similarity_fn))
+        raise checks.BadValueError(
+            "similarity_fn",
+            f" must be that of the prepared gallery, {name}, or be left out, got {other}; prepare "
+            f"the gallery anew under it",
+        )
+    return (placement, own, chunk_size), gallery.gallery, gallery.correction
 
 
 def semantic_search(

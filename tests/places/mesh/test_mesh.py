@@ -131,6 +131,25 @@ def test_as_on_one_device():
     check_all(make_mesh(), arrays, arrays)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+def test_a_prepared_gallery_as_on_one_device(kind):
+    """Each device proves what it finds among its items, and searches again what it cannot prove."""
+    _, gallery, queries = embeddings((4, 203, 21))
+    gallery[30:80] = gallery[30]  # copies, on two devices
+    queries[::3] = gallery[30]
+    random = np.random.default_rng(0)
+    bias = jnp.asarray(random.integers(0, 3, (2, 203)), jnp.float32).at[:, 30:80].set(0)
+    correction = dbn.Correction(bias, jnp.asarray(random.integers(0, 2, (2, 203)), bool))
+    prepared = dbn.prepare_gallery(gallery, correction)
+    mesh = make_mesh(kind=kind)
+    found = dbn.stream_top_k(queries, prepared, 3, precision="certified", mesh=mesh)
+    check_result(found, dbn.stream_top_k(queries, gallery, 3, correction))
+    proof = dbn.certified_queries(queries, prepared, 3, precision="certified", mesh=mesh)
+    assert not proof[::3].any()
+    assert proof[1::3].any()
+
+
 def pipeline(functions, rows, beta):
     """Fit, correct, search: what a user does."""
     bank, gallery, queries = rows

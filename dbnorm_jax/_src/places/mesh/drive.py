@@ -14,9 +14,11 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from dbnorm_jax._src.core import checks, numerics
+from dbnorm_jax._src.core.low_precision import LowItems
 from dbnorm_jax._src.core.similarity import SimilarityFn, check_rows
 from dbnorm_jax._src.core.types import BankStatistics, Correction, LargestSimilarities, SearchResult
 from dbnorm_jax._src.passes import banks, counts
+from dbnorm_jax._src.passes.certified import by_platform, certified_items, pays
 from dbnorm_jax._src.passes.columns import nearest_bank_items
 from dbnorm_jax._src.passes.gating import over_gates
 from dbnorm_jax._src.passes.nearest import nearest_items
@@ -70,9 +72,17 @@ class Split(NamedTuple):
 
 
 def checked(
-    placement: Layout, similarity_fn: SimilarityFn, chunk_size: int, **embeddings: Any
+    placement: Layout,
+    similarity_fn: SimilarityFn,
+    chunk_size: int,
+    *,
+    known: bool = False,
+    **embeddings: Any,
 ) -> tuple[Split, jax.Array, jax.Array]:
-    """Bank rows or queries, and the gallery: checked and split; and how they are."""
+    """Bank rows or queries, and the gallery: checked and split; and how they are.
+
+    Of a gallery that is known the values have been checked.
+    """
     here = placement.mesh is None
     for name, value in embeddings.items():
         # For a mesh, arrays of a host stay there, and those that are split stay split.
@@ -86,9 +96,10 @@ def checked(
         second: layout.split(items, placement, placement.gallery),
     }
     # Of the global arrays: every process finds the same, and raises alike.
-    for name, array in split.items():
+    looked_at = {first: split[first]} if known else split
+    for name, array in looked_at.items():
         checks.check_finite(name, array)
-    check_rows(similarity_fn, **split)
+    check_rows(similarity_fn, **looked_at)
     chunk_size = checks.integer("chunk_size", chunk_size, low=1)
     how = Split(placement, len(rows), len(items), similarity_fn, chunk_size)
     return how, split[first], split[second]
@@ -182,33 +193,79 @@ class Seen(NamedTuple):
         return {"unseen": unseen, "valid": both(items.valid, self.valid), **split.options}
 
 
-@partial(jax.jit, static_argnames=("split", "k"))
-def top_k(
+@partial(jax.jit, static_argnames=("split", "k", "precision"))
+def top_k(*arrays: Any, split: Split, k: int, precision: str | None = None) -> SearchResult:
+    """The k best items of a gallery split over devices; arguments as of `_searched`."""
+    return _searched(*arrays, split=split, k=k, precision=precision)[0]
+
+
+@partial(jax.jit, static_argnames=("split", "k", "precision"))
+def are_certified(*arrays: Any, split: Split, k: int, precision: str | None = None) -> jax.Array:
+    """[num_rows] bool, the queries of which the first pass proves what `top_k` finds."""
+    return _searched(*arrays, split=split, k=k, precision=precision)[1]
+
+
+def _searched(
     queries: jax.Array,
     gallery: jax.Array,
     correction: Correction | None,
     seen: Seen,
+    low: LowItems | None = None,
     *,
     split: Split,
     k: int,
-) -> SearchResult:
-    """The k best items of a gallery split over devices."""
+    precision: str | None,
+) -> tuple[SearchResult, jax.Array]:
+    """The k best items, and which queries are certified; None without a gallery in bfloat16."""
     items = split.items
     dtype = numerics.accumulation_dtype(queries.dtype, gallery.dtype)
     split = split._replace(chunk_size=split.placement.queries_at_once(split.chunk_size))
+    of_device = min(k, items.size)
 
-    def local(queries: Any, gallery: Any, correction: Any, seen: Seen) -> Nearest:
-        search: Any = partial(nearest_items, queries, gallery, **seen.options(split))
-
+    def nearest(search: Any, correction: Any, seen: Seen, *, combined: bool) -> Nearest:
         def lists(offsets: Any, mixtures: Any) -> tuple[Nearest, jax.Array]:
-            found = search(offsets, mixtures, k=min(k, items.size))
+            found = search(offsets, mixtures, k=of_device)
             return found, _first(found, items)
 
-        return items.nearest(_over_gates(lists, search, correction, seen, items, dtype), k)
+        found = _over_gates(lists, search, correction, seen, items, dtype, combined=combined)
+        return items.nearest(found, k)
 
-    arrays, rows = (queries, gallery, correction, seen), P(split.rows.axis)
-    found = split.on_devices(local, arrays, _specs(split), rows)
-    return SearchResult(*(layout.whole(part, split.placement, split.num_rows) for part in found))
+    def exact(queries: Any, gallery: Any, correction: Any, seen: Seen, _: Any) -> tuple[Any, Any]:
+        search = partial(nearest_items, queries, gallery, **seen.options(split))
+        found = nearest(search, correction, seen, combined=True)
+        return found, jnp.zeros_like(found.indices[:, 0], dtype=bool)
+
+    def certified(
+        queries: Any, gallery: Any, correction: Any, seen: Seen, low: Any
+    ) -> tuple[Any, Any]:
+        proofs = []
+
+        def search(offsets: Any, mixtures: Any, k: int) -> Nearest:
+            found, proof = certified_items(
+                queries, gallery, low, offsets, mixtures, k=k, **seen.options(split)
+            )
+            proofs.append(proof)
+            return found
+
+        found = nearest(search, correction, seen, combined=False)
+        failing = items.sum(sum(jnp.int32(~proof) for proof in proofs))
+        return found, failing == 0
+
+    def local(*arrays: Any) -> tuple[Any, Any]:
+        if low is None or not pays(of_device, items.size):
+            return exact(*arrays)
+        return by_platform(certified, exact, of_device, precision)(*arrays)
+
+    arrays, rows = (queries, gallery, correction, seen, low), P(split.rows.axis)
+    how: Any = P()
+    if low is not None:
+        along: Any = P(split.items.axis)
+        how = jax.tree.map(lambda _: P(), low)._replace(vectors=along, less=along)
+    parts = split.on_devices(local, arrays, (*_specs(split), how), rows)
+    found, proof = jax.tree.map(
+        lambda part: layout.whole(part, split.placement, split.num_rows), parts
+    )
+    return SearchResult(*found), proof
 
 
 def _specs(split: Split) -> tuple[Any, ...]:
@@ -218,14 +275,22 @@ def _specs(split: Split) -> tuple[Any, ...]:
 
 
 def _over_gates(
-    lists: Any, search: Any, correction: Any, seen: Seen, items: Shard, dtype: jnp.dtype
+    lists: Any,
+    search: Any,
+    correction: Any,
+    seen: Seen,
+    items: Shard,
+    dtype: jnp.dtype,
+    *,
+    combined: bool = True,
 ) -> Any:
     """As `gating.over_gates`; the raw nearest item on all devices by a search of its own."""
 
     def top_1() -> jax.Array:
         return _first(search(None, None, k=1), items)
 
-    return over_gates(lists, top_1, correction, dtype, items.take, seen.gates)
+    take, gates = items.take, seen.gates
+    return over_gates(lists, top_1, correction, dtype, take, gates, combined)
 
 
 @partial(jax.jit, static_argnames=("split", "ties"))
