@@ -18,6 +18,7 @@ import dataclasses
 import functools
 import importlib.util
 import io
+import itertools
 import json
 import mmap
 import pathlib
@@ -49,6 +50,7 @@ from dbnorm_jax._cli.reading.arrays import (
     read_relevant,
     read_set,
 )
+from dbnorm_jax._cli.reading.results import read_results
 from dbnorm_jax._src.core.log_mean_exp import start_mean
 from dbnorm_jax._src.files import archives
 from dbnorm_jax._src.passes.selection import start_nearest
@@ -184,6 +186,12 @@ def good_files() -> dict[str, list[bytes]]:
             safetensors(query=("BF16", np.zeros((ROWS, 3), np.uint16))),
         ],
         ".txt": ["a\nbc\nd\n\né\n".encode()],
+        ".trec": [
+            "q1 Q0 d1 1 .9 x\nq2 Q0 é 0 5 x\n\nq1 Q0 d3 2 .9 x\n".encode(),
+            b'{"query": "q1", "items": ["d1", "d2"]}\n{"query": 7, "items": ["d2"], "scores": [1]}',
+            b'{"query": 1, "items": [3, 0]}\n',
+            npz(indices=np.array([[3, 0], [1, -1]]), query_ids=texts[:2], gallery_ids=texts),
+        ],
         "state": saved,
         "checkpoint": [checkpoint],
         **(tables().good_files() if has_tables() else {}),
@@ -478,6 +486,31 @@ def check_relevant(path, value):
     assert ((indices >= 0) & (indices < ROWS)).all()
 
 
+def check_results(path, value):
+    """Lists of distinct items; of a text, those that its lines say in another way."""
+    lists = [
+        [value.item(item) for item in value.indices[start:end]]
+        for start, end in itertools.pairwise(value.indptr)
+    ]
+    assert all(lists)
+    assert all(len({*items}) == len(items) for items in lists)
+    assert len(lists) == len({*value.queries.tolist()})
+    data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    if data[:2] == b"PK" or data[:1] == b"\x93":
+        return
+    expected = {}
+    for line in filter(None, map(bytes.strip, data.split(b"\n"))):
+        if data.lstrip()[:1] == b"{":
+            content = json.loads(line)
+            expected[content["query"]] = list(enumerate(content["items"]))
+        else:
+            query, _, item, rank, _, _ = line.split()
+            expected.setdefault(query.decode(), []).append((int(rank), item.decode()))
+    for query, items in zip(value.queries, lists, strict=True):
+        assert [item for _, item in sorted(expected.pop(query))] == items
+    assert not expected
+
+
 def nothing(path, value):
     pass
 
@@ -523,6 +556,9 @@ READERS = {
     "lines": Reader((".txt",), lambda path: read_lines(source(path)), check_lines),
     "relevant": Reader(
         (".npy", ".npz"), lambda path: read_relevant(source(path), ROWS, ROWS), check_relevant
+    ),
+    "results": Reader(
+        (".trec", ".npz", ".npy"), lambda path: read_results(source(path)), check_results
     ),
     "set": Reader((".npz",), lambda path: read_set(str(path), "cosine"), check_set),
     "load": Reader(("state",), dbn.load, check_known),

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import json
 import pathlib
 import pickle
 import re
@@ -202,6 +203,10 @@ def folder(tmp_path, monkeypatch, compile_fast):
     names = ("query", "gallery", "query_bank", "gallery_bank")
     np.savez("data.npz", **test, **bank)
     np.savez("set.npz", **dict(zip(names, (test | bank).values(), strict=True)))
+    run = [f"q{row} Q0 d{row % 7} 1 0.5 system" for row in range(30)]
+    pathlib.Path("run.trec").write_text("\n".join(run), "utf-8")
+    objects = [json.dumps({"query": row, "items": ["a", "b"]}) for row in range(30)]
+    pathlib.Path("results.jsonl").write_text("\n".join(objects), "utf-8")
     np.save("s.npy", test["captions"] @ test["images"].T)
     np.save("b.npy", bank["train_captions"] @ test["images"].T)
     return tmp_path

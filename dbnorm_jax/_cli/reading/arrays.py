@@ -43,7 +43,7 @@ def read_floats(source: Source) -> Array:
 
 def read_integers(source: Source) -> Array:
     """A 1-d array of row numbers."""
-    array = _integers(dataclasses.replace(source, remedy=_ROW_NUMBERS))
+    array = read_row_numbers(dataclasses.replace(source, remedy=_ROW_NUMBERS))
     if array.dtype.kind == "b" or array.ndim != 1:
         what = f"dtype {array.dtype}, shape {array.shape}"
         remedy = f"keep one number per row, shape ({len(array) if array.ndim else 1},)"
@@ -53,8 +53,8 @@ def read_integers(source: Source) -> Array:
     return array
 
 
-def _integers(source: Source) -> Array:
-    """Of any shape; bool too."""
+def read_row_numbers(source: Source) -> Array:
+    """Integers of any shape; bool too."""
     array = _read(source, NUMBERS)
     if array.dtype.kind in "biu":
         return array
@@ -85,11 +85,11 @@ def read_pairs(given: str | Source, num_query_bank: int, num_gallery_bank: int) 
 def read_relevant(source: Source, num_queries: int, num_gallery: int) -> Csr:
     """The right gallery rows of each query: rows, several filled up with -1, a bool matrix, CSR."""
     source = dataclasses.replace(source, remedy=_ROW_NUMBERS + _SEVERAL)
-    names = [] if source.member is not None else _names(source) or []
+    names = [] if source.member is not None else names_of(source) or []
     if {*_CSR} & {*names}:
-        indptr, indices = (read_integers(_member_of(source, name, names)) for name in _CSR)
+        indptr, indices = (read_integers(member_of(source, name, names)) for name in _CSR)
         return sets.relevant_from_csr(str(source), indptr, indices, num_queries, num_gallery)
-    array, shape = _integers(source), (num_queries, num_gallery)
+    array, shape = read_row_numbers(source), (num_queries, num_gallery)
     if array.dtype.kind == "b":
         if array.shape != shape:
             what = f"shape {array.shape}"
@@ -103,13 +103,13 @@ def read_relevant(source: Source, num_queries: int, num_gallery: int) -> Csr:
     return sets.relevant_from_indices(str(source), array, num_queries, num_gallery)
 
 
-def _names(source: Source) -> list[str] | None:
+def names_of(source: Source) -> list[str] | None:
     """Of the arrays in a file; None where it is one array."""
     with formats.contained(source) as file:
         return file.names
 
 
-def _member_of(source: Source, name: str, names: list[str]) -> Source:
+def member_of(source: Source, name: str, names: list[str]) -> Source:
     if name not in names:
         only = f"only {formats.listed(names)}" if names else "no NumPy arrays"
         raise source.fail(f"an array named {name}", only, "rename or add the array")
@@ -161,20 +161,20 @@ def _meant(source: Source, names: list[str], likely: list[str], *, alone: bool) 
 # --- names ---------------------------------------------------------------------------------------
 
 
-def read_items(source: Source, count: int, expected: str) -> Array:
-    """What `count` items are called; `expected` says in an error what they stand for."""
+def read_items(source: Source, count: int | None, expected: str) -> Array:
+    """What `count` items are called, or any number; `expected` says what they stand for."""
     items = read_lines(source) if kind_of(source) is None else read_names(source)
-    if len(items) != count:
+    if count not in (None, len(items)):
         remedy = "write one for every row, in the order of the rows"
         raise source.fail(expected, f"{len(items)}", remedy)
     return items
 
 
-def read_ids(source: Source, count: int) -> Array:
-    """What `count` items are called, each by a name of its own."""
+def read_ids(source: Source, count: int | None = None) -> Array:
+    """What `count` items are called, or any number, each by a name of its own."""
     ids = read_items(source, count, f"a name for each of {count} rows")
     values = ids.tolist()
-    if len({*values}) < count:
+    if len({*values}) < len(values):
         first: dict[Any, int] = {}
         again = next(row for row, one in enumerate(values) if first.setdefault(one, row) != row)
         where, start = ("lines", 1) if kind_of(source) is None else ("rows", 0)
@@ -282,7 +282,7 @@ def read_set(text: str, similarity: str) -> EvaluationSet:
     with gt_indices.
     """
     source = Source.parse("SET.npz", text)
-    names = _names(source)
+    names = names_of(source)
     if source.member is not None or names is None:
         remedy = "give a set, or the files of its parts one by one as --help says"
         raise source.fail("an npz with query, gallery and query_bank", "one array", remedy)
@@ -290,10 +290,10 @@ def read_set(text: str, similarity: str) -> EvaluationSet:
     if "gallery_bank" in names:
         members["gallery_bank"] = "gallery_bank"
     parts = read_together(
-        {field: _member_of(source, name, names) for field, name in members.items()}
+        {field: member_of(source, name, names) for field, name in members.items()}
     )
     paired = "bank_pair" in names and "gallery_bank" in names
-    pairs = _member_of(source, "bank_pair", names) if paired else None
+    pairs = member_of(source, "bank_pair", names) if paired else None
     # Many sets are folders with one data.npz each: the folder is the name.
     title = source.path.resolve().parent.name if source.title == "data" else source.title
     relevant = source if {*_CSR} & {*names} else None
