@@ -200,6 +200,11 @@ def folder(tmp_path, monkeypatch, compile_fast):
     for name, count in (("image_names", 30), ("train_captions", 40)):
         lines = [f"{name} {row}" for row in range(count)]
         pathlib.Path(f"{name}.txt").write_text("\n".join(lines), "utf-8")
+    for name in ("caption", "image"):
+        ids = [f"{name}_{row}" for row in range(30)]
+        pathlib.Path(f"{name}_ids.txt").write_text("\n".join(ids), "utf-8")
+    qrels = [f"caption_{row} 0 image_{row} 1" for row in range(30)]
+    pathlib.Path("qrels.txt").write_text("\n".join(qrels), "utf-8")
     names = ("query", "gallery", "query_bank", "gallery_bank")
     np.savez("data.npz", **test, **bank)
     np.savez("set.npz", **dict(zip(names, (test | bank).values(), strict=True)))

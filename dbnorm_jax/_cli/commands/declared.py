@@ -48,7 +48,8 @@ def demo(source: str, target: str, seed: int, output: Path, force: bool) -> None
 @options.file(
     "--relevant",
     "Right gallery rows: integers, one per query (-1: none), or an npz with gt_indptr and "
-    "gt_indices. Left out: row i belongs to row i if the counts agree.",
+    "gt_indices; qrels with ids as labels; grades (docs/inputs.md). Left out: row i belongs to "
+    "row i if the counts agree.",
 )
 @options.bank_pairs("What `auto` chooses by; without them it keeps raw.")
 @options.trust_banks()
@@ -136,7 +137,9 @@ def tune(**values: Any) -> None:
 @options.file(
     "--queries", "Held-out queries whose retrieval is looked at. Left out: the query bank's own."
 )
-@options.file("--relevant", "Right gallery rows of --queries, as for evaluate.")
+@options.file(
+    "--relevant", "Right gallery rows of --queries, as for evaluate; of --results too, as qrels."
+)
 @options.labels()
 @click.option("--demo", is_flag=True, help="Inspect the built-in data.")
 @options.file(
@@ -300,8 +303,8 @@ def merge(**values: Any) -> None:
 @options.file("--gallery-ids", "A name per gallery item, likewise.")
 @options.output(
     "FILE",
-    "Write there: .npz (scores, indices, ids), .npy (indices), .csv or .jsonl.  [default: JSON "
-    "lines on standard output]",
+    "Write there: .npz (scores, indices, ids), .npy (indices), .csv, .jsonl, .trec (a run) or "
+    ".json (as BEIR and mteb keep results).  [default: JSON lines on standard output]",
 )
 @options.block_size()
 @options.force()

@@ -10,7 +10,7 @@ from dbnorm_jax._cli.measuring.results import popularity
 from dbnorm_jax._cli.measuring.table_rows import NEIGHBORS
 from dbnorm_jax._cli.reading.argument import Source, neighbors
 from dbnorm_jax._cli.reading.emoji_names import emoji_names
-from dbnorm_jax._cli.reading.results import Results, read_results, with_labels
+from dbnorm_jax._cli.reading.results import Results, judged, read_results, with_labels
 from dbnorm_jax._cli.reading.sets import EvaluationSet
 from dbnorm_jax._cli.showing import hub_report, results_report
 from dbnorm_jax._cli.showing.output import sink_of
@@ -41,7 +41,7 @@ class Request(evaluate.Shared):
 
 # What only embeddings have a use for, and only results.
 _OF_EMBEDDINGS = (
-    "demo", "query_bank", "gallery_bank", "queries", "relevant", "bank_pairs", "trust_banks",
+    "demo", "query_bank", "gallery_bank", "queries", "bank_pairs", "trust_banks",
     "bank_labels", "query_labels", "similarity", "method", "beta_query", "beta_gallery",
     "false_alarm_rate",
 )  # fmt: skip
@@ -89,7 +89,9 @@ def run(request: Request) -> None:
             "The queries are the query bank itself: the correction knows them. Give --queries for "
             "what it does to others."
         )
-        report = evaluate.report_of(test, found.rows, *[own] * request.own_queries)
+        report = evaluate.report_of(
+            test, found.rows, *evaluate.remarks(test), *[own] * request.own_queries
+        )
         paths = [] if sink is None else sink.write(hub_report.contents(report, found))
     if request.as_json:
         say_json(hub_report.content(report, found))
@@ -122,7 +124,10 @@ def _run_of_results(request: Request) -> None:
     _check_num_items(request, results)
     longest = int(results.lengths.max())
     k = neighbors(request.k, longest, "places of the longest list", NEIGHBORS)
-    found = popularity(results, k, request.num_items, request.top)
+    right = None
+    if request.relevant is not None:
+        right = judged(results, Source.parse("--relevant", request.relevant), request.num_items)
+    found = popularity(results, k, request.num_items, request.top, right)
     paths = [] if sink is None else sink.write(results_report.contents(found))
     if request.as_json:
         say_json(results_report.content(found))

@@ -7,7 +7,9 @@ import numpy as np
 import numpy.typing as npt
 
 import dbnorm_jax as dbn
+from dbnorm_jax._cli.measuring.table_rows import CUTS, ndcg
 from dbnorm_jax._cli.reading.results import Results
+from dbnorm_jax._cli.reading.sets import Relevance
 
 Integers = npt.NDArray[np.integer[Any]]
 
@@ -22,6 +24,16 @@ class Chance(NamedTuple):
     most: int  # lists that no item is in more of, with probability 1 - _LEVEL
     anti_hub_share: float  # percent of items
     skewness: float  # of the binomial distribution of the k-occurrence
+
+
+class Judged(NamedTuple):
+    """What the right items say of the lists; None where nothing is known."""
+
+    right_for: Integers  # [num known items] queries that an item answers and is found by
+    num_answered: int  # queries with a right item
+    recalls: dict[int, float]  # by k, percent of these with a right item in the first k places
+    ndcg: float  # percent, of the first k places
+    remarks: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,6 +53,7 @@ class Popularity:
     skewness: float
     gini: float
     chance: Chance | None  # None where the size of the collection is not known
+    judged: Judged | None  # None where no right items are known
 
     @property
     def num_queries(self) -> int:
@@ -53,8 +66,17 @@ class Popularity:
         return None if self.chance is None else int((self.k_occurrence > self.chance.most).sum())
 
 
-def popularity(results: Results, k: int, num_items: int | None, top: int) -> Popularity:
-    """Counts the first k places; `top` items are given queries that find them."""
+def popularity(
+    results: Results,
+    k: int,
+    num_items: int | None,
+    top: int,
+    right: tuple[Integers, Relevance] | None = None,
+) -> Popularity:
+    """Counts the first k places; `top` items are given queries that find them.
+
+    `right`: the items of all lists and those that are right, by other rows.
+    """
     lengths = results.lengths
     place = np.arange(len(results.indices)) - np.repeat(results.indptr[:-1], lengths)
     items = results.indices[place < k]
@@ -84,6 +106,29 @@ def popularity(results: Results, k: int, num_items: int | None, top: int) -> Pop
         skewness=float(dbn.hubness.skewness(of_all)),
         gini=float(dbn.hubness.gini(of_all)),
         chance=None if num_items is None else _chance(np.minimum(lengths, k), num_items),
+        judged=None if right is None else _judged(results, place, k, *right),
+    )
+
+
+def _judged(results: Results, place: Integers, k: int, items: Integers, right: Relevance) -> Judged:
+    num_queries, longest = len(results.queries), int(results.lengths.max())
+    query = np.repeat(np.arange(num_queries), results.lengths)
+    (indptr, right_items), grades, remarks = right
+    right_query = np.repeat(np.arange(num_queries), np.diff(indptr))
+    size = 1 + max(int(items.max()), int(right_items.max(initial=0)))
+    hits = np.isin(query * size + items, right_query * size + right_items)
+    # Where no right item is found, its rank is beyond every cut.
+    ranks = np.where(np.diff(indptr) > 0, np.float32(2**31), np.inf)
+    np.minimum.at(ranks, query[hits], 1 + place[hits])
+    nearest = np.full((num_queries, k), -1, np.int32)
+    nearest[query[place < k], place[place < k]] = items[place < k]
+    known = hits & (place < k)
+    return Judged(
+        np.bincount(results.indices[known], minlength=len(results.items)),
+        int((np.diff(indptr) > 0).sum()),
+        {cut: 100 * float(dbn.metrics.recall_at(ranks, cut)) for cut in CUTS if cut <= longest},
+        100 * float(ndcg(nearest, (indptr, right_items), grades)),
+        remarks,
     )
 
 

@@ -14,16 +14,20 @@ from typing import Any
 
 import numpy as np
 
-from dbnorm_jax._cli.reading import arrays
+from dbnorm_jax._cli.reading import names as naming
+from dbnorm_jax._cli.reading import single
 from dbnorm_jax._cli.reading.argument import Source, kind_of, opened
 from dbnorm_jax._cli.reading.formats import PICKLE
 from dbnorm_jax._cli.reading.lines import Names, numbered
-from dbnorm_jax._cli.reading.sets import Array, Integers
+from dbnorm_jax._cli.reading.names import Labels
+from dbnorm_jax._cli.reading.relevant import read_relevant
+from dbnorm_jax._cli.reading.sets import Array, Integers, Relevance
 from dbnorm_jax._src.core.text import excerpt
 
 _COLUMNS = "query Q0 item rank score tag"
 _RENUMBER = "number the lines of each query 1, 2, 3, ..., best first"
 _OBJECT = '{"query": "q1", "items": ["d7", "d2"]}'
+_MOST_ITEMS = 2**31 - 1
 _MOST = 2**62  # of ranks and row numbers, so that their sums are right
 _WRITE = f"write {_OBJECT}, a line for each query"
 _LISTS = (
@@ -82,7 +86,7 @@ def read_results(source: Source) -> Results:
 def with_labels(results: Results, source: Source) -> Results:
     """The results with all items named in their order, by labels of rows or the list of all ids."""
     by_row, least = results.items.dtype.kind in "iu", results.num_named
-    labels = arrays.read_items(source, None, "labels") if by_row else arrays.read_ids(source)
+    labels = naming.read_items(source, None, "labels") if by_row else naming.read_ids(source)
     if results.whole:
         raise source.fail("results without gallery_ids", "both", "leave one out")
     if by_row:
@@ -104,6 +108,22 @@ def with_labels(results: Results, source: Source) -> Results:
             )
             raise source.fail(expected, actual, "give the ids that the system knows")
     return dataclasses.replace(results, items=labels, whole=True, indices=rows[results.indices])
+
+
+def judged(results: Results, source: Source, num_items: int | None) -> tuple[Integers, Relevance]:
+    """The items of all lists, and which are right, by rows of one numbering.
+
+    Names go with qrels, rows with rows.
+    """
+    if results.items.dtype.kind not in "iu":
+        ids = Labels(source, results.queries), Labels(source, results.items)
+        right = read_relevant(source, len(results.queries), len(results.items), *ids, growing=True)
+        return results.indices, right
+    if results.queries.tolist() != list(range(len(results.queries))):
+        expected = "results that name queries and items, as qrels do, or number both from 0"
+        raise source.fail(expected, "numbers of items and names of queries", "name both or neither")
+    size = num_items or _MOST_ITEMS
+    return results.items[results.indices], read_relevant(source, len(results.queries), size)
 
 
 # --- a TREC run ----------------------------------------------------------------------------------
@@ -230,9 +250,9 @@ def _parsed(source: Source, text: bytes, line: int) -> tuple[str | int, list[Any
 
 
 def _of_arrays(source: Source) -> Results:
-    names = [] if source.member is not None else arrays.names_of(source) or []
-    found = arrays.member_of(source, "indices", names) if names else source
-    indices = arrays.read_row_numbers(found)
+    names = [] if source.member is not None else single.names_of(source) or []
+    found = single.member_of(source, "indices", names) if names else source
+    indices = single.read_row_numbers(found)
     if indices.dtype.kind == "b" or indices.ndim != 2 or 0 in indices.shape:
         what, remedy = (
             f"{indices.dtype} of shape {indices.shape}",
@@ -244,7 +264,7 @@ def _of_arrays(source: Source) -> Results:
     for name in ("query_ids", "gallery_ids"):
         if name in names:
             count = num_queries if name == "query_ids" else None
-            ids[name] = arrays.read_ids(arrays.member_of(source, name, names), count)
+            ids[name] = naming.read_ids(single.member_of(source, name, names), count)
     there = np.asarray(indices >= 0)
     counts = there.sum(axis=1)
     wrong = (indices < -1) | (indices >= _MOST) | (there != (np.arange(k) < counts[:, None]))

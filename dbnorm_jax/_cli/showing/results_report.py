@@ -36,8 +36,10 @@ def show(found: Popularity) -> None:
     console.print()
     console.print(_headline(found), style="bold")
     console.print()
-    headers = (f"N_{found.k}", "% of queries", "first for", "item", "for instance for the queries")
-    console.print(table.grid(headers, map(_cells, said["items"]), left=(3, 4)))
+    right = ["right for"] * (found.judged is not None)
+    headers = (f"N_{found.k}", "% of queries", "first for", *right, "item", "for the queries")
+    left = (len(headers) - 2, len(headers) - 1)
+    console.print(table.grid(headers, map(_cells, said["items"]), left=left))
     console.print()
     for line in _remarks(found):
         console.print(line)
@@ -80,6 +82,13 @@ def _remarks(found: Popularity) -> list[str]:
         )
     by_chance = "" if found.chance is None else f" (by chance {found.chance.skewness:.2f})"
     lines.append(f"Skewness {found.skewness:.2f}{by_chance}, Gini {found.gini:.2f}.")
+    if found.judged is not None:
+        recalls = ", ".join(f"R@{cut} {value:.1f}" for cut, value in found.judged.recalls.items())
+        lines.append(
+            f"Of {found.judged.num_answered:,} queries with a right item, in %: {recalls}; "
+            f"nDCG@{found.k} {found.judged.ndcg:.1f}."
+        )
+        lines += found.judged.remarks
     if found.num_beyond_chance:
         lines.append(
             "Many queries may ask for one item: read some of them. An item that answers few of its "
@@ -110,7 +119,8 @@ def _counted(count: int, one: str, several: str) -> str:
 def _cells(item: dict[str, Any]) -> list[str]:
     queries = ", ".join(map(_short, item["queries"]))
     counts = [f"{item['k_occurrence']:,}", f"{item['percent_of_queries']:.1f}"]
-    return [*counts, f"{item['first_for']:,}", _short(item["item"]), queries]
+    more = [item[name] for name in ("first_for", "right_for") if item[name] is not None]
+    return [*counts, *(f"{count:,}" for count in more), _short(item["item"]), queries]
 
 
 def _short(name: str | int) -> str:
@@ -123,9 +133,12 @@ def _short(name: str | int) -> str:
 def to_csv(found: Popularity) -> str:
     """One line per item, the most retrieved first; those never retrieved where they have names."""
     rest = [row for row in range(len(found.k_occurrence)) if not found.k_occurrence[row]]
-    lines: list[list[Any]] = [["item", f"n_{found.k}", "first_for"]]
+    right = [] if found.judged is None else [found.judged.right_for]
+    names = ["item", f"n_{found.k}", "first_for", *["right_for"] * len(right)]
+    counts = (found.k_occurrence, found.first, *right)
+    lines: list[list[Any]] = [names]
     lines += (
-        [found.results.item(row), found.k_occurrence[row], found.first[row]]
+        [found.results.item(row), *(one[row] for one in counts)]
         for row in (*found.order.tolist(), *rest)
     )
     return "".join(map(report_line, lines))
@@ -133,7 +146,7 @@ def to_csv(found: Popularity) -> str:
 
 def content(found: Popularity) -> dict[str, Any]:
     """All but the items that are not shown, for JSON; null where nothing is known."""
-    chance, retrieved = found.chance, len(found.order)
+    chance, right, retrieved = found.chance, found.judged, len(found.order)
     never = None if found.num_items is None else found.num_items - retrieved
     return {
         "schema": SCHEMA,
@@ -151,6 +164,7 @@ def content(found: Popularity) -> dict[str, Any]:
                 "k_occurrence": int(found.k_occurrence[item]),
                 "percent_of_queries": round(100 * found.k_occurrence[item] / found.num_queries, 4),
                 "first_for": int(found.first[item]),
+                "right_for": None if right is None else int(right.right_for[item]),
                 "queries": [found.results.query(query) for query in queries],
             }
             for item, queries in zip(found.order, found.askers, strict=False)
@@ -169,4 +183,12 @@ def content(found: Popularity) -> dict[str, Any]:
             "percent_anti_hubs": round(chance.anti_hub_share, 4),
             "skewness": round(chance.skewness, 4),
         },
+        "retrieval": None
+        if right is None
+        else {
+            "num_queries": right.num_answered,
+            **{f"recall_at_{cut}": round(value, 4) for cut, value in right.recalls.items()},
+            f"ndcg_at_{found.k}": table.or_none(round(right.ndcg, 4)),
+        },
+        "notes": [] if right is None else right.remarks,
     }
