@@ -11,8 +11,8 @@ import numpy as np
 
 from dbnorm_jax._cli.reading import sets
 from dbnorm_jax._cli.reading.argument import Source
-from dbnorm_jax._cli.reading.arrays import read_floats, read_integers
 from dbnorm_jax._cli.reading.sets import Array, Csr, EvaluationSet, SimilaritySet
+from dbnorm_jax._cli.reading.single import read_floats, read_integers
 
 TEXT_TO_VISUAL = "text-to-visual"
 VISUAL_TO_TEXT = "visual-to-text"

@@ -16,6 +16,10 @@ import sys
 
 WATCHED = [
     "dbnorm_jax._cli.reading.arrays",
+    "dbnorm_jax._cli.reading.names",
+    "dbnorm_jax._cli.reading.relevant",
+    "dbnorm_jax._cli.reading.results",
+    "dbnorm_jax._cli.reading.single",
     "dbnorm_jax._cli.reading.formats",
     "dbnorm_jax._cli.reading.argument",
     "dbnorm_jax._cli.reading.large",

@@ -18,6 +18,7 @@ import dataclasses
 import functools
 import importlib.util
 import io
+import itertools
 import json
 import mmap
 import pathlib
@@ -40,15 +41,11 @@ import numpy as np
 
 import dbnorm_jax as dbn
 from dbnorm_jax._cli.reading.argument import Source
-from dbnorm_jax._cli.reading.arrays import (
-    read_floats,
-    read_integers,
-    read_labels,
-    read_lines,
-    read_names,
-    read_relevant,
-    read_set,
-)
+from dbnorm_jax._cli.reading.arrays import read_set
+from dbnorm_jax._cli.reading.names import Labels, read_items, read_lines, read_names
+from dbnorm_jax._cli.reading.relevant import read_relevant
+from dbnorm_jax._cli.reading.results import read_results
+from dbnorm_jax._cli.reading.single import read_floats, read_integers
 from dbnorm_jax._src.core.log_mean_exp import start_mean
 from dbnorm_jax._src.files import archives
 from dbnorm_jax._src.passes.selection import start_nearest
@@ -184,6 +181,25 @@ def good_files() -> dict[str, list[bytes]]:
             safetensors(query=("BF16", np.zeros((ROWS, 3), np.uint16))),
         ],
         ".txt": ["a\nbc\nd\n\né\n".encode()],
+        ".qrels": [
+            b"a 0 b 1\nb 0 c 2\n\na 0 d 0\nx 0 y 1\na 0 b 1\n",
+            b"query-id\tcorpus-id\tscore\na\tb\t1\n",
+            b"[[0, 2], [], [1], [4], [3]]",
+            npz(pairs=np.array([[0, 1], [0, 2], [4, 4]])),
+            npz(
+                format=np.array(b"csr"),
+                shape=np.array([ROWS, ROWS]),
+                indptr=np.arange(ROWS + 1),
+                indices=integers,
+                data=rows[:, 2] + 1,
+            ),
+        ],
+        ".trec": [
+            "q1 Q0 d1 1 .9 x\nq2 Q0 é 0 5 x\n\nq1 Q0 d3 2 .9 x\n".encode(),
+            b'{"query": "q1", "items": ["d1", "d2"]}\n{"query": 7, "items": ["d2"], "scores": [1]}',
+            b'{"query": 1, "items": [3, 0]}\n',
+            npz(indices=np.array([[3, 0], [1, -1]]), query_ids=texts[:2], gallery_ids=texts),
+        ],
         "state": saved,
         "checkpoint": [checkpoint],
         **(tables().good_files() if has_tables() else {}),
@@ -471,11 +487,37 @@ def check_lines(path, value):
 
 
 def check_relevant(path, value):
-    indptr, indices = value
+    (indptr, indices), grades, _ = value
+    assert grades is None or (grades.shape == indices.shape and (grades > 0).all())
     assert len(indptr) == ROWS + 1
     assert indptr[0] == 0
     assert indptr[-1] == len(indices)
     assert ((indices >= 0) & (indices < ROWS)).all()
+
+
+def check_results(path, value):
+    """Lists of distinct items; of a text, those that its lines say in another way."""
+    lists = [
+        [value.item(item) for item in value.indices[start:end]]
+        for start, end in itertools.pairwise(value.indptr)
+    ]
+    assert all(lists)
+    assert all(len({*items}) == len(items) for items in lists)
+    assert len(lists) == len({*value.queries.tolist()})
+    data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    if data[:2] == b"PK" or data[:1] == b"\x93":
+        return
+    expected = {}
+    for line in filter(None, map(bytes.strip, data.split(b"\n"))):
+        if data.lstrip()[:1] == b"{":
+            content = json.loads(line)
+            expected[content["query"]] = list(enumerate(content["items"]))
+        else:
+            query, _, item, rank, _, _ = line.split()
+            expected.setdefault(query.decode(), []).append((int(rank), item.decode()))
+    for query, items in zip(value.queries, lists, strict=True):
+        assert [item for _, item in sorted(expected.pop(query))] == items
+    assert not expected
 
 
 def nothing(path, value):
@@ -503,6 +545,7 @@ def piped(path):
         kept.path.unlink()
 
 
+IDS = [Labels(source("ids"), np.array([*"abcde"], object)) for _ in range(2)]
 ARRAYS = (".npy", ".npz", ".safetensors")
 TABLES = (".parquet", ".arrow", ".feather")
 READERS = {
@@ -516,13 +559,18 @@ READERS = {
     "names": Reader(ARRAYS, lambda path: read_names(source(path)), check_array),
     "labels": Reader(
         (".txt", ".npy", ".npz"),
-        lambda path: read_labels(source(path), ROWS, "gallery item"),
+        lambda path: read_items(source(path), ROWS, "labels"),
         check_labels,
     ),
     "pipe": Reader((".npy",), piped, check_array),
     "lines": Reader((".txt",), lambda path: read_lines(source(path)), check_lines),
     "relevant": Reader(
-        (".npy", ".npz"), lambda path: read_relevant(source(path), ROWS, ROWS), check_relevant
+        (".npy", ".npz", ".qrels"),
+        lambda path: read_relevant(source(path), ROWS, ROWS, *IDS),
+        check_relevant,
+    ),
+    "results": Reader(
+        (".trec", ".npz", ".npy"), lambda path: read_results(source(path)), check_results
     ),
     "set": Reader((".npz",), lambda path: read_set(str(path), "cosine"), check_set),
     "load": Reader(("state",), dbn.load, check_known),

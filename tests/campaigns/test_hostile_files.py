@@ -17,7 +17,9 @@ pytest.importorskip("safetensors")
 import fuzz_readers
 
 from dbnorm_jax._cli.reading.argument import Source
-from dbnorm_jax._cli.reading.arrays import read_floats, read_labels, read_names, read_set
+from dbnorm_jax._cli.reading.arrays import read_set
+from dbnorm_jax._cli.reading.names import read_items, read_names
+from dbnorm_jax._cli.reading.single import read_floats
 from dbnorm_jax._src.files import archives
 from dbnorm_jax._src.places.disk import checkpoint
 from dbnorm_jax._src.places.disk.drive import Partial
@@ -225,7 +227,7 @@ def test_texts_that_are_none_are_refused(name, tmp_path):
             archive.writestr("header.npy", with_bad_text())
         assert_refused(path, lambda: dbn.load(path))
     assert_refused(path, lambda: read_names(fuzz_readers.source(path)))
-    assert_refused(path, lambda: read_labels(fuzz_readers.source(path), 2, "item"))
+    assert_refused(path, lambda: read_items(fuzz_readers.source(path), 2, "labels"))
 
 
 def test_a_lying_packed_size_is_refused_before_memory_is_taken(tmp_path):

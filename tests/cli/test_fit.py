@@ -29,7 +29,7 @@ from dbnorm_jax._cli.commands import main as command
 from dbnorm_jax._cli.commands import search
 from dbnorm_jax._cli.reading import large
 from dbnorm_jax._cli.reading.argument import Source
-from dbnorm_jax._cli.reading.arrays import read_items, read_lines
+from dbnorm_jax._cli.reading.names import read_items, read_lines
 from dbnorm_jax._cli.showing import output, progress
 from dbnorm_jax._src.core.similarity import SIMILARITY_FUNCTIONS
 from dbnorm_jax._src.places.disk import checkpoint

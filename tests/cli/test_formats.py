@@ -12,8 +12,8 @@ import pytest
 
 from dbnorm_jax._cli.reading import arrow_sizes
 from dbnorm_jax._cli.reading.argument import Source
-from dbnorm_jax._cli.reading.arrays import read_floats, read_integers
 from dbnorm_jax._cli.reading.packages import install_hint
+from dbnorm_jax._cli.reading.single import read_floats, read_integers
 
 ROOT = pathlib.Path(__file__).parents[2]
 VALUES = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)

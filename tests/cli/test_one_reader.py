@@ -17,7 +17,8 @@ pytest.importorskip("click")
 pytest.importorskip("rich")
 
 from dbnorm_jax._cli.reading.argument import Source
-from dbnorm_jax._cli.reading.arrays import read_floats, read_items
+from dbnorm_jax._cli.reading.names import read_items
+from dbnorm_jax._cli.reading.single import read_floats
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 
@@ -335,7 +336,7 @@ SCORES = (3, 4)
 RELEVANT = {
     "rows": (np.array([1, 0, 3]), [[1], [0], [3]]),
     "rows, none of one": (np.array([1, -1, 3]), [[1], [], [3]]),
-    "several rows, filled up": (np.array([[0, 1], [2, -1], [3, 0]]), [[0, 1], [2], [3, 0]]),
+    "several rows, filled up": (np.array([[0, 1], [2, -1], [3, 0]]), [[0, 1], [2], [0, 3]]),
     "a matrix of bool": (np.eye(*SCORES, dtype=bool), [[0], [1], [2]]),
     "several in a matrix": (np.arange(12).reshape(SCORES) % 3 == 0, [[0, 3], [2], [1]]),
 }
@@ -343,11 +344,11 @@ RELEVANT = {
 
 @pytest.mark.parametrize("case", RELEVANT)
 def test_relevant_takes_what_the_library_takes(case, tmp_path):
-    from dbnorm_jax._cli.reading.arrays import read_relevant
+    from dbnorm_jax._cli.reading.relevant import read_relevant
 
     array, wanted = RELEVANT[case]
     np.save(tmp_path / "r.npy", array)
-    indptr, indices = read_relevant(Source("--relevant", tmp_path / "r.npy"), *SCORES)
+    (indptr, indices), _, _ = read_relevant(Source("--relevant", tmp_path / "r.npy"), *SCORES)
     found = [indices[i:j].tolist() for i, j in itertools.pairwise(indptr)]
     assert found == wanted
     scores = np.random.default_rng(0).normal(size=SCORES).astype(np.float32)
@@ -362,7 +363,7 @@ def saved(array):
 
 # What is given for an option that takes row numbers or names -> the remedy, and what follows it.
 REMEDIES = {
-    "qrels": ("relevant", lambda path: path.write_text("q1 0 d1 2\n"), "row numbers", "float32"),
+    "qrels": ("relevant", lambda path: path.write_text("q1 0 d1 2\n"), "give the ids", "float32"),
     "a pickle": ("relevant", lambda path: path.write_bytes(b"\x80\x04"), "row numbers", "float32"),
     "ids": ("relevant", saved(np.array(["a", "b", "c"])), "row numbers", "astype"),
     "floats": ("relevant", saved(np.array([0.0, 1, 2])), "astype('int64')", "nan"),
@@ -382,15 +383,15 @@ REMEDIES = {
 
 @pytest.mark.parametrize("case", REMEDIES)
 def test_the_remedy_fits_what_is_expected(case, tmp_path):
-    from dbnorm_jax._cli.reading import arrays
+    from dbnorm_jax._cli.reading import arrays, names, relevant
 
     option, write, remedy, wrong = REMEDIES[case]
     path = tmp_path / "given.npy"
     write(path)
     read = {
-        "relevant": lambda: arrays.read_relevant(Source("--relevant", path), *SCORES),
+        "relevant": lambda: relevant.read_relevant(Source("--relevant", path), *SCORES),
         "pairs": lambda: arrays.read_pairs(str(path), 3, 3),
-        "ids": lambda: arrays.read_items(Source("--gallery-ids", path), 3, "3 names"),
+        "ids": lambda: names.read_items(Source("--gallery-ids", path), 3, "3 names"),
     }
     with pytest.raises(ValueError, match="expected") as raised:
         read[option]()

@@ -89,6 +89,7 @@ FILE_OF = {
     ],
     "tune": ["{0}", "{0}"],
     "inspect": ["{0}", "--query-bank", "{0}"],
+    "inspect ": ["--results", "{0}"],
     "fit": ["{0}", "--query-bank", "{0}", "--output", "x.npz"],
     "search": ["{0}", "{0}"],
     "search ": [rows_of("queries"), rows_of("gallery"), "--correction", "{0}"],

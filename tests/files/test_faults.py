@@ -327,7 +327,9 @@ JOBS = ["fit", "search", "tune", "merge", "export", "evaluate", "inspect", "demo
 def test_every_command_names_what_a_full_disk_refuses(command, call, jobs, folder, no_room):
     """And leaves nothing behind, not even a new folder."""
     job, output = jobs[command]
-    outputs = [output, "found.jsonl", "found.npy", "found.npz"] if command == "search" else [output]
+    outputs = [output]
+    if command == "search":
+        outputs += [f"found.{suffix}" for suffix in ("jsonl", "json", "trec", "npy", "npz")]
     before = {*folder.rglob("*")}
     no_room(10)
     for place in outputs:

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import json
 import pathlib
 import pickle
 import re
@@ -225,9 +226,18 @@ def folder(tmp_path, monkeypatch, compile_fast):
     for name, count in (("image_names", 30), ("train_captions", 40)):
         lines = [f"{name} {row}" for row in range(count)]
         pathlib.Path(f"{name}.txt").write_text("\n".join(lines), "utf-8")
+    for name in ("caption", "image"):
+        ids = [f"{name}_{row}" for row in range(30)]
+        pathlib.Path(f"{name}_ids.txt").write_text("\n".join(ids), "utf-8")
+    qrels = [f"caption_{row} 0 image_{row} 1" for row in range(30)]
+    pathlib.Path("qrels.txt").write_text("\n".join(qrels), "utf-8")
     names = ("query", "gallery", "query_bank", "gallery_bank")
     np.savez("data.npz", **test, **bank)
     np.savez("set.npz", **dict(zip(names, (test | bank).values(), strict=True)))
+    run = [f"q{row} Q0 d{row % 7} 1 0.5 system" for row in range(30)]
+    pathlib.Path("run.trec").write_text("\n".join(run), "utf-8")
+    objects = [json.dumps({"query": row, "items": ["a", "b"]}) for row in range(30)]
+    pathlib.Path("results.jsonl").write_text("\n".join(objects), "utf-8")
     np.save("s.npy", test["captions"] @ test["images"].T)
     np.save("b.npy", bank["train_captions"] @ test["images"].T)
     return tmp_path

@@ -48,7 +48,8 @@ def demo(source: str, target: str, seed: int, output: Path, force: bool) -> None
 @options.file(
     "--relevant",
     "Right gallery rows: integers, one per query (-1: none), or an npz with gt_indptr and "
-    "gt_indices. Left out: row i belongs to row i if the counts agree.",
+    "gt_indices; qrels with ids as labels; grades (docs/inputs.md). Left out: row i belongs to "
+    "row i if the counts agree.",
 )
 @options.bank_pairs("What `auto` chooses by; without them it keeps raw.")
 @options.trust_banks()
@@ -136,20 +137,33 @@ def tune(**values: Any) -> None:
 @options.file(
     "--queries", "Held-out queries whose retrieval is looked at. Left out: the query bank's own."
 )
-@options.file("--relevant", "Right gallery rows of --queries, as for evaluate.")
+@options.file(
+    "--relevant", "Right gallery rows of --queries, as for evaluate; of --results too, as qrels."
+)
 @options.labels()
 @click.option("--demo", is_flag=True, help="Inspect the built-in data.")
+@options.file(
+    "--results",
+    "Instead of embeddings: what a system returned, a TREC run, JSON lines or an npz with indices.",
+)
+@options.neighbors("With --results: the first places that count.")
+@click.option(
+    "--num-items",
+    type=click.IntRange(min=1, max=2**31 - 1),
+    metavar="COUNT",
+    help="With --results: the size of the collection, of which a list names a part.",
+)
 @options.similarity(default=None)
-@click.option("--method", default="is", help="The correction, written as for evaluate --methods.")
+@click.option("--method", help="The correction, written as for evaluate --methods.  [default: is]")
 @options.betas()
 @options.bank_pairs("For --method auto, and to screen corrected scores.")
 @options.trust_banks()
 @click.option("--top", default=10, type=click.IntRange(min=1), help="Hubs and others to list.")
 @click.option(
     "--false-alarm-rate",
-    default=0.002,
+    type=float,
     metavar="SHARE",
-    help="Of clean items that the screening for planted hubs may flag.",
+    help="Of clean items that the screening for planted hubs may flag.  [default: 0.002]",
 )
 @options.output("FOLDER", "Write JSON, a CSV of all items and two pictures there.")
 @options.force("Overwrite earlier results in FOLDER.")
@@ -161,11 +175,15 @@ def inspect(**values: Any) -> None:
     make them hubs; the items never retrieved that the correction rescues, and for whom; and the
     items that more of the query bank retrieves than it does clean ones: planted hubs, maybe.
 
+    With --results it needs no embeddings: it lists the items that come up for everything, and says
+    whether chance explains that. --labels then holds the ids of all items.
+
     \b
     Examples:
       dbnorm inspect images.npy --query-bank train_captions.npy --queries captions.npy \\
              --gallery-bank train_images.npy --labels image_names.txt
       dbnorm inspect set.npz --method dualis --output hubs
+      dbnorm inspect --results run.trec --num-items 10000
       dbnorm inspect --demo
     """  # noqa: D301 - \b is click's mark for lines that are not to be refilled
     from dbnorm_jax._cli.commands.inspect import Request, run
@@ -285,8 +303,8 @@ def merge(**values: Any) -> None:
 @options.file("--gallery-ids", "A name per gallery item, likewise.")
 @options.output(
     "FILE",
-    "Write there: .npz (scores, indices, ids), .npy (indices), .csv or .jsonl.  [default: JSON "
-    "lines on standard output]",
+    "Write there: .npz (scores, indices, ids), .npy (indices), .csv, .jsonl, .trec (a run) or "
+    ".json (as BEIR and mteb keep results).  [default: JSON lines on standard output]",
 )
 @options.block_size()
 @options.force()

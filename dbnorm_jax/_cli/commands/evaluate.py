@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from dbnorm_jax._cli.commands.options import check, given
 from dbnorm_jax._cli.measuring.methods import (
     DEFAULT,
@@ -26,13 +28,9 @@ from dbnorm_jax._cli.measuring.table_rows import (
 )
 from dbnorm_jax._cli.reading import sets
 from dbnorm_jax._cli.reading.argument import Source
-from dbnorm_jax._cli.reading.arrays import (
-    read_embeddings,
-    read_relevant,
-    read_set,
-    read_together,
-    with_labels,
-)
+from dbnorm_jax._cli.reading.arrays import read_embeddings, read_set, read_together
+from dbnorm_jax._cli.reading.names import labels_given
+from dbnorm_jax._cli.reading.relevant import read_relevant
 from dbnorm_jax._cli.reading.sets import EvaluationSet, SimilaritySet
 from dbnorm_jax._cli.showing.output import sink_of
 from dbnorm_jax._cli.showing.progress import Progress
@@ -97,7 +95,7 @@ def run(request: Request) -> None:
         methods = [with_rows_for(method, test.sizes, "--methods") for method in methods]
         rows = evaluate(test, methods, progress)
         unknown = "No right items are known, so the retrieval columns are empty: give --relevant."
-        report = report_of(test, rows, *[unknown] * (test.relevant is None))
+        report = report_of(test, rows, *remarks(test), *[unknown] * (test.relevant is None))
         paths: list[Path] = []
         if sink is not None:
             story = tell(test, rows, progress)
@@ -258,12 +256,18 @@ def read_files(
     request: Shared, file: str, named: Mapping[str, tuple[str, str | None]]
 ) -> EvaluationSet:
     """A set in one file, where there is no query bank, or those named; with the labels given."""
+    labels = labels_given(request)
     if request.query_bank is None:
-        test = read_set(file, request.measure)
+        test = read_set(file, request.measure, labels)
     else:
-        truth = {"relevant": request.relevant, "bank_pairs": request.bank_pairs}
-        test = read_embeddings(named, request.measure, **truth)
-    return dataclasses.replace(with_labels(test, request), trust_banks=request.trust_banks)
+        test = read_embeddings(
+            named,
+            request.measure,
+            relevant=request.relevant,
+            bank_pairs=request.bank_pairs,
+            labels=labels,
+        )
+    return dataclasses.replace(test, trust_banks=request.trust_banks)
 
 
 def _read_matrices(request: Request) -> SimilaritySet:
@@ -277,7 +281,9 @@ def _read_matrices(request: Request) -> SimilaritySet:
     )
     (first, array), *_ = found.values()
     num_queries, num_gallery = array.shape
-    relevant = sets.rows_relevant(num_queries) if num_queries == num_gallery else None
+    relevant = None
+    if num_queries == num_gallery:
+        relevant = sets.Relevance(sets.rows_relevant(num_queries))
     if request.relevant is not None:
         source = Source.parse("--relevant", request.relevant)
         relevant = read_relevant(source, num_queries, num_gallery)
@@ -287,7 +293,7 @@ def _read_matrices(request: Request) -> SimilaritySet:
         similarities=matrices[0],
         query_bank=matrices[1],
         gallery_bank=matrices[2] if len(matrices) > 2 else None,
-        relevant=relevant,
+        **sets.told(relevant),
     )
 
 
@@ -310,6 +316,18 @@ def report_of(
         rows=rows,
         notes=(*(row.remark for row in rows if row.remark), *notes),
     )
+
+
+def remarks(test: EvaluationSet | SimilaritySet) -> list[str]:
+    """What was passed over of the right items, and the queries without any."""
+    said = [*test.remarks]
+    if test.relevant is not None:
+        counts = np.diff(test.relevant[0])
+        if left_out := int((counts == 0).sum()):
+            said.append(
+                f"{left_out:,} of {len(counts):,} queries have no right item and are left out."
+            )
+    return said
 
 
 def _common(betas: Iterable[float | None]) -> float | None:

@@ -6,9 +6,13 @@ from dbnorm_jax._cli.commands import evaluate
 from dbnorm_jax._cli.commands.options import check, given
 from dbnorm_jax._cli.measuring.hubs import inspect, num_steps
 from dbnorm_jax._cli.measuring.methods import Method, checked_beta, with_rows_for
+from dbnorm_jax._cli.measuring.results import popularity
+from dbnorm_jax._cli.measuring.table_rows import NEIGHBORS
+from dbnorm_jax._cli.reading.argument import Source, neighbors
 from dbnorm_jax._cli.reading.emoji_names import emoji_names
+from dbnorm_jax._cli.reading.results import Results, judged, read_results, with_labels
 from dbnorm_jax._cli.reading.sets import EvaluationSet
-from dbnorm_jax._cli.showing import hub_report
+from dbnorm_jax._cli.showing import hub_report, results_report
 from dbnorm_jax._cli.showing.output import sink_of
 from dbnorm_jax._cli.showing.progress import Progress
 from dbnorm_jax._cli.showing.report import print_paths, require
@@ -22,9 +26,12 @@ class Request(evaluate.Shared):
     file: str | None = None
     queries: str | None = None
     demo: bool = False
-    method: str = "is"
+    results: str | None = None
+    k: int | None = None
+    num_items: int | None = None
+    method: str | None = None
     top: int = 10
-    false_alarm_rate: float = 0.002
+    false_alarm_rate: float | None = None
 
     @property
     def own_queries(self) -> bool:
@@ -32,8 +39,20 @@ class Request(evaluate.Shared):
         return self.query_bank is not None and self.queries is None
 
 
+# What only embeddings have a use for, and only results.
+_OF_EMBEDDINGS = (
+    "demo", "query_bank", "gallery_bank", "queries", "bank_pairs", "trust_banks",
+    "bank_labels", "query_labels", "similarity", "method", "beta_query", "beta_gallery",
+    "false_alarm_rate",
+)  # fmt: skip
+_FALSE_ALARM_RATE = 0.002
+
+
 def run(request: Request) -> None:
     """Checks, reads, inspects, prints and, with --output, writes."""
+    if request.results is not None:
+        _run_of_results(request)
+        return
     require(
         *["emoji"] * request.demo,
         *["rich"] * (not request.as_json),
@@ -63,14 +82,16 @@ def run(request: Request) -> None:
             method,
             beta=beta,
             top=request.top,
-            false_alarm_rate=request.false_alarm_rate,
+            false_alarm_rate=_false_alarm_rate(request),
             on_step=progress,
         )
         own = (
             "The queries are the query bank itself: the correction knows them. Give --queries for "
             "what it does to others."
         )
-        report = evaluate.report_of(test, found.rows, *[own] * request.own_queries)
+        report = evaluate.report_of(
+            test, found.rows, *evaluate.remarks(test), *[own] * request.own_queries
+        )
         paths = [] if sink is None else sink.write(hub_report.contents(report, found))
     if request.as_json:
         say_json(hub_report.content(report, found))
@@ -79,20 +100,78 @@ def run(request: Request) -> None:
     print_paths(paths, to_stderr=request.as_json)
 
 
+def _false_alarm_rate(request: Request) -> float:
+    given_rate = request.false_alarm_rate
+    return _FALSE_ALARM_RATE if given_rate is None else given_rate
+
+
+def _run_of_results(request: Request) -> None:
+    """What the lists of a system alone say."""
+    beside = ["GALLERY"] * (request.file is not None) + given(request, *_OF_EMBEDDINGS)
+    check(
+        (
+            beside,
+            f"--results: expected the lists of a system alone, got {', '.join(beside)} beside it, "
+            f"which embeddings have a use for; leave that out",
+        )
+    )
+    require(*["rich"] * (not request.as_json))
+    sink = sink_of(request, names=results_report.FILES)
+    source = Source.parse("--results", request.results or "")
+    results = read_results(source)
+    if request.labels is not None:
+        results = with_labels(results, Source.parse("--labels", request.labels))
+    _check_num_items(request, results)
+    longest = int(results.lengths.max())
+    k = neighbors(request.k, longest, "places of the longest list", NEIGHBORS)
+    right = None
+    if request.relevant is not None:
+        right = judged(results, Source.parse("--relevant", request.relevant), request.num_items)
+    found = popularity(results, k, request.num_items, request.top, right)
+    paths = [] if sink is None else sink.write(results_report.contents(found))
+    if request.as_json:
+        say_json(results_report.content(found))
+    else:
+        results_report.show(found)
+    print_paths(paths, to_stderr=request.as_json)
+
+
+def _check_num_items(request: Request, results: Results) -> None:
+    count = request.num_items
+    if count is None:
+        return
+    if results.whole:
+        raise ValueError(
+            f"--num-items: expected results that do not name all items, got names of "
+            f"{len(results.items)}; leave it out"
+        )
+    if count < results.num_named:
+        raise ValueError(
+            f"--num-items: expected at least {results.num_named}, as the results name so many "
+            f"items, got {count}; give the size of the whole collection"
+        )
+
+
 def _check_combination(request: Request) -> None:
     """Which options go together, before any file is opened."""
+    lonely = given(request, "k", "num_items")
     others = given(request, "query_bank", "gallery_bank", "queries", "relevant", "bank_pairs")
     beside = others + given(request, "labels", "bank_labels", "query_labels", "similarity")
     beside += given(request, "trust_banks") + ["a file"] * (request.file is not None)
+    rate = _false_alarm_rate(request)
     check(
+        (
+            lonely,
+            f"{', '.join(lonely)}: expected --results beside it, got none; leave it out",
+        ),
         (
             request.demo and beside,
             f"--demo: expected no data beside it, got {', '.join(beside)}; leave that out",
         ),
         (
             not request.demo and request.file is None,
-            "inspect: expected GALLERY with --query-bank, SET.npz, or --demo, got none of them; "
-            "see dbnorm inspect --help",
+            "inspect: expected GALLERY with --query-bank, SET.npz, --results or --demo, got none "
+            "of them; see dbnorm inspect --help",
         ),
         (
             request.query_bank is None and others,
@@ -105,9 +184,8 @@ def _check_combination(request: Request) -> None:
             "right items in the gallery",
         ),
         (
-            not 0 < request.false_alarm_rate < 1,
-            f"--false-alarm-rate: expected a share between 0 and 1, got "
-            f"{request.false_alarm_rate:g}; 0.002 is 0.2 %",
+            not 0 < rate < 1,
+            f"--false-alarm-rate: expected a share between 0 and 1, got {rate:g}; 0.002 is 0.2 %",
         ),
     )
 
@@ -120,7 +198,7 @@ def _method(request: Request) -> Method:
         similarity=request.similarity,
         beta_query=request.beta_query,
         beta_gallery=request.beta_gallery,
-        methods=request.method,
+        methods=request.method or "is",
         methods_option="--method",
     )
     chosen = [one for one in evaluate.chosen_methods(asked) if one.kind != "raw"]

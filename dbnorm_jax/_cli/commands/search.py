@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import itertools
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -18,8 +19,8 @@ from numpy.lib import format as npy_format
 from dbnorm_jax._cli.commands.options import given
 from dbnorm_jax._cli.reading import large
 from dbnorm_jax._cli.reading.argument import Source, neighbors
-from dbnorm_jax._cli.reading.arrays import read_ids
 from dbnorm_jax._cli.reading.corrections import read_correction
+from dbnorm_jax._cli.reading.names import read_ids
 from dbnorm_jax._cli.showing.output import Sink, csv_line, sink_of
 from dbnorm_jax._cli.showing.progress import RowProgress
 from dbnorm_jax._cli.showing.terminal import is_utf8, json_text, say, say_json
@@ -30,7 +31,7 @@ from dbnorm_jax._src.places.disk.fits import Settings, row_pair
 from dbnorm_jax._src.places.disk.rows import DEFAULT_BLOCK_SIZE
 from dbnorm_jax._src.places.disk.search import Passes
 
-_NAMED = (".npz", ".csv", ".jsonl")  # what has room for names
+_NAMED = (".npz", ".csv", ".jsonl", ".trec", ".json")  # what has room for names
 _SUFFIXES = (*_NAMED, ".npy")
 Array = np.ndarray[Any, np.dtype[Any]]
 # Takes the first of some queries, in order, their scores and indices.
@@ -86,9 +87,10 @@ def run(request: Request) -> None:
         correction, known, similarity = fitted.correction, fitted.gallery, fitted.similarity
         # A gallery with the size and time of change that the fit saw is not hashed again.
         hashed = known is not None and not fitted.unchanged
+    bare = output is not None and output.path.suffix == ".trec"
     names = _Names(
-        _names("--query-ids", request.query_ids, num_queries),
-        _names("--gallery-ids", request.gallery_ids, num_gallery),
+        _names("--query-ids", request.query_ids, num_queries, bare=bare),
+        _names("--gallery-ids", request.gallery_ids, num_gallery, bare=bare),
     )
     settings = Settings(SIMILARITY_FUNCTIONS[similarity], block_size=request.block_size)
     pair = row_pair(("queries", queries.rows), ("gallery", gallery.rows), settings)
@@ -126,11 +128,19 @@ def run(request: Request) -> None:
         say(text)
 
 
-def _names(option: str, text: str | None, count: int) -> Array | None:
+def _names(option: str, text: str | None, count: int, *, bare: bool) -> Array | None:
+    """What to call the rows; `bare`: by names that blanks may stand between."""
     if text is None:
         return None
     source = Source.parse(option, text)
-    return read_ids(source, count)
+    names = read_ids(source, count)
+    for row, name in enumerate(names if bare else ()):
+        plain = str(name).encode()
+        if plain.split() != [plain]:
+            what = f"{str(name)!r} in row {row}"
+            remedy = "write .jsonl or .json, or other ids"
+            raise source.fail("ids without blanks, for a TREC run", what, remedy)
+    return names
 
 
 @contextmanager
@@ -141,9 +151,10 @@ def _results(output: Sink | None, shape: tuple[int, int], names: _Names) -> Iter
         return
     suffix = output.path.suffix
     with output.open() as file:
-        if suffix in (".csv", ".jsonl"):
+        if suffix in _LINES:
             text = io.TextIOWrapper(file, "utf-8", newline="", write_through=True)
-            yield (_csv_lines if suffix == ".csv" else _json_lines)(text, names)
+            yield _LINES[suffix](text, names)
+            text.write("\n}\n" if suffix == ".json" else "")
             text.detach()
         elif suffix == ".npy":
             yield _arrays(shape, {"indices": file})
@@ -220,6 +231,29 @@ def _csv_lines(file: IO[str], names: _Names) -> Add:
     return _lines(file, names, lines)
 
 
+def _run_lines(file: IO[str], names: _Names) -> Add:
+    """A TREC run: one line per query and item."""
+
+    def lines(query: Any, items: list[Any], scores: list[float]) -> str:
+        ranked = enumerate(zip(items, scores, strict=True), 1)
+        return "".join(
+            f"{query} Q0 {item} {rank} {score} dbnorm\n" for rank, (item, score) in ranked
+        )
+
+    return _lines(file, names, lines)
+
+
+def _json_entries(file: IO[str], names: _Names) -> Add:
+    """An object of queries, of which each is one of items and scores; its end is not written."""
+    separators = itertools.chain("{", itertools.repeat(","))
+
+    def lines(query: Any, items: list[Any], scores: list[float]) -> str:
+        content = {str(query): dict(zip(map(str, items), scores, strict=True))}
+        return f"{next(separators)}\n{json_text(content, indent=None, allow_nan=True)[1:-2]}"
+
+    return _lines(file, names, lines)
+
+
 def _lines(file: IO[str], names: _Names, lines: Callable[..., str]) -> Add:
     def add(start: int, scores: Array, indices: Array) -> None:
         found = zip(scores.tolist(), indices.tolist(), strict=True)
@@ -228,6 +262,14 @@ def _lines(file: IO[str], names: _Names, lines: Callable[..., str]) -> Add:
             file.write(lines(_name(names.queries, query), called, values))
 
     return add
+
+
+_LINES: dict[str, Callable[[IO[str], _Names], Add]] = {
+    ".csv": _csv_lines,
+    ".jsonl": _json_lines,
+    ".trec": _run_lines,
+    ".json": _json_entries,
+}
 
 
 def _name(names: Array | None, row: int) -> Any:

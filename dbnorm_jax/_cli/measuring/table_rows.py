@@ -5,6 +5,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 import dbnorm_jax as dbn
@@ -22,6 +24,7 @@ from dbnorm_jax._cli.reading.sets import SimilaritySet, Test, num_equal_rows
 from dbnorm_jax._src.corrections.table import INNER_PRODUCTS, MOVED, SCORES, VECTORS
 
 NEIGHBORS = 10
+CUTS = (1, 5, 10, 50, 100)  # of recall
 
 # Two-sided 95 % of a normal distribution.
 _QUANTILE = 1.96
@@ -45,6 +48,9 @@ class ResultRow:
     recall_at_1: float = math.nan
     recall_at_5: float = math.nan
     recall_at_10: float = math.nan
+    recall_at_50: float = math.nan  # what a reranker of the first 50 can still put first
+    recall_at_100: float = math.nan
+    ndcg_at_10: float = math.nan  # of the lists as they are found
     gain: float = math.nan  # R@1 less that of raw, in points
     gain_interval: float = math.nan  # half-width: 1.96 standard errors of the paired differences
     median_rank: float = math.nan
@@ -90,7 +96,7 @@ def evaluate(
             _rounded(100 * np.asarray(bank.active)[first].mean()) if method.about.gated else 100.0
             for bank in banks
         )
-        rows.append(_row(method, found, raw, source.num_gallery, gates_open))
+        rows.append(_row(test, method, found, raw, gates_open))
     return rows
 
 
@@ -126,15 +132,16 @@ def _found(source: Embeddings | Matrices, method: Method, k: int) -> Found:
 
 
 def _row(
-    method: Method, found: Found, raw: Found, num_gallery: int, gates_open: tuple[float, ...]
+    test: Test, method: Method, found: Found, raw: Found, gates_open: tuple[float, ...]
 ) -> ResultRow:
-    counts = dbn.hubness.k_occurrence(found.nearest, num_gallery)
+    counts = dbn.hubness.k_occurrence(found.nearest, test.sizes["gallery"])
     ranks = found.ranks
     known: dict[str, Any] = {}
     if ranks is not None and np.isfinite(ranks).any():
         assert raw.ranks is not None
-        for cut in (1, 5, 10):
+        for cut in CUTS:
             known[f"recall_at_{cut}"] = _rounded(100 * dbn.metrics.recall_at(ranks, cut))
+        known["ndcg_at_10"] = _rounded(100 * ndcg(found.nearest, test.relevant, test.grades))
         known["median_rank"] = _rounded(dbn.metrics.median_rank(ranks))
         known["mean_rank"] = _rounded(dbn.metrics.mean_rank(ranks))
         known["gain"], known["gain_interval"] = _paired_gain(ranks, raw.ranks)
@@ -148,6 +155,14 @@ def _row(
         gates_open=gates_open,
         **known,
     )
+
+
+def ndcg(nearest: Neighbors, relevant: Any, grades: Any) -> jax.Array:
+    """Of lists as they are, -1 in empty places; items without grades are worth 1."""
+    indptr, indices = relevant
+    grades = np.ones(len(indices), np.float32) if grades is None else grades.astype(np.float32)
+    found = dbn.SearchResult(jnp.zeros(nearest.shape), jnp.asarray(nearest))
+    return dbn.metrics.normalized_discounted_cumulative_gain(found, (indptr, indices, grades))
 
 
 def _paired_gain(ranks: Ranks, raw: Ranks) -> tuple[float, float]:

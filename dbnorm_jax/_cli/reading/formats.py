@@ -26,7 +26,7 @@ from dbnorm_jax._src.files import binary, texts
 _SMALL = 16 * 2**20
 _MOST_COMPRESSED = 100
 _LISTED = 8
-_PICKLE = b"\x80"
+PICKLE = b"\x80"
 _BROKEN = "copy or write it again"
 
 ROWS, NUMBERS, TEXTS = "rows", "numbers", "texts"
@@ -61,7 +61,7 @@ def _unknown(source: Source) -> ValueError:
     what, remedy = "other contents", source.remedy
     if not start:
         what, remedy = "an empty file", _BROKEN
-    elif start == _PICKLE:
+    elif start == PICKLE:
         what = "what looks like a pickle, which can run code and is not loaded"
     return source.fail("an array file (.npy, .npz, .safetensors, .parquet, .arrow)", what, remedy)
 

@@ -2,8 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,15 @@ Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 Csr = tuple[Integers, Integers]  # (indptr, indices)
+
+
+class Relevance(NamedTuple):
+    """The right gallery rows of each query."""
+
+    csr: Csr  # rows of a query rise, so that none is there twice
+    grades: Array | None = None  # [num_entries] of each, above 0; None: 1
+    remarks: tuple[str, ...] = ()  # what was passed over
+
 
 # Rows converted at once: a memory-mapped file is never copied whole in float64.
 ROWS_AT_ONCE = 2048
@@ -73,6 +82,8 @@ class EvaluationSet:
     query_labels: tuple[str, ...] | None = None
     gallery_labels: tuple[str, ...] | None = None
     query_bank_labels: tuple[str, ...] | None = None
+    grades: Array | None = None  # of each entry of `relevant`; None: 1
+    remarks: tuple[str, ...] = ()  # on what is relevant
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -89,6 +100,8 @@ class SimilaritySet:
     query_bank: Floats  # [num_query_bank, num_gallery]
     gallery_bank: Floats | None = None  # [num_gallery_bank, num_gallery]; None: only IS and DIS run
     relevant: Csr | None = None  # as in EvaluationSet
+    grades: Array | None = None
+    remarks: tuple[str, ...] = ()
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -144,7 +157,7 @@ def prepared_blocks(
     argument: str, array: Array, similarity: str | None, first: int = 0
 ) -> Iterator[tuple[int, Floats]]:
     """The rows of `prepared`, some at a time, each block with its place; the first has `first`."""
-    for place, rows in _blocks(array):
+    for place, rows in blocks(array):
         start = first + place
         _check_finite(argument, rows, start)
         block = rows
@@ -157,7 +170,8 @@ def prepared_blocks(
         yield start, block
 
 
-def _blocks(array: Rows) -> Iterator[tuple[int, Array]]:
+def blocks(array: Rows) -> Iterator[tuple[int, Array]]:
+    """Some of the rows at a time, and the number of the first of them."""
     for start in range(0, len(array), ROWS_AT_ONCE):
         yield start, np.asarray(array[start : start + ROWS_AT_ONCE])
         let_go(array)
@@ -232,6 +246,38 @@ def relevant_from_csr(
     return indptr.astype(np.int64), indices.astype(np.int64)
 
 
+def relevance(
+    source: Any, csr: Csr, grades: Array | None = None, remarks: Sequence[str] = ()
+) -> Relevance:
+    """Each right row once, where several say the same; what has no grade above 0 is not right.
+
+    `source` names the file in what is said of the others.
+    """
+    indptr, items = csr
+    num_queries, said = len(indptr) - 1, [*remarks]
+    queries = np.repeat(np.arange(num_queries), np.diff(indptr))
+    if grades is not None:
+        right = grades > 0
+        queries, items, grades = queries[right], items[right], grades[right]
+    order = np.lexsort((items, queries))
+    queries, items = queries[order], items[order]
+    new = np.append(True, (np.diff(queries) != 0) | (np.diff(items) != 0))[: len(items)]
+    if not new.all():
+        said.append(f"{source}: {(~new).sum():,} right items are named again, and count once.")
+    counts = np.bincount(queries[new], minlength=num_queries)
+    indptr = np.concatenate([[0], counts.cumsum()])
+    kept = None if grades is None else grades[order][new]
+    return Relevance((indptr, items[new]), kept, tuple(said))
+
+
+def told(relevance: Relevance | None) -> dict[str, Any]:
+    """What a set holds of it, by the fields."""
+    if relevance is None:
+        return {}
+    csr, grades, remarks = relevance
+    return {"relevant": csr, "grades": grades, "remarks": remarks}
+
+
 def rows_relevant(count: int) -> Csr:
     """Row i belongs to row i."""
     return np.arange(count + 1), np.arange(count)
@@ -265,7 +311,7 @@ def reversed_set(test: EvaluationSet) -> EvaluationSet:
             "--reverse: expected a gallery bank, since it becomes the query bank, got none; give "
             "--gallery-bank"
         )
-    pairs = relevant = None
+    pairs = relevant = grades = None
     if test.bank_pairs is not None:
         pairs = np.full(len(test.gallery_bank), -1, np.int64)
         rows = np.flatnonzero(test.bank_pairs >= 0)[::-1]  # the first of several partners stays
@@ -276,6 +322,7 @@ def reversed_set(test: EvaluationSet) -> EvaluationSet:
         counts = np.bincount(indices, minlength=len(test.gallery))
         order = np.argsort(indices, kind="stable")
         relevant = np.concatenate([[0], np.cumsum(counts)]), queries[order]
+        grades = None if test.grades is None else test.grades[order]
     return dataclasses.replace(
         test,
         name=f"{test.name} (reversed)",
@@ -284,6 +331,7 @@ def reversed_set(test: EvaluationSet) -> EvaluationSet:
         query_bank=test.gallery_bank,
         gallery_bank=test.query_bank,
         relevant=relevant,
+        grades=grades,
         bank_pairs=pairs,
         query_labels=test.gallery_labels,
         gallery_labels=test.query_labels,
@@ -298,13 +346,17 @@ def some_queries(test: Test, count: int) -> Test:
         return test
     rows = np.linspace(0, len(matrix) - 1, count).round().astype(int)
     relevant: Csr | None = None
+    grades: Array | None = None
     if test.relevant is not None:
         indptr, indices = test.relevant
-        parts = [indices[indptr[row] : indptr[row + 1]] for row in rows]
-        relevant = np.cumsum([0, *map(len, parts)]), np.concatenate(parts)
+        parts = [np.arange(indptr[row], indptr[row + 1]) for row in rows]
+        places = np.concatenate(parts)
+        relevant = np.cumsum([0, *map(len, parts)]), indices[places]
+        grades = None if test.grades is None else test.grades[places]
+    kept: dict[str, Any] = {"relevant": relevant, "grades": grades}
     if isinstance(test, SimilaritySet):
-        return dataclasses.replace(test, similarities=matrix[rows], relevant=relevant)
-    return dataclasses.replace(test, queries=matrix[rows], relevant=relevant, query_labels=None)
+        return dataclasses.replace(test, similarities=matrix[rows], **kept)
+    return dataclasses.replace(test, queries=matrix[rows], query_labels=None, **kept)
 
 
 def num_equal_rows(bank: Rows, test: Rows) -> int:
@@ -315,11 +367,11 @@ def num_equal_rows(bank: Rows, test: Rows) -> int:
     neighbors are compared: no bank x test matrix.
     """
     direction = np.random.default_rng(0).normal(size=test.shape[1:])
-    keys = np.concatenate([rows.astype(np.float64) @ direction for _, rows in _blocks(test)])
+    keys = np.concatenate([rows.astype(np.float64) @ direction for _, rows in blocks(test)])
     order = np.argsort(keys)
     keys = keys[order]
     count = 0
-    for _, rows in _blocks(bank):
+    for _, rows in blocks(bank):
         key = rows.astype(np.float64) @ direction
         size = np.abs(rows).max(axis=1)
         reach = _ROUNDING * size * np.abs(direction).sum()

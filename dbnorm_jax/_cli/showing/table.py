@@ -19,6 +19,9 @@ _UNITS = {
     "recall_at_1": "percent of queries",
     "recall_at_5": "percent of queries",
     "recall_at_10": "percent of queries",
+    "recall_at_50": "percent of queries",
+    "recall_at_100": "percent of queries",
+    "ndcg_at_10": "percent of the largest possible, mean of the queries; gain: the grade",
     "gain": "points of R@1 over raw",
     "gain_interval": "points, half-width of the gain's 95 % interval, paired over queries",
     "median_rank": "rank, 1 = best",
@@ -119,7 +122,8 @@ def grid(headers: Sequence[str], rows: Iterable[Sequence[str]], left: Container[
 
 
 HEADERS = (
-    "Method", "R@1", "Gain", "±", "R@5", "R@10", "MdR", "MnR", "Skew", "Hubs", "Anti", "Open",
+    "Method", "R@1", "Gain", "±", "R@5", "R@10", "R@50", "R@100", "nDCG", "MdR", "MnR", "Skew",
+    "Hubs", "Anti", "Open",
 )  # fmt: skip
 
 
@@ -131,6 +135,7 @@ def cells(row: ResultRow) -> list[str]:
         _number(row.recall_at_1, 1),
         *(("-", "-") if row.method.kind == "raw" else gain),
         *(_number(value, 1) for value in (row.recall_at_5, row.recall_at_10)),
+        *(_number(value, 1) for value in (row.recall_at_50, row.recall_at_100, row.ndcg_at_10)),
         _number(row.median_rank, 1 if row.median_rank % 1 else 0),
         _number(row.mean_rank, 1),
         _number(row.skewness, 2),
@@ -143,8 +148,9 @@ def legend(report: Report) -> list[str]:
     """What the columns mean."""
     occurrence = f"N_{report.k}"
     retrieval = (
-        "R@k in %; Gain: points of R@1 over raw, ± its 95 % interval, paired over queries; MdR, "
-        "MnR: median and mean rank"
+        f"R@k: % of queries with a right item in their first k; Gain: points of R@1 over raw, ± "
+        f"its 95 % interval, paired over queries; nDCG: of the first {report.k} places, in %; MdR, "
+        f"MnR: median and mean rank"
     )
     if any(row.method.about.gated for row in report.rows):
         retrieval += "; Open: % of queries whose gate is open"
