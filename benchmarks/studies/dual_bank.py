@@ -29,6 +29,7 @@ set, and the worst cell.
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -55,6 +56,7 @@ from dbnorm_jax._cli.reading.emoji_names import emoji_names
 from dbnorm_jax._cli.reading.sets import EvaluationSet, reversed_set, rows_relevant
 from dbnorm_jax._src.core.relevance import as_rows
 
+SIZES = ("100", "300", "1000", "all", "100+")  # of banks
 MARGIN = 0.2  # points of R@1
 MOST_HELD_OUT = 256  # queries of a half that are ranked
 K = 10  # of the hubs that are correlated with the banks
@@ -435,8 +437,11 @@ def gains(cells: Cells, row: str, less: str = "raw") -> np.ndarray:
 
 
 def by_size(cells: Cells) -> dict[str, Cells]:
-    """The cells of every size."""
-    sizes = dict.fromkeys(size for _, size in cells)
+    """The cells of every size, in the order of SIZES."""
+    sizes = sorted(
+        {size for _, size in cells},
+        key=lambda size: (size.endswith("+"), size == "all", len(size), size),
+    )
     return {size: {cell: d for cell, d in cells.items() if cell[1] == size} for size in sizes}
 
 
@@ -450,25 +455,25 @@ def _half(mean: Mean, level: float = 0.95) -> float:
 
 def _header(title: str, cells: Cells, width: int) -> None:
     sizes = by_size(cells)
-    print(f"\n{title}\n{'bank of':27}" + "".join(f"{size:>{width}}" for size in sizes))
+    print(f"\n{title}\n{'bank of':20}" + "".join(f"{size:>{width}}" for size in sizes))
     counts = [f"{len(here)} ({len({set_of(n) for n, _ in here})})" for here in sizes.values()]
-    print(f"{'cells (sets)':27}" + "".join(f"{count:>{width}}" for count in counts))
+    print(f"{'cells (sets)':20}" + "".join(f"{count:>{width}}" for count in counts))
 
 
 def print_quality(cells: Cells, title: str, rows: Sequence[str]) -> None:
     """Mean gain over raw with half its 95 % interval, and the worst cell."""
     _header(f"{title}: gain in R@1 over raw, half its 95 % interval, the worst cell", cells, 21)
     raw = [
-        np.mean([d.hits[0].mean() for found in here.values() for d in found])
+        np.mean([np.mean([d.hits[0].mean() for d in found]) for found in here.values()])
         for here in by_size(cells).values()
     ]
-    print(f"{'raw, its R@1':27}" + "".join(f"{100 * value:21.1f}" for value in raw))
+    print(f"{'raw, its R@1':20}" + "".join(f"{100 * value:21.1f}" for value in raw))
     for row in rows:
         line = ""
         for here in by_size(cells).values():
             mean = _mean(here, row)
             line += f"{mean.value:+8.2f} ±{_half(mean):5.2f}{gains(here, row).min():+6.1f}"
-        print(f"{row:27}{line}")
+        print(f"{row:20}{line}")
 
 
 def print_differences(cells: Cells, title: str, pairs: Sequence[tuple[str, str]]) -> None:
@@ -477,7 +482,7 @@ def print_differences(cells: Cells, title: str, pairs: Sequence[tuple[str, str]]
     for row, less in pairs:
         print(f"{row} - {less}")
         means = [_mean(here, row, less) for here in by_size(cells).values()]
-        print(f"{'':27}" + "".join(f"{mean.value:+10.2f} ±{_half(mean):5.2f}" for mean in means))
+        print(f"{'':20}" + "".join(f"{mean.value:+10.2f} ±{_half(mean):5.2f}" for mean in means))
 
 
 def print_equivalence(cells: Cells) -> None:
@@ -548,10 +553,15 @@ def print_cells(cells: Cells) -> None:
             marks[sign] += 1
         print(
             f"{', '.join(cell):40}{100 * np.mean([d.hits[0].mean() for d in found]):6.1f}"
-            f"{each.mean():+8.2f}{f'[{low:+.2f}, {high:+.2f}]':>18}{least:12.2f}"
+            f"{each.mean():+8.2f}{f'[{low:+.2f}, {high:+.2f}]':>18}"
+            f"{f'{least:.2f}' if math.isfinite(least) else '-':>12}"
             f"{partials[-1]:+9.2f}  {sign}"
         )
-    print(f"{marks['above']} of {len(cells)} cells above 0, {marks['below']} below; 5 % by chance")
+    print(
+        f"{marks['above']} of {len(cells)} cells above 0, {marks['below']} below; by chance one of "
+        "40 each way\n(could show: the smallest difference that McNemar's test finds in 4 of 5 "
+        "samples; -: so few\nanswers change that none)"
+    )
     if len(cells) > 2:
         ranked = rank_correlations(np.stack([apart, partials, partials]))[0]
         print(
@@ -595,7 +605,7 @@ def print_report(cells: Cells, title: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Reads what to run."""
-    asked: Any = pieces.options(__doc__, ("100", "300", "1000", "all", "100+"), arguments)
+    asked: Any = pieces.options(__doc__, SIZES, arguments)
     languages = () if asked.no_emoji else LANGUAGES[:1]  # all of them count as one set
     more = planned(asked.sets, asked.bank_sizes, asked.draws, languages)
     asked.sets, asked.no_emoji, asked.bank_sizes = [], True, []  # planned above

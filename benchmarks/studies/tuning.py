@@ -298,9 +298,9 @@ def print_report(cells: dict[Cell, list[Draw]]) -> None:
     for name, gains in columns.items():
         mean = clustered(gains, sets)
         low, high = mean.interval()
+        shown = f"[{low:+.2f}, {high:+.2f}]" if mean.num_sets > 1 else "one set"
         print(
-            f"{name:44}{mean.value:+7.2f}{f'[{low:+.2f}, {high:+.2f}]':>17}{gains.min():+8.2f}"
-            f"{(gains < -1e-9).sum():17d}"
+            f"{name:44}{mean.value:+7.2f}{shown:>17}{gains.min():+8.2f}{(gains < -1e-9).sum():17d}"
         )
     print("\ntargets")
     fixed_best = max(columns[name].mean() for name in names)
