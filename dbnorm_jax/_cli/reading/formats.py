@@ -2,8 +2,9 @@
 
 NumPy's own messages are not passed on, since some of them advise to allow pickles. In Parquet and
 Arrow a column of lists of one length is a matrix, a column of numbers or texts a vector; lists of
-lists, and tensors of one shape, are rows of all their numbers. An .npy and Arrow files are
-memory-mapped, the others are read whole.
+lists, and tensors of one shape, are rows of all their numbers. Lists of integers may differ in
+length, and are filled up with -1. An .npy and Arrow files are memory-mapped, the others are read
+whole.
 """
 
 import contextlib
@@ -332,7 +333,11 @@ def _as_array(source: Source, column: Any) -> Array:
 
 
 def _lists(source: Source, column: Any) -> Array:
-    """[rows, numbers of a row]; lists of lists end to end."""
+    """[rows, numbers of a row]; lists of lists end to end, integers filled up with -1."""
+    from pyarrow import types
+
+    if types.is_integer(getattr(column.type, "value_type", column.type)):
+        return _filled(source, column)
     parts = [_flat(source, chunk) for chunk in column.chunks if len(chunk)]
     if not parts:
         raise source.fail("at least one row", "none", "fill it")
@@ -340,6 +345,29 @@ def _lists(source: Source, column: Any) -> Array:
     if len(widths) > 1:
         _fail_lengths(source, widths)
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _filled(source: Source, column: Any) -> Array:
+    from pyarrow.compute import list_value_length
+
+    if not len(column):
+        raise source.fail("at least one row", "none", "fill it")
+    lengths = np.concatenate([list_value_length(chunk).to_numpy() for chunk in column.chunks])
+    values = np.concatenate(
+        [_numbers(source, chunk.type.value_type, chunk.flatten()) for chunk in column.chunks]
+    )
+    most = int(lengths.max())
+    if len(values) == len(lengths) * most and most:
+        return values.reshape(-1, most)
+    if 8 * len(lengths) * most > max(_SMALL, _MOST_COMPRESSED * values.nbytes):
+        expected = f"lists that fill 1/{_MOST_COMPRESSED} of a matrix"
+        actual = f"{len(lengths)} of {len(values)} integers in all, {most} in one"
+        raise source.fail(expected, actual, "write gt_indptr and gt_indices in an npz")
+    if len(values) and values.max() >= 2**62:
+        raise source.fail("integers below 2^62", f"{values.max()}", "write row numbers")
+    filled = np.full((len(lengths), max(most, 1)), -1, np.int64)
+    filled[np.arange(filled.shape[1]) < lengths[:, None]] = values
+    return filled
 
 
 def _flat(source: Source, chunk: Any) -> Array:
