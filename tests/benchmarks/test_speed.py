@@ -31,6 +31,7 @@ TOPICS = {
     "out_of_core": {"bank": 64, "file_mib": 1, "factor": 2, "limit_mib": 256, **TINY},
     "memory_of_commands": {"few": 40, "gallery": 80, "large": 96, "rows": 30, "dim": 16},
     "checks": {"bank": 64, **TINY},
+    "reading": {"rows": 64, "dim": 16, "shards": 3, "lines": 50, "repetitions": 1},
     "load": {"queries": 500, "items": 3000, "dim": 16, "limit_mib": 640, "sample": 9, "again": 99},
     "authors": {"queries": 24, "gallery": 48, "bank": 40, "dim": 16, "repetitions": 1},
 }

@@ -181,6 +181,10 @@ def good_files() -> dict[str, list[bytes]]:
             safetensors(query=("BF16", np.zeros((ROWS, 3), np.uint16))),
         ],
         ".txt": ["a\nbc\nd\n\né\n".encode()],
+        ".vec": [
+            "5 3\na 1 2 3\nb .5 0 -1\nü ü 1 1 1\nd 0 0 1e3\ne 1 2 3\n".encode(),
+            b"a 1 2\nb 3 4\n",
+        ],
         ".qrels": [
             b"a 0 b 1\nb 0 c 2\n\na 0 d 0\nx 0 y 1\na 0 b 1\n",
             b"query-id\tcorpus-id\tscore\na\tb\t1\n",
@@ -495,6 +499,20 @@ def check_relevant(path, value):
     assert ((indices >= 0) & (indices < ROWS)).all()
 
 
+def check_vectors(path, value):
+    """Of a text, or of an array that was put in its place."""
+    data = path.read_bytes()
+    if data[:6] == b"\x93NUMPY" or data[:2] == b"PK" or data[4:9] == b"\0\0\0\0{":
+        check_array(path, value)
+        return
+    lines = [line.rstrip() for line in data.split(b"\n") if line.strip()]
+    lines = lines[len(lines[0].split(b" ")) == 2 and lines[0].replace(b" ", b"").isdigit() :]
+    dim = value.shape[1]
+    expected = np.array([[*map(float, line.split(b" ")[-dim:])] for line in lines])
+    with np.errstate(over="ignore"):
+        np.testing.assert_array_equal(value, expected.astype(np.float32))
+
+
 def check_results(path, value):
     """Lists of distinct items; of a text, those that its lines say in another way."""
     lists = [
@@ -569,6 +587,7 @@ READERS = {
         lambda path: read_relevant(source(path), ROWS, ROWS, *IDS),
         check_relevant,
     ),
+    "vectors": Reader((".vec",), lambda path: read_floats(source(path)), check_vectors),
     "results": Reader(
         (".trec", ".npz", ".npy"), lambda path: read_results(source(path)), check_results
     ),

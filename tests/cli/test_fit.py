@@ -172,10 +172,10 @@ def test_a_stamp_holds_samples_of_the_whole_file(tmp_path):
     """For file systems without the time of the last change."""
     path = tmp_path / "rows"
     path.write_bytes(bytes(2**18))
-    before = large._stamp(path)["samples"]
+    before = large._stamp([path])["samples"]
     for place in (0, 2**17, 2**18 - 1):
         path.write_bytes(bytes(place) + b"1" + bytes(2**18 - place - 1))
-        assert large._stamp(path)["samples"] != before
+        assert large._stamp([path])["samples"] != before
 
 
 def test_other_contents_of_small_inputs_are_seen(call, parts):

@@ -103,6 +103,33 @@ def test_every_form_says_the_same(form, tmp_path):
     assert found.remarks == ()
 
 
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+def test_lists_come_from_a_column(tmp_path, suffix):
+    arrow = pytest.importorskip("pyarrow")
+    path = tmp_path / f"a{suffix}"
+
+    def write(lists, **more):
+        made = arrow.table({"right": arrow.array(lists, arrow.list_(arrow.int32())), **more})
+        if suffix == ".parquet":
+            pytest.importorskip("pyarrow.parquet").write_table(made, path, row_group_size=2)
+        else:
+            new_file = arrow.ipc.new_file
+            with arrow.OSFile(str(path), "wb") as file, new_file(file, made.schema) as writer:
+                writer.write_table(made, max_chunksize=3)
+
+    write(LISTS, text=[*"abcd"])
+    found = read_relevant(Source.parse("--relevant", f"{path}:right"), *SHAPE)
+    assert lists_of(found) == LISTS
+    write([[], [], [], []])
+    assert lists_of(read(path)) == [[], [], [], []]
+    write([[6], [1, 2], [], [3]])
+    with pytest.raises(ValueError, match="values from -1 to 6"):
+        read(path)
+    write([[0] * 20_000, *([[1]] * 40_000)])
+    with pytest.raises(ValueError, match="lists that fill 1/100 of a matrix, got 40001 of 60000"):
+        read(path, (40_001, 6))
+
+
 def test_captions_of_images_as_clip_benchmark_keeps_them(tmp_path):
     """The image of each text: rows where texts ask, queries where images do."""
     of_text = np.repeat(np.arange(3), 5)

@@ -41,6 +41,7 @@ def folder(tmp_path_factory):
         pytest.skip("the system has no such names")
     for name, rows in (("queries", 20), ("gallery", 40), ("bank", 30)):
         np.save(folder / HOSTILE / f"{name}{HOSTILE}.npy", random.normal(size=(rows, 4)))
+    np.savez(folder / HOSTILE / "other.npz", np.ones((3, 4)))  # so that it is no folder of shards
     np.savez(folder / f"{HOSTILE}.npz", **{"a\x1b[2J": np.ones((3, 4)), "b": np.ones((3, 4))})
     bias = np.linspace(0, 1, 40, dtype=np.float32)[None]
     dbn.save(folder / f"c{HOSTILE}.npz", dbn.Correction(bias, None))

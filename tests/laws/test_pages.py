@@ -226,6 +226,12 @@ def folder(tmp_path, monkeypatch, compile_fast):
     for name, count in (("image_names", 30), ("train_captions", 40)):
         lines = [f"{name} {row}" for row in range(count)]
         pathlib.Path(f"{name}.txt").write_text("\n".join(lines), "utf-8")
+    for folder in ("img_emb", "img_ids"):
+        pathlib.Path(folder).mkdir()
+    for number, part in enumerate(np.split(test["images"].astype(np.float32), [4, 9])):
+        np.save(f"img_emb/img_emb_{number}.npy", part)
+        ids = "".join(f"{number} {row}\n" for row in range(len(part)))
+        pathlib.Path(f"img_ids/{number}.txt").write_text(ids, "utf-8")
     for name in ("caption", "image"):
         ids = [f"{name}_{row}" for row in range(30)]
         pathlib.Path(f"{name}_ids.txt").write_text("\n".join(ids), "utf-8")

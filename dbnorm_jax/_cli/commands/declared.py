@@ -80,9 +80,9 @@ def evaluate(**values: Any) -> None:
     The table sets raw retrieval beside `auto`, the correction that the bank's own pairs prove
     better (or raw), and IS, DIS, DualIS, DualDIS, CSLS and NNN; docs/methods.md has all methods.
 
-    Files are .npy (memory-mapped) or .npz (FILE.npz:name picks an array), one row per item. A
-    SET.npz holds query, gallery and query_bank, and possibly gallery_bank, gt_indptr with
-    gt_indices, and bank_pair.
+    Files are .npy (memory-mapped) or .npz (FILE.npz:name picks an array), one row per item; a
+    folder or a pattern ('emb_*.npy') stands for its files in natural order. A SET.npz holds query,
+    gallery and query_bank, and possibly gallery_bank, gt_indptr with gt_indices, and bank_pair.
 
     \b
     Examples:
@@ -255,7 +255,8 @@ def benchmark(**values: Any) -> None:
 def fit(**values: Any) -> None:
     """Fit a correction to files of any size.
 
-    Files are .npy, read in blocks (FILE.npz:name is read whole), one row per item. Work that was
+    Files are .npy, read in blocks (FILE.npz:name is read whole), one row per item, or folders and
+    patterns of them. Work that was
     killed goes on where it was when the same command is given again, with the same result; work
     that is done returns at once.
 
@@ -313,7 +314,7 @@ def search(**values: Any) -> None:
     """Find the nearest gallery items of each query, exactly.
 
     Files may be of any size: .npy, read in blocks (FILE.npz:name is read whole), one row per
-    item. QUERIES may be "-", an .npy on standard input.
+    item, or folders and patterns of them. QUERIES may be "-", an .npy on standard input.
 
     \b
     Example:

@@ -64,7 +64,7 @@ def run(request: Request) -> None:
             f"--format parquet: expected the package pyarrow, got none; {install_hint('pyarrow')}"
         )
     rows = large.open_rows({"GALLERY": request.gallery})["GALLERY"]
-    sink.check_apart({rows.label: rows.path})
+    sink.check_apart({rows.label: rows.paths})
     gallery = rows.rows
     fitted = read_correction(request.correction, rows, request.similarity)
     if fitted.gallery is not None and not fitted.unchanged:

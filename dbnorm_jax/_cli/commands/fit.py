@@ -120,7 +120,7 @@ def run(request: Request) -> None:
         _sink(request, _partial(request.output, bank))
     with sink.alone("fits"):
         work = _Work(request)
-        sink.check_apart({rows.label: rows.path for rows in work.files.values()})
+        sink.check_apart({rows.label: rows.paths for rows in work.files.values()})
         if request.force:
             work.forget()
         elif (provenance := work.done()) is not None:

@@ -77,7 +77,7 @@ def run(request: Request) -> None:
         {"QUERIES": request.queries, "GALLERY": request.gallery}
     ).values()
     if output is not None:
-        output.check_apart({rows.label: rows.path for rows in (queries, gallery)})
+        output.check_apart({rows.label: rows.paths for rows in (queries, gallery)})
     num_queries, num_gallery = len(queries.rows), len(gallery.rows)
     k = neighbors(request.k, num_gallery)
     fitted = correction = known = None

@@ -10,6 +10,7 @@ import dbnorm_jax as dbn
 from dbnorm_jax._cli.commands.options import given
 from dbnorm_jax._cli.measuring.sources import in_memory
 from dbnorm_jax._cli.reading import large, sets
+from dbnorm_jax._cli.reading.argument import parts
 from dbnorm_jax._cli.reading.arrays import read_pairs, read_together
 from dbnorm_jax._cli.showing.output import sink_of
 from dbnorm_jax._cli.showing.terminal import say, say_json
@@ -53,7 +54,9 @@ def run(request: Request) -> None:
         }
     )
     if sink is not None:
-        sink.check_apart({str(source): source.path for source, _ in found.values()})
+        sink.check_apart(
+            {str(source): [part.path for part in parts(source)] for source, _ in found.values()}
+        )
     sizes = [len(array) for _, array in found.values()]
     asked = request.bank_pairs
     pairs = None if asked is None else read_pairs(asked, *sizes[:2])

@@ -2,8 +2,11 @@
 
 import contextlib
 import dataclasses
+import glob
 import io
+import json
 import os
+import re
 import shlex
 import stat
 import sys
@@ -32,7 +35,11 @@ _SUFFIXES = {
     ".parquet": "parquet",
     ".arrow": "arrow",
     ".feather": "arrow",
+    ".vec": "vectors",
 }
+# Of files that a folder is read by; others in it, like a README, are passed over.
+_ARRAYS = (*_SUFFIXES, ".npy")
+_DATASET = "state.json"  # of a folder that `datasets` writes; it names the files
 _START = 2**16  # bytes of a pipe at most that say what it holds
 _PART = 2**20  # bytes asked for at once
 
@@ -49,12 +56,17 @@ class Source:
     member: str | None = None  # the array in a file of several
     piped: bool = False  # it came through standard input
     remedy: str = "write it with numpy.save as float32"  # how to write what is expected
+    part_of: Path | None = None  # the folder or pattern that stands for several files
 
     @classmethod
     def parse(cls, argument: str, text: str) -> "Source":
-        """`FILE`, `-` or, of several arrays, `FILE.npz:name`; a file of that very name is first."""
+        """`FILE`, a folder, a pattern, `-` or, of several arrays, `FILE.npz:name`.
+
+        A file of that very name is first.
+        """
         head, colon, name = text.rpartition(":")
-        several = head == STDIN or Path(head).suffix.lower() in (*_SUFFIXES, ".npy")
+        several = head == STDIN or Path(head).suffix.lower() in _ARRAYS
+        several = several or (head != "" and (glob.has_magic(head) or Path(head).is_dir()))
         member: str | None = name
         if not colon or not several or Path(text).exists():
             head, member = text, None
@@ -117,6 +129,60 @@ class Source:
         return ValueError("{}: expected {}, got {}; {}".format(self, *parts))
 
 
+def parts(source: Source) -> list[Source]:
+    """The files that it stands for: itself, or those of a folder or a pattern in natural order.
+
+    In natural order 9 is before 10. Of a folder, those are files of arrays, all of one form.
+    """
+    path = source.path
+    if source.piped or not (path.is_dir() or (glob.has_magic(str(path)) and not path.exists())):
+        return [source]
+    with _readable(source):
+        if path.is_dir():
+            found = _in_folder(source)
+        else:
+            matches = glob.iglob(str(path))  # noqa: PTH207 - a pattern may stand for folders too
+            found = [one for one in map(Path, matches) if one.is_file()]
+            found.sort(key=_naturally)
+    if not found:
+        raise source.fail("files of that pattern", "none", "check the path")
+    return [dataclasses.replace(source, path=one, part_of=path) for one in found]
+
+
+def _naturally(path: Path) -> list[tuple[bool, int, str]]:
+    pieces = re.split("([0-9]+)", str(path))
+    return [
+        (bool(place % 2), int(piece) if place % 2 else 0, piece)
+        for place, piece in enumerate(pieces)
+    ]
+
+
+def _in_folder(source: Source) -> list[Path]:
+    inside = [one for one in source.path.iterdir() if not one.name.startswith(".")]
+    found = [one for one in inside if one.suffix.lower() in _ARRAYS and one.is_file()]
+    if source.path / _DATASET in inside:
+        return _of_dataset(source, {one.name: one for one in found})
+    forms = sorted({one.suffix.lower() for one in found})
+    if len(forms) > 1:
+        remedy = f"name those that are meant, as {source.path.name}/*{forms[0]}"
+        raise source.fail("a folder of files of one form", ", ".join(forms), remedy)
+    if not found:
+        folders = ", ".join(sorted(one.name for one in inside if one.is_dir()))
+        actual = f"a folder of folders: {folders}" if folders else "a folder without any"
+        raise source.fail("a file of arrays", actual, "name the file itself, or pipe it to -")
+    return sorted(found, key=_naturally)
+
+
+def _of_dataset(source: Source, found: dict[str, Path]) -> list[Path]:
+    """In the order of the rows; other files, like caches, may lie beside them."""
+    try:
+        text = (source.path / _DATASET).read_bytes()
+        return [found[entry["filename"]] for entry in json.loads(text)["_data_files"]]
+    except (ValueError, TypeError, LookupError, RecursionError):
+        expected = f"a {_DATASET} that names the files of the folder"
+        raise source.fail(expected, "another", "save the data set again") from None
+
+
 def _declared(start: bytes) -> int:
     """How many bytes of a pipe to take at most."""
     kind = _kind(start)
@@ -139,9 +205,10 @@ def _kind(start: bytes) -> str | None:
 
 def kind_of(source: Source) -> str | None:
     """What a file is by its beginning, else by its suffix; None for a text or anything else."""
-    with opened(source) as file:
+    first = parts(source)[0]
+    with opened(first) as file:
         kind = _kind(file.read(16))
-    return kind or _SUFFIXES.get(source.path.suffix.lower())
+    return kind or _SUFFIXES.get(first.path.suffix.lower())
 
 
 @contextlib.contextmanager

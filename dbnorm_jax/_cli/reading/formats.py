@@ -1,8 +1,10 @@
 """The forms of files that hold arrays, read by nobody but their readers here, and distrusted.
 
 NumPy's own messages are not passed on, since some of them advise to allow pickles. In Parquet and
-Arrow a column of lists of one length is a matrix, a column of numbers or texts a vector. An .npy
-and Arrow files are memory-mapped, the others are read whole.
+Arrow a column of lists of one length is a matrix, a column of numbers or texts a vector; lists of
+lists, and tensors of one shape, are rows of all their numbers. Lists of integers may differ in
+length, and are filled up with -1. An .npy and Arrow files are memory-mapped, the others are read
+whole.
 """
 
 import contextlib
@@ -11,11 +13,11 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from dbnorm_jax._cli.reading import arrow_sizes
+from dbnorm_jax._cli.reading import arrow_sizes, word_vectors
 from dbnorm_jax._cli.reading.argument import Source, kind_of, opened
 from dbnorm_jax._cli.reading.packages import install_hint
 from dbnorm_jax._cli.reading.sets import Array
@@ -63,7 +65,8 @@ def _unknown(source: Source) -> ValueError:
         what, remedy = "an empty file", _BROKEN
     elif start == PICKLE:
         what = "what looks like a pickle, which can run code and is not loaded"
-    return source.fail("an array file (.npy, .npz, .safetensors, .parquet, .arrow)", what, remedy)
+    forms = "an array file (.npy, .npz, .safetensors, .parquet, .arrow, .vec)"
+    return source.fail(forms, what, remedy)
 
 
 def listed(names: list[str]) -> str:
@@ -245,12 +248,25 @@ def _arrow(source: Source) -> Iterator[Container]:
         yield Container(table.column_names, read, columns, fields)
 
 
+@contextlib.contextmanager
+def _vectors(source: Source) -> Iterator[Container]:
+    """Word vectors as text, by fastText, word2vec or GloVe."""
+    columns = {"words": TEXTS, "vectors": ROWS}
+
+    def read(name: str) -> Array:
+        with opened(source) as file:
+            return word_vectors.read(source, file)[[*columns].index(name)]
+
+    yield Container([*columns], read, columns)
+
+
 _FORMS: dict[str, Callable[[Source], AbstractContextManager[Container]]] = {
     "npy": _npy,
     "npz": _npz,
     "safetensors": _safetensors,
     "parquet": _parquet,
     "arrow": _arrow,
+    "vectors": _vectors,
 }
 
 
@@ -284,10 +300,20 @@ def _picked(part: Any, name: str) -> Any:
     return part.columns[part.column_names.index(name)]
 
 
+def _is_list(kind: Any) -> bool:
+    """Lists in any layout, and tensors, which are stored as lists."""
+    from pyarrow import types
+
+    kind = getattr(kind, "storage_type", kind)
+    views = [getattr(types, f"is_{name}list_view", None) for name in ("", "large_")]
+    tests = [types.is_list, types.is_large_list, types.is_fixed_size_list, *filter(None, views)]
+    return any(test(kind) for test in tests)
+
+
 def _holds(kind: Any) -> str | None:
     from pyarrow import types
 
-    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+    if _is_list(kind):
         return ROWS
     if types.is_floating(kind) or types.is_integer(kind):
         return NUMBERS
@@ -307,22 +333,65 @@ def _as_array(source: Source, column: Any) -> Array:
 
 
 def _lists(source: Source, column: Any) -> Array:
+    """[rows, numbers of a row]; lists of lists end to end, integers filled up with -1."""
+    from pyarrow import types
+
+    if types.is_integer(getattr(column.type, "value_type", column.type)):
+        return _filled(source, column)
+    parts = [_flat(source, chunk) for chunk in column.chunks if len(chunk)]
+    if not parts:
+        raise source.fail("at least one row", "none", "fill it")
+    widths = sorted({part.shape[1] for part in parts})
+    if len(widths) > 1:
+        _fail_lengths(source, widths)
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _filled(source: Source, column: Any) -> Array:
     from pyarrow.compute import list_value_length
 
-    lengths = sorted(list_value_length(column).unique().to_pylist())
-    if not lengths:
+    if not len(column):
         raise source.fail("at least one row", "none", "fill it")
+    lengths = np.concatenate([list_value_length(chunk).to_numpy() for chunk in column.chunks])
+    values = np.concatenate(
+        [_numbers(source, chunk.type.value_type, chunk.flatten()) for chunk in column.chunks]
+    )
+    most = int(lengths.max())
+    if len(values) == len(lengths) * most and most:
+        return values.reshape(-1, most)
+    if 8 * len(lengths) * most > max(_SMALL, _MOST_COMPRESSED * values.nbytes):
+        expected = f"lists that fill 1/{_MOST_COMPRESSED} of a matrix"
+        actual = f"{len(lengths)} of {len(values)} integers in all, {most} in one"
+        raise source.fail(expected, actual, "write gt_indptr and gt_indices in an npz")
+    if len(values) and values.max() >= 2**62:
+        raise source.fail("integers below 2^62", f"{values.max()}", "write row numbers")
+    filled = np.full((len(lengths), max(most, 1)), -1, np.int64)
+    filled[np.arange(filled.shape[1]) < lengths[:, None]] = values
+    return filled
+
+
+def _flat(source: Source, chunk: Any) -> Array:
+    from pyarrow.compute import list_value_length
+
+    if hasattr(chunk, "storage"):  # a tensor, in the order of its memory
+        chunk = chunk.storage
+    if chunk.null_count:
+        remedy = "remove those rows"
+        raise source.fail("a list everywhere", f"{chunk.null_count} nulls", remedy)
+    lengths = sorted(list_value_length(chunk).unique().to_pylist())
     if len(lengths) > 1:
-        both = f"{lengths[0]} to {lengths[-1]}"
-        raise source.fail("lists of one length", both, "keep rows of one length")
+        _fail_lengths(source, lengths)
     if not lengths[0]:
         raise source.fail("lists of one or more values", "empty ones", "fill them")
-    parts = [
-        _numbers(source, chunk.type.value_type, chunk.flatten()).reshape(-1, lengths[0])
-        for chunk in column.chunks
-        if len(chunk)
-    ]
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+    inner = chunk.flatten()
+    deeper = _is_list(inner.type)
+    values = _flat(source, inner) if deeper else _numbers(source, inner.type, inner)
+    return values.reshape(len(chunk), -1)
+
+
+def _fail_lengths(source: Source, lengths: list[int]) -> NoReturn:
+    both = f"{lengths[0]} to {lengths[-1]}"
+    raise source.fail("lists of one length", both, "keep rows of one length")
 
 
 def _texts(source: Source, column: Any) -> Array:

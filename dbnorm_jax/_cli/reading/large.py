@@ -7,13 +7,15 @@ A program may set the time of the last write back; the system alone sets that of
 
 import contextlib
 import hashlib
+import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import dbnorm_jax as dbn
 from dbnorm_jax._cli.reading import arrays
+from dbnorm_jax._cli.reading.argument import parts
 from dbnorm_jax._cli.reading.sets import Array
 from dbnorm_jax._src.core import checks
 from dbnorm_jax._src.core.similarity import SIMILARITY_FUNCTIONS
@@ -26,11 +28,11 @@ _SAMPLES, _SAMPLE = 32, 2**13  # so many, of so many bytes
 
 
 class Rows(NamedTuple):
-    """The rows of one argument, memory-mapped where the file is an .npy."""
+    """The rows of one argument, memory-mapped where its files are .npy."""
 
     label: str  # names argument and file in errors
     rows: Array
-    path: Path
+    paths: list[Path]
     stamp: dict[str, Any]
 
 
@@ -38,18 +40,33 @@ def open_rows(named: Mapping[str, str | None]) -> dict[str, Rows]:
     """Opens the files of those arguments that are given; reads no values yet."""
     found = {}
     for argument, (source, array) in arrays.read_together(named).items():
-        stamp = {"path": str(source.path.resolve()), **_stamp(source.path), "member": source.member}
-        found[argument] = Rows(str(source), array, source.path, stamp)
+        paths = [part.path for part in parts(source)]
+        stamp = {"path": str(source.path.resolve()), **_stamp(paths), "member": source.member}
+        found[argument] = Rows(str(source), array, paths, stamp)
     return found
 
 
-def _stamp(path: Path) -> dict[str, Any]:
+def _stamp(paths: Sequence[Path]) -> dict[str, Any]:
+    """Of one file, or of several: all bytes, the last change, and a digest of their stamps."""
+    stamps = [_stamp_of_file(path, max(_SAMPLES // len(paths), 2)) for path in paths]
+    if len(stamps) == 1:
+        return stamps[0]
+    named = [[path.name, stamp] for path, stamp in zip(paths, stamps, strict=True)]
+    return {
+        "bytes": sum(stamp["bytes"] for stamp in stamps),
+        "modified": max(stamp["modified"] for stamp in stamps),
+        "changed": max(stamp["changed"] for stamp in stamps),
+        "samples": hashlib.sha256(json.dumps(named).encode()).hexdigest(),
+    }
+
+
+def _stamp_of_file(path: Path, samples: int) -> dict[str, Any]:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         status = os.fstat(file.fileno())
         last = max(status.st_size - _SAMPLE, 0)
-        for number in range(_SAMPLES):
-            file.seek(last * number // (_SAMPLES - 1))
+        for number in range(samples):
+            file.seek(last * number // (samples - 1))
             digest.update(file.read(_SAMPLE))
     return {
         "bytes": status.st_size,

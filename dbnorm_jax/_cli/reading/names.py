@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dbnorm_jax._cli.reading.argument import Source, kind_of, opened
+from dbnorm_jax._cli.reading.argument import Source, kind_of, opened, parts
 from dbnorm_jax._cli.reading.formats import TEXTS
 from dbnorm_jax._cli.reading.sets import Array
 from dbnorm_jax._cli.reading.single import read
@@ -59,6 +59,10 @@ def read_lines(source: Source) -> Array:
     """
     if source.member is not None:
         raise source.fail("several arrays", "a text", "leave the :name out")
+    return np.concatenate([_lines(part) for part in parts(source)])
+
+
+def _lines(source: Source) -> Array:
     with opened(source) as file:
         data = file.read()
     try:

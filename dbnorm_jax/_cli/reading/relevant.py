@@ -224,20 +224,24 @@ def _of_lists(source: Source, shape: tuple[int, int]) -> Csr:
     return np.cumsum([0, *map(len, lists)]), np.array(indices, np.int64)
 
 
-def _ids(source: Source, queries: Labels | None, gallery: Labels | None) -> tuple[Array, Array]:
+def _ids(source: Source, queries: Labels | None, gallery: Labels | None) -> tuple[Labels, Labels]:
     if queries is None or gallery is None:
         missing = " and ".join(["--query-labels"] * (not queries) + ["--labels"] * (not gallery))
         remedy = f"give the ids, in the order of the rows, or {single.ROW_NUMBERS}"
         raise source.fail("ids of both sides, which qrels name", f"no {missing}", remedy)
-    return distinct(*queries), distinct(*gallery)
+    return queries, gallery
 
 
 class _Rows(dict[bytes, int]):
     """By names; others are counted and have row -1, or grow the table."""
 
-    def __init__(self, names: Array, *, growing: bool = False) -> None:
-        rows = ((str(name).encode("utf-8", "replace"), row) for row, name in enumerate(names))
-        super().__init__(rows)
+    def __init__(self, labels: Labels, *, growing: bool = False) -> None:
+        source, names = labels
+        texts = [str(name).encode("utf-8", "replace") for name in names.tolist()]
+        super().__init__(zip(texts, range(len(texts)), strict=True))
+        if len(self) < len(texts):
+            distinct(source, names)  # says which
+            raise source.fail("ids that differ as texts", "some that do not", "rename them")
         self.unknown: set[bytes] = set()
         self._growing = growing
 
@@ -252,7 +256,9 @@ class _Rows(dict[bytes, int]):
         return [*self][row].decode(errors="replace")
 
 
-def _of_qrels(source: Source, query_ids: Array, gallery_ids: Array, *, growing: bool) -> Relevance:
+def _of_qrels(
+    source: Source, query_ids: Labels, gallery_ids: Labels, *, growing: bool
+) -> Relevance:
     """Lines of TREC or BEIR. A grade of 0 or less says that an item was judged, and is not right.
 
     Lines of 3 columns between tabs may hold blanks in names, and begin with a header.
@@ -296,7 +302,7 @@ def _of_qrels(source: Source, query_ids: Array, gallery_ids: Array, *, growing: 
             f"{len(queries.unknown):,} queries and {len(items.unknown):,} items that are not here."
         )
     rows, values = rows[there], values[there]
-    order = np.lexsort((rows[:, 1], rows[:, 0]))
+    order = sets.in_order(rows[:, 0], rows[:, 1])
     rows, values = rows[order], values[order]
     again = (rows[1:, :2] == rows[:-1, :2]).all(axis=1) & (values[1:] != values[:-1])
     if again.any():
@@ -305,7 +311,7 @@ def _of_qrels(source: Source, query_ids: Array, gallery_ids: Array, *, growing: 
         expected = f"one grade for query {queries.name(query)!r} and item {items.name(item)!r}"
         what = f"{values[place]:g} and {values[place + 1]:g} on lines {line} and"
         raise source.fail(expected, f"{what} {rows[place + 1, 2]}", "remove one")
-    csr = _csr(rows[:, 0], rows[:, 1], len(query_ids))
+    csr = _csr(rows[:, 0], rows[:, 1], len(query_ids.names))
     return sets.relevance(source, csr, values, remarks)
 
 

@@ -137,7 +137,8 @@ def prepared_matrix(argument: str, array: Array) -> Floats:
 
 def _whole(argument: str, array: Array, similarity: str | None, first: int = 0) -> Floats:
     """In memory, or a mapped float32 file that needs no change; errors number rows from `first`."""
-    keep = similarity != "cosine" and array.dtype == np.dtype("=f4") and array.flags.c_contiguous
+    flat = isinstance(array, np.ndarray) and array.flags.c_contiguous  # and not made of parts
+    keep = similarity != "cosine" and array.dtype == np.dtype("=f4") and flat
     out: Floats = array if keep else empty(array.shape, np.float32)
     for start, block in prepared_blocks(argument, array, similarity, first):
         if not keep:
@@ -259,7 +260,7 @@ def relevance(
     if grades is not None:
         right = grades > 0
         queries, items, grades = queries[right], items[right], grades[right]
-    order = np.lexsort((items, queries))
+    order = in_order(queries, items)
     queries, items = queries[order], items[order]
     new = np.append(True, (np.diff(queries) != 0) | (np.diff(items) != 0))[: len(items)]
     if not new.all():
@@ -268,6 +269,11 @@ def relevance(
     indptr = np.concatenate([[0], counts.cumsum()])
     kept = None if grades is None else grades[order][new]
     return Relevance((indptr, items[new]), kept, tuple(said))
+
+
+def in_order(queries: Array, items: Array) -> Array:
+    """What sorts pairs of rows, each below 2^31; equal ones stay in their order."""
+    return np.argsort(queries * np.int64(2**31) + items, kind="stable")
 
 
 def told(relevance: Relevance | None) -> dict[str, Any]:

@@ -8,9 +8,10 @@ import dataclasses
 import numpy as np
 
 from dbnorm_jax._cli.reading import formats
-from dbnorm_jax._cli.reading.argument import STDIN, Source, typed
+from dbnorm_jax._cli.reading.argument import STDIN, Source, parts, typed
 from dbnorm_jax._cli.reading.formats import NUMBERS, ROWS, TEXTS
 from dbnorm_jax._cli.reading.sets import Array
+from dbnorm_jax._cli.reading.shards import joined
 from dbnorm_jax._src.core.text import excerpt
 
 ROW_NUMBERS = "write row numbers, counted from 0, with numpy.save as int64"
@@ -70,7 +71,7 @@ def row_numbers(source: Source, array: Array) -> Array:
 
 def names_of(source: Source) -> list[str] | None:
     """Of the arrays in a file; None where it is one array."""
-    with formats.contained(source) as file:
+    with formats.contained(parts(source)[0]) as file:
         return file.names
 
 
@@ -83,10 +84,15 @@ def member_of(source: Source, name: str, names: list[str]) -> Source:
 
 
 def read(source: Source, wanted: str, *, alone: bool = False) -> Array:
-    """The array that is meant: the one named, or the only one.
+    """The array that is meant: the one named, or the only one; of several files their rows.
 
     A column of a table should hold what is `wanted`; with `alone` the only one that does is meant.
     """
+    files = parts(source)
+    return joined([(file, _read(file, wanted, alone=alone)) for file in files])
+
+
+def _read(source: Source, wanted: str, *, alone: bool) -> Array:
     with formats.contained(source) as file:
         if file.names is None:
             if source.member is not None:
@@ -117,7 +123,7 @@ def _meant(source: Source, names: list[str], likely: list[str], *, alone: bool) 
     if alone and len(likely) == 1:
         return likely[0]
     if len(names) > 1:
-        file = STDIN if source.piped else source.path.name
+        file = STDIN if source.piped else (source.part_of or source.path).name
         one = typed(f"{file}:{(likely or names)[0]}")
         remedy = "choose one" + f", for instance {one}" * (one == excerpt(one))
         raise source.fail("one array", formats.listed(names), remedy)

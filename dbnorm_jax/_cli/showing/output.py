@@ -92,7 +92,7 @@ class Sink:
         line = f"--output '{path}': expected {expected}, got {actual}; {remedy}"
         return ValueError(printable(line))
 
-    def check_apart(self, inputs: Mapping[str, Path]) -> None:
+    def check_apart(self, inputs: Mapping[str, Iterable[Path]]) -> None:
         """Raises where a result would replace a file that is read; `inputs`: by their labels.
 
         Rows are read while results are made, and Windows replaces no file that is memory-mapped.
@@ -101,7 +101,7 @@ class Sink:
             if binary.found_at(path) != binary.FILE:
                 continue
             for label, given in inputs.items():
-                if given.samefile(path):
+                if any(one.samefile(path) for one in given):
                     expected = f"another file than {label}"
                     raise self._error(path, expected, "the same", "name another")
 

@@ -317,8 +317,11 @@ class Rows:
 def let_go(array: Any) -> None:
     """Hands back the pages that were read of a memory-mapped file; who needs one reads it again.
 
-    Else a process seems to hold the whole file. Any other array is left alone.
+    Else a process seems to hold the whole file. Any other array is left alone; one that is made of
+    `parts` lets each of them go.
     """
+    for part in getattr(array, "parts", ()):
+        let_go(part)
     while array is not None and not isinstance(array, mmap.mmap):
         array = array.obj if isinstance(array, memoryview) else getattr(array, "base", None)
     if array is None or not hasattr(array, "madvise"):
