@@ -79,7 +79,7 @@ def outcome(world: str, num_pairs: int, seed: int) -> tuple[bool, int, int]:
         seed=seed,
         return_choice=True,
     )
-    if int(choice.chosen) == 0:
+    if choice.name == "raw":
         return False, 0, 0
     before, after = (
         np.asarray(

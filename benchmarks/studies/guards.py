@@ -3,16 +3,15 @@
     python -m benchmarks.studies.guards [--set DIR/data.npz ...] [--draws 5]
         [--bank-sizes 100 300 1000 all]
 
-Sets, directions and banks as in `benchmarks.studies.tuning`. Per draw, held-out queries are ranked
-under all candidates as `tuning.tune` does; every rule then chooses from the same ranks, and what it
-chose is fitted with the whole banks and ranked on the test.
+Sets, directions and banks as in `benchmarks.studies.tuning`. Per draw, held-out queries are scored
+under all candidates as `tuning.tune` does; every rule then chooses from the same scores, and what
+it chose is fitted with the whole banks and ranked on the test.
 
-    highest gain      the candidate of the highest held-out gain, by the logarithm of the rank, the
-                      reciprocal rank or R@1: no guard
-    one error         the same by log rank, but IS at 2/spread, weight 0.75, unless that is led by
-                      more than one standard error
-    guard 0.05        that among candidates proven better than raw at this level: what `auto` does
-    ... of roots      the guard's test on signed square roots of the gains: less weight for the rest
+    highest ...       the candidate of the highest held-out gain, in likelihood, in the logarithm of
+                      the rank, in the reciprocal rank or in R@1: no guard
+    guard, one        that of the highest likelihood among candidates proven better than raw
+    guard 0.05        the same with bagging: what `auto` does, at this level
+    bagged alone      what it does without the proof on all queries before
 
 The oracle is debiased (`significance.oracle`), and standard errors are clustered by set.
 
@@ -25,48 +24,62 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 import dbnorm_jax as dbn
 from benchmarks.studies import error_rate, pieces
 from benchmarks.studies.significance import clustered, holm, loss, oracle, set_of
-from benchmarks.studies.tuning import FIXED, Cell, candidate_ranks
+from benchmarks.studies.tuning import Cell, ranks_under, source_of
 from dbnorm_jax._cli.reading.sets import EvaluationSet
 from dbnorm_jax._src.core.relevance import as_rows
-from dbnorm_jax._src.tuning import grid, proof
+from dbnorm_jax._src.tuning import grid, mixture, proof
 from dbnorm_jax._src.tuning import split as folds
+from dbnorm_jax._src.tuning.tune import Gains
+
+# Shares of what is served, [num_candidates], from gains, groups and a seed.
+Rule = Callable[[Gains, np.ndarray, int], np.ndarray]
 
 
-class Rule(NamedTuple):
-    """How to choose from held-out ranks."""
+def _highest(measure: str) -> Rule:
+    def rule(gains: Gains, *_: Any) -> np.ndarray:
+        values = getattr(gains, measure).mean(axis=0)
+        return (np.arange(len(values)) == values.argmax()).astype(float)
 
-    value: Callable[[np.ndarray], np.ndarray]  # of a rank
-    level: float | None = None  # of the guard
-    is_cautious: bool = False  # rule of one standard error
-    tested: Callable[[np.ndarray], np.ndarray] = np.asarray  # of a query's gain, in the test
-
-
-def _log_rank(ranks: np.ndarray) -> np.ndarray:
-    return -np.log(ranks)
+    return rule
 
 
-def _root(gains: np.ndarray) -> np.ndarray:
-    return np.sign(gains) * np.sqrt(np.abs(gains))
+def _one(gains: Gains, groups: np.ndarray, seed: int) -> np.ndarray:
+    found = proof.evidence(gains.likelihood, groups, seed, 0.05)
+    also = np.minimum(gains.log_rank.mean(axis=0), gains.reciprocal_rank.mean(axis=0))
+    values = np.where((found.p_value <= 0.05) & (also > 0), found.gain, 0)
+    return (np.arange(len(values)) == values.argmax()).astype(float)
 
 
-RULES = {
-    "highest gain in log rank": Rule(_log_rank),
-    "highest gain in reciprocal rank": Rule(np.reciprocal),
-    "highest gain in R@1": Rule(lambda ranks: (ranks <= 1).astype(float)),
-    "one error, log rank": Rule(_log_rank, is_cautious=True),
-    **{
-        f"guard {level:g}": Rule(_log_rank, level, is_cautious=True)
-        for level in (0.01, 0.05, 0.2, 0.5)
-    },
-    "guard 0.05 of roots": Rule(_log_rank, 0.05, is_cautious=True, tested=_root),
-    "guard 0.05, reciprocal rank": Rule(np.reciprocal, 0.05, is_cautious=True),
+def _guarded(level: float) -> Rule:
+    def rule(gains: Gains, groups: np.ndarray, seed: int) -> np.ndarray:
+        found = proof.evidence(gains.likelihood, groups, seed, level)
+        return gains.frequencies(found, groups, level=level, seed=seed)
+
+    return rule
+
+
+def _bagged(gains: Gains, groups: np.ndarray, seed: int) -> np.ndarray:
+    found = proof.evidence(gains.likelihood, groups, seed, 0.05)
+    unproven = found._replace(p_value=np.zeros_like(found.p_value))
+    return gains.frequencies(unproven, groups, level=0.05, seed=seed)
+
+
+RULES: dict[str, Rule] = {
+    "highest likelihood": _highest("likelihood"),
+    "highest gain in log rank": _highest("log_rank"),
+    "highest gain in reciprocal rank": _highest("reciprocal_rank"),
+    "highest gain in R@1": _highest("recall"),
+    "guard, one": _one,
+    **{f"guard {level:g}": _guarded(level) for level in (0.01, 0.05, 0.2, 0.5)},
+    "bagged alone": _bagged,
 }
-BASE = "highest gain in log rank"
+BASE = "highest likelihood"
 
 
 class Draw(NamedTuple):
@@ -87,41 +100,23 @@ def run_draw(test: EvaluationSet, seed: int) -> Draw:
     right = test.bank_pairs[:, None]
     paired = np.flatnonzero(test.bank_pairs >= 0)
     split = folds.split_pairs(banks, right, paired, 10, rng)
-    spreads = [
-        folds.spread(bank, split.columns, excluded, dbn.dot_product)
-        for bank, excluded in (
-            (banks.query, split.excluded_query),
-            (banks.gallery, split.excluded_gallery),
-        )
-    ]
-    table = grid.grid(*spreads)
-    ranks = np.asarray(folds.ranks(banks, split, table, dbn.dot_product)[0], np.float64)
+    spread = folds.spread(banks.query, split.columns, split.excluded_query, dbn.dot_product)
+    table = grid.grid(spread)
+    held_out = folds.HeldOut(banks, split, table, dbn.dot_product, spread)
+    gains = Gains.of(held_out.scores(held_out.biases))
     groups = right[split.held_out].max(axis=1)
-    standard = grid.standard(table, spreads[0])
-    rows = [choose(rule, ranks, groups, standard, seed) for rule in RULES.values()]
+    shares = np.array([rule(gains, groups, seed) for rule in RULES.values()], np.float32)
     relevant = as_rows(test.relevant, (len(test.queries), len(test.gallery)))
-    found = candidate_ranks(test, relevant, *spreads)
-    hits = found[: len(found) - len(FIXED), ~np.isnan(found[0])] <= 1
-    best = oracle(100.0 * hits - 100.0 * hits[0])
-    oracles = np.array([best.plain, best.debiased])
-    return Draw(hits[0], hits[rows], np.array(rows) == 0, oracles)
-
-
-def choose(rule: Rule, ranks: np.ndarray, groups: np.ndarray, standard: int, seed: int) -> int:
-    """The candidate that the rule takes, 0 for raw."""
-    values = rule.value(ranks)
-    differences = values - values[:, :1]
-    gain = differences.mean(axis=0)
-    reciprocal = (1 / ranks - 1 / ranks[:, :1]).mean(axis=0)
-    if rule.level is None:
-        best = int(gain.argmax())
-        if not rule.is_cautious or not gain[standard] > 0:
-            return best
-        return best if proof.leads(differences[:, best] - differences[:, standard]) else standard
-    found = proof.evidence(rule.tested(differences), groups, seed)
-    return proof.choose(
-        found._replace(gain=gain), differences, reciprocal, level=rule.level, standard=standard
+    size = len(test.gallery)
+    biases = mixture.fitted(table, source_of(test), size, jnp.dtype(np.float32))
+    served = mixture.mixed(
+        jnp.asarray(shares), jnp.broadcast_to(biases, (len(shares), *biases.shape))
     )
+    ranks = ranks_under(test, relevant, jnp.concatenate([biases, served]))
+    hits = ranks[:, np.isfinite(ranks[0])] <= 1
+    best = oracle(100.0 * hits[: len(biases)] - 100.0 * hits[0])
+    oracles = np.array([best.plain, best.debiased])
+    return Draw(hits[0], hits[len(biases) :], shares[:, 0] == 1, oracles)
 
 
 def simulated(sizes: Sequence[str], num_draws: int) -> Iterator[pieces.Planned]:

@@ -35,7 +35,7 @@ import numpy as np
 import dbnorm_jax as dbn
 from benchmarks.studies import pieces
 from benchmarks.studies.significance import clustered, oracle, set_of
-from benchmarks.studies.tuning import FIXED, Cell, candidate_ranks
+from benchmarks.studies.tuning import Cell, candidate_ranks
 from dbnorm_jax._cli.reading.sets import EvaluationSet
 from dbnorm_jax._src.core.relevance import as_rows
 from dbnorm_jax._src.tuning import grid
@@ -56,16 +56,14 @@ class Draw(NamedTuple):
 
 def run_draw(test: EvaluationSet, seed: int) -> Draw:
     """All ways on one draw."""
-    none = np.full((len(test.query_bank) + len(_gallery_bank(test)), 1), -1)
-    spreads = [
-        folds.spread(bank, jnp.asarray(test.gallery), none[: len(bank)], dbn.dot_product)
-        for bank in (test.query_bank, _gallery_bank(test))
-    ]
-    ranks = _ranks(test, spreads)
+    none = np.full((len(test.query_bank), 1), -1)
+    gallery = jnp.asarray(test.gallery)
+    spread = folds.spread(test.query_bank, gallery, none, dbn.dot_product)
+    ranks = _ranks(test, spread)
     expected, best = _gains(ranks), oracle(np.log(ranks[0]) - np.log(ranks)).debiased
-    found = [by_folds(test, spreads, seed, is_known=is_known) for is_known in (True, False)]
+    found = [by_folds(test, spread, seed, is_known=is_known) for is_known in (True, False)]
     for is_known in (True, False):
-        halves = [_ranks(half, spreads) for half in by_halves(test, seed, is_known=is_known)]
+        halves = [_ranks(half, spread) for half in by_halves(test, seed, is_known=is_known)]
         found.append(_gains(np.concatenate(halves, axis=1)))
     return Draw(np.array([figures(estimate, expected, best) for estimate in found]))
 
@@ -89,17 +87,15 @@ def figures(estimate: np.ndarray, expected: np.ndarray, possible: float) -> list
     ]
 
 
-def by_folds(
-    test: EvaluationSet, spreads: Sequence[float], seed: int, *, is_known: bool
-) -> np.ndarray:
+def by_folds(test: EvaluationSet, spread: float, seed: int, *, is_known: bool) -> np.ndarray:
     """[num_candidates] gains by the scheme of `tuning`."""
     banks = folds.Banks(test.query_bank, _gallery_bank(test), test.gallery if is_known else None)
     pairs = test.bank_pairs
     assert pairs is not None
     rng, paired = np.random.default_rng(seed), np.flatnonzero(pairs >= 0)
     split = folds.split_pairs(banks, pairs[:, None], paired, 10, rng)
-    ranks, _, _ = folds.ranks(banks, split, grid.grid(*spreads), dbn.dot_product)
-    return _gains(ranks.T)
+    held_out = folds.HeldOut(banks, split, grid.grid(spread), dbn.dot_product, spread)
+    return _gains(held_out.scores(held_out.biases).ranks.T)
 
 
 def by_halves(test: EvaluationSet, seed: int, *, is_known: bool) -> list[EvaluationSet]:
@@ -133,10 +129,10 @@ def _gallery_bank(test: EvaluationSet) -> np.ndarray:
     return test.gallery_bank
 
 
-def _ranks(test: EvaluationSet, spreads: Sequence[float]) -> np.ndarray:
+def _ranks(test: EvaluationSet, spread: float) -> np.ndarray:
     right = as_rows(test.relevant, (len(test.queries), len(test.gallery)))
-    ranks = candidate_ranks(test, right, *spreads)
-    return ranks[: len(ranks) - len(FIXED), ~np.isnan(ranks[0])]
+    ranks = candidate_ranks(test, right, spread)
+    return ranks[:, np.isfinite(ranks[0])]
 
 
 def _gains(ranks: np.ndarray) -> np.ndarray:

@@ -82,7 +82,7 @@ def run_draw(test: EvaluationSet, seed: int) -> Draw:
         np.asarray(dbn.metrics.stream_ranks(test.queries, gallery, test.relevant, each)) <= 1
         for each in corrections
     )
-    return Draw(np.asarray(test.query_labels), raw, np.stack(hits), int(choice.chosen) == 0)
+    return Draw(np.asarray(test.query_labels), raw, np.stack(hits), choice.name == "raw")
 
 
 def planned(paths: Sequence[str], sizes: Sequence[str], num_draws: int) -> Iterator[pieces.Planned]:

@@ -42,11 +42,12 @@ import numpy as np
 import dbnorm_jax as dbn
 from benchmarks.studies import pieces
 from benchmarks.studies.significance import holm, loss
-from benchmarks.studies.tuning import Cell, candidate_ranks
+from benchmarks.studies.tuning import Cell, ranks_under, source_of
 from dbnorm_jax._cli.reading.sets import EvaluationSet
 from dbnorm_jax._src.core.relevance import as_rows
+from dbnorm_jax._src.corrections.streamed import Streamed
 from dbnorm_jax._src.tuning import grid as candidates
-from dbnorm_jax._src.tuning import held_out_ranks, split
+from dbnorm_jax._src.tuning import mixture, split
 
 K = 10
 MOST = 1024
@@ -71,8 +72,10 @@ WAYS = (
 class Draw(NamedTuple):
     """One draw of the bank."""
 
-    hits: np.ndarray  # [num_candidates, num_queries] bool, right item first; raw is the first
-    unevenness: np.ndarray  # [2, 2, 45]: bank or gallery; skewness or Robin Hood index
+    # [num_candidates + 3, num_queries] bool, right item first; raw is the first, what `auto` serves
+    # under CSLS's, raw's and the true pairs the last
+    hits: np.ndarray
+    unevenness: np.ndarray  # [2, 2, num_candidates]: bank or gallery; skewness or Robin Hood index
     tuned: np.ndarray  # [3]: candidates by mutual CSLS, mutual raw, and (-1: not run) the pairs
     precision: float  # share of the CSLS pseudo-pairs that are true
 
@@ -131,48 +134,51 @@ def run_draw(test: EvaluationSet, seed: int) -> Draw:
     query_bank, gallery_bank, gallery = test.query_bank, test.gallery_bank, test.gallery
     assert gallery_bank is not None
     right = as_rows(test.relevant, (len(test.queries), len(gallery)))
-    none = np.full((max(len(query_bank), len(gallery_bank)), 1), -1)
-    spreads = [
-        split.spread(bank, jnp.asarray(gallery), none[: len(bank)], dbn.dot_product)
-        for bank in (query_bank, gallery_bank)
-    ]
-    grid = candidates.grid(*spreads)
-    ranks = candidate_ranks(test, right, *spreads)[: len(grid.method)]
+    none = np.full((len(query_bank), 1), -1)
+    spread = split.spread(query_bank, jnp.asarray(gallery), none, dbn.dot_product)
+    table = candidates.grid(spread, mergeable=True)
     pseudo = [mutual(query_bank, gallery_bank, way) for way in ("CSLS", "raw")]
-    tuned = [
-        -1 if pairs is None else _tuned(test, pairs, seed)
-        for pairs in (*map(_round_number, pseudo), test.bank_pairs)
-    ]
-    # Rows of the gallery bank are not ranked by themselves.
+    served, tuned = [], []
+    for pairs in (*map(_round_number, pseudo), test.bank_pairs):
+        bias = np.zeros((1, len(gallery)), np.float32)
+        if pairs is not None:
+            bias = np.asarray(_tuned(test, pairs, seed).bias)
+        served.append(bias)
+        tuned.append(-1 if pairs is None else int(bias.any()))
+    whole = mixture.fitted(table, source_of(test), len(gallery), jnp.dtype(np.float32))
+    ranks = ranks_under(test, right, jnp.concatenate([whole, *served]))
     rng = np.random.default_rng(seed)
     query_rows, bank_rows, rows = (
         np.sort(rng.permutation(len(array))[:MOST]) for array in (query_bank, gallery_bank, gallery)
     )
     few = query_bank[query_rows], gallery_bank[bank_rows]
-    own = np.arange(len(bank_rows))[:, None]
-    table = _few(grid)
     uneven = [
-        unevenness(*few, few[1], own, table, seed),
-        unevenness(*few, gallery[rows], np.full_like(own, -1), table, seed),
+        unevenness(few[0], few[1], table, seed),
+        unevenness(few[0], gallery[rows], table, seed),
     ]
     told = pseudo[0] >= 0
     true = 0.0
     if test.bank_pairs is not None and told.any():
         true = float((pseudo[0] == test.bank_pairs)[told].mean())
-    hits = ranks[:, ~np.isnan(ranks[0])] <= 1
+    hits = ranks[:, np.isfinite(ranks[0])] <= 1
     return Draw(hits, np.array(uneven), np.array(tuned), np.float64(true))
 
 
 def chosen(draw: Draw) -> dict[str, int]:
     """The candidate that each way chooses, 0 for raw."""
-    grid = candidates.grid(1.0, 1.0)
-    few = np.flatnonzero(_is_few(grid))
-    standard = candidates.standard(grid, 1.0)
-    quarter = standard - 2
-    assert grid.row(quarter) == ("is", 2.0, 0.0, 0, 0.25, 0.0)
-    csls, raw, pairs = (int(row) for row in draw.tuned)
+    table = candidates.grid(1.0, mergeable=True)
+    standard, quarter = (
+        [table.row(row) for row in range(len(table.method))].index(
+            ("is", {"beta_query": 2.0, "weight_query": weight})
+        )
+        for weight in (0.75, 0.25)
+    )
+    csls, raw, pairs = (
+        len(table.method) + place if corrected > 0 else int(corrected)
+        for place, corrected in enumerate(draw.tuned)
+    )
     least = {
-        f"{measure}, {place}": int(few[draw.unevenness[where, what].argmin()])
+        f"{measure}, {place}": int(draw.unevenness[where, what].argmin())
         for where, place in enumerate(PLACES)
         for what, measure in enumerate(("skewness", "Robin Hood"))
     }
@@ -188,15 +194,14 @@ def chosen(draw: Draw) -> dict[str, int]:
     return found if pairs < 0 else {**found, "pairs": pairs}
 
 
-def _tuned(test: EvaluationSet, pairs: np.ndarray, seed: int) -> int:
-    choice = dbn.tuning.tune(
+def _tuned(test: EvaluationSet, pairs: np.ndarray, seed: int) -> dbn.Correction:
+    return dbn.auto(
         query_bank=test.query_bank,
         gallery_bank=test.gallery_bank,
         pairs=pairs,
         gallery=test.gallery,
         seed=seed,
     )
-    return int(choice.chosen)
 
 
 def _round_number(pairs: np.ndarray) -> np.ndarray:
@@ -205,15 +210,6 @@ def _round_number(pairs: np.ndarray) -> np.ndarray:
     step = 10 if len(told) < 200 else 100
     keep = told[: len(told) // step * step]
     return np.where(np.isin(np.arange(len(pairs)), keep), pairs, -1)
-
-
-def _is_few(table: candidates.Candidates) -> np.ndarray:
-    names = np.array([table.row(index)[0] for index in range(len(table.method))])
-    return np.isin(names, ("raw", "is", "nnn"))
-
-
-def _few(table: candidates.Candidates) -> candidates.Candidates:
-    return candidates.Candidates(*(values[_is_few(table)] for values in table))
 
 
 def mutual(query_bank: np.ndarray, gallery_bank: np.ndarray, way: str) -> np.ndarray:
@@ -230,47 +226,20 @@ def mutual(query_bank: np.ndarray, gallery_bank: np.ndarray, way: str) -> np.nda
 
 
 def unevenness(
-    query_bank: np.ndarray,
-    gallery_bank: np.ndarray,
-    columns: np.ndarray,
-    excluded: np.ndarray,
-    table: candidates.Candidates,
-    seed: int,
+    query_bank: np.ndarray, columns: np.ndarray, table: candidates.Candidates, seed: int
 ) -> np.ndarray:
     """[2, num_candidates]: skewness and Robin Hood index of k-occurrence, mean of both halves."""
     rng = np.random.default_rng(seed)
-    needs = held_out_ranks.planned(table, jnp.dtype(np.float32))
-    parts, halves = [], []
-    for place, bank in enumerate((query_bank, gallery_bank)):
-        half = rng.permutation(len(bank)) % 2
-        own = excluded if place else np.full((len(bank), 1), -1)
-        halves.append(half)
-        parts.append(
-            held_out_ranks.statistics(
-                jnp.asarray(bank),
-                jnp.asarray(columns),
-                needs.betas[place],
-                jnp.asarray(own, jnp.int32),
-                held_out_ranks.blocks(half, 2),
-                num_parts=2,
-                k=0 if place else needs.most,
-                similarity_fn=dbn.dot_product,
-            )
-        )
+    half = rng.permutation(len(query_bank)) % 2
     values = []
     for part in (0, 1):
-        queries = jnp.asarray(query_bank[halves[0] == part])
-        query, other = (jax.tree.map(np.asarray, _without(found, part)) for found in parts)
-        source = held_out_ranks.HeldOut(query, other, needs.betas)
-        fitted = _corrections(source, needs.parameters, groups=needs.groups)
-        similarities = np.asarray(dbn.dot_product(queries, jnp.asarray(columns)))
-        counts = jnp.asarray(_counts(similarities, jax.tree.map(np.asarray, fitted)))
+        kept, asking = query_bank[half != part], query_bank[half == part]
+        source = Streamed(jnp.asarray(columns), jnp.asarray(kept))
+        biases = mixture.fitted(table, source, len(columns), jnp.dtype(np.float32))
+        similarities = np.asarray(dbn.dot_product(jnp.asarray(asking), jnp.asarray(columns)))
+        counts = jnp.asarray(_counts(similarities, np.asarray(biases)))
         values.append([_each(counts, measure=measure) for measure in MEASURES])
     return np.mean(values, axis=0)
-
-
-_without = jax.jit(held_out_ranks.merged)
-_corrections = jax.jit(held_out_ranks.corrections, static_argnames="groups")
 
 
 @partial(jax.jit, static_argnames="measure")
@@ -278,18 +247,13 @@ def _each(counts: jax.Array, *, measure: Callable[[jax.Array], jax.Array]) -> ja
     return jax.vmap(measure)(counts)
 
 
-def _counts(similarities: np.ndarray, candidates: dbn.Correction) -> np.ndarray:
+def _counts(similarities: np.ndarray, biases: np.ndarray) -> np.ndarray:
     """[num_candidates, columns] k-occurrence of one half's queries under the other half's fit."""
-    assert candidates.active is not None
-    nearest = similarities.argmax(axis=1)
     size = similarities.shape[1]
     k = min(K, size)
     found = []
-    for biases, active in zip(candidates.bias, candidates.active, strict=True):
-        scores = similarities
-        for bias, gates in zip(biases, active[:, nearest], strict=True):
-            if bias.any():
-                scores = scores - gates[:, None] * bias
+    for bias in biases:
+        scores = similarities - bias
         # At least the k-th largest, instead of k places: ties are rare.
         lowest = np.partition(scores, size - k, axis=1)[:, size - k, None]
         found.append((scores >= lowest).sum(axis=0).astype(np.int32))

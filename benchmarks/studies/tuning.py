@@ -51,17 +51,19 @@ from dbnorm_jax._cli.reading.arrays import read_set
 from dbnorm_jax._cli.reading.emoji_names import emoji_names
 from dbnorm_jax._cli.reading.sets import EvaluationSet, reversed_set
 from dbnorm_jax._src.core.relevance import as_rows
+from dbnorm_jax._src.corrections.streamed import Streamed
+from dbnorm_jax._src.corrections.table import TABLE
 from dbnorm_jax._src.tuning import grid as candidates
-from dbnorm_jax._src.tuning import held_out_ranks
+from dbnorm_jax._src.tuning import held_out, mixture
 
 SIZES = (100, 300, 1000, None)
-FIXED: dict[str, tuple[str, float, float, int, float, float]] = {
-    "IS(20)": ("is", 20.0, 0.0, 0, 1.0, 0.0),
-    "DIS(20)": ("dis", 20.0, 0.0, 0, 1.0, 0.0),
-    "DualIS(20, 1)": ("dualis", 20.0, 1.0, 0, 20 / 21, 1 / 21),
-    "DualDIS(20, 1)": ("dualdis", 20.0, 1.0, 0, 20 / 21, 1 / 21),
-    "CSLS(10)": ("nnn", 0.0, 0.0, 10, 0.5, 0.0),
-    "NNN(128, 0.75)": ("nnn", 0.0, 0.0, 128, 0.75, 0.0),
+FIXED: dict[str, tuple[str, dict[str, Any]]] = {
+    "IS(20)": ("is", {"beta_query": 20.0}),
+    "DIS(20)": ("dis", {"beta_query": 20.0}),
+    "DualIS(20, 1)": ("dualis", {"beta_query": 20.0, "beta_gallery": 1.0}),
+    "DualDIS(20, 1)": ("dualdis", {"beta_query": 20.0, "beta_gallery": 1.0}),
+    "CSLS(10)": ("csls", {"k": 10}),
+    "NNN(128, 0.75)": ("nnn", {"k": 128, "weight": 0.75}),
 }
 
 
@@ -150,70 +152,66 @@ def run_draw(test: EvaluationSet, seed: int) -> Draw:
     correction, choice = chosen(test, seed)
     right = as_rows(test.relevant, (len(test.queries), len(test.gallery)))
     found = dbn.metrics.stream_ranks(test.queries, test.gallery, right, correction)
-    spreads = np.asarray(choice.spreads)
-    if not spreads.all():
+    spread = float(choice.spread)
+    if not spread:
         raise ValueError(f"{test.name}: {choice.reason}")
-    ranks = candidate_ranks(test, right, *(float(value) for value in spreads))
-    answered = ~np.isnan(ranks[0])
-    hits = ranks[:, answered] <= 1
+    answered = np.isfinite(np.asarray(found))
+    hits = candidate_ranks(test, right, spread)[:, answered] <= 1
+    fixed = np.array([ranks[answered] <= 1 for ranks in fixed_ranks(test, right)])
     gains = 100 * (hits.mean(axis=1) - hits[0].mean())
-    count = len(choice.gain)
-    best = oracle(100.0 * hits[:count] - 100.0 * hits[0])
+    best = oracle(100.0 * hits - 100.0 * hits[0])
     return Draw(
         raw=hits[0],
         auto=np.asarray(found)[answered] <= 1,
-        gains=gains[:count],
+        gains=gains,
         oracle=np.array([best.plain, best.debiased, best.halves]),
         discordance=float((hits[best.best] != hits[0]).mean()),
-        fixed=gains[count:],
+        fixed=100 * (fixed.mean(axis=1) - hits[0].mean()),
         unguarded=float(gains[int(np.asarray(choice.gain).argmax())]),
-        kept_raw=int(choice.chosen) == 0,
-        method=f"{choice.name} {choice.parameters}",
+        kept_raw=choice.name == "raw",
+        method=choice.summary().split("\n", 1)[0],
     )
 
 
-def candidate_ranks(
-    test: EvaluationSet, right: jax.Array, query_spread: float, gallery_spread: float
-) -> np.ndarray:
-    """[num_candidates + num_fixed, num_queries], on the test with whole banks."""
-    grid, fixed = (
-        candidates.grid(query_spread, gallery_spread),
-        candidates.from_rows([*FIXED.values()]),
+def source_of(test: EvaluationSet) -> Streamed:
+    """The whole banks of a set."""
+    return Streamed(
+        *(jnp.asarray(rows) for rows in (test.gallery, test.query_bank, test.gallery_bank))
     )
-    table = candidates.Candidates(*(np.concatenate(pair) for pair in zip(grid, fixed, strict=True)))
+
+
+def candidate_ranks(test: EvaluationSet, right: jax.Array, spread: float) -> np.ndarray:
+    """[num_candidates, num_queries], on the test with whole banks."""
     gallery = jnp.asarray(test.gallery)
-    needs = held_out_ranks.planned(table, gallery.dtype)
+    table = candidates.grid(spread)
+    biases = mixture.fitted(table, source_of(test), len(gallery), gallery.dtype)
+    return ranks_under(test, right, biases)
 
-    def whole(bank: Any, betas: jax.Array, k: int) -> held_out_ranks.Statistics:
-        rows = len(bank)
-        parts = held_out_ranks.statistics(
-            jnp.asarray(bank),
-            gallery,
-            betas,
-            jnp.full((rows, 1), -1, jnp.int32),
-            held_out_ranks.blocks(np.zeros(rows, np.int64), 1),
-            num_parts=1,
-            k=k,
-            similarity_fn=dbn.dot_product,
-        )
-        return jax.tree.map(lambda leaf: leaf[0], parts)
 
-    query = whole(test.query_bank, needs.betas[0], needs.most)
-    other = whole(test.gallery_bank, needs.betas[1], 0)
-    source = held_out_ranks.HeldOut(query, other, needs.betas)
-    fitted = _corrections(source, needs.parameters, groups=needs.groups)
-    count, rows = len(test.queries), 512
+def ranks_under(test: EvaluationSet, right: jax.Array, biases: jax.Array) -> np.ndarray:
+    """[num_biases, num_queries] of the test's queries."""
+    count, rows, gallery = len(test.queries), 512, jnp.asarray(test.gallery)
     size = math.ceil(count / math.ceil(count / rows))
     ranks = []
     for start in range(0, count, size):
         places = np.minimum(np.arange(start, start + size), count - 1)
         similarities = dbn.dot_product(test.queries[places], gallery)
-        ranks.append(np.asarray(_ranks(similarities, right[places], fitted)))
+        ranks.append(np.asarray(_scores(similarities, right[places], biases, 1.0).ranks))
     return np.concatenate(ranks, axis=1)[:, :count]
 
 
-_ranks = jax.jit(held_out_ranks.ranks)
-_corrections = jax.jit(held_out_ranks.corrections, static_argnames="groups")
+_scores = jax.jit(held_out.scores)
+
+
+def fixed_ranks(test: EvaluationSet, right: jax.Array) -> np.ndarray:
+    """[num_fixed, num_queries], on the test with whole banks."""
+    source, ranks = source_of(test), []
+    for name, parameters in FIXED.values():
+        most = len(test.query_bank)
+        given = {key: min(one, most) if key == "k" else one for key, one in parameters.items()}
+        fitted = TABLE[name].fit(source, **given)
+        ranks.append(dbn.metrics.stream_ranks(test.queries, test.gallery, right, fitted))
+    return np.array(ranks)
 
 
 def interval(found: Sequence[Draw]) -> tuple[float, float]:
@@ -351,7 +349,7 @@ def write_plots(cells: dict[Cell, list[Draw]], folder: Path) -> None:
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    grid = candidates.grid(1.0, 1.0)
+    grid = candidates.grid(1.0)
     by_cell = {
         cell: np.mean([draw.gains for draw in found], axis=0) for cell, found in cells.items()
     }

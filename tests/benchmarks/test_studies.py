@@ -10,6 +10,8 @@ pytest.importorskip("emoji")
 
 from benchmarks.studies import demand, guards, held_out_bias, logged, pairless, pieces
 from dbnorm_jax._cli.reading.sets import EvaluationSet
+from dbnorm_jax._src.tuning.held_out import Scores
+from dbnorm_jax._src.tuning.tune import Gains
 
 
 class One(NamedTuple):
@@ -47,26 +49,27 @@ def test_mutual_neighbors():
     np.testing.assert_array_equal(lone, [0, -1, -1])
 
 
-def held_out_ranks(gains):
+def held_out_gains(gains):
     """100 queries of rank 4 under raw; candidates better for some of them, worse for others."""
     ranks = np.full((100, len(gains)), 4.0)
     for column, (better, worse) in enumerate(gains):
         ranks[:better, column] = 1
         ranks[better : better + worse, column] = 8
-    return ranks
+    return Gains.of(Scores(ranks, -np.log(ranks)))
 
 
 def test_rules_of_choice():
     """Raw, one that is proven, one with the highest gain."""
-    ranks, groups = held_out_ranks([(0, 0), (30, 0), (52, 40)]), np.arange(100)
-    chosen = {name: guards.choose(rule, ranks, groups, 1, 0) for name, rule in guards.RULES.items()}
-    assert chosen["highest gain in log rank"] == chosen["highest gain in R@1"] == 2
-    assert chosen["one error, log rank"] == 1
-    assert chosen["guard 0.05"] == chosen["guard 0.05 of roots"] == 1
-    noise = held_out_ranks([(0, 0), (3, 2), (1, 1)])
-    chosen = {name: guards.choose(rule, noise, groups, 1, 0) for name, rule in guards.RULES.items()}
-    assert chosen["highest gain in log rank"] == 1
-    assert chosen["guard 0.01"] == chosen["guard 0.05"] == 0
+    gains, groups = held_out_gains([(0, 0), (30, 0), (52, 40)]), np.arange(100)
+    shares = {name: rule(gains, groups, 0) for name, rule in guards.RULES.items()}
+    assert shares["highest gain in log rank"][2] == shares["highest gain in R@1"][2] == 1
+    assert shares["guard, one"][2] == 1
+    assert shares["guard 0.01"][1] > 0.2
+    assert shares["guard 0.01"][0] < 0.05
+    noise = held_out_gains([(0, 0), (3, 2), (1, 1)])
+    shares = {name: rule(noise, groups, 0) for name, rule in guards.RULES.items()}
+    assert shares["highest gain in log rank"][1] == 1
+    assert shares["guard 0.01"][0] == shares["guard 0.05"][0] == 1
 
 
 def test_a_log_and_its_test_share_no_query():

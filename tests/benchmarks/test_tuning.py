@@ -9,6 +9,7 @@ import dbnorm_jax as dbn
 from benchmarks.studies import tuning
 from dbnorm_jax._cli.reading.emoji_names import emoji_names
 from dbnorm_jax._src.core.relevance import as_rows
+from dbnorm_jax._src.tuning import grid
 
 
 def draw(raw, auto, gains):
@@ -34,7 +35,7 @@ def test_summary():
 def test_the_oracle_ranks_as_the_library(capsys):
     test = emoji_names("en", "de", 0)
     right = as_rows(test.relevant, (len(test.queries), len(test.gallery)))
-    ranks = tuning.candidate_ranks(test, right, 0.1, 0.1)[-len(tuning.FIXED) :]
+    ranks = tuning.fixed_ranks(test, right)
     query, gallery = (
         dbn.stream_bank_statistics(bank, test.gallery, beta=beta)
         for bank, beta in ((test.query_bank, 20.0), (test.gallery_bank, 1.0))
@@ -49,6 +50,15 @@ def test_the_oracle_ranks_as_the_library(capsys):
     ):
         expected = dbn.metrics.stream_ranks(test.queries, test.gallery, right, correction)
         assert (np.abs(ranks[row] - np.asarray(expected)) > 0).mean() < 0.02
+    table = grid.grid(0.1)
+    place = int(np.flatnonzero((table.method == 1) & (table.weight_query == 1))[-1])
+    beta = float(table.beta_query[place])
+    fitted = dbn.inverted_softmax(
+        dbn.stream_bank_statistics(test.query_bank, test.gallery, beta=beta)
+    )
+    expected = dbn.metrics.stream_ranks(test.queries, test.gallery, right, fitted)
+    found = tuning.candidate_ranks(test, right, 0.1)[place]
+    assert (np.abs(found - np.asarray(expected)) > 0).mean() < 0.02
     tuning.main(["--draws", "1", "--bank-sizes", "100"])
     out = capsys.readouterr().out
     assert "median share" in out

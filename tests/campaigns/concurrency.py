@@ -135,14 +135,13 @@ HASHES = {f"hashes of {seed}": {"PYTHONHASHSEED": seed} for seed in ("0", "1", "
 
 
 def choice_of(path):
-    """What was chosen: the method and its parameters, without the measured evidence."""
+    """What was chosen: the method, and the shares of what is mixed, without the evidence."""
     state = dbn.load(path)
     if isinstance(state, dbn.tuning.Choice):
-        return state.name, state.parameters
+        return state.name, {str(part): part.frequency for part in state.mixture}
     chosen = dbn.read_provenance(path)["choice"]
-    return chosen["method"], {
-        name: value for name, value in chosen.items() if name not in ("method", "why", "warnings")
-    }
+    shares = [(part.pop("frequency"), part) for part in chosen["mixture"]]
+    return chosen["method"], {json.dumps(part): share for share, part in shares}
 
 
 def choices(place, name, outcome):

@@ -216,7 +216,7 @@ def test_a_damaged_result_is_not_done(call):
     [
         # The query bank takes 4 steps, and one at its end.
         ("dualdis", 7, ["parts.npz.gallery-bank.partial", "parts.npz.query-bank.partial"]),
-        ("nnn", 3, ["parts.npz.query-bank.partial"]),
+        ("nnn", 3, ["parts.npz.largest.partial"]),
     ],
 )
 def test_interrupted_work_goes_on(call, monkeypatch, method, steps, kept):
@@ -291,13 +291,9 @@ def test_killed_work_goes_on(folder, attempt):
 def test_fit_auto(call, unit):
     banks = ("--gallery-bank", "gallery_bank.npy", "--bank-pairs", "rows")
     content = json.loads(call(*FIT, *banks, "--method", "auto", "--output", "c.npz", "--json"))
-    correction, choice = dbn.auto(
-        gallery=unit["gallery"],
-        query_bank=unit["query_bank"],
-        gallery_bank=unit["gallery_bank"],
-        pairs=np.arange(SIZE),
-        return_choice=True,
-    )
+    known = {name: unit[name] for name in ("gallery", "query_bank", "gallery_bank")}
+    choice = dbn.tuning.tune(**known, pairs=np.arange(SIZE), mergeable=True)
+    correction = dbn.tuning.fit(choice, **known)
     assert content["choice"]["method"] == choice.name != "raw"
     assert_same(dbn.load("c.npz"), correction)
     np.save("none.npy", np.full(SIZE, -1))
@@ -322,7 +318,8 @@ def test_fit_auto_leaves_an_item_s_own_queries_out(call, arrays, unit, num_known
     arrays = {"gallery": unit["gallery"], "query_bank": unit["queries"]}
     if num_known < SIZE:
         arrays["gallery_bank"] = mixed
-    correction, choice = dbn.auto(**arrays, pairs=pairs, return_choice=True)
+    choice = dbn.tuning.tune(**arrays, pairs=pairs, mergeable=True)
+    correction = dbn.tuning.fit(choice, **arrays, pairs=pairs)
     assert choice.name != "raw"
     assert_same(dbn.load("c.npz"), correction)
     left_in = dbn.tuning.fit(choice, **arrays, pairs=0 * pairs - 1)

@@ -43,10 +43,13 @@ def test_tune_prints_and_writes(call, tmp_path):
     choice = dbn.load(path)
     assert choice.name != "raw"
     assert choice.summary() in out
-    assert "open gates" in out
+    assert f"{100 * choice.mixture[0].frequency:.0f} %  {choice.mixture[0]}" in out
     code, out, err = call(*arguments, "--json")
     content = json.loads(out)
     assert content["method"] == choice.name
+    assert [part["frequency"] for part in content["mixture"]] == [
+        part.frequency for part in choice.mixture
+    ]
     assert len(content["candidates"]) == len(choice.gain)
     gains = [row["gain"] for row in content["candidates"]]
     assert gains == sorted(gains, reverse=True)

@@ -538,7 +538,8 @@ def planted():
         if command == "fit":
             places += [places[0].with_name(f".{output}.lock")]
             places += [
-                pathlib.Path(f"{output}.{bank}-bank.partial") for bank in ("query", "gallery")
+                pathlib.Path(f"{output}.{made}.partial")
+                for made in ("query-bank", "gallery-bank", "largest")
             ]
         for place in places:
             target = victim.absolute() / place.name

@@ -84,8 +84,9 @@ def test_auto_tries_it(toy, banks, tmp_path):
         same = nnn & (choice.weight_query == choice.weight_query[row])
         assert choice.gain[row] == choice.gain[same][0]
 
-    chosen = dataclasses.replace(choice, chosen=jnp.int32(rows[-1]))
-    assert (chosen.name, chosen.parameters) == (toy, {"k": 4, "weight_query": 1.0})
+    only = jnp.zeros(len(choice.gain)).at[rows[-1]].set(1)
+    chosen = dataclasses.replace(choice, frequency=only)
+    assert (chosen.name, chosen.parameters) == (toy, {"k": 4, "weight": 1.0})
     dbn.save(tmp_path / "choice.npz", chosen)
     fitted = dbn.tuning.fit(
         dbn.load(tmp_path / "choice.npz"),
@@ -97,12 +98,14 @@ def test_auto_tries_it(toy, banks, tmp_path):
 
 
 def test_a_grid_of_unknown_parameters_is_refused(toy, banks, monkeypatch):
-    monkeypatch.setitem(TABLE, toy, dataclasses.replace(ROW, grid={"temperature": (0.1,)}))
+    monkeypatch.setitem(TABLE, toy, dataclasses.replace(ROW, grid={"rate": (0.1,)}))
     query_bank, gallery_bank, _, gallery = banks
-    with pytest.raises(ValueError, match=r"grid of 'toy' must be of .*'k'.*, got \['temperature'"):
-        dbn.tuning.tune(
-            query_bank=query_bank, gallery_bank=gallery_bank, pairs=np.arange(SIZE), gallery=gallery
-        )
+    banks = {"query_bank": query_bank, "gallery_bank": gallery_bank, "gallery": gallery}
+    with pytest.raises(ValueError, match=r"grid of 'toy' must be of .*'k'.*, got \['rate'"):
+        dbn.tuning.tune(**banks, pairs=np.arange(SIZE))
+    monkeypatch.setitem(TABLE, toy, dataclasses.replace(ROW, gated=True))
+    with pytest.raises(ValueError, match="grid of 'toy' must be of a method with one bias"):
+        dbn.tuning.tune(**banks, pairs=np.arange(SIZE))
 
 
 def test_the_command_knows_it(toy, call, tmp_path):

@@ -1,9 +1,6 @@
-"""Banks of pairs with hubs, and their held-out ranks from the definition."""
+"""Banks of pairs with hubs, and their held-out scores from the definition."""
 
 import numpy as np
-
-from dbnorm_jax._src.corrections.table import TABLE
-from dbnorm_jax._src.tuning.choice import methods
 
 SIZE, DIM = 60, 12
 
@@ -17,47 +14,60 @@ def hubby(seed, size=SIZE, gallery=SIZE, noise=1.0):
     return queries[:size], items[:size], queries[size:], items[size:]
 
 
-def reference_ranks(banks, split, right, table):
-    """One query at a time, from the definition."""
+def reference_biases(banks, split, table, fold):
+    """[num_candidates, columns] of what is left without a fold, from the definitions."""
     columns = np.asarray(split.columns, np.float64)
-    query_bank, gallery_bank = (np.asarray(bank, np.float64) for bank in (banks[0], banks[1]))
-    to_query, to_gallery = query_bank @ columns.T, gallery_bank @ columns.T
-    own = {int(row): i for i, row in enumerate(split.excluded_gallery[:, 0]) if row >= 0}
-    found = np.zeros((len(split.held_out), len(table.method)))
+    query_bank, gallery_bank = (np.asarray(bank, np.float64) for bank in banks[:2])
+    kept, kept_items = split.fold_query != fold, split.fold_gallery != fold
+    similarities = query_bank[kept] @ columns.T
+    valid = np.ones(similarities.shape, bool)
+    for row, places in enumerate(split.excluded_query[kept]):
+        valid[row, places[places >= 0]] = False
+    found = np.zeros((len(table.method), len(columns)))
+    for index in range(len(found)):
+        name, given = table.row(index)
+        weight = given.get("weight_query", 1)
+        if name in ("sn", "dbsn"):
+            to_items = similarities, query_bank[kept] @ gallery_bank[kept_items].T
+            size = 2 if name == "dbsn" else 1
+            matrix = np.concatenate(to_items[:size], axis=1)
+            entered = np.concatenate([valid, np.ones(to_items[1].shape, bool)][:size], axis=1)
+            bias = reference_sinkhorn(matrix, entered, given["temperature"])[: len(columns)]
+            found[index] = weight * bias
+            continue
+        for column in range(len(columns)) if name != "raw" else ():
+            values = similarities[valid[:, column], column]
+            if name == "nnn":
+                found[index, column] = weight * np.sort(values)[::-1][: given["k"]].mean()
+            else:
+                beta, top = given["beta_query"], values.max()
+                mean = np.exp(beta * (values - top)).mean()
+                found[index, column] = weight * (top + np.log(mean) / beta)
+    return found
+
+
+def reference_sinkhorn(similarities, entered, temperature, iterations=10):
+    """Row sums over all that enters, columns held to their means: `exp(s / T)` of uniform sides."""
+    kernel = np.where(entered, np.exp(similarities / temperature), 0)
+    items = np.ones(kernel.shape[1])
+    for _ in range(iterations):
+        rows = 1 / (kernel @ items)
+        items = entered.sum(axis=0) / (rows @ kernel)
+    return -temperature * np.log(items)
+
+
+def reference_scores(banks, split, table, sharpness):
+    """Ranks and log-likelihoods of the held-out queries, [num_held_out, num_candidates] each."""
+    query_bank, columns = (np.asarray(rows, np.float64) for rows in (banks[0], split.columns))
+    biases = [reference_biases(banks, split, table, fold) for fold in range(split.num_folds)]
+    found = np.zeros((2, len(split.held_out), len(table.method)))
     for place, query in enumerate(split.held_out):
-        fold = split.fold_query[query]
-        right_columns = [c for c in split.right[query] if c >= 0]
-        row = to_query[query]
-        for index, name in enumerate(methods()[m] for m in table.method):
-            scores = row.copy()
-            for bank, folds_of, beta, weight, is_query in (
-                (to_query, split.fold_query, table.beta_query, table.weight_query, True),
-                (to_gallery, split.fold_gallery, table.beta_gallery, table.weight_gallery, False),
-            ):
-                if not weight[index]:
-                    continue
-                valid = np.repeat((folds_of != fold)[:, None], len(columns), axis=1)
-                for column in range(len(columns)):
-                    if is_query:
-                        valid[(split.excluded_query == column).any(axis=1), column] = False
-                    elif column in own:
-                        valid[own[column], column] = False
-                bias = np.zeros(len(columns))
-                for column in range(len(columns)):
-                    values = bank[valid[:, column], column]
-                    if is_query and table.k[index]:
-                        bias[column] = np.sort(values)[::-1][: table.k[index]].mean()
-                    else:
-                        b = float(beta[index])
-                        top = values.max()
-                        bias[column] = top + np.log(np.exp(b * (values - top)).mean()) / b
-                if TABLE[name].gated:
-                    rows = np.flatnonzero(valid.any(axis=1))
-                    active = np.where(valid[rows], bank[rows], -np.inf).argmax(axis=1)
-                    if row.argmax() not in active:
-                        continue
-                scores = scores - weight[index] * bias
-            best = scores[right_columns].max()
-            wrong = np.delete(scores, right_columns)
-            found[place, index] = 1 + (wrong > best).sum() + (wrong == best).sum() / 2
+        right = np.unique([column for column in split.right[query] if column >= 0])
+        for index, bias in enumerate(biases[split.fold_query[query]]):
+            scores = query_bank[query] @ columns.T - bias
+            best, wrong = scores[right].max(), np.delete(scores, right)
+            rank = 1 + (wrong > best).sum() + (wrong == best).sum() / 2
+            exponents = sharpness * (scores - scores.max())
+            likelihood = np.log(np.exp(exponents[right]).sum() / np.exp(exponents).sum())
+            found[:, place, index] = rank, likelihood
     return found

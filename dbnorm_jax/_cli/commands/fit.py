@@ -10,7 +10,7 @@ import numpy as np
 
 import dbnorm_jax as dbn
 from dbnorm_jax._cli.commands.options import check
-from dbnorm_jax._cli.measuring.choosing import choose
+from dbnorm_jax._cli.measuring.choosing import choose, described
 from dbnorm_jax._cli.measuring.methods import DEFAULT_BETAS, checked_beta, file_methods
 from dbnorm_jax._cli.reading import large, sets
 from dbnorm_jax._cli.reading.argument import Source, neighbors
@@ -29,9 +29,12 @@ from dbnorm_jax._src.places.disk import fits
 from dbnorm_jax._src.places.disk.checkpoint import Checkpoint, Fitted
 from dbnorm_jax._src.places.disk.fits import Settings
 from dbnorm_jax._src.places.disk.rows import DEFAULT_BLOCK_SIZE, Fingerprint
-from dbnorm_jax._src.tuning import grid
+from dbnorm_jax._src.tuning.mixture import fit_chosen
 
 Parameters = dict[str, Any]
+
+# Each keeps a checkpoint of its own.
+_PASSES = ("query-bank", "gallery-bank", "largest")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,8 +119,8 @@ def run(request: Request) -> None:
     """Checks, returns at once where nothing is left to do, fits, writes."""
     _check_combination(request)
     sink = _sink(request, request.output)
-    for bank in ("query", "gallery"):
-        _sink(request, _partial(request.output, bank))
+    for made in _PASSES:
+        _sink(request, _partial(request.output, made))
     with sink.alone("fits"):
         work = _Work(request)
         sink.check_apart({rows.label: rows.paths for rows in work.files.values()})
@@ -188,9 +191,9 @@ def _check_combination(request: Request) -> None:
     )
 
 
-def _partial(output: Path, bank: str) -> Path:
-    """Where the sums of a bank are kept until the result is written."""
-    return output.with_name(f"{output.name}.{bank}-bank.partial")
+def _partial(output: Path, made: str) -> Path:
+    """Where what a pass has made so far is kept until the result is written."""
+    return output.with_name(f"{output.name}.{made}.partial")
 
 
 class _Work:
@@ -231,7 +234,7 @@ class _Work:
         """Removes what is kept for resuming, and temporary files that killed fits left."""
         output = self.request.output
         binary.remove_cut_off(output)
-        for path in (_partial(output, bank) for bank in ("query", "gallery")):
+        for path in (_partial(output, made) for made in _PASSES):
             path.unlink(missing_ok=True)
             binary.remove_cut_off(path)
 
@@ -283,11 +286,10 @@ class _Work:
         if method == "auto":
             choice = self._choice()
             about = {"why": choice.reason, "warnings": list(choice.warnings)}
-            more = {"choice": {"method": choice.name, **choice.parameters, **about}}
-            self.told = choice.reason, *choice.warnings
-            state: Any = dbn.Correction(jnp.zeros((1, len(self.files["gallery"].rows))), None)
-            if choice.name != "raw":
-                state = grid.fit_chosen(choice, self)
+            more = {"choice": {**described(choice), **about}}
+            self.told = tuple(choice.summary().split("\n"))
+            size = len(self.files["gallery"].rows)
+            state: Any = fit_chosen(choice, self, size, jnp.float32)
         elif row is None:
             beta = self.parameters["beta_query"]
             state = self.statistics("query", beta, self.parameters["k"])
@@ -327,7 +329,7 @@ class _Work:
         rows, gallery = self.files["query_bank"], self.files["gallery"]
         report = "gallery", len(gallery.rows), len(rows.rows)
         options = {"k": min(k, len(rows.rows)), "exclude": self.exclude.get("query")}
-        return self._passed(fits.fit_largest, "query", rows, report, **options)
+        return self._passed(fits.fit_largest, "query", rows, report, made="largest", **options)
 
     def _passed(
         self,
@@ -335,11 +337,13 @@ class _Work:
         bank: str,
         rows: Rows,
         report: tuple[str, int, int],
+        *,
+        made: str = "",
         **options: Any,
     ) -> Any:
         gallery, request = self.files["gallery"], self.request
         checkpoint = Checkpoint(
-            _partial(request.output, bank),
+            _partial(request.output, made or f"{bank}-bank"),
             request.checkpoint_every,
             stamps=[rows.stamp, gallery.stamp],
         )
@@ -372,6 +376,7 @@ class _Work:
             similarity_fn=large.PREPARED_FUNCTIONS[request.similarity],
             seed=self.parameters["seed"],
             trust_banks=request.trust_banks,
+            mergeable=True,
         )
         return choice
 

@@ -8,18 +8,19 @@ import numpy as np
 
 import dbnorm_jax as dbn
 from dbnorm_jax._cli.commands.options import given
+from dbnorm_jax._cli.measuring.choosing import described
 from dbnorm_jax._cli.measuring.sources import in_memory
 from dbnorm_jax._cli.reading import large, sets
 from dbnorm_jax._cli.reading.argument import parts
 from dbnorm_jax._cli.reading.arrays import read_pairs, read_together
 from dbnorm_jax._cli.showing.output import sink_of
 from dbnorm_jax._cli.showing.terminal import say, say_json
-from dbnorm_jax._src.tuning.choice import COLUMNS, methods
+from dbnorm_jax._src.tuning.choice import COLUMNS
 
 _MOST_LINES = 8
-_FIGURES = ("gain", "standard_error", "p_value", "recall_gain")
+_FIGURES = ("frequency", "gain", "standard_error", "p_value", "recall_gain")
 _COUNTS = ("num_held_out", "num_columns", "num_folds", "num_wrong_pairs")
-_BANKS = ("spreads", "active_share", "open_share", "own_share", "num_equal_rows")
+_BANKS = ("spread", "own_share", "num_equal_rows")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,48 +86,47 @@ def run(request: Request) -> None:
 
 def to_lines(choice: dbn.tuning.Choice) -> list[str]:
     """The summary, the banks, and the candidates of the highest gain."""
-    shares = [100 * np.asarray(values) for values in (choice.active_share, choice.open_share)]
     lines = [*choice.summary().split("\n"), ""]
     if choice.num_held_out:
-        lines += [
-            f"spread of similarities within a row: query bank {choice.spreads[0]:.4g}, gallery "
-            f"bank {choice.spreads[1]:.4g}",
-            f"active items: {shares[0][0]:.0f} % / {shares[0][1]:.0f} %; open gates: "
-            f"{shares[1][0]:.0f} % / {shares[1][1]:.0f} % of held-out queries",
-        ]
+        lines.append(f"spread of similarities within a row: {choice.spread:.4g}")
     lines.append(
         f"own share of nearest neighbors (alike: 0.50): query bank {choice.own_share[0]:.2f}, "
         f"gallery bank {choice.own_share[1]:.2f}"
     )
     if not choice.num_held_out:
         return lines
-    lines += ["", f"{'gain':>8} {'error':>7} {'p':>6} {'R@1':>6}  candidate"]
-    for row in table(choice)[:_MOST_LINES]:
-        values = ", ".join(f"{name} {row[name]:.4g}" for name in COLUMNS if row[name])
+    lines += ["", f"{'gain':>8} {'error':>7} {'p':>6} {'R@1':>6} {'share':>6}  candidate"]
+    for place in _by_gain(choice)[:_MOST_LINES]:
+        gain, error, p_value, recall, share = (
+            float(getattr(choice, name)[place])
+            for name in ("gain", "standard_error", "p_value", "recall_gain", "frequency")
+        )
         lines.append(
-            f"{row['gain']:+8.3f} {row['standard_error']:7.3f} {row['p_value']:6.3f} "
-            f"{100 * row['recall_gain']:+6.1f}  {row['method']}({values})"
+            f"{gain:+8.3f} {error:7.3f} {p_value:6.3f} {100 * recall:+6.1f} {100 * share:4.0f} %  "
+            f"{choice.part(place)}"
         )
     return lines
+
+
+def _by_gain(choice: dbn.tuning.Choice) -> list[int]:
+    return np.argsort(-np.asarray(choice.gain), kind="stable").tolist()
 
 
 def table(choice: dbn.tuning.Choice) -> list[dict[str, Any]]:
     """All candidates, the highest gain first."""
     columns = {name: np.asarray(getattr(choice, name)).tolist() for name in COLUMNS + _FIGURES}
-    order = np.argsort(-np.asarray(choice.gain), kind="stable")
-    names = [methods()[code] for code in np.asarray(choice.method)]
     return [
-        {"method": names[row]} | {name: values[row] for name, values in columns.items()}
-        for row in order
+        {"method": choice.part(row).method}
+        | {name: values[row] for name, values in columns.items()}
+        for row in _by_gain(choice)
     ]
 
 
 def content(choice: dbn.tuning.Choice) -> dict[str, Any]:
     """All of it."""
     return {
-        "schema": "dbnorm choice 1",
-        "method": choice.name,
-        "parameters": choice.parameters,
+        "schema": "dbnorm choice 2",
+        **described(choice),
         "reason": choice.reason,
         "warnings": list(choice.warnings),
         **{name: np.asarray(getattr(choice, name)).tolist() for name in _COUNTS + _BANKS},

@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 import dbnorm_jax as dbn
 from dbnorm_jax._cli.measuring.sources import blocks, in_memory
+from dbnorm_jax._cli.reading.sets import LargeRows
 from dbnorm_jax._src.core.similarity import SimilarityFn
 from dbnorm_jax._src.tuning import split
 
@@ -30,11 +31,16 @@ def choose(
     similarity_fn: SimilarityFn,
     seed: int = 0,
     trust_banks: bool = False,
+    mergeable: bool = False,
 ) -> Chosen:
     """Tuned on the banks, which are held in memory, and on at most _MOST_RANKED gallery rows.
 
-    Without a gallery bank the gallery is it, and held too; `gallery` may be LargeRows.
+    Without a gallery bank the gallery is it, and held too. What is chosen for LargeRows, or where
+    `mergeable` asks for it, is fitted from statistics alone.
     """
+    mergeable = mergeable or any(
+        isinstance(rows, LargeRows) for rows in (gallery, query_bank, gallery_bank)
+    )
     query_bank, exclude = in_memory(query_bank), {}
     bank = gallery = in_memory(gallery) if gallery_bank is None else gallery
     if gallery_bank is not None:
@@ -59,5 +65,18 @@ def choose(
         similarity_fn=similarity_fn,
         seed=seed,
         trust_banks=trust_banks,
+        mergeable=mergeable,
     )
     return Chosen(choice, exclude)
+
+
+def described(choice: dbn.tuning.Choice) -> dict[str, Any]:
+    """What is served and what is proven of it, for JSON and provenance."""
+    return {
+        "method": choice.name,
+        "mixture": [
+            {"method": part.method, **part.parameters, "frequency": part.frequency}
+            for part in choice.mixture
+        ],
+        "guarantee": choice.guarantee._asdict(),
+    }

@@ -12,7 +12,7 @@ import dbnorm_jax as dbn
 from dbnorm_jax._cli.measuring.choosing import choose
 from dbnorm_jax._src.corrections import table
 from dbnorm_jax._src.corrections.table import Row, WholeSource
-from dbnorm_jax._src.tuning.grid import fit_chosen
+from dbnorm_jax._src.tuning.mixture import fit_chosen
 
 # Inverse temperatures for cosines; other similarities have no default.
 DEFAULT_BETAS = {beta.name: beta.default or 0.0 for beta in (table.BETA_QUERY, table.BETA_GALLERY)}
@@ -35,9 +35,8 @@ def _auto(source: Any) -> tuple[dbn.Correction, dbn.tuning.Choice]:
         similarity_fn=source.similarity_fn,
         trust_banks=source.test.trust_banks,
     )
-    if choice.name == "raw":
-        return dbn.Correction(jnp.zeros((1, len(source.gallery))), None), choice
-    return fit_chosen(choice, source.streamed(source.gallery, exclude)), choice
+    streamed = source.streamed(source.gallery, exclude)
+    return fit_chosen(choice, streamed, len(source.gallery), jnp.float32), choice
 
 
 _OTHERS = {

@@ -212,6 +212,14 @@ class Embeddings(_Source):
         self._check_size(part, len(rows))
         return self.similarity_fn(rows, self.rows("gallery"))
 
+    def sinkhorn(self, temperature: Any, iterations: int, *, dual: bool) -> dbn.Correction:
+        """SN, or DBSN, of whole banks in memory."""
+        gallery, query_bank, gallery_bank = map(
+            self.rows, ("gallery", "query bank", "gallery bank")
+        )
+        whole = Streamed(gallery, query_bank, gallery_bank, similarity_fn=self.similarity_fn)
+        return whole.sinkhorn(temperature, iterations, dual=dual)
+
     def _scores(self, rows: slice) -> jax.Array:
         return self.similarity_fn(self.rows("queries")[rows], self.rows("gallery"))
 
@@ -309,6 +317,14 @@ class Matrices(_Source):
         matrix = self.test.similarities if part == "queries" else self.test.query_bank
         self._check_size(part, len(matrix))
         return jnp.asarray(matrix)
+
+    def sinkhorn(self, temperature: Any, iterations: int, *, dual: bool) -> dbn.Correction:
+        """SN; DBSN asks for embeddings."""
+        if dual:
+            raise UnfitError("expected embeddings for DBSN, got matrices; leave it out")
+        return dbn.baselines.sinkhorn_normalization(
+            self.similarities("query bank"), temperature=temperature, num_iterations=iterations
+        )
 
     def _scores(self, rows: slice) -> jax.Array:
         return jnp.asarray(self.test.similarities[rows])

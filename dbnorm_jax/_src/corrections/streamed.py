@@ -7,7 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
-from dbnorm_jax._src.core.types import BankStatistics, LargestSimilarities
+from dbnorm_jax._src.core.types import BankStatistics, Correction, LargestSimilarities
+from dbnorm_jax._src.corrections import transport
 from dbnorm_jax._src.passes.streaming import DEFAULT_CHUNK_SIZE
 from dbnorm_jax._src.statistics.bank import stream_bank_statistics
 from dbnorm_jax._src.statistics.largest import stream_largest_similarities
@@ -45,6 +46,21 @@ class Streamed:
         k, exclude = min(k, len(self.query_bank)), self.exclude.get("query")
         return self.largest_similarities(
             self.query_bank, self.gallery, k=k, exclude=exclude, **self._how
+        )
+
+    def sinkhorn(self, temperature: Any, iterations: int, *, dual: bool) -> Correction:
+        """In one pass over bank x gallery (dual: and gallery bank) per iteration, in memory."""
+        more = {}
+        if dual:
+            more["gallery_bank"] = self.gallery if self.gallery_bank is None else self.gallery_bank
+        return transport.stream_sinkhorn_normalization(
+            self.query_bank,
+            self.gallery,
+            temperature=temperature,
+            num_iterations=iterations,
+            exclude=self.exclude.get("query"),
+            **more,
+            **self._how,
         )
 
     @property

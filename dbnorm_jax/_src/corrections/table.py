@@ -25,6 +25,8 @@ TEST_QUERIES = "the other test queries"
 # What comes of a fit: a Correction, gallery vectors to search, or a function that scores rows.
 CORRECTION, MOVED, SCORES = "correction", "vectors", "scores"
 
+SINKHORN_ITERATIONS = 10  # as published
+
 # Units of parameters.
 PER_SIMILARITY, SIMILARITY = "1/similarity", "similarity"
 
@@ -47,6 +49,9 @@ class WholeSource(Source, Protocol):
 
     similarity_fn: SimilarityFn
     embedded: bool  # whether there are vectors, not matrices alone
+
+    def sinkhorn(self, temperature: Any, iterations: int, *, dual: bool) -> Correction:
+        """SN of the query bank; dual: DBSN, of the gallery bank too."""
 
     def rows(self, part: str) -> jax.Array:
         """[num_rows, dim] embeddings: "gallery", "query bank", "gallery bank" or "queries"."""
@@ -85,8 +90,8 @@ class Row:
     gives: str = CORRECTION
     gated: bool = False  # whether it acts on a query only where a gate is open
     similarity_fn: SimilarityFn | None = None  # the only one that it corrects; None for any
-    # What `auto` tries, all combinations; betas are multiples of 1/spread of the similarities
-    # within a row. Empty: it is no candidate.
+    # What `auto` tries, all combinations; betas are multiples of 1/spread, temperatures of the
+    # spread of the similarities within a row. Empty: it is no candidate.
     grid: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
 
     @property
@@ -105,12 +110,13 @@ class Row:
         return TEST_QUERIES in self.needs
 
 
+def _weighted(fitted: Correction, weight: Any) -> Correction:
+    return fitted if weight is None else dataclasses.replace(fitted, bias=weight * fitted.bias)
+
+
 def _single(normalizer: Callable[..., Correction], k: int) -> Callable[..., Correction]:
     def fit(source: Source, *, beta_query: Any, weight_query: Any = None) -> Correction:
-        fitted = normalizer(source.statistics("query", beta_query, k))
-        if weight_query is None:
-            return fitted
-        return dataclasses.replace(fitted, bias=weight_query * fitted.bias)
+        return _weighted(normalizer(source.statistics("query", beta_query, k)), weight_query)
 
     return fit
 
@@ -151,20 +157,13 @@ def _distribution(source: WholeSource, *, weight: Any) -> Correction:
     return means.distribution_normalization(mean, source.rows("gallery"), weight=weight)
 
 
-def _sinkhorn(
-    source: WholeSource, *, temperature: Any, iterations: int, gallery_bank: Any = None
-) -> Correction:
-    options = {"temperature": temperature, "num_iterations": iterations}
-    if not source.embedded:
-        return transport.sinkhorn_normalization(source.similarities("query bank"), **options)
-    options |= {"gallery_bank": gallery_bank, "similarity_fn": source.similarity_fn}
-    return transport.stream_sinkhorn_normalization(
-        source.rows("query bank"), source.rows("gallery"), **options
-    )
+def _sinkhorn(*, dual: bool) -> Callable[..., Correction]:
+    def fit(
+        source: WholeSource, *, temperature: Any, iterations: int, weight: Any = None
+    ) -> Correction:
+        return _weighted(source.sinkhorn(temperature, iterations, dual=dual), weight)
 
-
-def _dual_sinkhorn(source: WholeSource, **parameters: Any) -> Correction:
-    return _sinkhorn(source, gallery_bank=source.rows("gallery bank"), **parameters)
+    return fit
 
 
 def _hubless(source: WholeSource, *, temperature: Any, iterations: int) -> Correction:
@@ -226,8 +225,12 @@ def _rescaled(rescale: Callable[..., jax.Array], **fixed: Any) -> Callable[..., 
 BETA_QUERY = Parameter("beta_query", 20.0, PER_SIMILARITY)
 BETA_GALLERY = Parameter("beta_gallery", 1.0, PER_SIMILARITY)
 _TEMPERATURE = Parameter("temperature", 0.05, SIMILARITY)
-_SINKHORN = (_TEMPERATURE, Parameter("iterations", 10, whole=True))
 _HUBLESS = (_TEMPERATURE, Parameter("iterations", 100, whole=True))
+_SINKHORN = (
+    _TEMPERATURE,
+    Parameter("iterations", SINKHORN_ITERATIONS, whole=True),
+    Parameter("weight", None),
+)
 _RATES = (Parameter("query_rate", 0.3), Parameter("gallery_rate", 0.1))
 _ONE = (BETA_QUERY, Parameter("weight_query", None))
 _TWO = (*_ONE[:1], BETA_GALLERY, *_ONE[1:], Parameter("weight_gallery", None))
@@ -238,44 +241,40 @@ _BOTH = (QUERY_BANK, GALLERY_BANK)
 _MATRIX = (QUERY_BANK, WHOLE)
 _RESCALED = (QUERY_BANK, VECTORS, DISTANCES)
 
-_WEIGHTS = (0.25, 0.5, 0.75, 1.0)
+_WEIGHTS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 _ONE_GRID = {"beta_query": (0.5, 1.0, 2.0, 4.0, 8.0, 16.0), "weight_query": _WEIGHTS}
-_TWO_GRID = {
-    "beta_query": (1.0, 2.0, 4.0, 8.0),
-    "beta_gallery": (0.5, 2.0, 8.0),
-    "weight_query": (0.5, 1.0),
-    "weight_gallery": (0.25, 0.5),
-}
 _NEAREST_GRID = {"k": (1, 3, 10, 30, 100), "weight": _WEIGHTS}
+_SINKHORN_GRID = {"temperature": (1.0, 0.5, 0.25, 0.125), "weight": (0.5, 0.75, 1.0)}
+_DUAL_SINKHORN_GRID = _SINKHORN_GRID | {"temperature": (0.5, 0.25, 0.125)}
 
-# name, function, paper, group, fit, parameters, needs, gives. Those with a grid keep their order,
-# and new ones follow them, since saved choices know them by place.
+# name, function, paper, group, fit, parameters, needs, gives.
 # fmt: off
 TABLE: dict[str, Row] = {
     "is": Row("IS", "inverted_softmax", "Smith et al., ICLR 2017",
               "paper", _single(balance.inverted_softmax, 0), _ONE, grid=_ONE_GRID),
     "dis": Row("DIS", "dynamic_inverted_softmax", "Bogolin et al., CVPR 2022 (QB-Norm)",
                "paper", _single(balance.dynamic_inverted_softmax, 1), _ONE,
-               gated=True, grid=_ONE_GRID),
+               gated=True),
     "csls": Row("CSLS", "csls", "Conneau et al., ICLR 2018",
                 "means", _csls, _TEN),
     "nnn": Row("NNN", "nearest_neighbor_normalization", "Chowdhury et al., EMNLP 2024",
                "means", _nearest, _NEAREST, grid=_NEAREST_GRID),
     "gated nnn": Row("gated NNN", "nearest_neighbor_normalization", "this library",
-                     "", _gated_nearest, _NEAREST, gated=True, grid=_NEAREST_GRID),
+                     "", _gated_nearest, _NEAREST, gated=True),
     "dualis": Row("DualIS", "dual_inverted_softmax", "Wang, Jian, Xue, EMNLP 2023",
-                  "paper", _dual(balance.dual_inverted_softmax, 0), _TWO, _BOTH,
-                  grid=_TWO_GRID),
+                  "paper", _dual(balance.dual_inverted_softmax, 0), _TWO, _BOTH),
     "dualdis": Row("DualDIS", "dual_dynamic_inverted_softmax", "Wang, Jian, Xue, EMNLP 2023",
                    "paper", _dual(balance.dual_dynamic_inverted_softmax, 1), _TWO, _BOTH,
-                   gated=True, grid=_TWO_GRID),
+                   gated=True),
     "dn": Row("DN", "distribution_normalization", "Zhou et al., NeurIPS 2023",
               "means", _distribution, (Parameter("weight", 0.5),),
               (QUERY_BANK, VECTORS, INNER_PRODUCTS)),
     "sn": Row("SN", "sinkhorn_normalization", "Pan et al., ACM MM 2025",
-              "transport", _sinkhorn, _SINKHORN, _MATRIX),
+              "transport", _sinkhorn(dual=False), _SINKHORN, _MATRIX,
+              grid=_SINKHORN_GRID),
     "dbsn": Row("DBSN", "dual_bank_sinkhorn_normalization", "Pan et al., ACM MM 2025",
-                "transport", _dual_sinkhorn, _SINKHORN, (*_BOTH, VECTORS)),
+                "transport", _sinkhorn(dual=True), _SINKHORN, (*_BOTH, VECTORS),
+                grid=_DUAL_SINKHORN_GRID),
     "hnn": Row("HNN", "hubless_nearest_neighbor", "Huang et al., ACL 2019",
                "transport", _hubless, _HUBLESS, _MATRIX),
     "gc": Row("GC", "globally_corrected", "Dinu et al., 2015",

@@ -22,11 +22,12 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from dbnorm_jax._src.core import checks, elementary, numerics
+from dbnorm_jax._src.core import checks, elementary, numerics, seen
 from dbnorm_jax._src.core.log_mean_exp import RunningMean, add_rows, finish_mean, start_mean
 from dbnorm_jax._src.core.similarity import SimilarityFn, check_rows, dot_product, name_of
 from dbnorm_jax._src.core.types import Correction
 from dbnorm_jax._src.passes import streaming
+from dbnorm_jax._src.passes.selection import is_apart
 from dbnorm_jax._src.passes.sweep import Chunk, Items, Pass, Rows, Tile, Tiling, sweep
 
 _UNIT = " (in the unit of similarity)"
@@ -122,6 +123,7 @@ def stream_sinkhorn_normalization(
     gallery_bank: ArrayLike | None = None,
     temperature: ArrayLike,
     num_iterations: int,
+    exclude: ArrayLike | None = None,
     similarity_fn: SimilarityFn = dot_product,
     chunk_size: int = streaming.DEFAULT_CHUNK_SIZE,
 ) -> Correction:
@@ -136,6 +138,9 @@ def stream_sinkhorn_normalization(
       gallery_bank: optional [num_gallery_bank, dim] embeddings.
       temperature: > 0, in the unit of similarity.
       num_iterations: updates of both sides (static).
+      exclude: int [num_query_bank] or [num_query_bank, most], gallery rows that a bank item does
+        not enter, -1 for none. What is left of an item is held to the mean over the rest, so that
+        it is neither favored nor punished for what it lost.
       similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static).
       chunk_size: bank rows held at once, at most (static).
 
@@ -144,8 +149,8 @@ def stream_sinkhorn_normalization(
 
     Raises:
       ValueError: empty, non-finite or mismatched embeddings, temperature <= 0, fewer than one
-        iteration.
-      TypeError: embeddings that are not floating point.
+        iteration, `exclude` that does not fit.
+      TypeError: embeddings that are not floating point, `exclude` that is not of integers.
 
     Examples:
       >>> import dbnorm_jax as dbn
@@ -170,6 +175,7 @@ def stream_sinkhorn_normalization(
         bank,
         jnp.concatenate(columns),
         checks.positive("temperature", temperature, dtype, _UNIT),
+        seen.exclusions(exclude, bank.shape[0], columns[0].shape[0]),
         num_iterations=checks.integer("num_iterations", num_iterations, low=1),
         similarity_fn=similarity_fn,
         chunk_size=checks.integer("chunk_size", chunk_size, low=1),
@@ -307,6 +313,7 @@ def _stream_sinkhorn(
     bank: jax.Array,
     gallery: jax.Array,
     temperature: jax.Array,
+    exclude: jax.Array | None,
     *,
     num_iterations: int,
     similarity_fn: SimilarityFn,
@@ -321,7 +328,9 @@ def _stream_sinkhorn(
     # them outside of the loop, all at once.
     @jax.checkpoint
     def update(potential: jax.Array) -> jax.Array:
-        swept = sweep(iteration, Rows(bank), Items(gallery, potential), tiling, state=no_rows)
+        swept = sweep(
+            iteration, Rows(bank, exclude), Items(gallery, potential), tiling, state=no_rows
+        )
         return -finish_mean(swept.items, beta).bias
 
     return _iterated(update, num_gallery, beta.dtype, num_iterations)
@@ -335,7 +344,7 @@ class _Powers(NamedTuple):
 
 
 def _iteration(beta: jax.Array, num_gallery: int) -> Pass:
-    """Items own their potential, and keep the mean of which the next one is made.
+    """Items own their potential, and keep the mean of which the next one is made; rows, `exclude`.
 
     The potential of a bank row is made of all items, and enters their means at the second look. Its
     powers need not have all digits at a small beta, as those of items do: there their rounding
@@ -348,25 +357,37 @@ def _iteration(beta: jax.Array, num_gallery: int) -> Pass:
         return _Powers(lowest, jnp.zeros_like(lowest))
 
     def add(powers: _Powers, mean: RunningMean, tile: Tile) -> tuple[_Powers, RunningMean]:
-        scores = tile.similarities + tile.own[None]
+        scores, entered = tile.similarities + tile.own[None], _entered(tile)
+        if entered is not None:
+            scores = jnp.where(entered, scores, numerics.lowest(beta.dtype))
         # The shift cancels, so its gradient is left out.
         largest = elementary.largest_last(lax.stop_gradient(scores))
         maximum = jnp.maximum(powers.maximum, largest)
         added = elementary.exp2(rate * (scores - maximum[:, None]))
+        if entered is not None:
+            added = jnp.where(entered, added, 0)
         # Without a first item there is nothing to shift: from the start it would be too far.
         moved = jnp.where(powers.total > 0, powers.maximum - maximum, 0)
         summed = jnp.matmul(added, tile.entering, precision=numerics.matmul_precision())
         return _Powers(maximum, powers.total * elementary.exp2(rate * moved) + summed), mean
 
     def finish(total: None, powers: _Powers, _: Chunk) -> tuple[None, jax.Array]:
-        potential = -(powers.maximum + jnp.log(powers.total / num_gallery) / beta)
+        some = powers.total > 0  # no item, where a row enters none: then it is read nowhere
+        log_mean = jnp.log(jnp.where(some, powers.total, 1) / num_gallery)
+        potential = jnp.where(some, -(powers.maximum + log_mean / beta), 0)
         return total, elementary.written(potential)  # `add_rows` reads it twice
 
     def again(potential: jax.Array, mean: RunningMean, tile: Tile) -> RunningMean:
         scores = tile.similarities + potential[:, None]
-        return add_rows(mean, scores, beta, tile.rows.entering)
+        return add_rows(mean, scores, beta, tile.rows.entering, valid=_entered(tile))
 
     return Pass(add, start, finish, again)
+
+
+def _entered(tile: Tile) -> jax.Array | None:
+    """Which items a row enters, but for those that it owns as excluded; None where it is all."""
+    exclude = tile.rows.own
+    return None if exclude is None else is_apart(exclude[:, None], tile.places[None])
 
 
 @jax.jit

@@ -5,8 +5,9 @@
     bias             the arrays, by name
     ...
 
-Version 2 has a provenance, what the arrays were made from. Version 3 has static fields that older
-versions lack, which are read with their defaults, and other arrays than these for bank statistics.
+Version 2 has a provenance, what the arrays were made from. Static fields that older versions lack
+are read with their defaults. Version 3 has other arrays than these for bank statistics, version 4
+for a choice.
 """
 
 import contextlib
@@ -26,7 +27,7 @@ from dbnorm_jax._src.core.text import excerpt, printable
 from dbnorm_jax._src.core.version import __version__
 from dbnorm_jax._src.files import binary
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 _HEADER = "header"
 _LARGEST_HEADER = 2**20
 LARGEST_PROVENANCE = _LARGEST_HEADER // 8  # characters, of which each may take several bytes
@@ -40,8 +41,9 @@ class Fields(NamedTuple):
 
     static: frozenset[str]
     arrays: frozenset[str]
-    later: Mapping[str, Any] = {}  # static ones that version 2 lacks: defaults
-    earlier: frozenset[str] | None = None  # the arrays of version 2, where they were others
+    later: Mapping[str, Any] = {}  # static ones that older versions may lack: defaults
+    earlier: frozenset[str] | None = None  # the arrays of older versions, where they were others,
+    since: int = 1  # and the version since which they are these
 
 
 class Archive(NamedTuple):
@@ -156,25 +158,29 @@ def _read_header(
     if kind not in kinds:
         shown = excerpt(repr(kind))
         raise ValueError(f"expected one of {', '.join(kinds)}, got kind {shown}")
-    static, arrays, later, earlier = kinds[kind]
-    if version < 3 and earlier is not None:
+    static, arrays, later, earlier, since = kinds[kind]
+    if version < since and earlier is not None:
         arrays = earlier
+    required_static = static - (later.keys() if version < FORMAT_VERSION else set())
     required = {"kind", "format_version", "library", "static", "arrays", "sha256"}
     required |= {"provenance"} if version > 1 else set()
     if (
         header.keys() != required
         or not isinstance(header.get("provenance"), (dict, type(None)))
         or not all(isinstance(header[part], dict) for part in ("static", "arrays"))
-        or header["static"].keys() != static - (later.keys() if version < 3 else set())
-        or not all(
-            type(value) is int or (name == "similarity" and isinstance(value, (str, type(None))))
-            for name, value in header["static"].items()
-        )
+        or not required_static <= header["static"].keys() <= static
+        or not all(_is_static(name, value) for name, value in header["static"].items())
         or not header["arrays"].keys() <= arrays
         or names != header["arrays"].keys() | {_HEADER}
     ):
         raise _refusal(f"other fields than those of a {kind}")
     return header
+
+
+def _is_static(name: str, value: Any) -> bool:
+    if name == "methods":
+        return isinstance(value, list) and all(isinstance(one, str) for one in value)
+    return type(value) is int or (name == "similarity" and isinstance(value, (str, type(None))))
 
 
 def _read(archive: zipfile.ZipFile, name: str, largest: int) -> np.ndarray[Any, np.dtype[Any]]:

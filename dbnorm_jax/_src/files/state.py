@@ -22,7 +22,7 @@ from dbnorm_jax._src.core.types import BankStatistics, Correction, LargestSimila
 from dbnorm_jax._src.files import archives
 from dbnorm_jax._src.files import provenance as provenances
 from dbnorm_jax._src.files.archives import Archive, Arrays, Fields
-from dbnorm_jax._src.tuning.choice import REASONS, Choice, methods
+from dbnorm_jax._src.tuning.choice import COLUMNS, GRIDS, RAW, REASONS, Choice, is_gated, is_known
 
 State = BankStatistics | LargestSimilarities | Correction | Choice
 
@@ -33,6 +33,15 @@ _KINDS: dict[str, type[Any]] = {
 
 # What bank statistics were kept as before they were means.
 _SUMS = frozenset({"log_normalizer", "mass", "beta", "k_occurrence"})
+# What a choice was kept as before it was a mixture: the place of one candidate, gates and all.
+_ONE_CHOSEN = frozenset(
+    {
+        *("chosen", "method", *COLUMNS, "gain", "standard_error", "p_value"),
+        *("reciprocal_rank_gain", "recall_gain", "spreads", "active_share", "open_share"),
+        *("own_share", "num_equal_rows"),
+    }
+) - {"temperature"}
+_EARLIER = {BankStatistics: (_SUMS, 3), Choice: (_ONE_CHOSEN, 4)}
 
 
 def _fields(kind: type[Any]) -> Fields:
@@ -40,7 +49,7 @@ def _fields(kind: type[Any]) -> Fields:
     static = {field.name: field.default for field in fields if field.metadata.get("static")}
     arrays = frozenset(field.name for field in fields) - static.keys()
     later = {name: value for name, value in static.items() if value is not dataclasses.MISSING}
-    return Fields(frozenset(static), arrays, later, _SUMS if kind is BankStatistics else None)
+    return Fields(frozenset(static), arrays, later, *_EARLIER.get(kind, ()))
 
 
 _FIELDS = {name: _fields(kind) for name, kind in _KINDS.items()}
@@ -122,6 +131,10 @@ def load(path: str | os.PathLike[str]) -> State:
     kind = _KINDS[name]
     if "log_normalizer" in arrays:
         arrays = _of_sums(printable(path), arrays)
+    if "chosen" in arrays:
+        arrays = _of_one_chosen(printable(path), arrays)
+    if "methods" in static:
+        static = static | {"methods": tuple(static["methods"])}
     _check_state(printable(path), kind, arrays, static)
     wide = [field for field, array in arrays.items() if array.dtype == np.float64]
     if wide and not jax.config.jax_enable_x64:  # type: ignore[attr-defined, unused-ignore]
@@ -172,7 +185,8 @@ def _parts(state: State) -> tuple[Arrays, dict[str, Any]]:
     for field in dataclasses.fields(state):
         value = getattr(state, field.name)
         if field.metadata.get("static"):
-            static[field.name] = value if field.name == "similarity" else int(value)
+            named = field.name in ("similarity", "methods")
+            static[field.name] = value if named else int(value)
         elif value is not None:
             arrays[field.name] = np.asarray(value)
     return arrays, static
@@ -205,6 +219,30 @@ def _of_sums(name: str, arrays: Arrays) -> Arrays:
     means = Means(bias, rest, mass, nothing, nothing.astype(np.int32))  # type: ignore[arg-type]
     kept = {field: array for field, array in arrays.items() if field in ("beta", "k_occurrence")}
     return {**means._asdict(), **kept}
+
+
+def _of_one_chosen(name: str, arrays: Arrays) -> Arrays:
+    """The arrays of a choice from those that older files hold: all of one candidate."""
+    chosen, gain, spreads = (arrays.get(field) for field in ("chosen", "gain", "spreads"))
+    if (
+        chosen is None
+        or gain is None
+        or spreads is None
+        or (chosen.shape, gain.ndim, spreads.shape) != ((), 1, (2,))
+        or chosen.dtype.kind != "i"
+        or not 0 <= int(chosen) < len(gain)
+    ):
+        raise ValueError(f"{name}: expected chosen, a place in gain, and spreads of both banks")
+    frequency = (np.arange(len(gain)) == int(chosen)).astype(gain.dtype)
+    kept = {
+        field: array
+        for field, array in arrays.items()
+        if field not in ("chosen", "spreads", "active_share", "open_share")
+    }
+    limits = np.full(2, 0 if int(chosen) == 0 else -1, gain.dtype)  # -1: nothing is known
+    temperature = np.zeros_like(gain)
+    found = {"frequency": frequency, "temperature": temperature, "limits": limits}
+    return {**kept, **found, "spread": spreads[:1].reshape(())}
 
 
 def _check_state(name: str, kind: type[Any], arrays: Arrays, static: dict[str, Any]) -> None:
@@ -259,25 +297,32 @@ def _check_state(name: str, kind: type[Any], arrays: Arrays, static: dict[str, A
             expect(bool((counts >= 0).all()), "k_occurrence", "at least 0")
 
 
-_LENGTHS = {"spreads": 2, "active_share": 2, "open_share": 2, "own_share": 2, "num_equal_rows": 3}
-_WHOLE = ("chosen", "method", "k", "num_equal_rows")
+_SHAPES = {"spread": (), "limits": (2,), "own_share": (2,), "num_equal_rows": (3,)}
+_WHOLE = ("method", "k", "num_equal_rows")
 
 
 def _check_choice(
-    expect: Callable[[bool, str, str], None], arrays: Arrays, static: dict[str, int]
+    expect: Callable[[bool, str, str], None], arrays: Arrays, static: dict[str, Any]
 ) -> None:
     length = arrays["method"].shape[:1] if "method" in arrays else (0,)
     expect("method" in arrays and 0 not in length, "method", "[num_candidates]")
     for field in (field.name for field in dataclasses.fields(Choice) if not field.metadata):
-        shape = () if field == "chosen" else (_LENGTHS.get(field, length[0]),)
+        shape = _SHAPES.get(field, length)
         expect(field in arrays and arrays[field].shape == shape, field, f"of shape {shape}")
         kind, name = ("i", "integer") if field in _WHOLE else ("f", "floating point")
         expect(arrays[field].dtype.kind == kind, field, name)
         expect(bool(np.isfinite(arrays[field]).all()), field, "finite")
-    method, chosen = arrays["method"], int(arrays["chosen"])
-    known = bool(((method >= 0) & (method < len(methods()))).all()) and int(method[0]) == 0
-    expect(known, "method", f"raw (0) first, then below {len(methods())}")
-    expect(0 <= chosen < length[0], "chosen", f"between 0 and {length[0] - 1}")
-    expect(0 <= static["reason_code"] < len(REASONS), "reason_code", f"below {len(REASONS)}")
+    method, frequency, methods = arrays["method"], arrays["frequency"], static["methods"]
+    known = len(methods) > 0 and methods[0] == RAW and all(map(is_known, methods))
+    expect(known, "methods", "raw first, then methods of this version")
+    known = bool(((method >= 0) & (method < len(methods))).all()) and int(method[0]) == 0
+    expect(known, "method", f"raw (0) first, then below {len(methods)}")
+    shares = bool((frequency >= 0).all()) and abs(float(frequency.sum()) - 1) < 1e-3
+    expect(shares, "frequency", "shares that sum to 1")
+    mixed = method[frequency > 0]
+    alone = len(mixed) == 1 or not any(is_gated(methods[place]) for place in mixed)
+    expect(alone, "frequency", "1 for a method with a gate")
+    for field, values in (("reason_code", REASONS), ("grid_code", GRIDS)):
+        expect(0 <= static[field] < len(values), field, f"below {len(values)}")
     for field in ("num_gallery_bank", "num_wrong_pairs"):
         expect(static[field] >= 0, field, "at least 0")

@@ -1,10 +1,10 @@
 """What tuning decides, and all it looked at: a flat pytree of arrays that saves and loads.
 
-The table has one row per candidate, raw first; `chosen` is the row that `tuning.fit` fits.
+The table has one row per candidate, raw first; what is served mixes them by their frequencies.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -26,8 +26,19 @@ REASONS = (
 )
 CHOSEN, NO_PAIRS, FEW_PAIRS, NOT_PROVEN, CONSTANT, UNLIKE, _, WRONG_PAIRS = range(len(REASONS))
 
+# Which candidates there were; `Choice.grid_code` is the place here.
+GRIDS = (
+    "",
+    "candidates were those that statistics of the banks alone fit, as was asked for (mergeable)",
+    "Sinkhorn was no candidate: query bank x items ranked takes more than 1 GiB",
+)
+WHOLE_GRID, MERGEABLE, TOO_LARGE = range(len(GRIDS))
+
+RAW = "raw"
 # What candidates differ in beside the method; 0 where a method has no such parameter.
-COLUMNS = ("beta_query", "beta_gallery", "k", "weight_query", "weight_gallery")
+COLUMNS = ("beta_query", "beta_gallery", "temperature", "k", "weight_query", "weight_gallery")
+# The methods of files that do not name them, by place.
+EARLIER_METHODS = (RAW, "is", "dis", "nnn", "gated nnn", "dualis", "dualdis")
 
 # Share of nearest neighbors within the own sample: one half where two samples are alike. Groups of
 # near duplicates that stay together raise it, another modality brings it near 1.
@@ -35,8 +46,23 @@ STRANGE, FOREIGN = 0.75, 0.95
 
 
 def methods() -> tuple[str, ...]:
-    """What can be chosen: raw, and the rows of the table with a grid. Files hold the place here."""
-    return ("raw", *(name for name, row in TABLE.items() if row.grid))
+    """What can be chosen: raw, and the rows of the table with a grid."""
+    return (RAW, *(name for name, row in TABLE.items() if row.grid))
+
+
+def is_known(method: str) -> bool:
+    """Whether a choice of this version can serve it."""
+    return method == RAW or method in TABLE
+
+
+def is_gated(method: str) -> bool:
+    """Whether it acts on a query only where a gate is open: such a method is not mixed."""
+    return method != RAW and TABLE[method].gated
+
+
+def column(parameter: str) -> str:
+    """Where a parameter of a method stands: with one bank, the weight is that bank's."""
+    return "weight_query" if parameter == "weight" else parameter
 
 
 def is_swapped(query_own: float, gallery_own: float) -> bool:
@@ -49,30 +75,54 @@ def is_foreign(query_own: float, gallery_own: float) -> bool:
     return gallery_own > FOREIGN or is_swapped(query_own, gallery_own)
 
 
+class Part(NamedTuple):
+    """One of the corrections that a choice mixes."""
+
+    method: str  # "raw", or its name in the table
+    parameters: dict[str, float]  # as the fit of the method takes them
+    frequency: float  # its share
+
+    @property
+    def columns(self) -> dict[str, float]:
+        """The parameters by the names of the columns."""
+        return {column(name): value for name, value in self.parameters.items()}
+
+    def __str__(self) -> str:
+        values = ", ".join(f"{name} {value:.4g}" for name, value in self.parameters.items())
+        return f"{self.method}({values})" if values else self.method
+
+
+class Guarantee(NamedTuple):
+    """Lower 95 % confidence limits of what a choice changes, as differences of shares."""
+
+    recall_at_1: float  # in R@1, in [-1, 1]
+    reciprocal_rank: float  # in the mean reciprocal rank, in [-1, 1]
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Choice:
     """The correction chosen from the banks, with the evidence.
 
     Attributes:
-      chosen: [] int32, the row of the table that is to be fitted; 0 is raw.
-      method: [num_candidates] int32, place among the methods that have a grid, after raw.
+      method: [num_candidates] int32, place among `methods`.
       beta_query: [num_candidates], inverse temperature of the query bank, 1/[unit of similarity]; 0
         where the method has none, and so below.
-      beta_gallery: [num_candidates], of the gallery bank.
+      beta_gallery: [num_candidates], of the gallery bank; 0 but in choices of older files.
+      temperature: [num_candidates], of Sinkhorn, unit of similarity.
       k: [num_candidates] int32, largest similarities averaged.
-      weight_query: [num_candidates], factor of the query bank's bias.
+      weight_query: [num_candidates], factor of the bias, or of the query bank's.
       weight_gallery: [num_candidates], of the gallery bank's.
-      gain: [num_candidates], mean gain over raw of the criterion on held-out pairs; for log ranks
-        in nats: 0.1 means that the geometric mean rank falls by a tenth.
+      frequency: [num_candidates], share in the mixture that is served; of raw, what the others are
+        shrunk by. They sum to 1.
+      gain: [num_candidates], mean gain over raw in log-likelihood of the right item on held-out
+        pairs, in nats; of older files, in the logarithm of the rank.
       standard_error: [num_candidates], of the gain.
       p_value: [num_candidates], one-sided, adjusted for all candidates (sign flips, max-T).
       reciprocal_rank_gain: [num_candidates], gain in mean reciprocal rank on the same queries.
       recall_gain: [num_candidates], gain in R@1 on the same queries, in [-1, 1].
-      spreads: [2], standard deviation of similarities within a row, query and gallery bank.
-      active_share: [2], share of the items ranked that are in the bank's activation set; near 1 the
-        gate is always open and DIS is IS.
-      open_share: [2], share of held-out queries whose gate is open.
+      limits: [2], what `guarantee` names; -1, which always holds, in choices of older files.
+      spread: [], standard deviation of similarities within a row of the query bank.
       own_share: [2], share of a bank item's nearest neighbors, among equally many bank and gallery
         items, that are bank items; 1/2 where both are alike, near 1 between modalities.
       num_equal_rows: [3] int32: query-bank rows that equal a gallery item (wrong modality),
@@ -87,6 +137,8 @@ class Choice:
       num_wrong_pairs: about how many pairs have their query on another item than their own, where a
         test finds that there are such pairs; else 0, and in choices of files that do not say
         (static).
+      grid_code: place in `GRIDS` (static).
+      methods: names of what could be chosen, "raw" first (static).
 
     Examples:
       >>> import dbnorm_jax as dbn
@@ -97,21 +149,21 @@ class Choice:
       raw {} raw: too few pairs of distinct items to hold any out
     """
 
-    chosen: jax.Array
     method: jax.Array
     beta_query: jax.Array
     beta_gallery: jax.Array
+    temperature: jax.Array
     k: jax.Array
     weight_query: jax.Array
     weight_gallery: jax.Array
+    frequency: jax.Array
     gain: jax.Array
     standard_error: jax.Array
     p_value: jax.Array
     reciprocal_rank_gain: jax.Array
     recall_gain: jax.Array
-    spreads: jax.Array
-    active_share: jax.Array
-    open_share: jax.Array
+    limits: jax.Array
+    spread: jax.Array
     own_share: jax.Array
     num_equal_rows: jax.Array
     num_held_out: int = dataclasses.field(metadata={"static": True})
@@ -120,23 +172,50 @@ class Choice:
     reason_code: int = dataclasses.field(metadata={"static": True})
     num_gallery_bank: int = dataclasses.field(metadata={"static": True}, default=0)
     num_wrong_pairs: int = dataclasses.field(metadata={"static": True}, default=0)
+    grid_code: int = dataclasses.field(metadata={"static": True}, default=WHOLE_GRID)
+    methods: tuple[str, ...] = dataclasses.field(metadata={"static": True}, default=EARLIER_METHODS)
+
+    @property
+    def mixture(self) -> tuple[Part, ...]:
+        """What is served, the most frequent first: (method, parameters, frequency) of each."""
+        frequency = np.asarray(self.frequency)
+        order = np.argsort(-frequency, kind="stable")
+        return tuple(self.part(int(row)) for row in order if frequency[row] > 0)
+
+    def part(self, row: int) -> Part:
+        """A candidate, with the parameters that it has by the names of its method."""
+        method = self.methods[int(self.method[row])]
+        known = TABLE[method].parameters if method != RAW else ()
+        values = {name: np.asarray(getattr(self, name))[row].item() for name in COLUMNS}
+        names = {one.name: values.get(column(one.name), 0) for one in known}
+        parameters = {name: value for name, value in names.items() if value}
+        return Part(method, parameters, float(self.frequency[row]))
 
     @property
     def name(self) -> str:
-        """The chosen method: "raw", or its name in the table."""
-        return methods()[int(self.method[int(self.chosen)])]
+        """The method where one correction is served, "raw" where none is; else "mixture"."""
+        parts = self.mixture
+        return parts[0].method if len(parts) == 1 else "mixture"
 
     @property
     def gated(self) -> bool:
-        """Whether the chosen method acts on a query only where a gate is open."""
-        return self.name != "raw" and TABLE[self.name].gated
+        """Whether what is served acts on a query only where a gate is open."""
+        return any(is_gated(part.method) for part in self.mixture)
 
     @property
     def parameters(self) -> dict[str, float]:
-        """Those that the chosen method has."""
-        row = int(self.chosen)
-        values = {name: np.asarray(getattr(self, name))[row].item() for name in COLUMNS}
-        return {name: value for name, value in values.items() if value}
+        """Those of the one correction that is served; none of a mixture."""
+        parts = self.mixture
+        return parts[0].parameters if len(parts) == 1 else {}
+
+    @property
+    def guarantee(self) -> Guarantee:
+        """What is proven of R@1 and of MRR at 95 %, after the selection: "at least this change".
+
+        For queries exchangeable with those of the bank's pairs, among the items that held-out
+        queries were ranked among. Exactly 0 where raw is served.
+        """
+        return Guarantee(*(float(value) for value in self.limits))
 
     @property
     def reason(self) -> str:
@@ -172,25 +251,41 @@ class Choice:
                 f"about {self.num_wrong_pairs} queries of the bank lie on other items than their "
                 f"own, which are no nearer than random ones: poisoned or mislabeled?"
             )
-        if self.gated and float(self.active_share[0]) > 0.95:
-            found.append("nearly every item is active: the gates are always open")
         return tuple(found)
 
     def summary(self) -> str:
-        """What was chosen, on what evidence, and what looks wrong; some lines."""
-        values = ", ".join(f"{name} {value:.4g}" for name, value in self.parameters.items())
-        lines = [f"{self.name}({values})" if values else self.name, self.reason]
+        """What was chosen, on what evidence, what is proven, what looks wrong; some lines."""
+        parts = self.mixture
+        shares = " + ".join(f"{100 * part.frequency:.0f} % {part}" for part in parts)
+        lines = [str(parts[0]) if len(parts) == 1 else f"mixture: {shares}", self.reason]
         if self.num_held_out:
-            row = int(self.chosen) or int(np.asarray(self.gain)[1:].argmax()) + 1
+            frequency, gain = np.asarray(self.frequency)[1:], np.asarray(self.gain)[1:]
+            row = int((frequency if frequency.any() else gain).argmax()) + 1
             about: Any = np.asarray
+            which = "most often chosen" if frequency.any() else "best"
             lines.append(
-                f"{'chosen' if int(self.chosen) else 'best'} of {len(self.method)} candidates on "
+                f"{which} of {len(self.method)} candidates on "
                 f"{self.num_held_out} held-out pairs among {self.num_columns} items: gain "
                 f"{about(self.gain)[row]:+.3f} ± {about(self.standard_error)[row]:.3f}, adjusted "
                 f"p {about(self.p_value)[row]:.3f}, R@1 {100 * about(self.recall_gain)[row]:+.1f} "
                 f"points"
             )
+        if self.name == RAW:
+            lines.append("R@1 and MRR stay exactly as they are")
+        elif self.guarantee.recall_at_1 > -1:
+            lines.append(self.guaranteed)
+        if GRIDS[self.grid_code]:
+            lines.append(GRIDS[self.grid_code])
         return "\n".join([*lines, *self.warnings])
+
+    @property
+    def guaranteed(self) -> str:
+        """The guarantee in words."""
+        recall, reciprocal = self.guarantee
+        return (
+            f"for queries like the bank's: R@1 at least {100 * recall:+.1f} points, MRR at least "
+            f"{reciprocal:+.3f} (95 %)"
+        )
 
 
 publish("dbnorm_jax.tuning", Choice)

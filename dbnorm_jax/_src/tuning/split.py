@@ -1,4 +1,4 @@
-"""What is held out: the banks checked, their pairs dealt into folds, and the ranks that come out.
+"""What is held out: the banks checked, their pairs dealt into folds, and the scores that come out.
 
 The items ranked are those that will be searched, or the gallery bank where these are not known, and
 beside them the right items of the held-out queries. Large banks are sampled.
@@ -19,13 +19,18 @@ import numpy.typing as npt
 from dbnorm_jax._src.core import checks, numerics
 from dbnorm_jax._src.core.relevance import as_rows
 from dbnorm_jax._src.core.similarity import SimilarityFn, check_rows
-from dbnorm_jax._src.tuning import bank_checks, grid, held_out_ranks
+from dbnorm_jax._src.corrections.table import SINKHORN_ITERATIONS
+from dbnorm_jax._src.tuning import bank_checks, grid, held_out
 
 # Queries held out; items they are ranked among, the right ones among them; others at least.
 _MOST_QUERIES = 1024
 _MOST_COLUMNS = 2048
 _FEWEST_OTHERS = 1024
 _SPREAD_ROWS = 512
+# What Sinkhorn may hold, twice: 1 GiB of float32.
+MOST_ENTRIES = 2**28
+# Multiples of 1/spread that the sharpness of the likelihoods is one of.
+_SHARPNESS = (0.25, 0.5, 1.0, 1.5, 2.5, 4.0, 6.0, 9.0)
 
 Floats = npt.NDArray[Any]
 Integers = npt.NDArray[np.integer[Any]]
@@ -169,46 +174,107 @@ def spread(bank: Floats, columns: Any, excluded: Integers, similarity_fn: Simila
     return value if value > rounding else 0.0
 
 
-def ranks(
-    banks: Banks, split: Split, table: grid.Candidates, similarity_fn: SimilarityFn
-) -> tuple[Floats, Floats, Floats]:
-    """[num_held_out, num_candidates] ranks; shares of active items and of open gates, [2] each."""
-    query_bank = jnp.asarray(banks.query)
-    dtype = numerics.accumulation_dtype(query_bank.dtype, split.columns.dtype)
-    plan = held_out_ranks.planned(table, dtype)
+def fits_in_memory(banks: Banks, split: Split) -> bool:
+    """Whether Sinkhorn can hold query bank x (columns and gallery bank)."""
+    return len(banks.query) * (len(split.columns) + len(banks.gallery)) <= MOST_ENTRIES
 
-    def parts(bank: Any, betas: Any, excluded: Integers, folds: Integers, k: int) -> Any:
-        return held_out_ranks.statistics(
-            bank,
+
+class HeldOut:
+    """The held-out queries of a split, and the corrections of each fold's others.
+
+    Attributes:
+      biases: [num_folds, num_candidates, columns].
+      folds: [num_held_out], the fold of each query.
+      sharpness: tau of the likelihoods, that of the highest one of raw. There no candidate gains by
+        what levels or stretches all scores.
+    """
+
+    def __init__(
+        self,
+        banks: Banks,
+        split: Split,
+        table: grid.Candidates,
+        similarity_fn: SimilarityFn,
+        spread: float,
+    ) -> None:
+        self._split, self._similarity_fn = split, similarity_fn
+        self.folds = split.fold_query[split.held_out]
+        self._query_bank, self._right = jnp.asarray(banks.query), jnp.asarray(split.right)
+        dtype = numerics.accumulation_dtype(self._query_bank.dtype, split.columns.dtype)
+        plan = held_out.planned(table, dtype)
+        num_parts = split.num_folds + 1
+        parts = held_out.statistics(
+            self._query_bank,
             split.columns,
-            betas,
-            jnp.asarray(excluded),
-            held_out_ranks.blocks(folds, split.num_folds + 1),
-            num_parts=split.num_folds + 1,
-            k=k,
+            plan.betas,
+            jnp.asarray(split.excluded_query),
+            held_out.blocks(split.fold_query, num_parts),
+            num_parts=num_parts,
+            k=plan.most,
             similarity_fn=similarity_fn,
         )
+        self.biases = held_out.biases_by_part(
+            parts,
+            self._sinkhorn(banks, plan),
+            plan.betas,
+            plan.temperatures,
+            plan.parameters,
+            groups=plan.groups,
+            num_parts=split.num_folds,
+        )
+        queries = split.held_out
+        steps = jnp.asarray(_SHARPNESS, dtype) / spread
+        likelihood = held_out.raw_log_likelihood(
+            self._query_bank[queries],
+            split.columns,
+            self._right[queries],
+            steps,
+            similarity_fn=similarity_fn,
+        )
+        self.sharpness = steps[int(likelihood.argmax())]
 
-    gallery_bank = jnp.asarray(banks.gallery)
-    of_query, of_gallery = plan.betas
-    folds = np.full(len(banks.query), -1)
-    folds[split.held_out] = split.fold_query[split.held_out]
-    dealt = held_out_ranks.blocks(folds, split.num_folds)
-    by_block, open_by_block, active = held_out_ranks.held_out_ranks(
-        query_bank,
-        split.columns,
-        jnp.asarray(split.right),
-        dealt,
-        parts(query_bank, of_query, split.excluded_query, split.fold_query, plan.most),
-        parts(gallery_bank, of_gallery, split.excluded_gallery, split.fold_gallery, 0),
-        plan.betas,
-        plan.parameters,
-        groups=plan.groups,
-        similarity_fn=similarity_fn,
-    )
-    filled = dealt.weights > 0
-    order = dealt.rows[filled]
-    ranks = np.swapaxes(np.asarray(by_block, np.float64), 1, 2)[filled]
-    is_open = np.swapaxes(np.asarray(open_by_block), 1, 2)[filled]
-    shares: list[Floats] = [np.asarray(active).mean(axis=0), is_open.mean(axis=0)]
-    return ranks[np.argsort(order)], shares[0], shares[1]
+    def _sinkhorn(self, banks: Banks, plan: held_out.Plan) -> tuple[Any, Any]:
+        split = self._split
+        folds = np.arange(split.num_folds)[:, None]
+        rows, items = split.fold_query != folds, split.fold_gallery != folds
+        others = jnp.asarray(banks.gallery).astype(split.columns.dtype)
+        found = []
+        for temperatures, size in zip(plan.temperatures, (0, len(others)), strict=True):
+            if not len(temperatures):
+                empty = (0, split.num_folds, len(split.columns))
+                found.append(jnp.zeros(empty, temperatures.dtype))
+                continue
+            found.append(
+                held_out.sinkhorn(
+                    self._query_bank,
+                    split.columns,
+                    others[:size],
+                    jnp.asarray(split.excluded_query),
+                    (jnp.asarray(rows), jnp.asarray(items[:, :size])),
+                    temperatures,
+                    num_iterations=SINKHORN_ITERATIONS,
+                    similarity_fn=self._similarity_fn,
+                )
+            )
+        return found[0], found[1]
+
+    def scores(self, biases: Any) -> held_out.Scores:
+        """Fields [num_held_out, num_candidates], under [num_folds, num_candidates, columns]."""
+        split = self._split
+        folds = np.full(len(split.fold_query), -1)
+        folds[split.held_out] = self.folds
+        dealt = held_out.blocks(folds, split.num_folds)
+        by_block = held_out.scores_by_block(
+            self._query_bank,
+            split.columns,
+            self._right,
+            dealt,
+            biases,
+            self.sharpness,
+            similarity_fn=self._similarity_fn,
+        )
+        filled = dealt.weights > 0
+        order = np.argsort(dealt.rows[filled])
+        return held_out.Scores(
+            *(np.swapaxes(np.asarray(one, np.float64), 1, 2)[filled][order] for one in by_block)
+        )

@@ -1,8 +1,7 @@
 """Choose the correction from the banks alone: never worse than raw."""
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -15,28 +14,27 @@ from dbnorm_jax._src.core.relevance import Relevant
 from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
 from dbnorm_jax._src.core.types import Correction
 from dbnorm_jax._src.corrections.streamed import Streamed
-from dbnorm_jax._src.tuning import bank_checks, grid, proof, wrong_pairs
+from dbnorm_jax._src.tuning import bank_checks, grid, mixture, proof, wrong_pairs
 from dbnorm_jax._src.tuning import split as folds
 from dbnorm_jax._src.tuning.choice import (
     CHOSEN,
     CONSTANT,
     FEW_PAIRS,
+    MERGEABLE,
     NO_PAIRS,
     NOT_PROVEN,
+    RAW,
+    TOO_LARGE,
     UNLIKE,
+    WHOLE_GRID,
     WRONG_PAIRS,
     Choice,
     is_foreign,
+    methods,
 )
 
 # Fewer pairs of distinct queries and items than this hold nothing out that could prove anything.
 FEWEST_PAIRS = 30
-_CRITERIA: dict[str, Callable[[Any], Any]] = {
-    "log_rank": lambda ranks: -np.log(ranks),
-    "reciprocal_rank": lambda ranks: 1 / ranks,
-    "recall_at_1": lambda ranks: np.where(ranks <= 1, 1.0, 0.0),
-}
-
 Floats = npt.NDArray[Any]
 Integers = npt.NDArray[np.integer[Any]]
 
@@ -47,14 +45,19 @@ def tune(
     gallery_bank: ArrayLike | None = None,
     gallery: ArrayLike | None = None,
     pairs: Relevant | None = None,
-    criterion: str = "log_rank",
     similarity_fn: SimilarityFn = dot_product,
     seed: int = 0,
     num_folds: int = 10,
     level: float = 0.05,
     trust_banks: bool = False,
+    mergeable: bool = False,
 ) -> Choice:
     """Chooses a correction from the banks, or raw where none is proven better.
+
+    Held-out queries are scored under all candidates. A candidate is proven where its gain in the
+    log-likelihood of the right item, `log softmax tau (s - bias)`, is significant, all candidates
+    accounted for. Where one is, the choice is made again on bootstraps of the queries, and what is
+    served mixes the biases of what was chosen by how often it was.
 
     Args:
       query_bank: [num_query_bank, dim] embeddings of other items like the queries.
@@ -68,20 +71,22 @@ def tune(
         statistics of its own right item. An item that the gallery holds may be asked for again:
         other queries for it are in the bank when one is held out. Queries for another item are
         held out together.
-      criterion: "log_rank" (the least noisy), "reciprocal_rank" or "recall_at_1".
       similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static).
-      seed: of folds, samples and sign flips.
+      seed: of folds, samples, sign flips and bootstraps.
       num_folds: parts that are held out in turn, at least 2.
       level: chance of choosing a correction where none is better than raw.
       trust_banks: True chooses although the gallery bank looks unlike the gallery, or queries of
         the bank seem to lie on wrong items. By default raw is kept then. The warnings stay.
+      mergeable: True leaves the candidates that statistics of the banks alone fit, which merge and
+        run over files and meshes. By default there are Sinkhorn's too, which need whole banks in
+        memory.
 
     Returns:
       Choice; `choice.summary()` says what was chosen and why.
 
     Raises:
       ValueError: neither gallery bank nor gallery; empty, non-finite or mismatched embeddings;
-        pairs out of range, an unknown criterion, a level outside (0, 1).
+        pairs out of range, a level outside (0, 1).
       TypeError: embeddings that are not floating point, pairs that are not integers.
 
     Examples:
@@ -93,14 +98,10 @@ def tune(
       raw: no candidate gains significantly over raw on held-out pairs
 
     References:
-      Westfall and Young, 1993 (sign flips of the largest statistic); Smith et al., ICLR 2017;
-      Bogolin et al., CVPR 2022; Wang, Jian and Xue, EMNLP 2023; Chowdhury et al., EMNLP 2024.
+      Westfall and Young, 1993 (sign flips of the largest statistic); Breiman, 1996 (bagging); Smith
+      et al., ICLR 2017; Chowdhury et al., EMNLP 2024; Pan et al., ACM MM 2025.
     """
     banks = folds.checked(query_bank, gallery_bank, gallery, similarity_fn)
-    if criterion not in _CRITERIA:
-        raise checks.BadValueError(
-            "criterion", f" must be one of {', '.join(_CRITERIA)}, got {criterion!r}"
-        )
     num_folds = checks.integer("num_folds", num_folds, low=2)
     if not 0 < level < 1:
         raise checks.BadValueError("level", f" must be between 0 and 1, got {level!r}")
@@ -130,35 +131,34 @@ def tune(
     if is_foreign(*own_share) and not trust_banks:
         return choice(UNLIKE)
     split = folds.split_pairs(banks, right, paired, min(num_folds, len(paired)), rng)
-    excluded = split.excluded_query, split.excluded_gallery
-    spreads = tuple(
-        folds.spread(bank, split.columns, own_columns, similarity_fn)
-        for bank, own_columns in zip(banks[:2], excluded, strict=True)
-    )
-    if not (spreads[0] > 0 and spreads[1] > 0 and np.isfinite(spreads).all()):
+    spread = folds.spread(banks.query, split.columns, split.excluded_query, similarity_fn)
+    if not (spread > 0 and np.isfinite(spread)):
         return choice(CONSTANT)
     num_wrong_pairs = wrong_pairs.num_wrong(banks, split, right, rng, similarity_fn)
     choice = partial(choice, num_wrong_pairs=num_wrong_pairs)
     if num_wrong_pairs and not trust_banks:
         return choice(WRONG_PAIRS)
-    table = grid.grid(*spreads)
-    ranks, active, is_open = folds.ranks(banks, split, table, similarity_fn)
-    differences = _scored(ranks, criterion)
+    grid_code = MERGEABLE if mergeable else WHOLE_GRID
+    if not mergeable and not folds.fits_in_memory(banks, split):
+        grid_code = TOO_LARGE
+    table = grid.grid(spread, mergeable=grid_code != WHOLE_GRID)
+    held_out = folds.HeldOut(banks, split, table, similarity_fn, spread)
+    gains = Gains.of(held_out.scores(held_out.biases))
     groups = right[split.held_out].max(axis=1)
-    found = proof.evidence(differences, groups, seed)
-    reciprocal = _scored(ranks, "reciprocal_rank").mean(axis=0)
-    standard = grid.standard(table, spreads[0])
-    chosen = proof.choose(found, differences, reciprocal, level=level, standard=standard)
+    found = proof.evidence(gains.likelihood, groups, seed, level)
+    frequency = gains.frequencies(found, groups, level=level, seed=seed)
     return choice(
-        CHOSEN if chosen else NOT_PROVEN,
+        NOT_PROVEN if frequency[0] == 1 else CHOSEN,
         table,
-        found,
-        chosen=jnp.asarray(chosen, jnp.int32),
-        reciprocal_rank_gain=_floats(reciprocal),
-        recall_gain=_floats(_scored(ranks, "recall_at_1").mean(axis=0)),
-        spreads=_floats(spreads),
-        active_share=_floats(active),
-        open_share=_floats(is_open),
+        frequency=_floats(frequency),
+        gain=_floats(found.gain),
+        standard_error=_floats(found.standard_error),
+        p_value=_floats(found.p_value),
+        reciprocal_rank_gain=_floats(gains.reciprocal_rank.mean(axis=0)),
+        recall_gain=_floats(gains.recall.mean(axis=0)),
+        limits=_floats(_limits(held_out, gains, groups, frequency, level=level, seed=seed)),
+        spread=_floats(spread),
+        grid_code=grid_code,
         num_held_out=len(split.held_out),
         num_columns=len(split.columns),
         num_folds=split.num_folds,
@@ -217,14 +217,13 @@ def fit(
     if pairs is not None:
         right = folds.right_rows("pairs", pairs, len(banks.query), len(banks.gallery))
     items, query = jnp.asarray(banks.items), jnp.asarray(banks.query)
-    if choice.name == "raw":
-        dtype = numerics.accumulation_dtype(items.dtype, query.dtype)
-        return Correction(jnp.zeros((1, items.shape[0]), dtype), None)
-    partners = folds.partners(banks.gallery, right, [banks.items])
-    exclude = {} if partners is None else partners._asdict()
-    return grid.fit_chosen(
-        choice, Streamed(items, query, jnp.asarray(banks.gallery), exclude, similarity_fn)
-    )
+    exclude = {}
+    if choice.name != RAW:
+        partners = folds.partners(banks.gallery, right, [banks.items])
+        exclude = {} if partners is None else partners._asdict()
+    source = Streamed(items, query, jnp.asarray(banks.gallery), exclude, similarity_fn)
+    dtype = numerics.accumulation_dtype(items.dtype, query.dtype)
+    return mixture.fit_chosen(choice, source, len(items), dtype)
 
 
 @overload
@@ -308,31 +307,71 @@ def auto(
     return (correction, choice) if return_choice else correction
 
 
-def _scored(ranks: Floats, criterion: str) -> Floats:
-    """[num_held_out, num_candidates] gains over raw, the first candidate."""
-    values = _CRITERIA[criterion](ranks)
-    return values - values[:, :1]
+class Gains(NamedTuple):
+    """Over raw, the first candidate: [num_held_out, num_candidates] each."""
+
+    likelihood: Floats
+    log_rank: Floats
+    reciprocal_rank: Floats
+    recall: Floats
+
+    @classmethod
+    def of(cls, scores: Any) -> "Gains":
+        """From the scores of held-out queries."""
+        ranks = scores.ranks
+        values = (scores.log_likelihood, -np.log(ranks), 1 / ranks, np.where(ranks <= 1, 1.0, 0.0))
+        return cls(*(value - value[:, :1] for value in values))
+
+    def frequencies(
+        self, found: proof.Evidence, groups: Integers, *, level: float, seed: int
+    ) -> Floats:
+        """What is mixed: the highest likelihood, where no rank measure loses."""
+        ranks = self.log_rank, self.reciprocal_rank
+        return proof.frequencies(found, self.likelihood, *ranks, groups, level=level, seed=seed)
 
 
-def _choice(
-    reason: int,
-    table: grid.Candidates | None = None,
-    found: proof.Evidence | None = None,
-    **known: Any,
-) -> Choice:
+def _limits(
+    held_out: folds.HeldOut,
+    gains: Gains,
+    groups: Integers,
+    frequency: Floats,
+    *,
+    level: float,
+    seed: int,
+) -> Floats:
+    """[2] what `Choice.guarantee` names; exactly 0 where raw is served.
+
+    Every fold is scored under what the whole procedure makes of the other folds, the selection and
+    all. So the limit is of what was selected without the query, from nine tenths of the pairs.
+    """
+    if frequency[0] == 1:
+        return np.zeros(2)
+    fold_of, shares = held_out.folds, []
+    for fold in range(len(held_out.biases)):
+        others = fold_of != fold
+        rest = Gains(*(values[others] for values in gains))
+        found = proof.evidence(rest.likelihood, groups[others], seed, level)
+        shares.append(rest.frequencies(found, groups[others], level=level, seed=seed))
+    served = mixture.mixed(jnp.asarray(np.array(shares), held_out.biases.dtype), held_out.biases)
+    both = jnp.stack([jnp.zeros_like(served), served], axis=1)
+    crossed = Gains.of(held_out.scores(both))
+    limits = [proof.lower_limit(v[:, 1], groups) for v in (crossed.recall, crossed.reciprocal_rank)]
+    return np.array(limits)
+
+
+def _choice(reason: int, table: grid.Candidates | None = None, **known: Any) -> Choice:
     """What is not known is 0, raw the only candidate."""
+    table = table or grid.from_rows([(RAW, {})])
     none = np.zeros(1)
-    table, found = (
-        table or grid.from_rows([grid.RAW]),
-        found or proof.Evidence(none, none, none + 1),
+    unknown: dict[str, Any] = dict.fromkeys(
+        ("gain", "standard_error", "reciprocal_rank_gain", "recall_gain"), none
     )
-    unknown = {"reciprocal_rank_gain": none, "recall_gain": none}
-    unknown |= dict.fromkeys(("spreads", "active_share", "open_share"), np.zeros(2))
+    unknown |= {"p_value": none + 1, "frequency": none + 1, "limits": np.zeros(2), "spread": 0.0}
     fields: dict[str, Any] = {
         **dict.fromkeys(("num_held_out", "num_columns", "num_folds"), 0),
-        "chosen": jnp.int32(0),
+        "methods": methods(),
         **{name: jnp.asarray(values) for name, values in table._asdict().items()},
-        **{name: _floats(values) for name, values in (found._asdict() | unknown).items()},
+        **{name: _floats(values) for name, values in unknown.items()},
     }
     return Choice(**(fields | known), reason_code=reason)
 
