@@ -1,4 +1,4 @@
-"""What `auto` chooses inside the commands is what the library chooses, for galleries of any size."""
+"""What `auto` chooses inside commands is what the library chooses, for galleries of any size."""
 
 import numpy as np
 import pytest
