@@ -12,6 +12,9 @@ it chose is fitted with the whole banks and ranked on the test.
     guard, one        that of the highest likelihood among candidates proven better than raw
     guard 0.05        the same with bagging: what `auto` does, at this level
     bagged alone      what it does without the proof on all queries before
+    former            what `auto` did before: IS and NNN with weights up to 1 (without the dual and
+                      gated ones, candidates then too), guard and choice by log rank, IS at
+                      2/spread and weight 0.75 unless that is led by more than one standard error
 
 The oracle is debiased (`significance.oracle`), and standard errors are clustered by set.
 
@@ -37,8 +40,9 @@ from dbnorm_jax._src.tuning import grid, mixture, proof
 from dbnorm_jax._src.tuning import split as folds
 from dbnorm_jax._src.tuning.tune import Gains
 
-# Shares of what is served, [num_candidates], from gains, groups and a seed.
-Rule = Callable[[Gains, np.ndarray, int], np.ndarray]
+# Shares of what is served, [num_candidates], from gains, groups, a seed, and the names of the
+# candidates.
+Rule = Callable[[Gains, np.ndarray, int, list[str]], np.ndarray]
 
 
 def _highest(measure: str) -> Rule:
@@ -49,7 +53,7 @@ def _highest(measure: str) -> Rule:
     return rule
 
 
-def _one(gains: Gains, groups: np.ndarray, seed: int) -> np.ndarray:
+def _one(gains: Gains, groups: np.ndarray, seed: int, _: list[str]) -> np.ndarray:
     found = proof.evidence(gains.likelihood, groups, seed, 0.05)
     also = np.minimum(gains.log_rank.mean(axis=0), gains.reciprocal_rank.mean(axis=0))
     values = np.where((found.p_value <= 0.05) & (also > 0), found.gain, 0)
@@ -57,14 +61,37 @@ def _one(gains: Gains, groups: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _guarded(level: float) -> Rule:
-    def rule(gains: Gains, groups: np.ndarray, seed: int) -> np.ndarray:
+    def rule(gains: Gains, groups: np.ndarray, seed: int, _: list[str]) -> np.ndarray:
         found = proof.evidence(gains.likelihood, groups, seed, level)
         return gains.frequencies(found, groups, level=level, seed=seed)
 
     return rule
 
 
-def _bagged(gains: Gains, groups: np.ndarray, seed: int) -> np.ndarray:
+def _former(gains: Gains, groups: np.ndarray, seed: int, names: list[str]) -> np.ndarray:
+    tried = np.array([name.startswith(("is 1", "nnn 1")) for name in names])
+    values = np.where(tried[None], gains.log_rank, 0)
+    found = proof.evidence(values, groups, seed, 0.05)
+    proven = (found.p_value <= 0.05) & (found.gain > 0) & (gains.reciprocal_rank.mean(axis=0) > 0)
+    best = int(np.where(proven, found.gain, 0).argmax())
+    standard = names.index("is 1 2 0.75")
+    lead = values[:, best] - values[:, standard]
+    if proven[standard] and lead.mean() <= lead.std() / np.sqrt(len(lead)):
+        best = standard
+    return (np.arange(len(names)) == best).astype(float)
+
+
+def names_of(table: grid.Candidates, spread: float) -> list[str]:
+    """Each candidate as method, whether its weight is at most 1, beta over 1/spread, and weight."""
+    found = []
+    for row in range(len(table.method)):
+        name, given = table.row(row)
+        weight, beta = given.get("weight_query", 0), given.get("beta_query", 0) * spread
+        found.append(f"{name} {int(weight <= 1)} {beta:.3g} {weight:g}")
+    return found
+
+
+def _bagged(gains: Gains, groups: np.ndarray, seed: int, _: list[str]) -> np.ndarray:
     found = proof.evidence(gains.likelihood, groups, seed, 0.05)
     unproven = found._replace(p_value=np.zeros_like(found.p_value))
     return gains.frequencies(unproven, groups, level=0.05, seed=seed)
@@ -78,8 +105,9 @@ RULES: dict[str, Rule] = {
     "guard, one": _one,
     **{f"guard {level:g}": _guarded(level) for level in (0.01, 0.05, 0.2, 0.5)},
     "bagged alone": _bagged,
+    "former": _former,
 }
-BASE = "highest likelihood"
+BASE = "former"
 
 
 class Draw(NamedTuple):
@@ -105,7 +133,8 @@ def run_draw(test: EvaluationSet, seed: int) -> Draw:
     held_out = folds.HeldOut(banks, split, table, dbn.dot_product, spread)
     gains = Gains.of(held_out.scores(held_out.biases))
     groups = right[split.held_out].max(axis=1)
-    shares = np.array([rule(gains, groups, seed) for rule in RULES.values()], np.float32)
+    known = gains, groups, seed, names_of(table, spread)
+    shares = np.array([rule(*known) for rule in RULES.values()], np.float32)
     relevant = as_rows(test.relevant, (len(test.queries), len(test.gallery)))
     size = len(test.gallery)
     biases = mixture.fitted(table, source_of(test), size, jnp.dtype(np.float32))
@@ -131,7 +160,7 @@ def simulated(sizes: Sequence[str], num_draws: int) -> Iterator[pieces.Planned]:
 
 
 def print_report(cells: dict[Cell, list[Draw]], title: str) -> None:
-    """One line per rule."""
+    """One line per rule; errors of differences are clustered by set."""
     gains = {
         cell: np.mean([100 * (d.hits.mean(axis=1) - d.raw.mean()) for d in found], axis=0)
         for cell, found in cells.items()

@@ -1,14 +1,18 @@
 """The studies of tuning: their measures, and that draws are kept."""
 
 import argparse
+import dataclasses
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import dbnorm_jax as dbn
+
 pytest.importorskip("emoji")
 
-from benchmarks.studies import demand, guards, held_out_bias, logged, pairless, pieces
+from benchmarks.studies import demand, guarantee, guards, held_out_bias, logged, pairless, pieces
 from dbnorm_jax._cli.reading.sets import EvaluationSet
 from dbnorm_jax._src.tuning.held_out import Scores
 from dbnorm_jax._src.tuning.tune import Gains
@@ -58,18 +62,58 @@ def held_out_gains(gains):
     return Gains.of(Scores(ranks, -np.log(ranks)))
 
 
+NAMES = ["raw 1 0 0", "is 1 2 0.75", "nnn 1 0 1"]
+
+
 def test_rules_of_choice():
     """Raw, one that is proven, one with the highest gain."""
     gains, groups = held_out_gains([(0, 0), (30, 0), (52, 40)]), np.arange(100)
-    shares = {name: rule(gains, groups, 0) for name, rule in guards.RULES.items()}
+    shares = {name: rule(gains, groups, 0, NAMES) for name, rule in guards.RULES.items()}
     assert shares["highest gain in log rank"][2] == shares["highest gain in R@1"][2] == 1
     assert shares["guard, one"][2] == 1
+    assert shares["former"][1] == 1  # not led by more than its error
     assert shares["guard 0.01"][1] > 0.2
     assert shares["guard 0.01"][0] < 0.05
     noise = held_out_gains([(0, 0), (3, 2), (1, 1)])
-    shares = {name: rule(noise, groups, 0) for name, rule in guards.RULES.items()}
+    shares = {name: rule(noise, groups, 0, NAMES) for name, rule in guards.RULES.items()}
     assert shares["highest gain in log rank"][1] == 1
-    assert shares["guard 0.01"][0] == shares["guard 0.05"][0] == 1
+    assert shares["guard 0.01"][0] == shares["guard 0.05"][0] == shares["former"][0] == 1
+
+
+def test_a_line_of_the_guarantee():
+    """Two of three worlds are biased; one loses more than was guaranteed."""
+    found = [
+        guarantee.Outcome(True, np.array([0.02, 0.01]), np.array([0.05, 0.005])),
+        guarantee.Outcome(True, np.array([-0.01, -0.1]), np.array([-0.02, 0.1])),
+        guarantee.Outcome(False, np.zeros(2), np.zeros(2)),
+    ]
+    words = guarantee.row("hubs", found).split()
+    assert words[:2] == ["hubs", "67"]
+    assert words[3:] == ["67", "67", "+1.50", "+0.50", "+1.00"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", ["hubs", "popular"])
+def test_what_the_guarantee_is_of_is_what_is_served(world):
+    data = guarantee.simulated(world, 60, 0)
+    data = {name: data[name] for name in ("gallery", "query_bank", "gallery_bank", "pairs")}
+    choice = dbn.tuning.tune(**data)
+    if choice.name == "raw":
+        choice = dataclasses.replace(choice, frequency=jnp.full(len(choice.gain), 1 / 88))
+    found = guarantee.served(choice, **data)
+    np.testing.assert_allclose(found.bias, dbn.tuning.fit(choice, **data).bias, atol=1e-4)
+
+
+def test_worlds_of_the_guarantee():
+    hubs, even = (guarantee.simulated(world, 40, 0) for world in ("hubs", "even"))
+    counts = [
+        np.bincount((data["queries"] @ data["gallery"].T).argmax(axis=1), minlength=500)
+        for data in (hubs, even)
+    ]
+    assert counts[0].max() > 2 * counts[1].max()
+    unrelated = guarantee.simulated("unrelated", 40, 0)
+    assert (unrelated["pairs"] != even["pairs"]).mean() > 0.8
+    assert (unrelated["relevant"] != even["relevant"]).mean() > 0.9
 
 
 def test_a_log_and_its_test_share_no_query():
