@@ -1,9 +1,12 @@
 """Whether a loss is one: exact tests of paired answers, many cells at once, and intervals."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+
+# Right or not, [num_queries] bool: by raw similarities, and by corrected ones.
+Answers = tuple[np.ndarray, np.ndarray]
 
 
 def exact_mcnemar(worse: int, better: int) -> float:
@@ -44,3 +47,27 @@ def interval_over(queries: np.ndarray, gains: np.ndarray) -> tuple[float, float]
     drawn = rng.integers(0, len(sums), (1000, len(sums)))
     low, high = np.percentile(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), [2.5, 97.5])
     return float(low), float(high)
+
+
+def print_ways(title: str, cells: Mapping[str, Mapping[str, Sequence[Answers]]]) -> None:
+    """A line for each way: mean and worst gain over the cells, and which losses are significant.
+
+    Args:
+      title: of the table.
+      cells: cell -> way -> draws of (raw, corrected) answers, bool [num_queries] right or not.
+    """
+    print(f"\n{title}, {len(cells)} cells")
+    print(f"{'':34}{'mean':>7}{'worst':>8}{'below raw':>11}{'significantly':>15}")
+    for way in dict.fromkeys(way for found in cells.values() for way in found):
+        answers = {cell: found[way] for cell, found in cells.items()}
+        gains = {
+            cell: 100 * float(np.mean([after.mean() - before.mean() for before, after in draws]))
+            for cell, draws in answers.items()
+        }
+        worst = min(gains, key=gains.__getitem__)
+        values = np.array([*gains.values()])
+        count = holm([loss(draws) for draws in answers.values()])
+        print(
+            f"{way:34}{values.mean():+7.2f}{values.min():+8.2f}{(values < -1e-9).sum():11d}"
+            f"{count:15d}   {worst}"
+        )
