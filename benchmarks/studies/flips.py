@@ -2,15 +2,15 @@
 
     python -m benchmarks.studies.flips --set DIR/data.npz ... [--rows 100] [--move 0.5]
 
-Some rows of a bank are drawn. Each of them is left out, or moved by noise of a given length (unit
-rows stay of unit norm), and the bank is fitted anew. Two figures of a refit are predicted: how many
-queries have another top-1, for each row; and how much of its lead over the next item each query
-loses to the worst of the rows. Predictions are
+Some rows of the query bank are drawn. Each of them is left out, or moved by noise of a given length
+(unit rows stay of unit norm), and the bank is fitted anew. Two figures of a refit are predicted:
+how many queries have another top-1, for each row; and how much of its lead over the next item each
+query loses to the worst of the rows. Predictions are
 
     derivative     the bias moves along its derivative by the row's weight or by the row, as JAX has
                    it; gates stay, since their derivative is 0
     second order   with half of the second derivative
-    closed form    `attribution.top_1_flips`
+    closed form    `attribution.top_1_flips`, of 63 rivals
 
 R^2 is that of the prediction itself, `1 - sum (refit - predicted)^2 / sum (refit - mean)^2`. Below
 0 the mean would do better. Rank correlations are Spearman's. Copies in a gallery stay level with
@@ -33,15 +33,16 @@ from dbnorm_jax._cli.reading.arrays import read_set
 from dbnorm_jax._cli.reading.sets import EvaluationSet
 
 BETAS = {"query": 20.0, "gallery": 1.0}
-# Method -> its banks, and whether it is gated.
-METHODS = {
-    "IS(20)": (("query",), False),
-    "DIS(20)": (("query",), True),
-    "DualIS(20, 1)": (("query", "gallery"), False),
-    "DualDIS(20, 1)": (("query", "gallery"), True),
+# Method -> how it is fitted, to how many banks, and whether it is gated.
+METHODS: dict[str, tuple[Any, int, bool]] = {
+    "IS(20)": (dbn.inverted_softmax, 1, False),
+    "DIS(20)": (dbn.dynamic_inverted_softmax, 1, True),
+    "DualIS(20, 1)": (dbn.dual_inverted_softmax, 2, False),
+    "DualDIS(20, 1)": (dbn.dual_dynamic_inverted_softmax, 2, True),
 }
 PREDICTIONS = ("derivative", "second order", "closed form")
 ROUNDING = 1e-6
+RIVALS = 63
 
 
 class Bank(NamedTuple):
@@ -124,19 +125,19 @@ def _lead(scores: jax.Array, bias: jax.Array, gate: jax.Array, top_1: jax.Array)
 
 
 def outcomes(
-    test: EvaluationSet, banks: dict[str, Bank], method: str, of: str
+    test: EvaluationSet, bank: Bank, other: dbn.BankStatistics, method: str
 ) -> dict[str, Outcome]:
-    """Refit and predictions, of changes of one of the method's banks."""
-    names, gated = METHODS[method]
+    """Refit and predictions of a method; `other` is of the gallery bank."""
+    fit, num_banks, gated = METHODS[method]
     similarities = np.asarray(test.queries) @ np.asarray(test.gallery).T
     raw = similarities.argmax(axis=1)
-    total = sum(BETAS[name] for name in names)
+    total = sum([*BETAS.values()][:num_banks])
     scores = similarities
-    for name in set(names) - {of}:
-        known = banks[name].statistics
-        gate = np.asarray(known.active)[raw] if gated else np.ones(len(raw))
-        scores = scores - (BETAS[name] / total * gate[:, None] * np.asarray(known.bias)[None])
-    bank, weight = banks[of], BETAS[of] / total
+    if num_banks == 2:
+        gate = np.asarray(other.active)[raw] if gated else np.ones(len(raw))
+        term = BETAS["gallery"] / total * np.asarray(other.bias)
+        scores = scores - gate[:, None] * term[None]
+    weight = BETAS["query"] / total
     scores = jnp.asarray(scores, jnp.float32)
 
     def gates(active: Any) -> jax.Array:
@@ -155,21 +156,15 @@ def outcomes(
             flips.append(int((left < -ROUNDING).sum()))
             leads.append(left)
         found[name] = Outcome(np.array(flips), np.asarray(lead) - np.min(leads, axis=0))
-    fit: Any = {
-        (1, False): dbn.inverted_softmax,
-        (1, True): dbn.dynamic_inverted_softmax,
-        (2, False): dbn.dual_inverted_softmax,
-        (2, True): dbn.dual_dynamic_inverted_softmax,
-    }[len(names), gated]
     closed = dbn.attribution.top_1_flips(
         queries=test.queries,
         gallery=test.gallery,
-        correction=fit(*(banks[name].statistics for name in names)),
+        correction=fit(*(bank.statistics, other)[:num_banks]),
         bank=bank.rows,
         statistics=bank.statistics,
-        term=names.index(of),
         items=bank.changed,
         moved=bank.moved,
+        k=min(RIVALS, len(test.gallery)),
     )
     found["closed form"] = Outcome(
         np.asarray(closed.num_flips), np.asarray(closed.margin - closed.margin_left)
@@ -187,25 +182,22 @@ def agreement(predicted: np.ndarray, refit: np.ndarray) -> tuple[float, float]:
 
 
 def report(test: EvaluationSet, num_rows: int, length: float) -> None:
-    """Prints a line for each change, method and bank."""
-    gallery = np.asarray(test.gallery)
-    rows = {"query": np.asarray(test.query_bank), "gallery": np.asarray(test.gallery_bank)}
+    """Prints a line for each change and method."""
+    gallery, rows = np.asarray(test.gallery), np.asarray(test.query_bank)
+    other = dbn.stream_bank_statistics(test.gallery_bank, gallery, beta=BETAS["gallery"])
+    chosen = np.sort(np.random.default_rng(0).permutation(len(rows))[:num_rows])
     for change, by in {"removed": None, f"moved by {length:g}": length}.items():
-        banks = {}
-        for name, bank in rows.items():
-            chosen = np.random.default_rng(0).permutation(len(bank))[:num_rows]
-            banks[name] = changed_bank(bank, gallery, BETAS[name], np.sort(chosen), by)
-        for method, (names, _) in METHODS.items():
-            for of in names:
-                found = outcomes(test, banks, method, of)
-                refit = found.pop("refit")
-                cells = [
-                    "{:7.3f}{:7.3f}".format(*agreement(getattr(each, what), getattr(refit, what)))
-                    for what in Outcome._fields
-                    for each in found.values()
-                ]
-                which = f"{test.name}, {change}, {method}, {of} bank"
-                print(f"{which:62}{refit.flips.mean():7.2f}  " + "  ".join(cells), flush=True)
+        bank = changed_bank(rows, gallery, BETAS["query"], chosen, by)
+        for method in METHODS:
+            found = outcomes(test, bank, other, method)
+            refit = found.pop("refit")
+            cells = [
+                "{:7.3f}{:7.3f}".format(*agreement(getattr(each, what), getattr(refit, what)))
+                for what in Outcome._fields
+                for each in found.values()
+            ]
+            which = f"{test.name}, {change}, {method}"
+            print(f"{which:50}{refit.flips.sum():6d}  " + "  ".join(cells), flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -217,8 +209,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = parser.parse_args(arguments)
     print(machine())
     head = "  ".join(f"{name:>14}" for _ in range(2) for name in PREDICTIONS)
-    print(f"{'':62}{'flips':>7}  {'flips of each row: R^2, rank':48}lead lost by each query")
-    print(f"{'':69}  {head}")
+    print(f"{'':50}{'flips':>6}  {'flips of each row: R^2, rank':48}lead lost by each query")
+    print(f"{'':56}  {head}")
     for path in asked.sets:
         report(read_set(path, "cosine"), asked.rows, asked.move)
 

@@ -5,13 +5,16 @@ over cells have errors that are clustered by set.
 """
 
 import math
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
 # --- paired answers -------------------------------------------------------------------------------
+
+# Right or not, [num_queries] bool: by raw similarities, and by corrected ones.
+Answers = tuple[np.ndarray, np.ndarray]
 
 
 def exact_mcnemar(worse: int, better: int) -> float:
@@ -183,3 +186,27 @@ def oracle(gains: np.ndarray, *, seed: int = 0, num_draws: int = 200) -> Oracle:
     judged = gains @ (1 - split).T.astype(np.float32) / (1 - split).sum(axis=1)
     halves = [judged[one, draw] for draw, one in enumerate(chosen.argmax(axis=0))]
     return Oracle(best, float(mean[best]), float(mean[best] - luck), float(np.mean(halves)))
+
+
+def print_ways(title: str, cells: Mapping[str, Mapping[str, Sequence[Answers]]]) -> None:
+    """A line for each way: mean and worst gain over the cells, and which losses are significant.
+
+    Args:
+      title: of the table.
+      cells: cell -> way -> draws of (raw, corrected) answers, bool [num_queries] right or not.
+    """
+    print(f"\n{title}, {len(cells)} cells")
+    print(f"{'':34}{'mean':>7}{'worst':>8}{'below raw':>11}{'significantly':>15}")
+    for way in dict.fromkeys(way for found in cells.values() for way in found):
+        answers = {cell: found[way] for cell, found in cells.items()}
+        gains = {
+            cell: 100 * float(np.mean([after.mean() - before.mean() for before, after in draws]))
+            for cell, draws in answers.items()
+        }
+        worst = min(gains, key=gains.__getitem__)
+        values = np.array([*gains.values()])
+        count = holm([loss(draws) for draws in answers.values()])
+        print(
+            f"{way:34}{values.mean():+7.2f}{values.min():+8.2f}{(values < -1e-9).sum():11d}"
+            f"{count:15d}   {worst}"
+        )

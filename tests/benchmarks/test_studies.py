@@ -12,7 +12,21 @@ import dbnorm_jax as dbn
 
 pytest.importorskip("emoji")
 
-from benchmarks.studies import demand, guarantee, guards, held_out_bias, logged, pairless, pieces
+from benchmarks.studies import (
+    answers,
+    demand,
+    flips,
+    guarantee,
+    guards,
+    held_out_bias,
+    logged,
+    modalities,
+    own_bias,
+    pairless,
+    partners,
+    pieces,
+    served,
+)
 from dbnorm_jax._cli.reading.sets import EvaluationSet
 from dbnorm_jax._src.tuning.held_out import Scores
 from dbnorm_jax._src.tuning.tune import Gains
@@ -151,3 +165,112 @@ def test_simulated_demand_asks_again():
         assert not set(map(bytes, test.query_bank)) & set(map(bytes, test.queries))
         np.testing.assert_array_equal(test.relevant[1].reshape(-1, 2)[:, 0], 2 * needs % 25)
         assert len(test.bank_pairs[0]) == len(test.query_bank) + 1
+
+
+def rows_of(seed, *sizes, dim=6):
+    rng = np.random.default_rng(seed)
+    rows = [rng.normal(size=(size, dim)) for size in sizes]
+    return [(one / np.linalg.norm(one, axis=1, keepdims=True)).astype(np.float32) for one in rows]
+
+
+def test_agreement_of_a_prediction():
+    refit = np.array([0.0, 1, 2, 5])
+    assert flips.agreement(refit, refit) == (1, pytest.approx(1))
+    squared, rank = flips.agreement(refit + 2, refit)
+    assert squared == pytest.approx(1 - 16 / 14)
+    assert rank == pytest.approx(1)
+    assert np.isnan(flips.agreement(refit, np.ones(4))).all()
+
+
+@pytest.mark.slow
+def test_the_closed_form_of_flips_is_the_refit():
+    queries, gallery, query_bank, gallery_bank = rows_of(0, 50, 40, 30, 20)
+    test = EvaluationSet("set", queries, gallery, query_bank, gallery_bank)
+    other = flips.dbn.stream_bank_statistics(gallery_bank, gallery, beta=1.0)
+    for length in (None, 0.5):
+        bank = flips.changed_bank(query_bank, gallery, 20.0, np.arange(0, 30, 3), length)
+        for method in flips.METHODS:
+            found = flips.outcomes(test, bank, other, method)
+            assert found["refit"].flips.any()
+            np.testing.assert_array_equal(found["closed form"].flips, found["refit"].flips)
+            np.testing.assert_allclose(found["closed form"].lost, found["refit"].lost, atol=1e-5)
+            assert flips.agreement(found["second order"].flips, found["refit"].flips)[1] > 0.5
+
+
+@pytest.mark.slow
+def test_a_served_query_is_corrected_by_earlier_ones_only():
+    similarities, bank = (np.random.default_rng(n).normal(size=(150 - 20 * n, 7)) for n in (0, 1))
+    similarities, bank = similarities.astype(np.float32), bank.astype(np.float32)
+    right = np.random.default_rng(2).random((150, 7)) < 0.3
+    beta = 2 / bank.std(axis=1).mean()
+    for way, (decay, learns, weight) in served.WAYS.items():
+        before, after = served.served(similarities, bank, right, way)
+        np.testing.assert_array_equal(before, right[np.arange(150), similarities.argmax(axis=1)])
+        rows, weights = bank, np.ones(len(bank))
+        if not decay:
+            rows, weights = bank[:0], weights[:0]
+        for start in (0, 50, 100):
+            batch, bias = similarities[start : start + 50], np.zeros(7)
+            if len(rows):
+                total = weights @ np.exp(beta * rows.astype(float)) / weights.sum()
+                bias = np.log(total) / beta
+            expected = (batch - weight * bias).argmax(axis=1)
+            own = right[np.arange(start, start + 50), expected]
+            np.testing.assert_array_equal(after[start : start + 50], own)
+            if learns:
+                weights = np.concatenate([weights * (decay or 1), np.ones(50)])
+                rows = np.concatenate([rows, batch])
+
+
+@pytest.mark.slow
+def test_probable_partners_are_left_out():
+    bank, gallery, gallery_bank = rows_of(3, 9, 6, 4)
+    similarities, others = bank @ gallery.T, bank @ gallery_bank.T
+    spread = similarities.std(axis=1).mean()
+    both = np.exp(8 / spread * np.concatenate([similarities, others], axis=1).astype(float))
+    left = 1 - both / both.sum(axis=1, keepdims=True)
+    powers = left[:, :6] * np.exp(2 / spread * similarities)
+    bias = spread / 2 * np.log(powers.sum(axis=0) / left[:, :6].sum(axis=0))
+    found = partners.inverted_softmax(similarities, others)
+    np.testing.assert_allclose(found.bias[0], 0.25 * bias, atol=1e-4)
+    without = partners.dual_bank_sinkhorn(similarities, others)
+    assert without.bias.shape == (1, 6)
+
+
+def test_a_mixed_gallery_and_its_bank_share_no_pair():
+    queries, gallery, query_bank, gallery_bank = rows_of(4, 5, 5, 8, 9)
+    pairs, relevant = np.array([8, 0, 1, 2, 3, 4, 5, 6]), (np.arange(6), np.arange(5))
+    whole = EvaluationSet("set", queries, gallery, query_bank, gallery_bank, relevant, pairs)
+    found = modalities.mixed(whole)
+    assert len(found.gallery) == 9
+    assert len(found.query_bank) == 4
+    partners_of = {
+        row.tobytes(): gallery_bank[pair] for row, pair in zip(query_bank, pairs, strict=True)
+    }
+    for row, pair in zip(found.query_bank, found.bank_pairs, strict=True):
+        np.testing.assert_array_equal(found.gallery_bank[pair], partners_of[row.tobytes()])
+    kept = {row.tobytes() for row in found.gallery_bank}
+    for row in found.gallery[5:]:
+        assert partners_of[row.tobytes()].tobytes() not in kept
+    centred = modalities.centred(found, 5)
+    np.testing.assert_allclose(np.linalg.norm(centred.gallery, axis=1), 1, atol=1e-6)
+
+
+def test_the_area_is_the_chance_to_be_above():
+    assert answers.area(np.array([1.0, 2, 3]), np.array([0.0, 2])) == pytest.approx(4.5 / 6)
+    rows = answers.right_rows((np.array([0, 2, 3]), np.array([5, 1, 4])))
+    np.testing.assert_array_equal(rows, [[5, 1], [4, -1]])
+
+
+def test_own_bias_counts_the_first_of_a_log():
+    queries, gallery, log = rows_of(5, 3, 4, 5)
+    right = np.arange(6), np.array([0, 0, 1, 3, 3])
+    relevant = np.arange(4), np.zeros(3, int)
+    whole = EvaluationSet("set", queries, gallery, log, None, relevant, right)
+    own = own_bias.popularity(whole, 3)
+    spread = (log[:3] @ gallery.T).std(axis=1).mean()
+    counts = np.array([3, 2, 1, 1])
+    np.testing.assert_allclose(own, -spread / 4 * np.log(counts / counts.mean()), rtol=1e-5)
+    first, places = own_bias.part(whole, slice(3, 5))
+    np.testing.assert_array_equal(first, [0, 1, 2])
+    np.testing.assert_array_equal(places, [3, 3])

@@ -81,7 +81,8 @@ def test_all_public_names_resolve():
         dbn.no_such_name  # noqa: B018
 
 
-PAGES = ("README.md", "docs/index.md", "docs/faq.md", "docs/large_files.md")
+PAGES = ("README.md", *(f"docs/{page}.md" for page in ("index", "faq", "gradients", "large_files")))
+PAGES += ("docs/recipes.md",)
 
 
 @pytest.mark.parametrize("page", slow_but(["README.md"], PAGES))
