@@ -235,7 +235,8 @@ def stream_top_k(
       precision: how a PreparedGallery is searched (static): "certified", first in bfloat16;
         "float32", in full precision; None leaves it to the platform that the program is compiled
         for. It is "certified" on accelerators, and on processors with units for bfloat16 where k
-        is at most 136. The answers are the same up to rounding.
+        is at most 136 and queries are at least 128, or at most 2^23 / num_gallery. The answers are
+        the same up to rounding.
       chunk_size: queries held at once (static); half of them where devices share a processor.
       mesh: optional, the devices that share the work; as in `stream_bank_statistics`.
       bank_axis: mesh axis over which queries are split; a tuple of several, or None for whole.
@@ -372,7 +373,7 @@ def asking(
         how, gallery, correction = _of_prepared(how, gallery, correction)
     num_queries = None
     if filling_up:
-        num_queries, queries, gallery = filling.checked_queries(queries, gallery=gallery)
+        num_queries, queries, gallery = filling.checked_queries(queries, few=known, gallery=gallery)
     split, queries, gallery = drive.checked(*how, known=known, queries=queries, gallery=gallery)
     num_queries, num_gallery = num_queries or split.num_rows, split.num_gallery
     if correction is not None:
