@@ -34,6 +34,7 @@ from dbnorm_jax._src.passes.sweep import Chunk, Items, Rows, Tiling, Transposed,
 
 # Listed beside the k nearest: enough that most of the time the last is far below the k-th.
 _FEWEST_MORE = 22
+_MOST_LISTED = 64
 # Rows that are searched again at once: few while few are left, as a block costs what it would full.
 _FEW_AGAIN = 64
 # Rows by which a processor multiplies a tile of items in bfloat16 sooner than one in float32.
@@ -47,7 +48,7 @@ _UNITS = {"amx_bf16", "avx512_bf16"}
 
 def num_listed(k: int) -> int:
     """Items in the list of a search for k neighbors."""
-    return k + max(_FEWEST_MORE, k // 4)
+    return k + max(_FEWEST_MORE, k)
 
 
 def pays(k: int, num_items: int) -> bool:
@@ -67,15 +68,15 @@ def by_platform(
     """One of the two, by `precision` or, where it is None, by the platform that it is lowered for.
 
     Accelerators multiply bfloat16 several times as fast as float32. Of processors those do that
-    have units for it, while neighbors are inserted: to select them anew is what takes the time.
+    have units for it, where the list is short: to keep a longer one takes more than they spare.
     Rows are many there, or so few that they meet all items at once: in between, to copy the tiles
     takes the time. The units are those of the processor on which the program is traced.
     """
     if precision is not None:
         return certified if precision == "certified" else exact
-    inserted = selection.inserts(num_listed(k), columns_for(num_listed(k)))
+    short = num_listed(k) <= _MOST_LISTED
     fitting = num_rows >= _MANY_ROWS or _at_once(num_rows, num_items)
-    on_processor = certified if inserted and fitting and multiplies_bfloat16() else exact
+    on_processor = certified if short and fitting and multiplies_bfloat16() else exact
     return lambda *arrays: lax.platform_dependent(*arrays, cpu=on_processor, default=certified)
 
 
