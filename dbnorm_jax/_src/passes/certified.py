@@ -32,8 +32,9 @@ from dbnorm_jax._src.passes.nearest import (
 from dbnorm_jax._src.passes.selection import Nearest
 from dbnorm_jax._src.passes.sweep import Chunk, Items, Rows, Tiling, Transposed, sweep
 
-# Listed beside the k nearest: enough that most of the time the last is far below the k-th.
+# Listed beside the k nearest, or as many as these: enough that the last is far below the k-th.
 _FEWEST_MORE = 22
+# The longest list by which a processor searches sooner than in float32; it inserts into lists.
 _MOST_LISTED = 64
 # Rows that are searched again at once: few while few are left, as a block costs what it would full.
 _FEW_AGAIN = 64
