@@ -37,6 +37,40 @@ def clustered(
     return near(seed + 3, centers, num_queries, 0.7), gallery
 
 
+def anisotropic(
+    seed: int, num_queries: int, num_gallery: int, dim: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Queries and a gallery in a cone: 0.8 of each row is common, coordinates fall as 1 / sqrt."""
+    common = unit_rows(seed, 1, dim)
+    spectrum = np.arange(1, dim + 1, dtype=np.float32) ** -0.5
+
+    def rows(seed: int, num_rows: int) -> np.ndarray:
+        found = unit_rows(seed, num_rows, dim) * spectrum
+        found *= 0.6 / np.linalg.norm(found, axis=1, keepdims=True)
+        found += 0.8 * common
+        found /= np.linalg.norm(found, axis=1, keepdims=True)
+        return found
+
+    return rows(seed + 1, num_queries), rows(seed + 2, num_gallery)
+
+
+def duplicated(
+    seed: int, num_queries: int, num_gallery: int, dim: int, share: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Random rows; a share of the queries lies near an item of which there are 64 copies.
+
+    With a share of 1 every item has so many, else one item.
+    """
+    queries, gallery = unit_rows(seed, num_queries, dim), unit_rows(seed + 1, num_gallery, dim)
+    if share == 1:
+        gallery = np.repeat(gallery[: -(-num_gallery // 64)], 64, axis=0)[:num_gallery]
+        return queries, gallery
+    gallery[:: max(1, num_gallery // 64)] = gallery[0]
+    chosen = np.random.default_rng(seed + 2).permutation(num_queries)[: round(share * num_queries)]
+    queries[chosen] = near(seed + 3, gallery[:1], len(chosen), 0.5)
+    return queries, gallery
+
+
 def ascending(seed: int, num_queries: int, num_gallery: int, dim: int) -> tuple[np.ndarray, ...]:
     """Queries near one direction and a gallery ordered along it, the best items last.
 

@@ -22,6 +22,8 @@ TINY = {"gallery": 96, "dim": 16, "repetitions": 2}
 TOPICS = {
     "fit": {"bank": 64, **TINY},
     "search": {"queries": 32, "bank": 64, **TINY},
+    "certified": {"queries": 32, "bank": 64, **TINY},
+    "latency": TINY,
     "ranks": {"queries": 64, "bank": 64, **TINY},
     "stages": {"queries": 32, **TINY},
     "peers": {"queries": 32, "bank": 130, "k": 3, **TINY},

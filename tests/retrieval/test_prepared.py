@@ -387,6 +387,24 @@ def test_embeddings_of_other_types(dtype):
             assert places[0] == places[1]  # in memory once
 
 
+def test_ranks_of_a_prepared_gallery():
+    relevant = np.arange(NUM_QUERIES)
+    prepared = dbn.prepare_gallery(GALLERY, GATED, similarity_fn=dbn.cosine_similarity)
+    options = {"similarity_fn": dbn.cosine_similarity}
+    expected = dbn.metrics.stream_ranks(QUERIES, GALLERY, relevant, GATED, **options)
+    for given in ({}, options):
+        found = dbn.metrics.stream_ranks(QUERIES, prepared, relevant, **given)
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_semantic_search_of_a_prepared_gallery():
+    """By the gallery's own similarity, whatever the default is."""
+    found = dbn.semantic_search(QUERIES, dbn.prepare_gallery(2 * GALLERY), k=K)
+    rows = [[place["corpus_id"] for place in places] for places in found]
+    np.testing.assert_array_equal(rows, dbn.stream_top_k(QUERIES, 2 * GALLERY, K).indices)
+    assert found[0][0]["score"] == pytest.approx(2 * (QUERIES[0] @ GALLERY.T).max(), rel=1e-5)
+
+
 def test_any_other_similarity_is_searched_in_full_precision():
     def shifted(rows, columns):
         return rows @ columns.T + 1

@@ -34,6 +34,21 @@ def soft_correction(seed, num_terms, num_gallery):
     return dbn.Correction(jnp.asarray(bias), jnp.asarray(active))
 
 
+def test_no_item_of_16_bits_is_copied_to_float32():
+    """XLA would move the conversion of a tile out of the loop, and so make one of all items."""
+
+    def search(queries, gallery):
+        return dbn.stream_top_k(queries, gallery, 3)
+
+    arrays = (
+        jax.ShapeDtypeStruct((9, 8), jnp.bfloat16),
+        jax.ShapeDtypeStruct((5001, 8), "bfloat16"),
+    )
+    program = jax.jit(search).lower(*arrays).compile().as_text()
+    assert "bf16[5001,8]" in program
+    assert "f32[5001,8]" not in program
+
+
 # --- gates ---------------------------------------------------------------------------------------
 
 

@@ -14,6 +14,9 @@ import numpy as np
 
 from dbnorm_jax._src.core import checks
 
+# Queries that a processor answers about as soon as one.
+_FEW = 8
+
 
 def length(num_rows: int, fewest: int = 32) -> int:
     """So many rows are filled up to so many: the next multiple of `fewest`, or of an eighth."""
@@ -21,15 +24,19 @@ def length(num_rows: int, fewest: int = 32) -> int:
     return -(-num_rows // step) * step
 
 
-def checked_queries(queries: Any, **others: Any) -> tuple[Any, ...]:
-    """How many queries there are; they, filled up; and other embeddings, all of fitting shapes."""
+def checked_queries(queries: Any, *, few: bool = False, **others: Any) -> tuple[Any, ...]:
+    """How many queries there are; they, filled up; and other embeddings, all of fitting shapes.
+
+    `few` of them are filled up to fewer, where one alone is to be answered soon.
+    """
     queries = checks.numeric("queries", queries)
     checks.check_embeddings("queries", queries)
     for name, value in others.items():
         others[name] = checks.numeric(name, value)
         checks.check_embeddings(name, others[name])
         checks.same_dimension("queries", queries, name, others[name])
-    return len(queries), filled_up(queries), *others.values()
+    num_rows = _FEW if few and len(queries) <= _FEW and checks.is_concrete(queries) else None
+    return len(queries), filled_up(queries, num_rows), *others.values()
 
 
 def filled_up(array: Any, num_rows: int | None = None, fill: Any = None) -> Any:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dbnorm_jax._src.core import low_precision, numerics, similarity
+from dbnorm_jax._src.core import elementary, low_precision, numerics, similarity
 from dbnorm_jax._src.core.low_precision import LowItems
 from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
 from dbnorm_jax._src.passes import selection
@@ -30,20 +30,26 @@ from dbnorm_jax._src.passes.nearest import (
     scores_dtype,
 )
 from dbnorm_jax._src.passes.selection import Nearest
-from dbnorm_jax._src.passes.sweep import Chunk, Items, Rows, Tiling, sweep
+from dbnorm_jax._src.passes.sweep import Chunk, Items, Rows, Tiling, Transposed, sweep
 
-# Listed beside the k nearest: enough that most of the time the last is far below the k-th.
+# Listed beside the k nearest, or as many as these: enough that the last is far below the k-th.
 _FEWEST_MORE = 22
+# The longest list by which a processor searches sooner than in float32; it inserts into lists.
+_MOST_LISTED = 64
 # Rows that are searched again at once: few while few are left, as a block costs what it would full.
 _FEW_AGAIN = 64
+# Rows by which a processor multiplies a tile of items in bfloat16 sooner than one in float32.
+_MANY_ROWS = 128
 # A product of fewer rows than these in bfloat16 is slower on processors than one of so many.
-_FEWEST_ROWS = 8
+_FEWEST_MULTIPLIED = 8
+# First scores held at once of few rows: 32 MiB. By tiles XLA would copy each tile of the items.
+_MOST_AT_ONCE = 2**23
 _UNITS = {"amx_bf16", "avx512_bf16"}
 
 
 def num_listed(k: int) -> int:
     """Items in the list of a search for k neighbors."""
-    return k + max(_FEWEST_MORE, k // 4)
+    return k + max(_FEWEST_MORE, k)
 
 
 def pays(k: int, num_items: int) -> bool:
@@ -52,18 +58,26 @@ def pays(k: int, num_items: int) -> bool:
 
 
 def by_platform(
-    certified: Callable[..., Any], exact: Callable[..., Any], k: int, precision: str | None
+    certified: Callable[..., Any],
+    exact: Callable[..., Any],
+    *,
+    num_rows: int,
+    num_items: int,
+    k: int,
+    precision: str | None,
 ) -> Callable[..., Any]:
     """One of the two, by `precision` or, where it is None, by the platform that it is lowered for.
 
     Accelerators multiply bfloat16 several times as fast as float32. Of processors those do that
-    have units for it, while neighbors are inserted: where they are selected anew, that is what
+    have units for it, where the list is short: to keep a longer one takes more than they spare.
+    Rows are many there, or so few that they meet all items at once: in between, to copy the tiles
     takes the time. The units are those of the processor on which the program is traced.
     """
     if precision is not None:
         return certified if precision == "certified" else exact
-    inserted = selection.inserts(num_listed(k), columns_for(num_listed(k)))
-    on_processor = certified if inserted and multiplies_bfloat16() else exact
+    short = num_listed(k) <= _MOST_LISTED
+    fitting = num_rows >= _MANY_ROWS or _at_once(num_rows, num_items)
+    on_processor = certified if short and fitting and multiplies_bfloat16() else exact
     return lambda *arrays: lax.platform_dependent(*arrays, cpu=on_processor, default=certified)
 
 
@@ -191,20 +205,32 @@ def _first(
     held = (rows, queries, mixtures, first._replace(terms=None))
     own = (first.mixtures, unseen, held)
     vectors = rows.vectors
-    if num_rows < _FEWEST_ROWS:
-        filling = _FEWEST_ROWS - num_rows
+    if num_rows < _FEWEST_MULTIPLIED:
+        filling = _FEWEST_MULTIPLIED - num_rows
         vectors, own = jax.tree.map(
             lambda part: jnp.concatenate([part, jnp.repeat(part[-1:], filling, axis=0)]),
             (vectors, own),
         )
+        vectors = elementary.written(vectors)  # or XLA multiplies by each row alone
     outputs = sweep(
         kept._replace(finish=finished),
         Rows(vectors, own),
         Items(low.vectors, (selection.by_list(first.terms), None), valid),
-        Tiling(dot_product, jnp.dtype(jnp.float32), tiling.chunk_size, columns_for(listed)),
+        _low_tiling(len(vectors), len(low.vectors), listed, tiling.chunk_size),
     ).outputs
     found, certified = jax.tree.map(lambda part: part[:num_rows], outputs)
     return found, certified
+
+
+def _at_once(num_rows: int, num_items: int) -> bool:
+    return max(num_rows, _FEWEST_MULTIPLIED) * num_items <= _MOST_AT_ONCE
+
+
+def _low_tiling(num_rows: int, num_items: int, listed: int, chunk_size: int) -> Tiling:
+    """Of products in bfloat16: few rows meet all items at once, from the items' side."""
+    if _at_once(num_rows, num_items):
+        return Tiling(Transposed(dot_product), jnp.dtype(jnp.float32), chunk_size, num_items)
+    return Tiling(dot_product, jnp.dtype(jnp.float32), chunk_size, columns_for(listed))
 
 
 def _searched_again(

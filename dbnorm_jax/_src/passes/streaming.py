@@ -8,6 +8,7 @@ is padded or copied, and `fresh` marks the rows that no earlier block has held.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -64,10 +65,32 @@ def scan_blocks(
     def body(carry: Any, numbered: tuple[jax.Array, Any]) -> tuple[Any, Any]:
         index, kept = numbered
         start, fresh = _place(index, size, length)
-        rows = jax.tree.map(lambda array: lax.dynamic_slice_in_dim(array, start, size), arrays)
+        rows = jax.tree.map(lambda array: _slice(array, start, size), arrays)
         return step(carry, Block(rows, start, None if divides else fresh, kept))
 
     return lax.scan(body, carry, (jnp.arange(num_blocks, dtype=jnp.int32), kept))
+
+
+def _slice(array: jax.Array, start: jax.Array, size: int) -> jax.Array:
+    narrow = array.dtype in (jnp.bfloat16, jnp.float16)
+    return (_slice_bits if narrow else lax.dynamic_slice_in_dim)(array, start, size)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _slice_bits(array: jax.Array, start: jax.Array, size: int) -> jax.Array:
+    """A slice, taken of the bits.
+
+    XLA for processors slices no numbers of 16 bits but as float32, and moves that conversion out of
+    the loop: each call would make a copy of the whole array, twice as large.
+    """
+    bits = lax.bitcast_convert_type(array, jnp.uint16)
+    return lax.bitcast_convert_type(lax.dynamic_slice_in_dim(bits, start, size), array.dtype)
+
+
+@_slice_bits.defjvp
+def _(size: int, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
+    array, start = primals
+    return _slice_bits(array, start, size), lax.dynamic_slice_in_dim(tangents[0], start, size)
 
 
 def in_order(stacked: Any, length: int) -> Any:

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, filling, numerics, relevance, seen
+from dbnorm_jax._src.core.prepared import PreparedGallery
 from dbnorm_jax._src.core.relevance import Relevant
 from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
 from dbnorm_jax._src.core.types import Correction
@@ -87,7 +88,7 @@ def ahead_of_best(
 
 def stream_ranks(
     queries: ArrayLike,
-    gallery: ArrayLike,
+    gallery: ArrayLike | PreparedGallery,
     relevant: Relevant,
     correction: Correction | None = None,
     *,
@@ -109,7 +110,8 @@ def stream_ranks(
 
     Args:
       queries: [num_queries, dim] embeddings.
-      gallery: [num_gallery, dim] embeddings.
+      gallery: [num_gallery, dim] embeddings; or a PreparedGallery, whose values are not looked at
+        again, with its own correction and similarity. All items are counted in full precision.
       relevant: the right items, in one of the forms of this module; inside jit an int array.
       correction: fields [num_terms, num_gallery].
       ties: as in `ranks` (static).

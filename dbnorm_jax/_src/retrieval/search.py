@@ -235,7 +235,8 @@ def stream_top_k(
       precision: how a PreparedGallery is searched (static): "certified", first in bfloat16;
         "float32", in full precision; None leaves it to the platform that the program is compiled
         for. It is "certified" on accelerators, and on processors with units for bfloat16 where k
-        is at most 136. The answers are the same up to rounding.
+        is at most 32 and queries are at least 128, or at most 2^23 / num_gallery. The answers are
+        the same up to rounding.
       chunk_size: queries held at once (static); half of them where devices share a processor.
       mesh: optional, the devices that share the work; as in `stream_bank_statistics`.
       bank_axis: mesh axis over which queries are split; a tuple of several, or None for whole.
@@ -372,7 +373,7 @@ def asking(
         how, gallery, correction = _of_prepared(how, gallery, correction)
     num_queries = None
     if filling_up:
-        num_queries, queries, gallery = filling.checked_queries(queries, gallery=gallery)
+        num_queries, queries, gallery = filling.checked_queries(queries, few=known, gallery=gallery)
     split, queries, gallery = drive.checked(*how, known=known, queries=queries, gallery=gallery)
     num_queries, num_gallery = num_queries or split.num_rows, split.num_gallery
     if correction is not None:
@@ -414,7 +415,7 @@ def _of_prepared(how: Any, gallery: PreparedGallery, correction: Any) -> tuple[A
 
 def semantic_search(
     queries: ArrayLike,
-    gallery: ArrayLike,
+    gallery: ArrayLike | PreparedGallery,
     correction: Correction | None = None,
     *,
     k: int = 10,
@@ -428,7 +429,8 @@ def semantic_search(
 
     Args:
       queries: [num_queries, dim] embeddings, also torch tensors on the CPU.
-      gallery: [num_gallery, dim] embeddings, there called the corpus.
+      gallery: [num_gallery, dim] embeddings, there called the corpus; or a PreparedGallery, whose
+        own similarity counts.
       correction: optional, fields [num_terms, num_gallery].
       k: neighbors per query, there called top_k; all items where there are fewer.
       exclude: as in `stream_top_k`.
@@ -448,11 +450,17 @@ def semantic_search(
       >>> dbn.semantic_search([[0.0, 1.0]], [[2.0, 0.0], [0.0, 2.0]], k=1)
       [[{'corpus_id': 1, 'score': 1.0}]]
     """
-    gallery = checks.embeddings("gallery", gallery)
+    if isinstance(gallery, PreparedGallery):
+        if similarity_fn is cosine_similarity:  # left out, or that of the gallery
+            similarity_fn = gallery.similarity_fn
+        num_gallery = gallery.num_gallery
+    else:
+        gallery = checks.embeddings("gallery", gallery)
+        num_gallery = gallery.shape[0]
     found = stream_top_k(
         queries,
         gallery,
-        min(checks.integer("k", k, low=1), gallery.shape[0]),
+        min(checks.integer("k", k, low=1), num_gallery),
         correction,
         exclude=exclude,
         where=where,

@@ -254,7 +254,8 @@ def _searched(
     def local(*arrays: Any) -> tuple[Any, Any]:
         if low is None or not pays(of_device, items.size):
             return exact(*arrays)
-        return by_platform(certified, exact, of_device, precision)(*arrays)
+        choose = partial(by_platform, certified, exact, k=of_device, precision=precision)
+        return choose(num_rows=len(arrays[0]), num_items=items.size)(*arrays)
 
     arrays, rows = (queries, gallery, correction, seen, low), P(split.rows.axis)
     how: Any = P()
