@@ -58,6 +58,57 @@ def test_round_trip_is_exact(place, path):
     assert list(path.parent.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("similarity_fn", [dbn.dot_product, dbn.negative_squared_euclidean])
+@pytest.mark.parametrize("place", range(3))
+def test_a_prepared_gallery_is_prepared_again(place, similarity_fn, path):
+    """Its items, correction and center are kept; the copy in bfloat16 is made of them."""
+    gallery = np.asarray(problem(0).gallery, np.float32)
+    soft = dbn.Correction(jnp.ones((1, 7)), jnp.full((1, 7), 0.5), similarity_fn.__name__)
+    correction = (None, dbn.Correction(jnp.ones((2, 7))), soft)[place]
+    center = None if place == 0 else gallery.mean(axis=0)
+    state = dbn.prepare_gallery(
+        gallery, correction, similarity_fn=similarity_fn, query_centre=center
+    )
+    dbn.save(path, state)
+    found = dbn.load(path)
+    assert jax.tree.structure(found) == jax.tree.structure(state)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(state), strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(found.gallery, gallery)
+
+
+def of_rows(rows, columns):
+    return rows @ columns.T
+
+
+def test_galleries_that_cannot_be_kept_are_refused(path):
+    gallery = jnp.ones((2, 3))
+    with pytest.warns(UserWarning, match="full precision"):
+        own = dbn.prepare_gallery(gallery, similarity_fn=of_rows)
+    with pytest.raises(ValueError, match="`state` must be prepared under dot_product, cosine_sim"):
+        dbn.save(path, own)
+    changed = dataclasses.replace(dbn.prepare_gallery(gallery), gallery=gallery * jnp.nan)
+    with pytest.raises(ValueError, match="state: expected gallery to be finite"):
+        dbn.save(path, changed)
+    short = dataclasses.replace(
+        dbn.prepare_gallery(gallery), correction=dbn.Correction(jnp.ones((1, 3)))
+    )
+    with pytest.raises(ValueError, match=r"bias to be floating point, \[num_terms, 2\]"):
+        dbn.save(path, short)
+    with pytest.raises(TypeError, match="npy can name, got bfloat16"):
+        dbn.save(path, dbn.prepare_gallery(gallery.astype(jnp.bfloat16)))
+    zeros = np.zeros((1, 2), np.float32)
+    for name, words in {
+        "cosine_similarity": "must have no zero row under cosine",
+        "manhattan": "expected similarity_fn to be one of dot_product",
+    }.items():
+        static = {"similarity": None, "similarity_fn": name}
+        written_as(path, 4, "PreparedGallery", static, gallery=zeros)
+        with pytest.raises(ValueError, match=f"state ü 数.npz: .*{words}"):
+            dbn.load(path)
+
+
 def test_a_loaded_correction_serves(path):
     test = problem(1)
     correction = dbn.dual_dynamic_inverted_softmax(*statistics_of(test))

@@ -469,6 +469,97 @@ def test_what_cannot_be_prepared():
         dbn.prepare_gallery(GALLERY, query_centre=QUERIES[0, 1:])
 
 
+# --- items that come and go ----------------------------------------------------------------------
+
+
+def assert_same(one, other):
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), one, other)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("similarity_fn", slow_but([dbn.dot_product], FUNCTIONS))
+def test_items_that_come_and_go_are_as_prepared_at_once(similarity_fn, gated):
+    """In pieces, with others in between, the whole gallery comes out, center and all."""
+    options = {"similarity_fn": similarity_fn, "query_centre": QUERIES.mean(axis=0)}
+    correction = GATED if gated else dbn.Correction(jnp.asarray(BIAS))
+
+    def part(rows):
+        return GALLERY[rows], jax.tree.map(lambda field: field[:, rows], correction)
+
+    first, strange, rest = np.arange(100), np.array([7, 250]), np.arange(100, NUM_GALLERY)
+    pieces = dbn.prepare_gallery(*part(first), **options).append(*part(strange))
+    pieces = pieces.append(*part(rest)).remove([101, 100])
+    whole = dbn.prepare_gallery(GALLERY, correction, **options)
+    assert_same(pieces, whole)
+    found, expected = (certified(QUERIES, one, K) for one in (pieces, whole))
+    np.testing.assert_array_equal(found.indices, expected.indices)
+
+
+def test_another_correction_of_the_same_items():
+    raw = dbn.prepare_gallery(GALLERY)
+    corrected = raw.with_correction(GATED)
+    assert corrected.low is raw.low
+    assert raw.correction is None
+    assert_same(corrected, dbn.prepare_gallery(GALLERY, GATED))
+    assert_same(corrected.with_correction(None), raw)
+    with pytest.raises(
+        ValueError, match="`correction` has 300 gallery items but `gallery` has 299"
+    ):
+        raw.remove([0]).with_correction(GATED)
+
+
+BAD_CHANGES = {
+    "another width": (
+        lambda one: one.append(GALLERY[:1, 1:]),
+        ValueError,
+        "same number of columns",
+    ),
+    "another dtype": (
+        lambda one: one.append(GALLERY[:1].astype(np.float16)),
+        TypeError,
+        "`items` must have the gallery's dtype float32, got float16",
+    ),
+    "not a number": (
+        lambda one: one.append(np.full((1, DIM), np.nan, np.float32)),
+        ValueError,
+        "`items` must be finite",
+    ),
+    "no correction": (
+        lambda one: one.append(GALLERY[:1]),
+        ValueError,
+        "`correction` must be as that of the gallery, 2 terms with gates, got none",
+    ),
+    "no gates": (
+        lambda one: one.append(GALLERY[:1], dbn.Correction(jnp.zeros((2, 1)))),
+        ValueError,
+        "2 terms with gates, got 2 terms without gates",
+    ),
+    "no such row": (
+        lambda one: one.remove([300]),
+        ValueError,
+        "`rows` must hold gallery rows between 0 and 299",
+    ),
+    "all rows": (
+        lambda one: one.remove(np.arange(300)),
+        ValueError,
+        "`rows` must leave an item of 300, got all of them",
+    ),
+    "traced rows": (
+        lambda one: jax.jit(lambda rows: one.remove(rows).gallery)(np.arange(2)),
+        TypeError,
+        "`rows` must be concrete",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CHANGES)
+def test_changes_that_do_not_fit_are_refused(case):
+    change, error, words = BAD_CHANGES[case]
+    with pytest.raises(error, match=words):
+        change(dbn.prepare_gallery(GALLERY, GATED))
+
+
 def test_precisions_are_named():
     with pytest.raises(
         ValueError, match=r'`precision` must be None, "float32" or "certified", got'

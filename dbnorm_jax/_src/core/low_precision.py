@@ -104,6 +104,14 @@ def low_items(
     return LowItems(vectors, less, less_error, norm, missed.max(), given, mean, center)
 
 
+def given_center(similarity_fn: SimilarityFn, items: LowItems) -> jax.Array | None:
+    """[dim] the center of the rows that `low_items` was given, up to rounding; or None."""
+    if items.center is None or similarity_fn is not negative_squared_euclidean:
+        return items.center
+    assert items.mean is not None
+    return items.center / 2 + items.mean
+
+
 def low_rows(similarity_fn: SimilarityFn, rows: jax.Array, items: LowItems) -> LowRows:
     """Rows [num_rows, dim] in bfloat16, to be multiplied by these items."""
     rows = lax.stop_gradient(rows)

@@ -103,6 +103,11 @@ def name_of(similarity_fn: SimilarityFn) -> str | None:
     return similarity_fn.__name__ if similarity_fn in _ALIKE else None
 
 
+def named(name: str) -> SimilarityFn:
+    """The similarity that states call so."""
+    return _NAMED[name]
+
+
 def known_by(state: State, similarity_fn: SimilarityFn) -> State:
     """The state, knowing its similarity."""
     return dataclasses.replace(state, similarity=name_of(similarity_fn))
@@ -140,6 +145,18 @@ def check_similarity(name: str, state: Any, similarity_fn: SimilarityFn, *embedd
         f" was made under {made}, got similarity_fn {asked}{but}; fit it anew under {asked}, or, "
         f"where this is meant, give dataclasses.replace({name}, similarity=None)",
     )
+
+
+def check_streamed(correction: Correction, num_gallery: int) -> None:
+    """Raises unless `correction` is an unbatched one for this many gallery items."""
+    checks.correction(correction, Correction)
+    checks.matching_gallery("correction", correction.num_gallery, "gallery", (num_gallery,))
+    if correction.bias.ndim != 2:
+        raise checks.BadValueError(
+            "correction",
+            f" must have fields [num_terms, num_gallery] here, got a bias of shape "
+            f"{correction.bias.shape}; use jax.vmap over its leading axes",
+        )
 
 
 def _not_unit(rows: Any) -> Any:
@@ -260,6 +277,7 @@ def norms(rows: jax.Array) -> jax.Array:
 _ALIKE = (dot_product, cosine_similarity, negative_squared_euclidean)
 # The names that states know them by.
 SIMILARITIES = tuple(function.__name__ for function in _ALIKE)
+_NAMED = dict(zip(SIMILARITIES, _ALIKE, strict=True))
 # The names that the command and provenances know them by.
 SIMILARITY_FUNCTIONS: dict[str, SimilarityFn] = {
     "cosine": cosine_similarity,

@@ -180,6 +180,8 @@ def _read_header(
 def _is_static(name: str, value: Any) -> bool:
     if name == "methods":
         return isinstance(value, list) and all(isinstance(one, str) for one in value)
+    if name == "similarity_fn":
+        return isinstance(value, str)
     return type(value) is int or (name == "similarity" and isinstance(value, (str, type(None))))
 
 

@@ -16,7 +16,8 @@ import numpy as np
 
 from dbnorm_jax._src.core import checks
 from dbnorm_jax._src.core.log_mean_exp import Means
-from dbnorm_jax._src.core.similarity import SIMILARITIES
+from dbnorm_jax._src.core.prepared import PreparedGallery, prepared
+from dbnorm_jax._src.core.similarity import SIMILARITIES, check_rows, name_of, named
 from dbnorm_jax._src.core.text import printable
 from dbnorm_jax._src.core.types import BankStatistics, Correction, LargestSimilarities
 from dbnorm_jax._src.files import archives
@@ -24,11 +25,47 @@ from dbnorm_jax._src.files import provenance as provenances
 from dbnorm_jax._src.files.archives import Archive, Arrays, Fields
 from dbnorm_jax._src.tuning.choice import COLUMNS, GRIDS, RAW, REASONS, Choice, is_gated, is_known
 
-State = BankStatistics | LargestSimilarities | Correction | Choice
+Array = np.ndarray[Any, np.dtype[Any]]
+State = BankStatistics | LargestSimilarities | Correction | Choice | PreparedGallery
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Kept:
+    """What is kept of a PreparedGallery: all that it is made of again."""
+
+    gallery: jax.Array
+    bias: jax.Array | None  # of its correction
+    active: jax.Array | None
+    query_centre: jax.Array | None
+    similarity: str | None = dataclasses.field(metadata={"static": True})  # of the correction
+    similarity_fn: str = dataclasses.field(metadata={"static": True})
+
+    @staticmethod
+    def of(state: PreparedGallery) -> "_Kept":
+        name = name_of(state.similarity_fn)
+        if name is None:
+            raise checks.BadValueError(
+                "state",
+                f" must be prepared under {', '.join(SIMILARITIES)} to be saved, got another "
+                f"similarity; save its gallery and its correction",
+            )
+        bias = active = similarity = None
+        if state.correction is not None:
+            bias, active = state.correction.bias, state.correction.active
+            similarity = state.correction.similarity
+        return _Kept(state.gallery, bias, active, state.query_centre, similarity, name)
+
+    def prepared(self) -> PreparedGallery:
+        correction = None
+        if self.bias is not None:
+            correction = Correction(self.bias, self.active, self.similarity)
+        return prepared(self.gallery, correction, named(self.similarity_fn), self.query_centre)
+
 
 _KINDS: dict[str, type[Any]] = {
     kind.__name__: kind for kind in (BankStatistics, LargestSimilarities, Correction, Choice)
-}
+} | {PreparedGallery.__name__: _Kept}
+_SAVED = (BankStatistics, LargestSimilarities, Correction, Choice, PreparedGallery)
 
 
 # What bank statistics were kept as before they were means.
@@ -58,12 +95,13 @@ _FIELDS = {name: _fields(kind) for name, kind in _KINDS.items()}
 def save(
     path: str | os.PathLike[str], state: State, *, provenance: Mapping[str, Any] | None = None
 ) -> None:
-    """Writes statistics, a correction or a choice to one .npz, whole or not at all.
+    """Writes statistics, a correction, a choice or a gallery to one .npz, whole or not at all.
 
     Args:
       path: the file, by this very name; an existing one is replaced, a symbolic link too, and not
         what it leads to.
-      state: concrete BankStatistics, LargestSimilarities, Correction or tuning.Choice.
+      state: concrete BankStatistics, LargestSimilarities, Correction, tuning.Choice or
+        PreparedGallery; of the last what it is made of, without the copy in bfloat16.
       provenance: optional, what the state was made from: text, numbers, lists and dicts, for
         instance {"gallery": out_of_core.fingerprint(gallery)}. `dbnorm fit` writes one and `dbnorm
         merge` compares them. What they read again has a form of its own: "gallery" is a fingerprint
@@ -85,12 +123,13 @@ def save(
       >>> print(dbn.load(path).bias, sorted(p.name for p in path.parent.iterdir()))
       [0.5  0.25] ['query_bank.npz']
     """
-    checks.instance("state", state, tuple(_KINDS.values()), "save takes fitted state")
+    checks.instance("state", state, _SAVED, "save takes fitted state")
     if not checks.is_concrete(state):
         raise checks.BadTypeError(
             "state", " must be concrete to be saved, got values traced by jit or vmap"
         )
-    arrays, static = _parts(state)
+    kept_of = _Kept.of(state) if isinstance(state, PreparedGallery) else state
+    arrays, static = _parts(kept_of)
     for name, array in arrays.items():
         if array.dtype.kind not in "fib":
             raise checks.BadTypeError(
@@ -98,7 +137,7 @@ def save(
                 f" must have a dtype that .npy can name, got {array.dtype}; convert "
                 f"it with .astype('float32')",
             )
-    _check_state("state", type(state), arrays, static)
+    _check_state("state", type(kept_of), arrays, static)
     kept = provenances.plain(provenance)
     try:
         provenances.checked("provenance", kept)
@@ -143,7 +182,8 @@ def load(path: str | os.PathLike[str]) -> State:
             f"float32; load it within jax.enable_x64(True)"
         )
     values = {name: jnp.asarray(array) for name, array in arrays.items()} | static
-    return kind(**dict.fromkeys(_FIELDS[name].arrays) | values)
+    found = kind(**dict.fromkeys(_FIELDS[name].arrays) | values)
+    return found.prepared() if isinstance(found, _Kept) else found
 
 
 def read_provenance(path: str | os.PathLike[str]) -> dict[str, Any] | None:
@@ -178,15 +218,15 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     return archives.read_header(Path(path), _FIELDS)
 
 
-def _parts(state: State) -> tuple[Arrays, dict[str, Any]]:
+def _parts(state: Any) -> tuple[Arrays, dict[str, Any]]:
     """The arrays and the static fields, None left out."""
     arrays: Arrays = {}
     static: dict[str, Any] = {}
     for field in dataclasses.fields(state):
         value = getattr(state, field.name)
         if field.metadata.get("static"):
-            named = field.name in ("similarity", "methods")
-            static[field.name] = value if named else int(value)
+            is_named = field.name in ("similarity", "similarity_fn", "methods")
+            static[field.name] = value if is_named else int(value)
         elif value is not None:
             arrays[field.name] = np.asarray(value)
     return arrays, static
@@ -260,14 +300,10 @@ def _check_state(name: str, kind: type[Any], arrays: Arrays, static: dict[str, A
 
     known = (None, *SIMILARITIES)
     expect(static.get("similarity") in known, "similarity", f"one of {', '.join(map(str, known))}")
-    if kind is Correction:
-        bias, active = floats("bias"), arrays.get("active")
-        expect(bias.ndim >= 2 and 0 not in bias.shape[-2:], "bias", "[..., num_terms, num_gallery]")
-        expect(bool(np.isfinite(bias).all()), "bias", "finite")
-        if active is not None:
-            expect(active.shape == bias.shape, "active", f"of the shape of bias {bias.shape}")
-            expect(active.dtype.kind in "bf", "active", "bool or floating point")
-            expect(bool(((active >= 0) & (active <= 1)).all()), "active", "in [0, 1]")
+    if kind is _Kept:
+        _check_gallery(name, expect, arrays, static)
+    elif kind is Correction:
+        _check_correction(expect, floats("bias"), arrays.get("active"))
     elif kind is Choice:
         _check_choice(expect, arrays, static)
     elif kind is LargestSimilarities:
@@ -295,6 +331,47 @@ def _check_state(name: str, kind: type[Any], arrays: Arrays, static: dict[str, A
             expect(counts.dtype == np.int32, "k_occurrence", "int32")
             expect(counts.shape == shape, "k_occurrence", f"of the shape of bias {shape}")
             expect(bool((counts >= 0).all()), "k_occurrence", "at least 0")
+
+
+def _check_correction(
+    expect: Callable[[bool, str, str], None], bias: Array, active: Array | None
+) -> None:
+    expect(bias.ndim >= 2 and 0 not in bias.shape[-2:], "bias", "[..., num_terms, num_gallery]")
+    expect(bool(np.isfinite(bias).all()), "bias", "finite")
+    if active is not None:
+        expect(active.shape == bias.shape, "active", f"of the shape of bias {bias.shape}")
+        expect(active.dtype.kind in "bf", "active", "bool or floating point")
+        expect(bool(((active >= 0) & (active <= 1)).all()), "active", "in [0, 1]")
+
+
+def _check_gallery(
+    name: str,
+    expect: Callable[[bool, str, str], None],
+    arrays: Arrays,
+    static: dict[str, Any],
+) -> None:
+    known = static["similarity_fn"] in SIMILARITIES
+    expect(known, "similarity_fn", f"one of {', '.join(SIMILARITIES)}")
+    nothing: Any = np.zeros(0, int)
+    gallery, bias, center = (arrays.get(field) for field in ("gallery", "bias", "query_centre"))
+    gallery = nothing if gallery is None else gallery
+    right = gallery.ndim == 2 and gallery.size > 0 and gallery.dtype.kind == "f"
+    expect(right, "gallery", "floating point, [num_gallery, dim]")
+    expect(bool(np.isfinite(gallery).all()), "gallery", "finite")
+    compared: Any = gallery
+    try:
+        check_rows(named(static["similarity_fn"]), gallery=compared)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    if center is not None:
+        right = center.dtype.kind == "f" and center.shape == gallery.shape[1:]
+        expect(right and bool(np.isfinite(center).all()), "query_centre", "finite, [dim]")
+    if bias is None:
+        expect("active" not in arrays, "active", "absent without a bias")
+        return
+    right = bias.dtype.kind == "f" and bias.ndim == 2 and bias.shape[1:] == gallery.shape[:1]
+    expect(right, "bias", f"floating point, [num_terms, {len(gallery)}]")
+    _check_correction(expect, bias, arrays.get("active"))
 
 
 _SHAPES = {"spread": (), "limits": (2,), "own_share": (2,), "num_equal_rows": (3,)}

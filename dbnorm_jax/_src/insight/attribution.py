@@ -10,11 +10,10 @@ from jax.typing import ArrayLike
 from dbnorm_jax._src.core import checks, filling, numerics, seen, similarity
 from dbnorm_jax._src.core.log_mean_exp import shares
 from dbnorm_jax._src.core.naming import publish
-from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
+from dbnorm_jax._src.core.similarity import SimilarityFn, check_streamed, dot_product
 from dbnorm_jax._src.core.types import BankStatistics, Correction
 from dbnorm_jax._src.insight.influence import check_statistics, handicaps_of
 from dbnorm_jax._src.passes import streaming
-from dbnorm_jax._src.passes.gating import check_streamed
 from dbnorm_jax._src.passes.selection import add_tile, is_apart, start_nearest
 from dbnorm_jax._src.passes.sweep import Chunk, Items, Pass, Rows, Tile, Tiling, Transposed, sweep
 from dbnorm_jax._src.retrieval.search import stream_top_k

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from dbnorm_jax._src.core import checks, log_mean_exp, similarity
 from dbnorm_jax._src.core.log_mean_exp import Means
 from dbnorm_jax._src.core.naming import publish
-from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
+from dbnorm_jax._src.core.similarity import SimilarityFn, check_streamed, dot_product
 from dbnorm_jax._src.core.types import BankStatistics, Correction, SearchResult
 from dbnorm_jax._src.insight.influence import (
     check_statistics,
@@ -20,7 +20,6 @@ from dbnorm_jax._src.insight.influence import (
     without_the_first,
 )
 from dbnorm_jax._src.passes import streaming
-from dbnorm_jax._src.passes.gating import check_streamed
 from dbnorm_jax._src.passes.streaming import Block, scan_chunks
 from dbnorm_jax._src.passes.sweep import Tiling
 from dbnorm_jax._src.retrieval.search import stream_top_k

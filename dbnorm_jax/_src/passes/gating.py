@@ -8,23 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dbnorm_jax._src.core import checks, numerics
+from dbnorm_jax._src.core import numerics
 from dbnorm_jax._src.core.types import Correction
 
 # Up to so many gated terms the search keeps one list per combination of gates: 4 for DualDIS.
 _MOST_COMBINED_TERMS = 2
-
-
-def check_streamed(correction: Correction, num_gallery: int) -> None:
-    """Raises unless `correction` is an unbatched one for this many gallery items."""
-    checks.correction(correction, Correction)
-    checks.matching_gallery("correction", correction.num_gallery, "gallery", (num_gallery,))
-    if correction.bias.ndim != 2:
-        raise checks.BadValueError(
-            "correction",
-            f" must have fields [num_terms, num_gallery] here, got a bias of shape "
-            f"{correction.bias.shape}; use jax.vmap over its leading axes",
-        )
 
 
 def over_gates(

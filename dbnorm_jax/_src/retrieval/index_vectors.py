@@ -16,9 +16,8 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, filling, numerics, similarity
-from dbnorm_jax._src.core.similarity import SimilarityFn, checked_rows, dot_product
+from dbnorm_jax._src.core.similarity import SimilarityFn, check_streamed, checked_rows, dot_product
 from dbnorm_jax._src.core.types import Correction
-from dbnorm_jax._src.passes.gating import check_streamed
 
 _METRICS = ("inner_product", "cosine")
 # Lengths agree to so many roundings: a row of the given length is not too long.

@@ -8,7 +8,6 @@ from dbnorm_jax._src.core import checks, low_precision, prepared, similarity
 from dbnorm_jax._src.core.prepared import PreparedGallery
 from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
 from dbnorm_jax._src.core.types import Correction
-from dbnorm_jax._src.passes.gating import check_streamed
 
 
 def prepare_gallery(
@@ -52,10 +51,7 @@ def prepare_gallery(
       The bound is derived in `dbnorm_jax/_src/core/low_precision.py`.
     """
     (items,) = similarity.checked_rows(similarity_fn, gallery=gallery)
-    if correction is not None:
-        check_streamed(correction, len(items))
-        similarity.check_similarity("correction", correction, similarity_fn, items)
-        correction = checks.unsplit(correction)
+    correction = prepared.fitting(correction, items, similarity_fn)
     if query_centre is not None:
         center = checks.floating("query_centre", query_centre, ndim=1)
         if center.shape != items.shape[1:]:

@@ -18,10 +18,14 @@ from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, elementary, filling, numerics, seen, similarity
 from dbnorm_jax._src.core.prepared import PreparedGallery
-from dbnorm_jax._src.core.similarity import SimilarityFn, cosine_similarity, dot_product
+from dbnorm_jax._src.core.similarity import (
+    SimilarityFn,
+    check_streamed,
+    cosine_similarity,
+    dot_product,
+)
 from dbnorm_jax._src.core.types import Correction, SearchResult
 from dbnorm_jax._src.passes import selection, streaming
-from dbnorm_jax._src.passes.gating import check_streamed
 from dbnorm_jax._src.places.mesh import drive, layout
 from dbnorm_jax._src.places.mesh.exchange import Axis
 
@@ -398,8 +402,8 @@ def _of_prepared(how: Any, gallery: PreparedGallery, correction: Any) -> tuple[A
     if correction is not None:
         raise checks.BadValueError(
             "correction",
-            " must be None beside a prepared gallery, which has its own; prepare the gallery anew "
-            "with this one",
+            " must be None beside a prepared gallery, which has its own; give it another by "
+            "with_correction",
         )
     placement, similarity_fn, chunk_size = how
     own = gallery.similarity_fn

@@ -19,10 +19,9 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from dbnorm_jax._src.core import checks, elementary, filling, numerics, similarity
-from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
+from dbnorm_jax._src.core.similarity import SimilarityFn, check_streamed, dot_product
 from dbnorm_jax._src.core.types import Correction
 from dbnorm_jax._src.passes import selection, streaming
-from dbnorm_jax._src.passes.gating import check_streamed
 from dbnorm_jax._src.passes.sweep import Chunk, Items, Pass, Rows, Tile, Tiling, meet, sweep
 from dbnorm_jax._src.retrieval.search import check_matrix
 from dbnorm_jax._src.statistics.bank import row_weights

@@ -9,10 +9,9 @@ import jax
 import numpy as np
 
 from dbnorm_jax._src.core import checks, relevance, seen
-from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
+from dbnorm_jax._src.core.similarity import SimilarityFn, check_streamed, dot_product
 from dbnorm_jax._src.core.types import BankStatistics, Correction, LargestSimilarities, SearchResult
 from dbnorm_jax._src.passes import counts
-from dbnorm_jax._src.passes.gating import check_streamed
 from dbnorm_jax._src.passes.streaming import DEFAULT_CHUNK_SIZE
 from dbnorm_jax._src.places.disk import fits, search
 from dbnorm_jax._src.places.disk.checkpoint import Checkpoint, Progress

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from dbnorm_jax._src.core import checks, filling
-from dbnorm_jax._src.core.similarity import check_similarity
+from dbnorm_jax._src.core.similarity import check_similarity, check_streamed
 from dbnorm_jax._src.core.types import Correction, SearchResult
 from dbnorm_jax._src.passes import counts, selection, sweep
 from dbnorm_jax._src.passes import nearest as search
 from dbnorm_jax._src.passes.counts import Ahead, Best
-from dbnorm_jax._src.passes.gating import check_streamed, over_gates
+from dbnorm_jax._src.passes.gating import over_gates
 from dbnorm_jax._src.passes.selection import Nearest
 from dbnorm_jax._src.places.disk import drive
 from dbnorm_jax._src.places.disk.drive import Begin, Made
