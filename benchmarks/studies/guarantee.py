@@ -58,16 +58,19 @@ def simulated(world: str, num_pairs: int, seed: int) -> dict[str, np.ndarray]:
     # Each once: then all worlds have the same shapes, and with them the same programs.
     noise = random.normal(size=(num_pairs, error_rate.DIM))
     noise *= error_rate.NOISE.get(world, 1.0) / np.linalg.norm(noise, axis=1, keepdims=True)
-    data |= {"query_bank": data["gallery_bank"] + noise, "pairs": np.arange(num_pairs)}
+    data |= {"query_bank": _unit(data["gallery_bank"] + noise), "pairs": np.arange(num_pairs)}
     if world == "unrelated":
         data["pairs"] = random.permutation(num_pairs)
         data["relevant"] = random.permutation(data["relevant"])
     common = random.normal(size=error_rate.DIM)
     common *= (_LEAN if world == "hubs" else 0) / np.linalg.norm(common)
     for name in ("queries", "query_bank"):
-        rows = data[name] + common
-        data[name] = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+        data[name] = _unit(data[name] + common).astype(np.float32)
     return data
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 def outcome(world: str, num_pairs: int, seed: int) -> Outcome:

@@ -2,6 +2,7 @@
 
 import json
 import mmap
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import pytest
 pytest.importorskip("click")
 pytest.importorskip("rich")
 
-from dbnorm_jax._cli.measuring import choosing, sources
+from dbnorm_jax._cli.measuring import choosing, methods, sources
 from dbnorm_jax._cli.reading import sets
 from dbnorm_jax._src.places.disk import rows as rows_module
 
@@ -92,8 +93,9 @@ def test_inspect_finds_the_same(both_ways, banks):
 
 @pytest.mark.slow
 def test_a_sample_of_a_large_gallery_is_ranked(both_ways, monkeypatch):
-    """The choice is made all the same, and in memory it is the same choice."""
+    """The choice is made all the same, and in memory it is the same, of statistics alone."""
     monkeypatch.setattr(choosing, "_MOST_RANKED", 20)
+    monkeypatch.setattr(methods, "choose", partial(choosing.choose, mergeable=True))
     files = ("evaluate", "queries.npy", "gallery.npy", *BANKS, *PAIRED)
     assert_alike(*both_ways(*files, "--methods", "auto"))
 
