@@ -51,6 +51,8 @@ def both_ways(call, folder, monkeypatch):
 
     small = sources.Passes(*map(in_blocks, sources._OUT_OF_CORE))
     monkeypatch.setattr(sources, "_OUT_OF_CORE", small)
+    # What is chosen for large files is of statistics alone, and so here in memory too.
+    monkeypatch.setattr(methods, "choose", partial(choosing.choose, mergeable=True))
     monkeypatch.setattr(sources, "DEFAULT_BLOCK_SIZE", 16)
     return run
 
@@ -93,9 +95,8 @@ def test_inspect_finds_the_same(both_ways, banks):
 
 @pytest.mark.slow
 def test_a_sample_of_a_large_gallery_is_ranked(both_ways, monkeypatch):
-    """The choice is made all the same, and in memory it is the same, of statistics alone."""
+    """The choice is made all the same, and in memory it is the same choice."""
     monkeypatch.setattr(choosing, "_MOST_RANKED", 20)
-    monkeypatch.setattr(methods, "choose", partial(choosing.choose, mergeable=True))
     files = ("evaluate", "queries.npy", "gallery.npy", *BANKS, *PAIRED)
     assert_alike(*both_ways(*files, "--methods", "auto"))
 
