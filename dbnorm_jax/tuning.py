@@ -26,8 +26,9 @@ queries are mixed. `choice.guarantee` is what is then proven of R@1 and MRR.
 
 from dbnorm_jax._src.core.naming import publish
 from dbnorm_jax._src.tuning.choice import Choice
+from dbnorm_jax._src.tuning.likely_mistakes import likely_mistakes
 from dbnorm_jax._src.tuning.tune import fit, tune
 
-__all__ = ["Choice", "fit", "tune"]
+__all__ = ["Choice", "fit", "likely_mistakes", "tune"]
 
 publish(__name__, *(globals()[name] for name in __all__))

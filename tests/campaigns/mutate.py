@@ -106,6 +106,7 @@ TESTS = {
     "tuning/choice": "tuning/tune files/state",
     "tuning/grid": "tuning/tune",
     "tuning/held_out": "tuning/tune",
+    "tuning/likely_mistakes": "tuning/likely_mistakes",
     "tuning/mixture": "tuning/tune",
     "tuning/proof": "tuning/proof tuning/tune",
     "tuning/split": "tuning/tune",

@@ -122,6 +122,14 @@ ENTRIES = {
         {"query_bank": BANK, "gallery_bank": BANK[::-1].copy()},
         pairs=np.arange(6),
     ),
+    "tuning.likely_mistakes": named(
+        tuning.likely_mistakes,
+        {"queries": QUERIES, "gallery": GALLERY, "query_bank": BANK, "gallery_bank": GALLERY_BANK},
+    ),
+    "tuning.likely_mistakes: matrices": named(
+        tuning.likely_mistakes,
+        {"similarities": SIMILARITIES, "query_bank_similarities": BANK_SIMILARITIES},
+    ),
     "attribution.bias_contributors": of(
         attribution.bias_contributors, BOTH, QUERY, np.array([0]), k=2
     ),

@@ -258,6 +258,11 @@ EAGER = {
         [*str(out_of_core.fingerprint(a.gallery)).encode()]
     ),
     "tuning.tune": lambda a: tuning.tune(query_bank=a.bank, gallery_bank=a.gallery_bank).parameters,
+    "tuning.likely_mistakes": lambda a: np.array(
+        tuning.likely_mistakes(
+            queries=a.queries, gallery=a.gallery, query_bank=a.bank, gallery_bank=a.gallery_bank
+        )
+    ),
     "tuning.fit": lambda a: tuning.fit(
         tuning.tune(query_bank=a.bank, gallery_bank=a.gallery_bank), **banks(a)
     ),

@@ -18,6 +18,7 @@ from dbnorm_jax._cli.measuring.methods import (
     parse,
     with_rows_for,
 )
+from dbnorm_jax._cli.measuring.mistakes import mistakes_of
 from dbnorm_jax._cli.measuring.story import NUM_STEPS, tell
 from dbnorm_jax._cli.measuring.table_rows import (
     NEIGHBORS,
@@ -36,7 +37,7 @@ from dbnorm_jax._cli.showing.output import sink_of
 from dbnorm_jax._cli.showing.progress import Progress
 from dbnorm_jax._cli.showing.report import FILES, contents, print_paths, require
 from dbnorm_jax._cli.showing.table import Report, content, show
-from dbnorm_jax._cli.showing.terminal import say_json
+from dbnorm_jax._cli.showing.terminal import say_json, say_warnings
 from dbnorm_jax._src.corrections import table
 
 
@@ -104,6 +105,7 @@ def run(request: Request) -> None:
         say_json(content(report))
     else:
         show(report)
+    say_warnings(report.warnings)
     print_paths(paths, to_stderr=request.as_json)
 
 
@@ -304,17 +306,19 @@ def report_of(
     similarity, own_gallery_bank = "as given in matrices", False
     if isinstance(test, EvaluationSet):
         similarity, own_gallery_bank = test.similarity, test.gallery_bank is None
+    beta = _common(row.method.beta_query for row in rows)
     return Report(
         name=test.name,
         similarity=similarity,
         sizes=test.sizes,
-        beta_query=_common(row.method.beta_query for row in rows),
+        beta_query=beta,
         beta_gallery=_common(row.method.beta_gallery for row in rows),
         own_gallery_bank=own_gallery_bank,
         num_equal_rows=num_transductive(test),
         k=min(NEIGHBORS, test.sizes["gallery"]),
         rows=rows,
         notes=(*(row.remark for row in rows if row.remark), *notes),
+        warnings=mistakes_of(test, rows, beta),
     )
 
 

@@ -12,6 +12,7 @@ import dbnorm_jax as dbn
 from dbnorm_jax._cli.commands.options import check
 from dbnorm_jax._cli.measuring.choosing import choose, described
 from dbnorm_jax._cli.measuring.methods import DEFAULT_BETAS, checked_beta, file_methods
+from dbnorm_jax._cli.measuring.mistakes import mistakes_of_rows
 from dbnorm_jax._cli.reading import large, sets
 from dbnorm_jax._cli.reading.argument import Source, neighbors
 from dbnorm_jax._cli.reading.arrays import read_pairs
@@ -19,7 +20,7 @@ from dbnorm_jax._cli.reading.corrections import State, check_own, read_state
 from dbnorm_jax._cli.reading.large import Rows
 from dbnorm_jax._cli.showing.output import Sink
 from dbnorm_jax._cli.showing.progress import RowProgress
-from dbnorm_jax._cli.showing.terminal import say, say_json
+from dbnorm_jax._cli.showing.terminal import say, say_json, say_warnings
 from dbnorm_jax._src.core.similarity import SIMILARITY_FUNCTIONS
 from dbnorm_jax._src.core.text import printable
 from dbnorm_jax._src.corrections.table import BETA_QUERY, GALLERY_BANK, TABLE, Row
@@ -149,10 +150,11 @@ def _report(request: Request, work: "_Work", provenance: Mapping[str, Any], what
     gallery = len(work.files["gallery"].rows)
     text = f"{request.output} {what}: {request.method}({values}) for {gallery:,} items"
     if request.as_json:
-        say_json(content)
-        return
-    for line in (text, *work.told):
-        say(line)
+        say_json(content | {"warnings": work.warnings})
+    else:
+        for line in (text, *work.told):
+            say(line)
+    say_warnings(work.warnings)
 
 
 def _check_combination(request: Request) -> None:
@@ -215,6 +217,7 @@ class _Work:
         self.found: dict[str, Any] = {}  # fingerprints, as they become known
         self.exclude: dict[str, Any] = {}  # per bank, what its rows do not enter
         self.told: tuple[str, ...] = ()  # of the choice: why, and what looks wrong with the banks
+        self.warnings: tuple[str, ...] = ()  # what looks wrong with the files
         self.states: dict[str, tuple[str, State]] = {}
         made = None
         if request.query_statistics is not None:
@@ -308,6 +311,7 @@ class _Work:
             name: self.found.get(name) or dbn.out_of_core.fingerprint(rows.rows)
             for name, rows in self.files.items()
         }
+        self.warnings = self._mistakes()
         return state, {**self._asked(), **files, "stamps": self.stamps, **more}
 
     def statistics(self, bank: str, beta: float, k: int) -> dbn.BankStatistics:
@@ -360,6 +364,17 @@ class _Work:
         if rows is not gallery:
             self.found[f"{bank}_bank"] = fitted.bank
         return fitted.state
+
+    def _mistakes(self) -> tuple[str, ...]:
+        """What looks wrong with the files, but for what the choice has told already."""
+        similarity = self.request.similarity
+        rows = {
+            name: sets.LargeRows(file.label, file.rows, similarity)
+            for name, file in self.files.items()
+        }
+        beta = self.parameters.get(BETA_QUERY.name)
+        found = mistakes_of_rows(rows, similarity, beta_query=beta)
+        return tuple(one for one in found if one not in self.told)
 
     def _choice(self) -> dbn.tuning.Choice:
         """Tuned on the banks, which are read whole, and on a sample of a large gallery."""

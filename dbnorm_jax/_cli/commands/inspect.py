@@ -16,7 +16,7 @@ from dbnorm_jax._cli.showing import hub_report, results_report
 from dbnorm_jax._cli.showing.output import sink_of
 from dbnorm_jax._cli.showing.progress import Progress
 from dbnorm_jax._cli.showing.report import print_paths, require
-from dbnorm_jax._cli.showing.terminal import say_json
+from dbnorm_jax._cli.showing.terminal import say_json, say_warnings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +97,7 @@ def run(request: Request) -> None:
         say_json(hub_report.content(report, found))
     else:
         hub_report.show(report, found)
+    say_warnings(report.warnings)
     print_paths(paths, to_stderr=request.as_json)
 
 

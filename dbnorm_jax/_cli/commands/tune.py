@@ -9,12 +9,13 @@ import numpy as np
 import dbnorm_jax as dbn
 from dbnorm_jax._cli.commands.options import given
 from dbnorm_jax._cli.measuring.choosing import described
+from dbnorm_jax._cli.measuring.mistakes import mistakes_of_rows
 from dbnorm_jax._cli.measuring.sources import in_memory
 from dbnorm_jax._cli.reading import large, sets
 from dbnorm_jax._cli.reading.argument import parts
 from dbnorm_jax._cli.reading.arrays import read_pairs, read_together
 from dbnorm_jax._cli.showing.output import sink_of
-from dbnorm_jax._cli.showing.terminal import say, say_json
+from dbnorm_jax._cli.showing.terminal import say, say_json, say_warnings
 from dbnorm_jax._src.tuning.choice import COLUMNS
 
 _MOST_LINES = 8
@@ -75,13 +76,18 @@ def run(request: Request) -> None:
         seed=request.seed or 0,
         trust_banks=request.trust_banks,
     )
+    names = ("query_bank", "gallery_bank", "gallery")
+    warnings = mistakes_of_rows(dict(zip(names, rows, strict=False)), request.similarity)
+    warnings = tuple(one for one in warnings if one not in choice.warnings)
     if sink is not None:
         sink.save(choice)
     if request.as_json:
-        say_json(content(choice))
-        return
-    for line in to_lines(choice):
-        say(line)
+        found = content(choice)
+        say_json(found | {"warnings": [*found["warnings"], *warnings]})
+    else:
+        for line in to_lines(choice):
+            say(line)
+    say_warnings(warnings)
 
 
 def to_lines(choice: dbn.tuning.Choice) -> list[str]:

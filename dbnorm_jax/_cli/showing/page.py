@@ -29,6 +29,7 @@ th, td { padding: .25rem .7rem; text-align: left; vertical-align: top;
 th { border-bottom: 2px solid #9a9a9a; white-space: nowrap; }
 .number { text-align: right; white-space: nowrap; }
 tr.shown td { background: #eaf3fa; }
+.warning { background: #fff4d6; border-left: 4px solid #b36b00; padding: .4rem .8rem; }
 .right { color: #00583f; font-weight: 600; } .right::after { content: " \\2713"; }
 img { max-width: 100%; height: auto; }
 pre { background: #f4f4f4; padding: .6rem .8rem; white-space: pre-wrap; overflow-wrap: anywhere; }
@@ -43,6 +44,7 @@ def to_html(
     parts = [
         f"<h1>{_text(name)}</h1>",
         *map(_dim, details),
+        *(f'<p class="warning">{_text(f"Warning: {one}.")}</p>' for one in report.warnings),
         f'<p class="lead" id="summary">{_text(summary(report, story))}</p>',
         "<h2>Methods</h2>",
     ]

@@ -47,6 +47,7 @@ class Report:
     k: int  # neighborhood of the k-occurrence
     rows: Sequence[ResultRow]  # one per method
     notes: tuple[str, ...] = ()  # sentences below the table
+    warnings: tuple[str, ...] = ()  # what looks wrong with the inputs, and the remedy
 
     @property
     def kind(self) -> str:
@@ -195,6 +196,7 @@ def content(report: Report) -> dict[str, Any]:
         "units": _UNITS,
         "rows": [_row(report, row) for row in report.rows],
         "notes": report.notes,
+        "warnings": report.warnings,
     }
 
 

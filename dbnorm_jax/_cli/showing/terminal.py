@@ -6,6 +6,7 @@ Nothing heavy is imported here, as `dbnorm --help` needs it.
 import codecs
 import json
 import sys
+from collections.abc import Iterable
 from typing import IO, Any
 
 from dbnorm_jax._src.core.text import printable
@@ -15,6 +16,12 @@ def say(line: str, *, to_stderr: bool = False) -> None:
     """One line to stdout, or to stderr."""
     stream = sys.stderr if to_stderr else sys.stdout
     stream.write(printable(line) + "\n")
+
+
+def say_warnings(sentences: Iterable[str]) -> None:
+    """A line to stderr for each."""
+    for sentence in sentences:
+        say(f"dbnorm: warning: {sentence}", to_stderr=True)
 
 
 def say_json(content: Any) -> None:

@@ -47,6 +47,12 @@ def equal_columns(rows: Rows, columns: Iterable[Rows]) -> npt.NDArray[np.int32]:
     return np.array(places, np.int32)
 
 
+def first_equal(rows: Rows) -> npt.NDArray[np.int64]:
+    """The first row that equals each row, value for value; its own place where none is before."""
+    known: dict[bytes, int] = {}
+    return np.array([known.setdefault(key, place) for place, key in enumerate(_keys(rows))])
+
+
 def num_distinct(rows: Rows) -> int:
     """How many different rows there are."""
     return len(set(_keys(rows)))

@@ -75,6 +75,32 @@ def is_foreign(query_own: float, gallery_own: float) -> bool:
     return gallery_own > FOREIGN or is_swapped(query_own, gallery_own)
 
 
+def bank_warnings(
+    num_equal_rows: tuple[int, int, int], own_share: tuple[float, float]
+) -> list[str]:
+    """What looks wrong with the banks, in sentences; the arguments are those of `Choice`."""
+    found = []
+    wrong, leaked, same = num_equal_rows
+    if wrong:
+        found.append(f"{wrong} rows of the query bank equal gallery items: wrong modality?")
+    if leaked:
+        found.append(
+            f"{leaked} rows of the gallery bank equal gallery items: the banks contain items "
+            f"of the test, and figures on it are transductive"
+        )
+    if same:
+        found.append(f"{same} rows of the query bank equal rows of the gallery bank")
+    query_own, gallery_own = own_share
+    if is_swapped(query_own, gallery_own):
+        found.append("the query bank is more like the gallery than the gallery bank is: swapped?")
+    elif gallery_own > STRANGE:
+        found.append(
+            f"the gallery bank is unlike the gallery (own share {gallery_own:.2f}, alike "
+            f"0.50): another domain or modality"
+        )
+    return found
+
+
 class Part(NamedTuple):
     """One of the corrections that a choice mixes."""
 
@@ -225,27 +251,9 @@ class Choice:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What looks wrong with the banks, in sentences."""
-        found = []
         wrong, leaked, same = (int(count) for count in self.num_equal_rows)
-        if wrong:
-            found.append(f"{wrong} rows of the query bank equal gallery items: wrong modality?")
-        if leaked:
-            found.append(
-                f"{leaked} rows of the gallery bank equal gallery items: the banks contain items "
-                f"of the test, and figures on it are transductive"
-            )
-        if same:
-            found.append(f"{same} rows of the query bank equal rows of the gallery bank")
         query_own, gallery_own = (float(share) for share in self.own_share)
-        if is_swapped(query_own, gallery_own):
-            found.append(
-                "the query bank is more like the gallery than the gallery bank is: swapped?"
-            )
-        elif gallery_own > STRANGE:
-            found.append(
-                f"the gallery bank is unlike the gallery (own share {gallery_own:.2f}, alike "
-                f"0.50): another domain or modality"
-            )
+        found = bank_warnings((wrong, leaked, same), (query_own, gallery_own))
         if self.num_wrong_pairs:
             found.append(
                 f"about {self.num_wrong_pairs} queries of the bank lie on other items than their "
