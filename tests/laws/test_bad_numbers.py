@@ -213,6 +213,7 @@ OTHERS = {
     *("metrics.recall_at", "metrics.median_rank", "metrics.mean_rank"),
     *("metrics.mean_reciprocal_rank", "metrics.geometric_mean_recall"),
     *("attribution.Contributors", "attribution.HubScreening", "attribution.Top1Changes"),
+    "attribution.Top1Flips",
     *("growing.add_gallery_items", "growing.decay"),
     *("growing.remove_gallery_items", "subtract"),
     *("out_of_core.fingerprint", "tuning.Choice", "tuning.fit"),
