@@ -129,7 +129,7 @@ def row(name: str, found: Sequence[Outcome]) -> str:
         change, limit = (100 * values[biased, 0].mean() for values in (changes, limits))
         figures = f"{change:+8.2f}{limit:+12.2f}"
     excess = 100 * (limits - changes)[:, 0].max()
-    return f"{name:12}{share:>14}{covered[0]:9.0f}{covered[1]:7.0f}{figures}{excess:+10.2f}"
+    return f"{name:12}{share:>14}{covered[0]:15.0f}{covered[1]:7.0f}{figures}{excess:+10.2f}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -141,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(environment.summary())
     print(f"\n{asked.worlds} worlds of each kind")
     print(
-        f"{'':12}{'biased, %':>14}{'covered, % R@1':>9}{'MRR':>4}{'change':>8}{'guaranteed':>12}"
+        f"{'':12}{'biased, %':>14}{'covered, % R@1':>15}{'MRR':>7}{'change':>8}{'guaranteed':>12}"
         f"{'excess':>10}"
     )
     for name in asked.only:

@@ -76,6 +76,33 @@ def test_held_out_scores_equal_brute_force(known):
     np.testing.assert_allclose(found.log_likelihood, likelihood, rtol=1e-3, atol=1e-3)
 
 
+def test_as_searched_a_query_meets_no_right_items_of_others():
+    rng = np.random.default_rng(0)
+    similarities = rng.normal(size=(4, 9)).astype(np.float32)
+    right, ranked = np.array([[5], [6], [7], [8]], np.int32), np.arange(9) < 5
+    biases = rng.normal(size=(2, 9)).astype(np.float32)
+    arguments = jnp.asarray(similarities), jnp.asarray(right), jnp.asarray(biases), jnp.float32(2)
+    found = held_out.scores(*arguments, jnp.asarray(ranked))
+    for candidate, bias in enumerate(biases):
+        scores = similarities - bias
+        own = scores[np.arange(4), right[:, 0], None]
+        expected = 1 + (scores[:, :5] > own).sum(axis=1)
+        np.testing.assert_array_equal(found.ranks[candidate], expected)
+
+
+def test_the_split_knows_what_is_searched():
+    query_bank, gallery_bank, _, gallery = hubby(1)
+    gallery_bank[:10] = gallery[:10]
+    rng, pairs = np.random.default_rng(0), np.arange(SIZE)
+    banks = folds.Banks(query_bank, gallery_bank, gallery)
+    split = folds.split_pairs(banks, pairs[:, None], pairs, 5, rng)
+    known = bank_checks.equal_columns(np.asarray(split.columns), [gallery])[:, 0] >= 0
+    np.testing.assert_array_equal(split.searched, known)
+    assert split.searched.sum() == SIZE
+    unknown = folds.split_pairs(banks._replace(items=None), pairs[:, None], pairs, 5, rng)
+    assert unknown.searched.all()
+
+
 @pytest.mark.slow
 def test_levelling_scores_is_no_gain_where_they_say_nothing():
     corrected = 0
@@ -297,7 +324,6 @@ def test_the_guarantee_is_below_what_is_gained(tuned):
     ):
         assert 0 < limit < measure(corrected) - measure(raw)
     assert f"R@1 at least {100 * recall:+.1f} points, MRR at least" in choice.summary()
-    assert recall < choice.recall_gain[int(choice.frequency.argmax())]
 
 
 def test_the_same_seed_gives_the_same_choice(tuned):

@@ -238,8 +238,8 @@ class Choice:
     def guarantee(self) -> Guarantee:
         """What is proven of R@1 and of MRR at 95 %, after the selection: "at least this change".
 
-        For queries exchangeable with those of the bank's pairs, among the items that held-out
-        queries were ranked among. Exactly 0 where raw is served.
+        For queries exchangeable with those of the bank's pairs, among the gallery's items (of a
+        large gallery a sample) and their own right one. Exactly 0 where raw is served.
         """
         return Guarantee(*(float(value) for value in self.limits))
 

@@ -313,7 +313,11 @@ def is_right(right: jax.Array, num_columns: int) -> jax.Array:
 
 
 def scores(
-    similarities: jax.Array, right: jax.Array, biases: jax.Array, sharpness: jax.Array
+    similarities: jax.Array,
+    right: jax.Array,
+    biases: jax.Array,
+    sharpness: jax.Array,
+    ranked: jax.Array | None = None,
 ) -> Scores:
     """Rank of each query's best right column under every candidate, and their log-likelihood.
 
@@ -322,6 +326,7 @@ def scores(
       right: [num_queries, most] int32, -1 for none.
       biases: [num_candidates, columns].
       sharpness: tau of `log softmax tau (s - bias)`, summed over the right columns; [].
+      ranked: [columns] bool, whether a column is ranked where it is not right; None for all.
 
     Returns:
       Fields [num_candidates, num_queries]; ranks are +inf for queries without a right column.
@@ -329,7 +334,8 @@ def scores(
     right = counts.distinct(right)
     matches = is_right(right, similarities.shape[1])
     answered = matches.any(axis=1)
-    wrong = jnp.where(matches, -jnp.inf, similarities)
+    left_out = matches if ranked is None else matches | ~ranked[None]
+    wrong = jnp.where(left_out, -jnp.inf, similarities)
     own = jnp.take_along_axis(similarities, jnp.maximum(right, 0), axis=1)
 
     def score(bias: jax.Array) -> Scores:
@@ -359,6 +365,7 @@ def scores_by_block(
     dealt: Blocks,  # the held-out rows
     biases: jax.Array,  # [num_parts, num_candidates, columns]
     sharpness: jax.Array,
+    ranked: jax.Array,  # [num_columns] bool, whether a column is ranked where it is not right
     *,
     similarity_fn: SimilarityFn,
 ) -> Scores:
@@ -370,7 +377,7 @@ def scores_by_block(
     def of_block(block: Any) -> Scores:
         rows, _, part = block
         similarities = tile(similarity_fn, bank[rows], columns).astype(biases.dtype)
-        return scores(similarities, right[rows], biases[part], sharpness)
+        return scores(similarities, right[rows], biases[part], sharpness, ranked)
 
     found: Scores = lax.map(of_block, tuple(dealt))
     return found

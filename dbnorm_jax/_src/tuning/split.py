@@ -34,6 +34,7 @@ _SHARPNESS = (0.25, 0.5, 1.0, 1.5, 2.5, 4.0, 6.0, 9.0)
 
 Floats = npt.NDArray[Any]
 Integers = npt.NDArray[np.integer[Any]]
+Flags = npt.NDArray[np.bool_]
 
 
 class Banks(NamedTuple):
@@ -105,6 +106,7 @@ class Split(NamedTuple):
     """What is ranked, and which rows are held out when."""
 
     columns: Any  # [num_columns, dim], the items ranked
+    searched: Flags  # [num_columns], whether they will be searched, all where that is not known
     held_out: Integers  # [num_held_out] query-bank rows, ranked in turn
     right: Integers  # [num_query_bank, most] int32, the right columns of each row, -1 for none
     excluded_query: Integers  # as Partners.query
@@ -140,11 +142,13 @@ def split_pairs(
         others = np.setdiff1d(np.arange(len(banks.gallery)), own)
         own = np.concatenate([own, _sample(others, num_others, rng)])
         columns, start = banks.gallery[own], 0
+        ranked = np.ones(len(own), bool)
     else:
         known = bank_checks.equal_columns(banks.items, [banks.gallery[own]])[:, 0] >= 0
         others = _sample(np.flatnonzero(~known), num_others, rng)
         columns = np.concatenate([banks.items[others], banks.gallery[own]])
         start = len(others)
+        ranked = np.append(np.ones(start, bool), searched[own])
     # One place more than there are rows: -1 stays -1.
     place = np.full(len(banks.gallery) + 1, -1)
     place[own] = start + np.arange(len(own))
@@ -152,6 +156,7 @@ def split_pairs(
     assert excluded is not None  # the right items are columns
     return Split(
         jnp.asarray(columns),
+        ranked,
         held_out,
         place[right].astype(np.int32),
         *excluded,
@@ -258,9 +263,13 @@ class HeldOut:
             )
         return found[0], found[1]
 
-    def scores(self, biases: Any) -> held_out.Scores:
-        """Fields [num_held_out, num_candidates], under [num_folds, num_candidates, columns]."""
+    def scores(self, biases: Any, *, as_searched: bool = False) -> held_out.Scores:
+        """Fields [num_held_out, num_candidates], under [num_folds, num_candidates, columns].
+
+        Among all columns, or each among its own right ones and those that will be searched.
+        """
         split = self._split
+        ranked = split.searched | (not as_searched)
         folds = np.full(len(split.fold_query), -1)
         folds[split.held_out] = self.folds
         dealt = held_out.blocks(folds, split.num_folds)
@@ -271,6 +280,7 @@ class HeldOut:
             dealt,
             biases,
             self.sharpness,
+            jnp.asarray(ranked),
             similarity_fn=self._similarity_fn,
         )
         filled = dealt.weights > 0

@@ -342,7 +342,9 @@ def _limits(
     """[2] what `Choice.guarantee` names; exactly 0 where raw is served.
 
     Every fold is scored under what the whole procedure makes of the other folds, the selection and
-    all. So the limit is of what was selected without the query, from nine tenths of the pairs.
+    all. So the limit is of what was selected without the query, from nine tenths of the pairs. A
+    query is ranked among the items that will be searched and its own right ones: among the right
+    items of other queries too, more would be gained and lost.
     """
     if frequency[0] == 1:
         return np.zeros(2)
@@ -354,7 +356,7 @@ def _limits(
         shares.append(rest.frequencies(found, groups[others], level=level, seed=seed))
     served = mixture.mixed(jnp.asarray(np.array(shares), held_out.biases.dtype), held_out.biases)
     both = jnp.stack([jnp.zeros_like(served), served], axis=1)
-    crossed = Gains.of(held_out.scores(both))
+    crossed = Gains.of(held_out.scores(both, as_searched=True))
     limits = [proof.lower_limit(v[:, 1], groups) for v in (crossed.recall, crossed.reciprocal_rank)]
     return np.array(limits)
 
