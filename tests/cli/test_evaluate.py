@@ -373,6 +373,7 @@ def test_set_equals_separate_files(folder, call_json):
         assert_same_rows(separate, other, tolerance=0)
 
 
+@pytest.mark.slow
 def test_reverse_swaps_both_sides(folder, call_json, tmp_path):
     truth = np.load(folder / "truth.npy")
     np.save(tmp_path / "back.npy", np.argsort(truth))

@@ -687,6 +687,7 @@ def test_lines_end_at_line_feeds_only(lines, end, marked):
     assert found == (lines if text not in ("", "\ufeff") else [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("similarity", ["dot", "euclidean"])
 def test_states_of_the_library_say_what_they_compare_by(call, arrays, similarity):
     """Without provenance too: searched as fitted, refused beside another similarity."""

@@ -128,6 +128,7 @@ def test_parameters(rows_of, arrays):
     assert rows["NNN"]["mean_rank"] == pytest.approx(reference.mean_rank(ranks), abs=0.03)
 
 
+@pytest.mark.slow
 def test_one_method_twice_with_other_parameters(call, path):
     code, out, _ = call("evaluate", path, "--methods", "nnn:k=4,nnn:k=8,nnn:k=4")
     assert code == 0

@@ -191,6 +191,7 @@ def test_one_argument_takes_the_pipe(folder, call, monkeypatch):
     assert "GALLERY: expected a file, got standard input, which QUERIES takes; name a file" in err
 
 
+@pytest.mark.slow
 def test_what_is_kept_of_a_pipe_goes_at_the_end(folder):
     kept = folder / "kept"
     kept.mkdir()

@@ -244,6 +244,7 @@ def test_auto_that_kept_raw_is_not_shown(told):
     assert story.shown_row([rows[0], chose, *rows[1:]]).method.kind == "auto"
 
 
+@pytest.mark.slow
 def test_matrices_and_no_truth(call, folder, tmp_path):
     arrays = {name: np.load(folder / f"{name}.npy") for name in ("query", "gallery", "query_bank")}
     np.save(tmp_path / "s.npy", arrays["query"][:30] @ arrays["gallery"].T)

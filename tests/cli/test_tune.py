@@ -55,6 +55,7 @@ def test_tune_prints_and_writes(call, tmp_path):
     assert gains == sorted(gains, reverse=True)
 
 
+@pytest.mark.slow
 def test_a_poisoned_bank_keeps_raw_unless_it_is_trusted(call, tmp_path):
     """Said by every command that chooses: tune, fit, evaluate and inspect."""
     query_bank, gallery = np.load("query_bank.npy"), np.load("gallery.npy")

@@ -140,6 +140,7 @@ def test_rows_one_by_one_beyond_2_to_the_24():
     np.testing.assert_allclose(both - np.array([0.25, -0.5]), moved.astype(float), rtol=1e-4)
 
 
+@pytest.mark.slow
 @given(st.permutations(range(5)), st.sampled_from([1e-5, 2.0, 1e5]))
 def test_parts_in_any_order(order, beta):
     random = np.random.default_rng(5)

@@ -146,6 +146,7 @@ def test_one_bank_in_float64_gives_float64(x64):
         assert function(narrow, wide).bias.dtype == jnp.float64
 
 
+@pytest.mark.slow
 def test_betas_and_weights_may_be_batched():
     test = problem(7)
     betas = jnp.array([1.0, 20.0, 50.0])

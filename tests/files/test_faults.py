@@ -233,6 +233,7 @@ def test_a_fit_killed_after_its_result_was_there_is_cleared_up_by_the_next(call,
     assert pathlib.Path("c.npz").read_bytes() == result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["fit", "search", "tune", "merge", "export", "evaluate"])
 def test_a_second_writer_of_the_same_output_is_refused(command, holder, call, jobs, folder):
     job, output = jobs[command]

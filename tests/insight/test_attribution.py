@@ -159,6 +159,7 @@ def check_influence(beta, k, weighted):
     assert np.any(found)
 
 
+@pytest.mark.slow
 def test_influence_of_the_only_item():
     """Without it the bank is empty, and an empty column has bias 0."""
     gallery = jnp.array([[1.0, 0.0], [0.0, 1.0]])

@@ -190,6 +190,7 @@ def inspected():
     return test, found
 
 
+@pytest.mark.slow
 def test_inspection_equals_brute_force(inspected):
     test, found = inspected
     similarities, banked = test.queries @ test.gallery.T, test.query_bank @ test.gallery.T

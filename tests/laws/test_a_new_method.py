@@ -108,6 +108,7 @@ def test_a_grid_of_unknown_parameters_is_refused(toy, banks, monkeypatch):
         dbn.tuning.tune(**banks, pairs=np.arange(SIZE))
 
 
+@pytest.mark.slow
 def test_the_command_knows_it(toy, call, tmp_path):
     test = problem(3, (40, 30, 25, 20))
     names = ("queries", "gallery", "query_bank", "gallery_bank")

@@ -682,6 +682,13 @@ ROWS |= {
         "exclude",
         EXCLUDED,
     ),
+    "baselines.stream_sinkhorn_normalization": (
+        lambda rows: baselines.stream_sinkhorn_normalization(
+            BANK, GALLERY, temperature=0.5, num_iterations=2, exclude=rows
+        ),
+        "exclude",
+        EXCLUDED,
+    ),
     "out_of_core.bank_statistics": (
         lambda rows: out_of_core.bank_statistics(BANK, GALLERY, beta=3.0, exclude=rows),
         "exclude",

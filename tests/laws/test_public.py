@@ -318,6 +318,7 @@ def test_states_know_their_similarity(name, tmp_path):
     assert dbn.baselines.dis_sim_local(WIDE, WIDE, k=1).similarity == "negative_squared_euclidean"
 
 
+@pytest.mark.slow
 def test_states_of_two_similarities_do_not_merge():
     dot, other = (dbn.stream_bank_statistics(WIDE, WIDE, beta=1.0, similarity_fn=fn) for fn in FNS)
     largest = [dbn.stream_largest_similarities(WIDE, WIDE, k=2, similarity_fn=fn) for fn in FNS]

@@ -212,6 +212,7 @@ def _measured(found, graded, right, k):
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=20)
 @given(st.sampled_from(FORMS), SEEDS)
 def test_measures_of_a_search_equal_trec_eval(form, seed):
@@ -363,6 +364,7 @@ def test_nothing_to_gain_is_left_out():
         assert np.isnan(measure(ranked, unanswered, 2))
 
 
+@pytest.mark.slow
 def test_jit_and_vmap_equal_a_loop():
     rng = np.random.default_rng(12)
     scores, grades = _scores(rng, (3, *SHAPE)), _grades(rng, (3, *SHAPE))

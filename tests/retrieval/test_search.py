@@ -265,6 +265,7 @@ def test_gallery_permutation(seed):
     np.testing.assert_array_equal(order[np.asarray(second.indices)], first.indices)
 
 
+@pytest.mark.slow
 def test_bfloat16_and_float64(x64):
     test = problem(4, SHAPES[2])
     low = [array.astype(jnp.bfloat16) for array in (test.queries, test.gallery)]

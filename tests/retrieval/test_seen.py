@@ -64,6 +64,7 @@ def check_found(found, scores):
     np.testing.assert_array_equal(indices, np.where(expected > -np.inf, order, -1))
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(SEEDS, st.sampled_from(KINDS))
 def test_every_search_and_rank_equals_brute_force(seed, kind):

@@ -121,6 +121,7 @@ def test_gallery_permutation(seed, shape):
     chex.assert_trees_all_equal(permuted.k_occurrence, whole.k_occurrence[order])
 
 
+@pytest.mark.slow
 @given(seeds, shapes)
 def test_bank_order_does_not_matter(seed, shape):
     test = problem(seed, shape)
@@ -214,6 +215,7 @@ def test_long_banks_keep_their_digits(num_bank, beta):
     assert np.abs(found.log_normalizer - expected).max() <= 5e-6
 
 
+@pytest.mark.slow
 def test_a_vector_of_betas_is_a_loop():
     test = problem(1)
     many = jnp.array([[1.0, 20.0], [3.0, 500.0]])
@@ -247,6 +249,7 @@ def test_sweeping_beta_compiles_once(compiled):
     assert compiled._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_batched_masks_and_weights():
     stack = np.stack([problem(seed).query_bank_similarities for seed in range(3)])
     random = np.random.default_rng(0)

@@ -238,6 +238,7 @@ def test_a_log_of_popular_items_costs_nothing(seed):
     assert corrected > with_partners + 0.02
 
 
+@pytest.mark.slow
 def test_a_gallery_bank_of_gallery_items_is_the_gallery():
     gallery, (log, pairs), _ = logged(3)
     gallery[7] = gallery[2]  # an item that stands there twice

@@ -126,6 +126,7 @@ def questions(num_queries, num_gallery, random):
     return seen, relevant
 
 
+@pytest.mark.slow
 def test_as_on_one_device():
     arrays = embeddings(UNEVEN)
     check_all(make_mesh(), arrays, arrays)
@@ -170,6 +171,7 @@ def test_explicit_axes_and_inputs_that_are_split_already():
     assert result.indices.sharding.spec[0] == "bank"
 
 
+@pytest.mark.slow
 def test_inside_jit_lengths_need_not_divide():
     arrays = smooth(UNEVEN)
     statistics, result = jax.jit(functools.partial(pipeline, on_mesh(make_mesh())))(arrays, 2.0)
@@ -254,6 +256,7 @@ def test_all_merge_in_a_shard_map_of_ones_own(check_vma):
         np.testing.assert_allclose(slope(jnp.float32(3)), one(jnp.float32(3)), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_streamed_functions_run_in_a_shard_map_of_ones_own():
     mesh, (bank, gallery, _) = make_mesh((4,), names=("bank",)), smooth(EVEN)
 
@@ -376,6 +379,7 @@ SAMPLED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(13, 27, 11), (13, 32, 11), (16, 27, 11)], ids=str)
 def test_rows_that_fill_up_the_devices_do_not_count(sizes):
     bank, gallery, _ = smooth(sizes)
