@@ -660,6 +660,11 @@ ROWS |= {
         EXCLUDED,
     ),
     "attribution.top_1_flips": (lambda rows: flips(items=rows), "items", EXCLUDED),
+    "tuning.likely_mistakes": (
+        lambda rows: tuning.likely_mistakes(queries=QUERIES, gallery=GALLERY, relevant=rows),
+        "relevant",
+        RELEVANT,
+    ),
     "attribution.bias_contributors": (
         lambda rows: attribution.bias_contributors(BANK, GALLERY, QUERY, rows, k=2),
         "items",
