@@ -93,6 +93,7 @@ def tune(
       >>> import dbnorm_jax as dbn
       >>> import numpy as np
       >>> bank = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
+      >>> bank /= np.linalg.norm(bank, axis=1, keepdims=True)
       >>> choice = dbn.tuning.tune(query_bank=bank, gallery_bank=bank, pairs=np.arange(40))
       >>> print(choice.reason)    # nothing to gain: all right
       raw: no candidate gains significantly over raw on held-out pairs
