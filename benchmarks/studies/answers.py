@@ -11,7 +11,6 @@ other. Printed are the shares of queries without and with an answer above the th
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -21,6 +20,7 @@ import dbnorm_jax as dbn
 from benchmarks.support.common import machine
 from dbnorm_jax._cli.reading.arrays import read_set
 from dbnorm_jax._cli.reading.sets import EvaluationSet, reversed_set
+from dbnorm_jax._src.core.relevance import as_rows
 
 SCORES = ("raw top-1", "raw lead", "IS(20) top-1", "CSLS(10) top-1", "CSLS(10), both terms")
 
@@ -44,21 +44,16 @@ def scores(queries: np.ndarray, gallery: np.ndarray, bank: np.ndarray, exclude: 
     return [raw[:, 0], raw[:, 0] - raw[:, 1], corrected[:, 0], local[:, 0], local[:, 0] - own]
 
 
-def right_rows(relevant: Any) -> np.ndarray:
-    """[num_queries, most] of right items as CSR, -1 where a query has fewer of them."""
-    first, places = relevant
-    counts = np.diff(first)
-    rows = np.full((len(counts), counts.max()), -1)
-    rows[np.arange(counts.max()) < counts[:, None]] = places
-    return rows
-
-
 def told_apart(test: EvaluationSet) -> list[tuple[float, float, float]]:
     """(AUC, share of queries without an answer above the threshold, of those with one)."""
     queries, gallery, bank = map(np.asarray, (test.queries, test.gallery, test.query_bank))
     order = np.random.default_rng(0).permutation(len(bank))
     fitted, held_out = np.array_split(bank[order], 2)
-    asked = (queries, None), (queries, right_rows(test.relevant)), (held_out, None)
+    asked = (
+        (queries, None),
+        (queries, as_rows(test.relevant, (len(queries), len(gallery)))),
+        (held_out, None),
+    )
     found = [scores(rows, gallery, fitted, exclude) for rows, exclude in asked]
     cells = []
     for present, absent, held in zip(*found, strict=True):

@@ -20,9 +20,9 @@ import numpy as np
 
 import dbnorm_jax as dbn
 from benchmarks.studies import demand, pieces
-from benchmarks.studies.answers import right_rows
 from benchmarks.studies.significance import print_ways
 from dbnorm_jax._cli.reading.sets import EvaluationSet
+from dbnorm_jax._src.core.relevance import as_rows
 
 STEPS = (0.0, 0.25, 0.5, 1.0)
 WAYS = ("IS", "IS, with a bias of one's own", "c = 0.25", "c = 0.5", "c = 1")
@@ -58,7 +58,7 @@ def popularity(test: EvaluationSet, first: int) -> np.ndarray:
 def partners_out(test: EvaluationSet) -> dbn.Correction:
     """IS at 2/spread with weight 0.75; no query enters the statistics of what it asks for."""
     spread = (test.query_bank @ np.asarray(test.gallery).T).std(axis=1).mean()
-    own = right_rows(test.bank_pairs)
+    own = as_rows(test.bank_pairs, (len(test.query_bank), len(test.gallery)))
     statistics = dbn.stream_bank_statistics(
         test.query_bank, test.gallery, beta=2 / spread, k=0, exclude=own
     )

@@ -5,6 +5,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from pairs import small_set
 
 pytest.importorskip("emoji")
 
@@ -12,24 +13,11 @@ import dbnorm_jax as dbn
 from benchmarks.studies import dual_bank
 from benchmarks.studies.dual_bank import Asked, Banks, Draw, Rule, Term
 from dbnorm_jax import baselines
-from dbnorm_jax._cli.reading.sets import EvaluationSet, rows_relevant
 
 
 @pytest.fixture(scope="module")
 def test_set():
-    random = np.random.default_rng(0)
-    common = random.normal(size=6)
-
-    def pair(count):
-        rows = random.normal(size=(count, 6)) + common
-        views = (rows, rows + 0.5 * random.normal(size=rows.shape))
-        return [view / np.linalg.norm(view, axis=1, keepdims=True) for view in views]
-
-    (gallery, queries), (gallery_bank, query_bank) = pair(30), pair(40)
-    turned = np.random.default_rng(1).permutation(40)
-    rows = (queries, gallery, query_bank, gallery_bank[np.argsort(turned)])
-    rows = [one.astype(np.float32) for one in rows]
-    return EvaluationSet("test", *rows, rows_relevant(30), turned)
+    return small_set()
 
 
 def corrections(matrices, between):

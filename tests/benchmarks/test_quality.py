@@ -2,37 +2,19 @@
 
 import numpy as np
 import pytest
+from pairs import small_set
 
 pytest.importorskip("emoji")
 
 from benchmarks.studies import quality
 from dbnorm_jax._cli.measuring.table_rows import evaluate
-from dbnorm_jax._cli.reading.sets import EvaluationSet, rows_relevant
 
 pytestmark = pytest.mark.slow  # a benchmark: out of the way of the library's own tests
 
 
 @pytest.fixture(scope="module")
 def test_set():
-    random = np.random.default_rng(0)
-    common = random.normal(size=6)
-
-    def pair(count):
-        rows = random.normal(size=(count, 6)) + common
-        views = (rows, rows + 0.5 * random.normal(size=rows.shape))
-        return [(view / np.linalg.norm(view, axis=1, keepdims=True)) for view in views]
-
-    (gallery, queries), (gallery_bank, query_bank) = pair(30), pair(40)
-    turned = np.random.default_rng(1).permutation(40)
-    return EvaluationSet(
-        name="test",
-        queries=queries.astype(np.float32),
-        gallery=gallery.astype(np.float32),
-        query_bank=query_bank.astype(np.float32),
-        gallery_bank=gallery_bank[np.argsort(turned)].astype(np.float32),
-        relevant=rows_relevant(30),
-        bank_pairs=turned,
-    )
+    return small_set()
 
 
 def test_draws_keep_pairs_together(test_set):

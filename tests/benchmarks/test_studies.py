@@ -258,8 +258,6 @@ def test_a_mixed_gallery_and_its_bank_share_no_pair():
 
 def test_the_area_is_the_chance_to_be_above():
     assert answers.area(np.array([1.0, 2, 3]), np.array([0.0, 2])) == pytest.approx(4.5 / 6)
-    rows = answers.right_rows((np.array([0, 2, 3]), np.array([5, 1, 4])))
-    np.testing.assert_array_equal(rows, [[5, 1], [4, -1]])
 
 
 def test_own_bias_counts_the_first_of_a_log():

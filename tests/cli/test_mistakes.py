@@ -9,8 +9,6 @@ import pytest
 
 pytest.importorskip("rich")
 
-from dbnorm_jax._cli.commands import main as command
-
 ROOT = pathlib.Path(__file__).parents[2]
 SWAPPED = "the query bank looks like the gallery and the gallery bank like the queries"
 
@@ -32,17 +30,14 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def call(capsys, folder, monkeypatch):
-    """Runs the command in this process -> (stdout, the lines on stderr)."""
+def said(call, folder, monkeypatch):
+    """Runs the command, which must end well -> (stdout, the lines on stderr)."""
     monkeypatch.chdir(folder)
 
     def run(*arguments):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            command.main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        assert stopped.value.code == 0, captured.err
-        return captured.out, captured.err.splitlines()
+        code, out, err = call(*arguments)
+        assert code == 0, err
+        return out, err.splitlines()
 
     return run
 
@@ -57,9 +52,9 @@ def warned(lines):
 
 
 @pytest.mark.slow
-def test_evaluate_says_it_everywhere(call, tmp_path):
-    assert call(*EVALUATE, *RIGHT)[1] == []
-    out, lines = call(*EVALUATE, *EXCHANGED, "--json", "--output", tmp_path / "report")
+def test_evaluate_says_it_everywhere(said, tmp_path):
+    assert said(*EVALUATE, *RIGHT)[1] == []
+    out, lines = said(*EVALUATE, *EXCHANGED, "--json", "--output", tmp_path / "report")
     (line,) = warned(lines)
     assert SWAPPED in line
     (said,) = json.loads(out)["warnings"]
@@ -70,37 +65,37 @@ def test_evaluate_says_it_everywhere(call, tmp_path):
     assert page.index("Warning: ") < page.index("<h2>Methods</h2>")
 
 
-def test_fit_says_it(call, tmp_path):
+def test_fit_says_it(said, tmp_path):
     fit = ("fit", "gallery.npy", "--similarity", "dot", "--method", "dualis")
     betas = ("--beta-query", "1", "--beta-gallery", "0.1")
-    assert warned(call(*fit, *betas, *RIGHT, "--output", tmp_path / "right.npz")[1]) == []
+    assert warned(said(*fit, *betas, *RIGHT, "--output", tmp_path / "right.npz")[1]) == []
     wrong = (*fit, "--beta-query", 2000, "--beta-gallery", "0.1", *RIGHT, "--json")
-    out, lines = call(*wrong, "--output", tmp_path / "wrong.npz")
+    out, lines = said(*wrong, "--output", tmp_path / "wrong.npz")
     (line,) = warned(lines)
     assert "beta 2000 is large for these similarities" in line
     assert json.loads(out)["warnings"] == [line.removeprefix("dbnorm: warning: ")]
 
 
-def test_tune_says_it(call):
+def test_tune_says_it(said):
     np.save("large.npy", 3.7 * np.load("gallery.npy"))
     tune = ("tune", "query_bank.npy", "gallery_bank.npy", "--similarity", "dot", "--json")
-    assert json.loads(call(*tune, "--gallery", "gallery.npy")[0])["warnings"] == []
-    out, lines = call(*tune, "--gallery", "large.npy")
+    assert json.loads(said(*tune, "--gallery", "gallery.npy")[0])["warnings"] == []
+    out, lines = said(*tune, "--gallery", "large.npy")
     assert any("the norms of the gallery" in line for line in warned(lines))
     assert any("the norms of the gallery" in one for one in json.loads(out)["warnings"])
 
 
 @pytest.mark.slow
-def test_inspect_says_it(call):
+def test_inspect_says_it(said):
     inspect = ("inspect", "gallery.npy", "--queries", "queries.npy")
-    assert warned(call(*inspect, *RIGHT)[1]) == []
-    out, lines = call(*inspect, *EXCHANGED, "--json")
+    assert warned(said(*inspect, *RIGHT)[1]) == []
+    out, lines = said(*inspect, *EXCHANGED, "--json")
     assert SWAPPED in warned(lines)[0]
     assert SWAPPED in json.loads(out)["warnings"][0]
 
 
 @pytest.mark.slow
-def test_the_page_of_mistakes_quotes_what_is_printed(call):
+def test_the_page_of_mistakes_quotes_what_is_printed(said):
     """Each row of the table in docs/faq.md: the command beside the mistake prints the words."""
     wrong = {
         "banks exchanged": (*EVALUATE, *EXCHANGED),
@@ -114,5 +109,5 @@ def test_the_page_of_mistakes_quotes_what_is_printed(call):
     text = (ROOT / "docs" / "faq.md").read_text("utf-8")
     rows = dict(re.findall(r"^\| (.+?) \| (.+?) \|$", text, re.MULTILINE))
     for mistake, arguments in wrong.items():
-        printed = " ".join(warned(call(*arguments)[1]))
+        printed = " ".join(warned(said(*arguments)[1]))
         assert rows[mistake] in printed, printed

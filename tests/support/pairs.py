@@ -1,6 +1,8 @@
-"""Banks of pairs with hubs, and their held-out scores from the definition."""
+"""Banks of pairs with hubs, a small set of them, and held-out scores from the definition."""
 
 import numpy as np
+
+from dbnorm_jax._cli.reading.sets import EvaluationSet, rows_relevant
 
 SIZE, DIM = 60, 12
 
@@ -12,6 +14,23 @@ def hubby(seed, size=SIZE, gallery=SIZE, noise=1.0):
     queries = items + noise * rng.normal(size=items.shape).astype(np.float32)
     queries += 1.5 * rng.normal(size=DIM).astype(np.float32)
     return queries[:size], items[:size], queries[size:], items[size:]
+
+
+def small_set():
+    """30 queries for 30 items, and banks of 40 pairs in another order; unit rows."""
+    random = np.random.default_rng(0)
+    common = random.normal(size=6)
+
+    def pair(count):
+        rows = random.normal(size=(count, 6)) + common
+        views = (rows, rows + 0.5 * random.normal(size=rows.shape))
+        return [view / np.linalg.norm(view, axis=1, keepdims=True) for view in views]
+
+    (gallery, queries), (gallery_bank, query_bank) = pair(30), pair(40)
+    turned = np.random.default_rng(1).permutation(40)
+    rows = (queries, gallery, query_bank, gallery_bank[np.argsort(turned)])
+    rows = [one.astype(np.float32) for one in rows]
+    return EvaluationSet("test", *rows, rows_relevant(30), turned)
 
 
 def reference_biases(banks, split, table, fold):
