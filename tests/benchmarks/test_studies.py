@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from pairs import small_set
 
 import dbnorm_jax as dbn
 
@@ -20,6 +21,7 @@ from benchmarks.studies import (
     guards,
     held_out_bias,
     logged,
+    mistakes,
     modalities,
     own_bias,
     pairless,
@@ -272,3 +274,23 @@ def test_own_bias_counts_the_first_of_a_log():
     first, places = own_bias.part(whole, slice(3, 5))
     np.testing.assert_array_equal(first, [0, 1, 2])
     np.testing.assert_array_equal(places, [3, 3])
+
+
+def test_figures_behind_the_thresholds_of_mistakes():
+    """On a small set, from their definitions; `ahead` and the gain by counting."""
+    test = small_set()
+    found = mistakes.figures(test)
+    similarities, bank = test.queries @ test.gallery.T, test.query_bank @ test.gallery.T
+    own = np.diag(similarities)[:, None]
+    assert found["ahead"] == pytest.approx((similarities > own).sum(axis=1).mean() / 29)
+    spread = bank.std(axis=1).mean()
+    biases = spread / 2 * np.log(np.exp(2 / spread * bank).mean(axis=0))
+    hits = [
+        (one.argmax(axis=1) == np.arange(30)).mean()
+        for one in (similarities - biases, similarities)
+    ]
+    assert found["at 2"] == pytest.approx(100 * (hits[0] - hits[1]), abs=1e-3)
+    apart = dataclasses.replace(test, gallery=-test.gallery, gallery_bank=-test.gallery_bank)
+    other = mistakes.figures(apart)
+    assert other["bank"] == pytest.approx(found["bank"])
+    assert other["exchanged"] > found["exchanged"] + 0.1

@@ -3,6 +3,7 @@
 The thresholds were measured on the emoji names and four other sets of embeddings (photos,
 translations, spoken words, definitions), both directions of each: ten. A warning needs evidence
 that none of the ten came near, because a false alarm costs more than a mistake that is missed.
+`benchmarks/studies/mistakes.py` prints the figures.
 """
 
 from collections.abc import Iterator
@@ -38,7 +39,7 @@ _CHANCE, _WORSE, _FOUND = 0.4, 0.6, 0.25
 _NORMS = 1.5
 # beta x spread, the standard deviation of similarities within a row. IS was best between 1 and 2 on
 # all ten. At 10 it was below raw on eight of them, and below half of its best gain on another; at
-# 0.02 it was below a third of its best gain on all but two.
+# 0.02 it was below a third of its best gain on all but one.
 _BETA_SPREAD = 0.02, 10.0
 # Correlation of an item's mean similarity to the bank and to the queries: 0.99 on the ten, at most
 # 0.59 where one of the two matrices is transposed.
