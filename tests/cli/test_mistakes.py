@@ -9,6 +9,9 @@ import pytest
 
 pytest.importorskip("rich")
 
+from dbnorm_jax._cli.measuring import mistakes
+from dbnorm_jax._cli.reading import sets
+
 ROOT = pathlib.Path(__file__).parents[2]
 SWAPPED = "the query bank looks like the gallery and the gallery bank like the queries"
 
@@ -111,3 +114,18 @@ def test_the_page_of_mistakes_quotes_what_is_printed(said):
     for mistake, arguments in wrong.items():
         printed = " ".join(warned(said(*arguments)[1]))
         assert rows[mistake] in printed, printed
+
+
+def test_of_large_rows_a_few_are_asked_for_at_once(monkeypatch):
+    """What is read of a mapped file maps the pages around it."""
+    whole = np.arange(9000, dtype=np.float32).reshape(3000, 3)
+    rows, asked = sets.LargeRows("rows", whole, "dot"), []
+    read = sets.LargeRows.__getitem__
+
+    def counted(own, places):
+        asked.append(len(places))
+        return read(own, places)
+
+    monkeypatch.setattr(sets.LargeRows, "__getitem__", counted)
+    np.testing.assert_array_equal(mistakes._drawn(rows), whole)
+    assert max(asked) <= 64

@@ -1,9 +1,11 @@
 """Pairs on wrong items: the test by ranks, what goes into it, and both on simulated banks."""
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pairs import hubby
 
 import dbnorm_jax as dbn
 from dbnorm_jax._src.tuning import split as folds
@@ -165,3 +167,18 @@ def test_an_item_that_is_asked_for_again_and_again_counts_once():
     right[:48] = 0
     query_bank[:48] = gallery[7]
     assert asked(query_bank, gallery_bank, gallery, right) == 0
+
+
+def test_a_gallery_on_the_device_is_not_copied(monkeypatch):
+    queries, items, _, gallery = hubby(5, gallery=300)
+    gallery = jax.device_put(np.tile(gallery, (8, 1)))
+    asked, largest = [], wrong_pairs._largest
+
+    def seen(queries, columns, *others, **options):
+        asked.append(columns.unsafe_buffer_pointer())
+        return largest(queries, columns, *others, **options)
+
+    monkeypatch.setattr(wrong_pairs, "_largest", seen)
+    known = {"query_bank": queries, "gallery_bank": items, "gallery": gallery}
+    dbn.tuning.tune(**known, pairs=np.arange(len(items)))
+    assert asked[1] == gallery.unsafe_buffer_pointer()

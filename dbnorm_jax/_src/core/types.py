@@ -131,19 +131,25 @@ class LargestSimilarities:
     @property
     def mean(self) -> jax.Array:
         """[..., num_gallery], mean of the places filled; NaN where none is."""
-        # Place by place: a masked sum over all of them writes copies of them first.
-        places = jnp.moveaxis(self.values, -2, 0)
-        none = jnp.zeros_like(places[0])
-        (total, count), _ = lax.scan(_add_filled, (none, none), places)
+        if jax.typeof(self.values).sharding.spec[-2]:  # no place can be cut out on its own
+            filled = self.values > -jnp.inf
+            total = jnp.where(filled, self.values, 0).sum(-2)
+            count = filled.sum(-2, dtype=total.dtype)
+        else:
+            total, count = _sum_of_places(self.values)
         return jnp.where(count > 0, total / jnp.where(count > 0, count, 1), jnp.nan)
 
 
-def _add_filled(
-    so_far: tuple[jax.Array, jax.Array], values: jax.Array
-) -> tuple[tuple[jax.Array, jax.Array], None]:
-    total, count = so_far
-    filled = values > -jnp.inf
-    return (total + jnp.where(filled, values, 0), count + filled.astype(count.dtype)), None
+def _sum_of_places(values: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Sum and number of the places filled, place by place: a masked sum of all copies them first."""
+
+    def add(so_far: tuple[jax.Array, jax.Array], place: jax.Array) -> tuple[Any, None]:
+        total, count = so_far
+        filled = place > -jnp.inf
+        return (total + jnp.where(filled, place, 0), count + filled.astype(count.dtype)), None
+
+    none = jnp.zeros_like(values, shape=(*values.shape[:-2], values.shape[-1]))
+    return lax.scan(add, (none, none), jnp.moveaxis(values, -2, 0))[0]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -217,7 +217,7 @@ def fit(
     right = None
     if pairs is not None:
         right = folds.right_rows("pairs", pairs, len(banks.query), len(banks.gallery))
-    items, query = jnp.asarray(banks.items), jnp.asarray(banks.query)
+    items, query = jax.device_put((banks.items, banks.query))  # uncopied, where they can be
     exclude = {}
     if choice.name != RAW:
         partners = folds.partners(banks.gallery, right, [banks.items])
