@@ -1,12 +1,12 @@
 """Peak memory of each command in units of its gallery, each call in a process of its own.
 
-    python -m benchmarks.speed.memory_of_commands [--few 1000] [--gallery 200000] [--large 600000]
+    python -m benchmarks.speed.memory_of_commands [--few 20000] [--gallery 200000] [--large 600000]
         [--rows 64] [--dim 512]
 
 The gallery is a float32 .npy; banks and queries are small. Peaks are above the process once it has
 imported everything: resident memory, which counts pages of files that are mapped, and anonymous
-memory (RssAnon), which does not. Most of what a call with `few` items takes are compiled programs;
-growth is what each byte of gallery adds to the resident peak of that call.
+memory (RssAnon), which does not. Most of what a call with `few` items takes are compiled programs
+and their tiles, which `few` fill; growth is what each further byte of gallery adds to its peak.
 """
 
 import argparse
@@ -23,7 +23,7 @@ import numpy as np
 from benchmarks.speed.out_of_core import anonymous, watched
 from benchmarks.support import environment, inputs, report
 
-SIZES = {"few": 1000, "gallery": 200_000, "large": 600_000, "rows": 64, "dim": 512}
+SIZES = {"few": 20_000, "gallery": 200_000, "large": 600_000, "rows": 64, "dim": 512}
 MOST = 1.3  # x gallery
 # In the order in which one needs what another has written; what begins with @ is in the folder.
 _BANKS = ("--query-bank", "@bank.npy", "--gallery-bank", "@gallery_bank.npy")

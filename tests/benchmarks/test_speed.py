@@ -112,11 +112,11 @@ def test_memory_is_measured(work):
 
 @reads_proc
 def test_commands_hold_a_gallery_at_most_once():
-    """What 312 MiB of gallery add to the peak of a small call, which is that of the compiler."""
+    """What 312 MiB of gallery add to the peak of a call whose tiles are full."""
     commands = module("speed.memory_of_commands")
     few, many = (
         commands.measured(length, 64, 512, ["evaluate, paper", "inspect"])
-        for length in (1000, 161_000)
+        for length in (20_000, 180_000)
     )
     for command, peaks in many.items():
         grown = peaks["resident"] - few[command]["resident"]
