@@ -286,9 +286,9 @@ def test_converged_sinkhorn_is_hnn(x64, temperature):
 def test_hnn_stays_converged_in_float32():
     random = np.random.default_rng(0)
     bank = (random.normal(size=(200, 150)) / 6).astype(np.float32)
-    for count in (15, 60, 150):
+    for count in (15, 150, 600):
         fitted = baselines.hubless_nearest_neighbor(bank, temperature=0.05, num_iterations=count)
-        assert baselines.sinkhorn_residual(bank, fitted, temperature=0.05) < 2e-3
+        assert baselines.sinkhorn_residual(bank, fitted, temperature=0.05) < 1e-5
 
 
 def test_the_residual_falls_and_tells_an_unfinished_fit():

@@ -421,6 +421,8 @@ def _hubless(similarities: jax.Array, temperature: jax.Array, *, num_iterations:
                 gradient, state, beta, value=value, grad=gradient, value_fn=objective
             )
             beta = optax.apply_updates(beta, updates)
+        # A constant added to beta changes nothing but its rounding, and the search would let it grow.
+        beta -= beta.mean()
         return (beta, state, best, smallest), None
 
     # The bias of SN's first half-step is a good start, and 0 would do.
