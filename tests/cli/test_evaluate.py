@@ -43,6 +43,7 @@ NUMBERS = (
 )
 # One shape throughout, so that everything compiles once.
 NUM_QUERIES, NUM_BANK, DIM = 40, 60, 8
+PUBLISHED = ("--methods", "paper,published,csls,nnn")
 
 
 def run_apart(*code, cwd=None):
@@ -325,7 +326,7 @@ def expected(arrays):
 
 
 def test_evaluate_agrees_with_the_reference(folder, expected, call_json):
-    content = call_json("evaluate", *embeddings_of(folder), "--published")
+    content = call_json("evaluate", *embeddings_of(folder), *PUBLISHED)
     assert content["similarity"] == "cosine"
     assert content["betas"] == {"query_bank": 20, "gallery_bank": 1}
     found = {name: row["recall_at_1"] for name, row in by_method(content).items()}
@@ -344,8 +345,8 @@ def test_matrices_give_the_same_numbers(folder, arrays, call_json, tmp_path):
     ]
     both = ["--gallery-bank-similarities", tmp_path / "g.npy", "--beta-gallery=1"]
     truth = ["--relevant", folder / "truth.npz"]
-    embedded = call_json("evaluate", *embeddings_of(folder), "--published", *truth)
-    given = call_json("evaluate", *matrices, *both, "--published", *truth)
+    embedded = call_json("evaluate", *embeddings_of(folder), *PUBLISHED, *truth)
+    given = call_json("evaluate", *matrices, *both, *PUBLISHED, *truth)
     assert_same_rows(embedded, given)
     assert given["similarity"] != "cosine"
     alone = call_json("evaluate", *matrices)
@@ -450,7 +451,7 @@ def test_gallery_may_serve_as_its_own_bank(folder, arrays, call_json, call):
 
 def test_table_is_plain_and_uncut_when_piped(folder, call, monkeypatch):
     monkeypatch.setenv("COLUMNS", "20")
-    code, out, err = call("evaluate", *embeddings_of(folder), "--published")
+    code, out, err = call("evaluate", *embeddings_of(folder), *PUBLISHED)
     assert (code, err) == (0, "")
     assert "\x1b" not in out
     assert "…" not in out

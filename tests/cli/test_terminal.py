@@ -94,7 +94,7 @@ FILE_OF = {
     "fit": ["{0}", "--query-bank", "{0}", "--output", "x.npz"],
     "search": ["{0}", "{0}"],
     "search ": [rows_of("queries"), rows_of("gallery"), "--correction", "{0}"],
-    "search  ": [rows_of("queries"), rows_of("gallery"), "--gallery-ids", "{0}"],
+    "search  ": [rows_of("queries"), rows_of("gallery"), "--labels", "{0}"],
     "merge": ["{0}", "{0}", "--output", "x.npz"],
     "export": [rows_of("gallery"), "--correction", "{0}", "--output", "x"],
 }
@@ -188,7 +188,7 @@ def test_titles(shown):
 def test_search_escapes_ids_as_json_does(shown):
     words = [rows_of("queries"), rows_of("gallery"), "-k", 1]
     _, out, _ = shown("search", *words)
-    code, named, _ = shown("search", *words, "--gallery-ids", "names.npy")
+    code, named, _ = shown("search", *words, "--labels", "names.npy")
     assert code == 0
     names = np.load("names.npy").tolist()
     found = [json.loads(line)["items"] for line in out]

@@ -184,7 +184,7 @@ def test_the_page_of_methods_is_the_table():
         ]
         assert parameters == (", ".join(described) or "none")
         assert source == row.paper
-    assert set(by_name) == {"name", "`auto`", "`--published`"}
+    assert set(by_name) == {"name", "`auto`", "`published`"}
 
 
 def test_no_page_installs_what_is_not_released():

@@ -60,10 +60,10 @@ def demo(source: str, target: str, seed: int, output: Path, force: bool) -> None
     "--methods",
     metavar="LIST",
     help="Which to run: auto, or by name or group (all, paper, means, transport, rescaling, "
-    "vectors, transductive), with parameters as nnn:k=64:weight=0.5; raw is always there.  "
+    "vectors, transductive; published: DualDIS as the released code scores it), with parameters as "
+    "nnn:k=64:weight=0.5; raw is always there.  "
     "[default: auto where there are pairs, paper,csls,nnn]",
 )
-@click.option("--published", is_flag=True, help="Add DualDIS as the released code scores it.")
 @click.option("--reverse", is_flag=True, help="Swap both sides: the gallery queries the queries.")
 @options.file("--similarities", "Instead of embeddings: queries x gallery, higher=closer.")
 @options.file("--query-bank-similarities", "With --similarities: query bank x gallery.")
@@ -192,12 +192,15 @@ def inspect(**values: Any) -> None:
 
 
 @cli.command()
-@click.option("--queries", default=2048, type=click.IntRange(min=1), help="Rows that search.")
+@click.option(
+    "--queries",
+    default=2048,
+    type=click.IntRange(min=1),
+    help="Rows that search, and rows of a bank.",
+)
 @click.option("--gallery", default=20480, type=click.IntRange(min=1), help="Rows searched.")
-@click.option("--bank", default=2048, type=click.IntRange(min=1), help="Rows of either bank.")
 @click.option("--dim", default=512, type=click.IntRange(min=1), help="Embedding dimensions.")
 @options.neighbors("Nearest items per query.")
-@click.option("--repetitions", default=5, type=click.IntRange(min=1), help="Median of so many.")
 @options.as_json("Print JSON instead of the table.")
 def benchmark(**values: Any) -> None:
     """Time fitting and corrected search on this machine.
@@ -227,7 +230,7 @@ def benchmark(**values: Any) -> None:
     default="dualdis",
     help="statistics: those of the query bank, for dbnorm merge.",
 )
-@options.betas("--beta")
+@options.betas()
 @click.option(
     "-k",
     type=click.IntRange(min=0),
@@ -300,8 +303,7 @@ def merge(**values: Any) -> None:
 )
 @options.neighbors("Items per query.")
 @options.similarity("[default: that of the correction, or cosine]", default=None)
-@options.file("--query-ids", "A name per query: lines of text, or .npy.")
-@options.file("--gallery-ids", "A name per gallery item, likewise.")
+@options.labels(bank=False)
 @options.output(
     "FILE",
     "Write there: .npz (scores, indices, ids), .npy (indices), .csv, .jsonl, .trec (a run) or "

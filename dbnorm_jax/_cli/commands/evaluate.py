@@ -73,7 +73,6 @@ class Request(Shared):
     files: tuple[str, ...] = ()
     methods: str | None = None
     methods_option: str = "--methods"
-    published: bool = False
     reverse: bool = False
     similarities: str | None = None
     query_bank_similarities: str | None = None
@@ -190,16 +189,13 @@ def chosen_methods(request: Request) -> list[Method]:
     """The methods asked for with their parameters, checked."""
     text = ",".join(DEFAULT) if request.methods is None else request.methods
     wishes = parse(text, request.methods_option)
-    if request.published:
-        wishes.append(Wish("published", {}, by_name=True))
     methods = {Method("raw"): None}
     for wish in wishes:
         obstacle = _obstacle(request, wish)
-        published = wish.kind == "published"
         if obstacle is None:
             methods[_method(request, wish)] = None
-        elif wish.by_name and (request.methods is not None or published):
-            option = "--published" if published else f"{request.methods_option} {wish.kind}"
+        elif wish.by_name and request.methods is not None:
+            option = f"{request.methods_option} {wish.kind}"
             expected, actual, remedy = obstacle
             raise ValueError(f"{option}: expected {expected}, got {actual}; {remedy}")
     return list(methods)

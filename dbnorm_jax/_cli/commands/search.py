@@ -47,8 +47,8 @@ class Request:
     correction: str | None = None
     k: int | None = None
     similarity: str | None = None
-    query_ids: str | None = None
-    gallery_ids: str | None = None
+    query_labels: str | None = None
+    labels: str | None = None
     output: Path | None = None
     block_size: int = DEFAULT_BLOCK_SIZE
     force: bool = False
@@ -67,7 +67,7 @@ def run(request: Request) -> None:
     output = sink_of(request, suffixes=_SUFFIXES)
     if output is None and request.as_json:
         raise ValueError("--json: expected --output, whose contents it sums up, got none; name one")
-    named = given(request, "query_ids", "gallery_ids")
+    named = given(request, "query_labels", "labels")
     if output is not None and output.path.suffix == ".npy" and named:
         raise ValueError(
             f"{named[0]}: expected an --output that holds names ({', '.join(_NAMED)}), got "
@@ -89,8 +89,8 @@ def run(request: Request) -> None:
         hashed = known is not None and not fitted.unchanged
     bare = output is not None and output.path.suffix == ".trec"
     names = _Names(
-        _names("--query-ids", request.query_ids, num_queries, bare=bare),
-        _names("--gallery-ids", request.gallery_ids, num_gallery, bare=bare),
+        _names("--query-labels", request.query_labels, num_queries, bare=bare),
+        _names("--labels", request.labels, num_gallery, bare=bare),
     )
     settings = Settings(SIMILARITY_FUNCTIONS[similarity], block_size=request.block_size)
     pair = row_pair(("queries", queries.rows), ("gallery", gallery.rows), settings)
