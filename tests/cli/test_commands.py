@@ -74,7 +74,7 @@ def test_the_command_has_at_most_45_options():
         if isinstance(parameter, click.Option)
         for name in (*parameter.opts, *parameter.secondary_opts)
     }
-    assert {"--query-bank", "--help", "--version", "-k"} <= options
+    assert {"--query-bank", "--help", "--version", "-k", "--choice"} <= options
     assert len(options) <= 45, sorted(options)
 
 

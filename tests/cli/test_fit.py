@@ -27,7 +27,7 @@ pytest.importorskip("rich")
 
 from dbnorm_jax._cli.commands import main as command
 from dbnorm_jax._cli.commands import search
-from dbnorm_jax._cli.reading import large
+from dbnorm_jax._cli.reading import large, sets
 from dbnorm_jax._cli.reading.argument import Source
 from dbnorm_jax._cli.reading.names import read_items, read_lines
 from dbnorm_jax._cli.showing import output, progress
@@ -292,20 +292,39 @@ def test_fit_auto(call, unit):
     banks = ("--gallery-bank", "gallery_bank.npy", "--bank-pairs", "rows")
     content = json.loads(call(*FIT, *banks, "--method", "auto", "--output", "c.npz", "--json"))
     known = {name: unit[name] for name in ("gallery", "query_bank", "gallery_bank")}
-    choice = dbn.tuning.tune(**known, pairs=np.arange(SIZE), mergeable=True)
+    choice = dbn.tuning.tune(**known, pairs=np.arange(SIZE))
     correction = dbn.tuning.fit(choice, **known)
     assert content["choice"]["method"] == choice.name != "raw"
     assert_same(dbn.load("c.npz"), correction)
+    tune = ("tune", "query_bank.npy", "gallery_bank.npy", "--bank-pairs", "rows")
+    call(*tune, "--gallery", "gallery.npy", "--output", "choice.npz")
+    call(*FIT, *banks, "--choice", "choice.npz", "--output", "chosen.npz")
+    assert_same(dbn.load("chosen.npz"), correction)
+    err = call(*FIT, "--choice", "choice.npz", "--output", "d.npz", expect=2)
+    assert (
+        f"--gallery-bank: expected one, as --choice 'choice.npz' was chosen with one of {SIZE}"
+        in err
+    )
+    words = (*FIT, *banks, "--choice", "choice.npz", "--similarity", "dot", "--output", "d.npz")
+    assert "expected a choice under dot similarity, got cosine" in call(*words, expect=2)
+    words = (*FIT, *banks, "--choice", "c.npz", "--output", "d.npz")
+    assert "expected a Choice, got a Correction; make one with dbnorm tune" in call(
+        *words, expect=2
+    )
     np.save("none.npy", np.full(SIZE, -1))
     banks = (*banks[:2], "--bank-pairs", "none.npy")
-    call(*FIT, *banks, "--method", "auto", "--output", "raw.npz")
+    call(*FIT, *banks, "--output", "raw.npz")
     assert not np.asarray(dbn.load("raw.npz").bias).any()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_known", [SIZE, SIZE - 15])
-def test_fit_auto_leaves_an_item_s_own_queries_out(call, arrays, unit, num_known):
-    """The bank is a log: what was asked for stands in the gallery, all of it or some."""
+def test_fit_auto_leaves_an_item_s_own_queries_out(call, arrays, unit, num_known, monkeypatch):
+    """The bank is a log: what was asked for stands in the gallery, all of it or some.
+
+    Read in blocks, so that biases are of items one by one.
+    """
+    monkeypatch.setattr(sets, "MOST_IN_MEMORY", 0)
     pairs = np.where(np.arange(SIZE) < num_known, np.arange(SIZE), -1)
     np.save("mixed.npy", np.where(pairs[:, None] < 0, arrays["gallery_bank"], arrays["gallery"]))
     mixed = np.where(pairs[:, None] < 0, unit["gallery_bank"], unit["gallery"])
@@ -338,16 +357,19 @@ def damaged(name, place, value):
 
 
 BAD_FITS = {
-    "no bank": ((*FIT[:2], "--output", "c.npz"), "--query-bank: expected"),
-    "no gallery": (("fit", "no.npy", *FIT[2:], "--output", "c.npz"), "no.npy"),
+    "no bank": ((*FIT[:2], "--method", "is", "--output", "c.npz"), "--query-bank: expected"),
+    "no gallery": (("fit", "no.npy", *FIT[2:], "--method", "is", "--output", "c.npz"), "no.npy"),
     "no output": (FIT, "--output"),
-    "a folder that is none": ((*FIT, "--output", "no/c.npz"), "existing folder"),
-    "another suffix": ((*FIT, "--output", "c.pkl"), ".npz"),
+    "a folder that is none": ((*FIT, "--method", "is", "--output", "no/c.npz"), "existing folder"),
+    "another suffix": ((*FIT, "--method", "is", "--output", "c.pkl"), ".npz"),
     "beta of 0": (
-        (*FIT, "--beta-query", 0, "--output", "c.npz"),
+        (*FIT, "--method", "is", "--beta-query", 0, "--output", "c.npz"),
         "--beta-query: expected a positive",
     ),
-    "no beta": ((*FIT, "--similarity", "dot", "--output", "c.npz"), "--beta-query: expected a num"),
+    "no beta": (
+        (*FIT, "--method", "is", "--similarity", "dot", "--output", "c.npz"),
+        "--beta-query: expected a num",
+    ),
     "a beta too many": (
         (*FIT, "--method", "csls", "--beta-query", 2, "--output", "c.npz"),
         "--beta-query: expected a method that has it",
@@ -380,7 +402,22 @@ BAD_FITS = {
         (*FIT, "--method", "is", "--seed", 3, "--output", "c.npz"),
         "--seed: expected a method that has it",
     ),
-    "pairs without auto": ((*FIT, "--bank-pairs", "rows", "--output", "c.npz"), "--bank-pairs"),
+    "pairs without auto": (
+        (*FIT, "--method", "is", "--bank-pairs", "rows", "--output", "c.npz"),
+        "--bank-pairs: expected --method auto or --choice",
+    ),
+    "no method": (
+        (*FIT, "--output", "c.npz"),
+        "--method: expected one, or --bank-pairs for auto, got neither; without pairs",
+    ),
+    "a method and a choice": (
+        (*FIT, "--method", "is", "--choice", "choice.npz", "--output", "c.npz"),
+        "--method: expected none beside --choice, got is; leave one out",
+    ),
+    "trust in a choice": (
+        (*FIT, "--choice", "choice.npz", "--trust-banks", "--output", "c.npz"),
+        "--trust-banks: expected --method auto",
+    ),
 }
 
 
@@ -495,7 +532,10 @@ def test_a_provenance_of_another_form_is_refused_by_file(call, parts):
         ((*SEARCH, "--correction", "c.npz"), "--correction 'c.npz'"),
         (("export", "gallery.npy", "--correction", "c.npz", "--output", "index"), "'c.npz'"),
         ((*FIT, "--method", "is", "--output", "c.npz"), "--output 'c.npz'"),
-        ((*FIT[:2], "--query-statistics", "s.npz", "--output", "d.npz"), "'s.npz'"),
+        (
+            (*FIT[:2], "--query-statistics", "s.npz", "--method", "is", "--output", "d.npz"),
+            "'s.npz'",
+        ),
         (("merge", "monday.npz", "s.npz", "--output", "both.npz"), "s.npz"),
     ):
         err = call(*words, expect=2)
@@ -507,7 +547,8 @@ def test_a_provenance_of_another_form_is_refused_by_file(call, parts):
     other = jax.tree.map(lambda leaf: leaf[:9] if leaf.ndim else leaf, state)
     known = dbn.read_provenance("monday.npz")
     dbn.save("u.npz", other, provenance=known)
-    err = call(*FIT[:2], "--query-statistics", "u.npz", "--output", "d.npz", expect=2)
+    words = (*FIT[:2], "--query-statistics", "u.npz", "--method", "is", "--output", "d.npz")
+    err = call(*words, expect=2)
     assert "'u.npz': expected statistics of 60 gallery items" in err
     euclidean = dataclasses.replace(state, similarity="negative_squared_euclidean")
     dbn.save("v.npz", dbn.inverted_softmax(euclidean), provenance=known)
