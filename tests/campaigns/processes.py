@@ -44,9 +44,10 @@ class Job:
 
 
 BANK = ("--query-bank", "bank.npy")
+BLOCKS = ("--block-size", "128")
 JOBS = {
     "fit": Job(
-        ("fit", "gallery.npy", *BANK, "--block-size", "128", "--checkpoint-every", "0"),
+        ("fit", "gallery.npy", *BANK, "--method", "dualdis", *BLOCKS, "--checkpoint-every", "0"),
         {OLD: ("--beta-query", "5"), NEW: ("--beta-query", "7")},
         "fitted.npz",
         checkpoints=("fitted.npz.query-bank.partial", "fitted.npz.gallery-bank.partial"),

@@ -60,6 +60,24 @@ def test_help_and_options(name):
         assert "--force" in options
 
 
+def test_the_command_has_at_most_45_options():
+    """Over all commands, by their names: help, version and short forms as well."""
+    contexts = [(cli, click.Context(cli, **cli.context_settings))]
+    contexts += [
+        (command, click.Context(command, parent=contexts[0][1], info_name=name))
+        for name, command in cli.commands.items()
+    ]
+    options = {
+        name
+        for command, context in contexts
+        for parameter in command.get_params(context)
+        if isinstance(parameter, click.Option)
+        for name in (*parameter.opts, *parameter.secondary_opts)
+    }
+    assert {"--query-bank", "--help", "--version", "-k", "--choice"} <= options
+    assert len(options) <= 45, sorted(options)
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import pickle
+import re
 import subprocess
 import sys
 import zipfile
@@ -43,6 +44,8 @@ NUMBERS = (
 )
 # One shape throughout, so that everything compiles once.
 NUM_QUERIES, NUM_BANK, DIM = 40, 60, 8
+METHODS = ("--methods", "paper,csls,nnn")
+PUBLISHED = ("--methods", "paper,published,csls,nnn")
 
 
 def run_apart(*code, cwd=None):
@@ -181,9 +184,7 @@ def test_demo_prints_a_table(demo):
     assert (done.returncode, done.stderr) == (0, "")
     assert "\x1b" not in done.stdout
     title, sizes, *_ = done.stdout.splitlines()
-    assert title == (
-        "emoji names en -> de (cross-lingual stand-in for cross-modal retrieval): inductive"
-    )
+    assert title == "emoji names en -> de (cross-lingual stand-in for cross-modal retrieval)"
     assert sizes.startswith("641 queries, 641 gallery items")
     labels = [
         "raw",
@@ -233,23 +234,41 @@ def test_demo_files(demo):
         assert all(float(line[name]) == row[name] for name in NUMBERS)
 
 
-def test_readme_shows_the_demo_s_table(demo):
-    """Some of its columns."""
-    readme = (ROOT / "README.md").read_text("utf-8").splitlines()
+@pytest.mark.parametrize(("page", "num_rows"), [("README.md", 5), ("docs/command.md", 9)])
+def test_pages_show_the_demo_s_table(demo, page, num_rows):
+    """Some of its columns, and of its rows."""
+    text = (ROOT / page).read_text("utf-8").splitlines()
     lines = demo[0].stdout.splitlines()
     start = next(place for place, line in enumerate(lines) if line.startswith("──"))
     rows = lines[start + 1 : lines.index("", start)]
-    assert len(rows) == 9
     names = lines[start - 1].split()
-    shown_names = next(line for line in readme if line.startswith("    Method ")).split()
-    assert len(shown_names) >= 12
-    for row in rows:
-        # The last digits may differ between processors.
-        label, numbers = row[:15], dict(zip(names[1:], row[15:].split(), strict=True))
-        shown = next(line for line in readme if line.startswith(f"    {label}")).strip()
-        for name, found in zip(shown_names[1:], shown[15:].split(), strict=True):
-            for one, other in zip(numbers[name].split("/"), found.split("/"), strict=True):
-                assert one == other or float(one) == pytest.approx(float(other), abs=0.4)
+    first = next(place for place, line in enumerate(text) if line.startswith("    Method "))
+    shown_names = text[first].split()
+    shown_rows = text[first + 2 : text.index("", first)]
+    assert len(shown_names) >= 10
+    assert len(shown_rows) == num_rows
+    for shown in shown_rows:
+        label, found = shown[4:19], dict(zip(shown_names[1:], shown[19:].split(), strict=True))
+        row = next(row for row in rows if row.startswith(label))
+        numbers = dict(zip(names[1:], row[15:].split(), strict=True))
+        for name, one in found.items():
+            # The last digits may differ between processors.
+            for value, other in zip(numbers[name].split("/"), one.split("/"), strict=True):
+                assert value == other or float(value) == pytest.approx(float(other), abs=0.4)
+
+
+def test_the_readme_quotes_the_demo_s_verdict(demo):
+    readme = (ROOT / "README.md").read_text("utf-8")
+    out = demo[0].stdout
+    numbers = r"auto gains ([\d.]+) ± ([\d.]+) .* at least \+([\d.]+) .*; (\d+) .* won, (\d+) lost"
+    for one, other in zip(
+        *(re.search(numbers, text).groups() for text in (readme, out)), strict=True
+    ):
+        assert float(one) == pytest.approx(float(other), abs=2)
+    hub = re.search(r"'flagge schweiz' .* of (\d+) of (\d+) queries; .*, of (\d+)\.", out).groups()
+    words = " ".join(readme.split())
+    assert f"results of {hub[0]} of {hub[1]} queries" in words
+    assert f"in {hub[2]} lists" in words
 
 
 @pytest.mark.parametrize(
@@ -325,7 +344,7 @@ def expected(arrays):
 
 
 def test_evaluate_agrees_with_the_reference(folder, expected, call_json):
-    content = call_json("evaluate", *embeddings_of(folder), "--published")
+    content = call_json("evaluate", *embeddings_of(folder), *PUBLISHED)
     assert content["similarity"] == "cosine"
     assert content["betas"] == {"query_bank": 20, "gallery_bank": 1}
     found = {name: row["recall_at_1"] for name, row in by_method(content).items()}
@@ -344,12 +363,13 @@ def test_matrices_give_the_same_numbers(folder, arrays, call_json, tmp_path):
     ]
     both = ["--gallery-bank-similarities", tmp_path / "g.npy", "--beta-gallery=1"]
     truth = ["--relevant", folder / "truth.npz"]
-    embedded = call_json("evaluate", *embeddings_of(folder), "--published", *truth)
-    given = call_json("evaluate", *matrices, *both, "--published", *truth)
+    embedded = call_json("evaluate", *embeddings_of(folder), *PUBLISHED, *truth)
+    given = call_json("evaluate", *matrices, *both, *PUBLISHED, *truth)
     assert_same_rows(embedded, given)
     assert given["similarity"] != "cosine"
-    alone = call_json("evaluate", *matrices)
+    alone = call_json("evaluate", *matrices, *METHODS)
     assert list(by_method(alone)) == ["raw", "IS", "DIS", "CSLS", "NNN"]
+    assert list(by_method(call_json("evaluate", *matrices[:4]))) == ["raw", "CSLS"]
     assert "gallery_bank" not in alone["sizes"]
 
 
@@ -425,12 +445,12 @@ def test_dot_of_unit_rows_is_cosine(folder, arrays, call_json, tmp_path):
     for name, array in arrays.items():
         np.save(tmp_path / f"{name}.npy", reference.normalize_rows(array).astype(np.float32))
     betas = ["--beta-query", "20", "--beta-gallery", "1"]
-    dot = call_json("evaluate", *embeddings_of(tmp_path), "--similarity", "dot", *betas)
-    assert_same_rows(dot, call_json("evaluate", *embeddings_of(folder)))
+    dot = call_json("evaluate", *embeddings_of(tmp_path), *METHODS, "--similarity", "dot", *betas)
+    assert_same_rows(dot, call_json("evaluate", *embeddings_of(folder), *METHODS))
 
 
 def test_gallery_may_serve_as_its_own_bank(folder, arrays, call_json, call):
-    content = call_json("evaluate", *embeddings_of(folder, gallery_bank=False))
+    content = call_json("evaluate", *embeddings_of(folder, gallery_bank=False), *METHODS)
     assert content["gallery_is_its_own_bank"]
     gallery = reference.normalize_rows(arrays["gallery"]).astype(np.float32)
     queries = reference.normalize_rows(arrays["query"]).astype(np.float32)
@@ -450,11 +470,11 @@ def test_gallery_may_serve_as_its_own_bank(folder, arrays, call_json, call):
 
 def test_table_is_plain_and_uncut_when_piped(folder, call, monkeypatch):
     monkeypatch.setenv("COLUMNS", "20")
-    code, out, err = call("evaluate", *embeddings_of(folder), "--published")
+    code, out, err = call("evaluate", *embeddings_of(folder), *PUBLISHED)
     assert (code, err) == (0, "")
     assert "\x1b" not in out
     assert "…" not in out
-    assert out.splitlines()[0] == "query -> gallery: inductive"
+    assert out.splitlines()[0] == "query -> gallery"
     line = next(line for line in out.splitlines() if line.startswith("DualDIS (published)"))
     assert len(line.split()) == 16
     assert max(map(len, out.splitlines()[4:13])) <= 104
@@ -472,7 +492,8 @@ def test_transductive_banks_are_named(folder, arrays, call, call_json, tmp_path)
     assert content["kind"] == "transductive"
     assert content["num_bank_rows_equal_to_test_rows"] == 3
     _, out, _ = call(*arguments)
-    assert "transductive (3 of 120 bank rows equal test rows)" in out.splitlines()[0]
+    said = "3 of 120 bank rows (2.5 %) equal test rows: the figures are transductive, not those"
+    assert f"{said} of new queries." in out.splitlines()
 
 
 def test_unknown_right_items_leave_the_hubness_columns(folder, arrays, call, call_json, tmp_path):
@@ -711,14 +732,23 @@ BAD_ARGUMENTS = {
     "a folder": ([*FILES, "--query-bank", "."], ["a folder"]),
     "no such member": ([*FILES, "--query-bank", "set.npz:x"], ["named x", "query_bank"]),
     "member of npy": ([*FILES, "--query-bank", "truth.npz:gt_indptr"], ["floating-point"]),
-    "zero beta": ([*FILES, *BANK, "--beta-query", "0"], ["--beta-query", "positive", "got 0"]),
-    "negative beta": ([*FILES, *BANK, "--beta-gallery=-1"], ["--beta-gallery", "got -1"]),
-    "nan beta": ([*FILES, *BANK, "--beta-query", "nan"], ["--beta-query", "got nan"]),
-    "infinite beta": ([*FILES, *BANK, "--beta-query", "inf"], ["--beta-query", "got inf"]),
-    "beta in words": ([*FILES, *BANK, "--beta-query", "many"], ["--beta-query"]),
-    "beta for dot": ([*FILES, *BANK, "--similarity", "dot"], ["--beta-query", "1/similarity"]),
+    "zero beta": (
+        [*FILES, *BANK, *METHODS, "--beta-query", "0"],
+        ["--beta-query", "positive", "got 0"],
+    ),
+    "negative beta": ([*FILES, *BANK, *METHODS, "--beta-gallery=-1"], ["--beta-gallery", "got -1"]),
+    "nan beta": ([*FILES, *BANK, *METHODS, "--beta-query", "nan"], ["--beta-query", "got nan"]),
+    "infinite beta": (
+        [*FILES, *BANK, *METHODS, "--beta-query", "inf"],
+        ["--beta-query", "got inf"],
+    ),
+    "beta in words": ([*FILES, *BANK, *METHODS, "--beta-query", "many"], ["--beta-query"]),
+    "beta for dot": (
+        [*FILES, *BANK, *METHODS, "--similarity", "dot"],
+        ["--beta-query", "1/similarity"],
+    ),
     "beta for euclidean": (
-        [*FILES, *BANK, "--similarity", "euclidean", "--beta-query", "1"],
+        [*FILES, *BANK, *METHODS, "--similarity", "euclidean", "--beta-query", "1"],
         ["--beta-gallery", "1/similarity"],
     ),
     "beta of no method": (
@@ -755,7 +785,7 @@ BAD_ARGUMENTS = {
     "single array as set": (["query.npy"], ["query, gallery and query_bank"]),
     "bank beside a set": (["set.npz", *BANK], ["--query-bank"]),
     "matrices without a bank": (
-        ["--similarities", "query.npy", "--beta-query", "1"],
+        ["--similarities", "query.npy"],
         ["--query-bank-similarities"],
     ),
     "matrices and files": ([*FILES, "--similarities", "query.npy"], ["QUERIES"]),
@@ -764,7 +794,7 @@ BAD_ARGUMENTS = {
         ["--similarities"],
     ),
     "matrices without beta": (
-        [*MATRICES, "query_bank.npy"],
+        [*MATRICES, "query_bank.npy", "--methods", "is"],
         ["--beta-query", "1/similarity"],
     ),
     "dual without its matrix": (
@@ -772,7 +802,7 @@ BAD_ARGUMENTS = {
         ["--gallery-bank-similarities"],
     ),
     "matrices of other width": (
-        [*MATRICES, "narrow.npy", "--beta-query", "1"],
+        [*MATRICES, "narrow.npy"],
         ["--query-bank-similarities", "8 columns (gallery items)"],
     ),
 }

@@ -27,7 +27,7 @@ pytest.importorskip("rich")
 
 from dbnorm_jax._cli.commands import main as command
 from dbnorm_jax._cli.commands import search
-from dbnorm_jax._cli.reading import large
+from dbnorm_jax._cli.reading import large, sets
 from dbnorm_jax._cli.reading.argument import Source
 from dbnorm_jax._cli.reading.names import read_items, read_lines
 from dbnorm_jax._cli.showing import output, progress
@@ -131,7 +131,7 @@ def test_done_work_returns_at_once(call, monkeypatch):
         assert "is done already" in call(*arguments)
         os.utime("gallery.npy", (0, 0))  # another stamp, the same rows
         assert "is done already" in call(*arguments)
-        assert "earlier results of other work" in call(*arguments, "--beta", 10, expect=2)
+        assert "earlier results of other work" in call(*arguments, "--beta-query", 10, expect=2)
         rows = np.load("gallery.npy")
         np.save("gallery.npy", rows[::-1])
         assert "earlier results of other work" in call(*arguments, expect=2)
@@ -292,20 +292,39 @@ def test_fit_auto(call, unit):
     banks = ("--gallery-bank", "gallery_bank.npy", "--bank-pairs", "rows")
     content = json.loads(call(*FIT, *banks, "--method", "auto", "--output", "c.npz", "--json"))
     known = {name: unit[name] for name in ("gallery", "query_bank", "gallery_bank")}
-    choice = dbn.tuning.tune(**known, pairs=np.arange(SIZE), mergeable=True)
+    choice = dbn.tuning.tune(**known, pairs=np.arange(SIZE))
     correction = dbn.tuning.fit(choice, **known)
     assert content["choice"]["method"] == choice.name != "raw"
     assert_same(dbn.load("c.npz"), correction)
+    tune = ("tune", "query_bank.npy", "gallery_bank.npy", "--bank-pairs", "rows")
+    call(*tune, "--gallery", "gallery.npy", "--output", "choice.npz")
+    call(*FIT, *banks, "--choice", "choice.npz", "--output", "chosen.npz")
+    assert_same(dbn.load("chosen.npz"), correction)
+    err = call(*FIT, "--choice", "choice.npz", "--output", "d.npz", expect=2)
+    assert (
+        f"--gallery-bank: expected one, as --choice 'choice.npz' was chosen with one of {SIZE}"
+        in err
+    )
+    words = (*FIT, *banks, "--choice", "choice.npz", "--similarity", "dot", "--output", "d.npz")
+    assert "expected a choice under dot similarity, got cosine" in call(*words, expect=2)
+    words = (*FIT, *banks, "--choice", "c.npz", "--output", "d.npz")
+    assert "expected a Choice, got a Correction; make one with dbnorm tune" in call(
+        *words, expect=2
+    )
     np.save("none.npy", np.full(SIZE, -1))
     banks = (*banks[:2], "--bank-pairs", "none.npy")
-    call(*FIT, *banks, "--method", "auto", "--output", "raw.npz")
+    call(*FIT, *banks, "--output", "raw.npz")
     assert not np.asarray(dbn.load("raw.npz").bias).any()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_known", [SIZE, SIZE - 15])
-def test_fit_auto_leaves_an_item_s_own_queries_out(call, arrays, unit, num_known):
-    """The bank is a log: what was asked for stands in the gallery, all of it or some."""
+def test_fit_auto_leaves_an_item_s_own_queries_out(call, arrays, unit, num_known, monkeypatch):
+    """The bank is a log: what was asked for stands in the gallery, all of it or some.
+
+    Read in blocks, so that biases are of items one by one.
+    """
+    monkeypatch.setattr(sets, "MOST_IN_MEMORY", 0)
     pairs = np.where(np.arange(SIZE) < num_known, np.arange(SIZE), -1)
     np.save("mixed.npy", np.where(pairs[:, None] < 0, arrays["gallery_bank"], arrays["gallery"]))
     mixed = np.where(pairs[:, None] < 0, unit["gallery_bank"], unit["gallery"])
@@ -338,15 +357,21 @@ def damaged(name, place, value):
 
 
 BAD_FITS = {
-    "no bank": ((*FIT[:2], "--output", "c.npz"), "--query-bank: expected"),
-    "no gallery": (("fit", "no.npy", *FIT[2:], "--output", "c.npz"), "no.npy"),
+    "no bank": ((*FIT[:2], "--method", "is", "--output", "c.npz"), "--query-bank: expected"),
+    "no gallery": (("fit", "no.npy", *FIT[2:], "--method", "is", "--output", "c.npz"), "no.npy"),
     "no output": (FIT, "--output"),
-    "a folder that is none": ((*FIT, "--output", "no/c.npz"), "existing folder"),
-    "another suffix": ((*FIT, "--output", "c.pkl"), ".npz"),
-    "beta of 0": ((*FIT, "--beta", 0, "--output", "c.npz"), "--beta-query: expected a positive"),
-    "no beta": ((*FIT, "--similarity", "dot", "--output", "c.npz"), "--beta-query: expected a num"),
+    "a folder that is none": ((*FIT, "--method", "is", "--output", "no/c.npz"), "existing folder"),
+    "another suffix": ((*FIT, "--method", "is", "--output", "c.pkl"), ".npz"),
+    "beta of 0": (
+        (*FIT, "--method", "is", "--beta-query", 0, "--output", "c.npz"),
+        "--beta-query: expected a positive",
+    ),
+    "no beta": (
+        (*FIT, "--method", "is", "--similarity", "dot", "--output", "c.npz"),
+        "--beta-query: expected a num",
+    ),
     "a beta too many": (
-        (*FIT, "--method", "csls", "--beta", 2, "--output", "c.npz"),
+        (*FIT, "--method", "csls", "--beta-query", 2, "--output", "c.npz"),
         "--beta-query: expected a method that has it",
     ),
     "a bank too many": (
@@ -377,7 +402,22 @@ BAD_FITS = {
         (*FIT, "--method", "is", "--seed", 3, "--output", "c.npz"),
         "--seed: expected a method that has it",
     ),
-    "pairs without auto": ((*FIT, "--bank-pairs", "rows", "--output", "c.npz"), "--bank-pairs"),
+    "pairs without auto": (
+        (*FIT, "--method", "is", "--bank-pairs", "rows", "--output", "c.npz"),
+        "--bank-pairs: expected --method auto or --choice",
+    ),
+    "no method": (
+        (*FIT, "--output", "c.npz"),
+        "--method: expected one, or --bank-pairs for auto, got neither; without pairs",
+    ),
+    "a method and a choice": (
+        (*FIT, "--method", "is", "--choice", "choice.npz", "--output", "c.npz"),
+        "--method: expected none beside --choice, got is; leave one out",
+    ),
+    "trust in a choice": (
+        (*FIT, "--choice", "choice.npz", "--trust-banks", "--output", "c.npz"),
+        "--trust-banks: expected --method auto",
+    ),
 }
 
 
@@ -492,7 +532,10 @@ def test_a_provenance_of_another_form_is_refused_by_file(call, parts):
         ((*SEARCH, "--correction", "c.npz"), "--correction 'c.npz'"),
         (("export", "gallery.npy", "--correction", "c.npz", "--output", "index"), "'c.npz'"),
         ((*FIT, "--method", "is", "--output", "c.npz"), "--output 'c.npz'"),
-        ((*FIT[:2], "--query-statistics", "s.npz", "--output", "d.npz"), "'s.npz'"),
+        (
+            (*FIT[:2], "--query-statistics", "s.npz", "--method", "is", "--output", "d.npz"),
+            "'s.npz'",
+        ),
         (("merge", "monday.npz", "s.npz", "--output", "both.npz"), "s.npz"),
     ):
         err = call(*words, expect=2)
@@ -504,7 +547,8 @@ def test_a_provenance_of_another_form_is_refused_by_file(call, parts):
     other = jax.tree.map(lambda leaf: leaf[:9] if leaf.ndim else leaf, state)
     known = dbn.read_provenance("monday.npz")
     dbn.save("u.npz", other, provenance=known)
-    err = call(*FIT[:2], "--query-statistics", "u.npz", "--output", "d.npz", expect=2)
+    words = (*FIT[:2], "--query-statistics", "u.npz", "--method", "is", "--output", "d.npz")
+    err = call(*words, expect=2)
     assert "'u.npz': expected statistics of 60 gallery items" in err
     euclidean = dataclasses.replace(state, similarity="negative_squared_euclidean")
     dbn.save("v.npz", dbn.inverted_softmax(euclidean), provenance=known)
@@ -535,7 +579,7 @@ TEXTS = ("gallery_ids_utf8", "gallery_ids_offsets")
 def test_one_long_id_sets_no_width(call):
     ids = ["x" * 200_000, "", *(f"Bild {row} ü" for row in range(2, SIZE))]
     pathlib.Path("ids.txt").write_text("\n".join(ids), encoding="utf-8")
-    ids_of = ("--query-ids", "ids.txt", "--gallery-ids")
+    ids_of = ("--query-labels", "ids.txt", "--labels")
     call(*SEARCH, *ids_of, "ids.txt", "--output", "long.npz")
     assert pathlib.Path("long.npz").stat().st_size < 500_000
     # As docs/large_files.md says.
@@ -565,10 +609,10 @@ def test_texts_that_cannot_be_are_refused(tmp_path, change, words):
     good = {"ids_utf8": np.frombuffer("aüc".encode(), np.uint8), "ids_offsets": [0, 1, 3, 4]}
     path = tmp_path / "ids.npz"
     np.savez(path, **good)
-    assert read_items(Source("--query-ids", path, "ids"), 3, "ids").tolist() == ["a", "ü", "c"]
+    assert read_items(Source("--query-labels", path, "ids"), 3, "ids").tolist() == ["a", "ü", "c"]
     np.savez(path, **good | change)
     with pytest.raises(ValueError, match=re.escape(words)):
-        read_items(Source("--query-ids", path, "ids"), 3, "ids")
+        read_items(Source("--query-labels", path, "ids"), 3, "ids")
 
 
 def test_search_in_every_format(call, correction, unit, monkeypatch):
@@ -576,7 +620,7 @@ def test_search_in_every_format(call, correction, unit, monkeypatch):
     indices = np.asarray(wanted.indices)
     np.save("query_ids.npy", np.arange(SIZE) + 1000)
     pathlib.Path("gallery_ids.txt").write_text("\n".join(f"Bild {i} ü" for i in range(SIZE)))
-    ids = ("--query-ids", "query_ids.npy", "--gallery-ids", "gallery_ids.txt")
+    ids = ("--query-labels", "query_ids.npy", "--labels", "gallery_ids.txt")
     arguments = (*SEARCH, "--correction", correction)
 
     assert "3 of 60 items for 60 queries" in call(*arguments, *ids, "--output", "found.npz")
@@ -624,7 +668,7 @@ IDS += [f"k{row}" for row in range(SIZE - len(IDS))]
 @pytest.mark.parametrize(("start", "end"), [("", "\n"), ("\ufeff", "\r\n")])
 def test_ids_hold_any_character_but_line_feeds(call, monkeypatch, start, end):
     pathlib.Path("ids.txt").write_bytes((start + end.join(IDS) + end).encode())
-    arguments = (*SEARCH, "--query-ids", "ids.txt", "--gallery-ids", "ids.txt")
+    arguments = (*SEARCH, "--query-labels", "ids.txt", "--labels", "ids.txt")
     out = call(*arguments)
     for lines in (out.removesuffix("\n").split("\n"), out.splitlines()):
         assert [json.loads(line)["query"] for line in lines] == IDS
@@ -646,10 +690,10 @@ def test_ids_are_counted_before_anything_is_written(folder, capsys, monkeypatch,
     data = pathlib.Path("queries.npy").read_bytes()
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
     with pytest.raises(SystemExit):
-        command.main([SEARCH[0], queries, *map(str, SEARCH[2:]), "--query-ids", "ids.txt"])
+        command.main([SEARCH[0], queries, *map(str, SEARCH[2:]), "--query-labels", "ids.txt"])
     out, err = capsys.readouterr()
     assert out == ""
-    assert f"--query-ids 'ids.txt': expected a name for each of 60 rows, got {count}" in err
+    assert f"--query-labels 'ids.txt': expected a name for each of 60 rows, got {count}" in err
 
 
 def test_a_terminal_without_a_character_shows_its_number():
@@ -718,7 +762,7 @@ def test_states_of_the_library_say_what_they_compare_by(call, arrays, similarity
 def test_ids_are_of_one_item_each(call):
     pathlib.Path("ids.txt").write_text("\n".join(["a", "b", "c", "b", "a", *map(str, range(55))]))
     np.save("ids.npy", np.r_[7, 8, 7, np.arange(100, 157)])
-    for option in ("--gallery-ids", "--query-ids"):
+    for option in ("--labels", "--query-labels"):
         err = call(*SEARCH, option, "ids.txt", "--output", "found.npz", expect=2)
         assert f"{option} 'ids.txt': expected a name of its own for every row" in err
         assert "got the same on lines 2 and 4: 'b'" in err
@@ -731,7 +775,7 @@ def test_options_without_a_use_are_refused(call):
     evaluate = ("evaluate", "queries.npy", "gallery.npy", "--query-bank", "query_bank.npy")
     for words, message in (
         ((*SEARCH, "--force"), "--force: expected --output"),
-        ((*SEARCH, "--gallery-ids", "ids.npy", "--output", "f.npy"), "--gallery-ids: expected an"),
+        ((*SEARCH, "--labels", "ids.npy", "--output", "f.npy"), "--labels: expected an"),
         ((*evaluate, "--force"), "--force: expected --output"),
         (("tune", "monday.npy", "tuesday.npy", "--force"), "--force: expected --output"),
         (("tune", "monday.npy", "tuesday.npy", "--seed", 1), "--seed: expected --bank-pairs"),
@@ -752,7 +796,7 @@ def test_search_refuses(call, correction, arrays):
     assert "between 1 and 60" in refused(*SEARCH[:3], "-k", 61)
     assert "--json" in refused(*SEARCH, "--json")
     pathlib.Path("ids.txt").write_text("a\nb")
-    assert "a name for each of 60 rows" in refused(*SEARCH, "--query-ids", "ids.txt")
+    assert "a name for each of 60 rows" in refused(*SEARCH, "--query-labels", "ids.txt")
     dbn.save("s.npz", dbn.stream_bank_statistics(arrays["queries"], arrays["gallery"], beta=1.0))
     assert "expected a Correction" in refused(*SEARCH, "--correction", "s.npz")
     pathlib.Path("found.csv").write_text("mine")

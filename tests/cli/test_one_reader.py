@@ -105,8 +105,8 @@ FIT = ("fit", "gallery.npy", "--method", "is", "--output", "c.npz", "--force")
 OPTIONS = {
     "search QUERIES": (MATRICES["queries"], ("search", "--", None, "gallery.npy")),
     "search GALLERY": (MATRICES["gallery"], ("search", "--", "queries.npy", None)),
-    "search --query-ids": (NAMES, (*SEARCH, "--query-ids", None)),
-    "search --gallery-ids": (NAMES, (*SEARCH, "--gallery-ids", None)),
+    "search --query-labels": (NAMES, (*SEARCH, "--query-labels", None)),
+    "search --labels": (NAMES, (*SEARCH, "--labels", None)),
     "fit --query-bank": (MATRICES["bank"], (*FIT, "--query-bank", None)),
     "evaluate --query-bank": (MATRICES["bank"], (*EVALUATE, "--query-bank", None)),
     "evaluate --relevant": (NUMBERS, (*EVALUATE, "--query-bank", "bank.npy", "--relevant", None)),
@@ -115,7 +115,7 @@ OPTIONS = {
     "tune GALLERY_BANK": (MATRICES["items"], ("tune", "--json", "--", "bank.npy", None)),
 }
 # Every form with one option of each kind, some forms with every option.
-WHOLE = ("search QUERIES", "search --query-ids", "evaluate --relevant")
+WHOLE = ("search QUERIES", "search --query-labels", "evaluate --relevant")
 SOME = ("npy", "npy with more behind it", "npz of two", "parquet of two", "text")
 CELLS = [
     (option, form)
@@ -265,16 +265,16 @@ def test_ids_come_from_a_column(folder, call, suffix, shared):
             writer.write_table(made)
     found = {}
     for column in ("id", "number"):
-        code, out, err = call(*SEARCH, "--gallery-ids", f"gallery{suffix}:{column}", "-k", 1)
+        code, out, err = call(*SEARCH, "--labels", f"gallery{suffix}:{column}", "-k", 1)
         assert code == 0, err
         found[column] = [json.loads(line)["items"][0] for line in out.splitlines()]
     rows = [json.loads(line)["items"][0] for line in call(*SEARCH, "-k", 1)[1].splitlines()]
     assert found["id"] == [names[row].as_py() for row in rows]
     assert found["number"] == NUMBERS[rows].tolist()
-    code, _, err = call(*SEARCH, "--gallery-ids", f"gallery{suffix}")
+    code, _, err = call(*SEARCH, "--labels", f"gallery{suffix}")
     assert code == 2
     assert f"got id, number, embedding; choose one, for instance gallery{suffix}:id" in err
-    code, _, err = call(*SEARCH, "--gallery-ids", f"gallery{suffix}:embedding")
+    code, _, err = call(*SEARCH, "--labels", f"gallery{suffix}:embedding")
     assert code == 2
     assert "expected 1 axis of strings or integers" in err
     code, _, err = call("search", f"gallery{suffix}:id", "gallery.npy")
@@ -289,7 +289,7 @@ def test_one_text_of_many_rows_is_unpacked_once(tmp_path):
     path = tmp_path / "ids.parquet"
     parquet.write_table(arrow.table({"id": ["a" * 2**20] * 1000}), path)
     before = arrow.total_allocated_bytes()
-    items = read_items(Source("--gallery-ids", path), 1000, "a name")
+    items = read_items(Source("--labels", path), 1000, "a name")
     assert len({id(one) for one in items}) == 1
     assert arrow.total_allocated_bytes() - before < 2**25
 
@@ -309,7 +309,7 @@ def test_a_column_goes_before_a_field_of_that_path(tmp_path, suffix):
             writer.write_table(made)
 
     def source(member):
-        return Source("--gallery-ids", path, member)
+        return Source("--labels", path, member)
 
     assert read_items(source("a.b"), 3, "a name").tolist() == ["x", "y", "z"]
     assert read_floats(source(None)).tolist() == [[7.0]] * 3
@@ -327,7 +327,7 @@ def test_an_empty_part_of_a_table_has_no_ids(tmp_path):
     with arrow.OSFile(str(path), "wb") as file, arrow.ipc.new_stream(file, schema) as writer:
         for part in (names, names[:0], names):
             writer.write_batch(arrow.record_batch({"id": part}))
-    items = read_items(Source("--gallery-ids", path), 6, "a name")
+    items = read_items(Source("--labels", path), 6, "a name")
     assert items.tolist() == [*"abaaba"]
 
 
@@ -392,7 +392,7 @@ def test_the_remedy_fits_what_is_expected(case, tmp_path):
     read = {
         "relevant": lambda: relevant.read_relevant(Source("--relevant", path), *SCORES),
         "pairs": lambda: arrays.read_pairs(str(path), 3, 3),
-        "ids": lambda: names.read_items(Source("--gallery-ids", path), 3, "3 names"),
+        "ids": lambda: names.read_items(Source("--labels", path), 3, "3 names"),
     }
     with pytest.raises(ValueError, match="expected") as raised:
         read[option]()

@@ -274,7 +274,7 @@ def test_evaluate_reads_qrels(folder, call):
     notes = " ".join(content["notes"])
     assert "they name 1 queries and 0 items that are not here" in notes
     assert "2 of 20 queries have no right item and are left out." in notes
-    ids = ("--query-ids", "queries.txt", "--gallery-ids", "gallery.txt")
+    ids = ("--query-labels", "queries.txt", "--labels", "gallery.txt")
     assert call(*SEARCH, *ids, "--output", "found.trec")[0] == 0
     again = json.loads(call("inspect", "--results", "found.trec", *RELEVANT, "--json")[1])
     for name in ("recall_at_1", "recall_at_5", "recall_at_10", "ndcg_at_10"):
@@ -284,7 +284,7 @@ def test_evaluate_reads_qrels(folder, call):
 def test_a_written_run_evaluated_again_gives_the_same_numbers(folder, call):
     vectors, grades = folder
     numbers, order = expected_numbers(vectors, grades)
-    ids = ("--query-ids", "queries.txt", "--gallery-ids", "gallery.txt")
+    ids = ("--query-labels", "queries.txt", "--labels", "gallery.txt")
     for output in ("found.trec", "found.jsonl", "found.npz"):
         assert call(*SEARCH, *ids, "--output", output)[0] == 0
         code, out, err = call("inspect", "--results", output, *RELEVANT, "--json")
@@ -311,7 +311,7 @@ def test_a_written_run_evaluated_again_gives_the_same_numbers(folder, call):
 
 def test_runs_and_json_are_written_as_others_read_them(folder, call):
     search = ("search", "queries.npy", "gallery.npy", "-k", 3)
-    ids = ("--query-ids", "queries.txt", "--gallery-ids", "gallery.txt")
+    ids = ("--query-labels", "queries.txt", "--labels", "gallery.txt")
     lines = [json.loads(line) for line in call(*search, *ids)[1].splitlines()]
     for options, prefix in ((ids, ("q", "d")), ((), ("", ""))):
         for suffix in ("trec", "json"):
@@ -331,10 +331,10 @@ def test_runs_and_json_are_written_as_others_read_them(folder, call):
             for query, rows in itertools.groupby(expected, lambda row: row[0])
         }
     np.save("names.npy", np.array(["a b", *(f"d{row}" for row in range(29))]))
-    code, _, err = call(*search, "--gallery-ids", "names.npy", "--output", "s.trec")
+    code, _, err = call(*search, "--labels", "names.npy", "--output", "s.trec")
     assert code == 2
     assert "expected ids without blanks, for a TREC run, got 'a b' in row 0; write .jsonl" in err
-    assert call(*search, "--gallery-ids", "names.npy", "--output", "s.json")[0] == 0
+    assert call(*search, "--labels", "names.npy", "--output", "s.json")[0] == 0
 
 
 def test_judgments_and_results_of_different_kinds_are_refused(folder, call):
@@ -344,7 +344,7 @@ def test_judgments_and_results_of_different_kinds_are_refused(folder, call):
     code, _, err = call("inspect", "--results", "run.trec", "--relevant", "rows.npy")
     assert (code, err.count("\n")) == (2, 1)
     assert "expected qrels, since the results name their items, got rows of items" in err
-    assert call(*search, "--query-ids", "queries.txt", "--output", "named.jsonl")[0] == 0
+    assert call(*search, "--query-labels", "queries.txt", "--output", "named.jsonl")[0] == 0
     code, _, err = call("inspect", "--results", "named.jsonl", "--relevant", "rows.npy")
     assert "got numbers of items and names of queries; name both or neither" in err
     evaluate = ("evaluate", "queries.npy", "gallery.npy", "--query-bank", "bank.npy")

@@ -19,6 +19,7 @@ from dbnorm_jax._cli.measuring.methods import choose_methods
 from dbnorm_jax._cli.measuring.table_rows import evaluate
 from dbnorm_jax._cli.reading import sets
 from dbnorm_jax._cli.showing import page, plots, table
+from dbnorm_jax._cli.showing.verdict import Verdict
 
 NUM_QUERIES, NUM_BANK, DIM = 40, 60, 8
 HOSTILE = "<script>alert('1')</script> & \"quotes\"\0\x1b[2J\u202e\n\u2028\udcff"
@@ -63,6 +64,7 @@ def arguments(folder):
         "--query-labels": "query.txt",
     }
     options = [part for name, file in named.items() for part in (name, folder / file)]
+    options += ["--methods", "paper,csls"]
     return ["evaluate", folder / "query.npy", folder / "gallery.npy", *options]
 
 
@@ -161,8 +163,9 @@ def test_hostile_labels_are_text(told, capsys):
         rows=rows,
         notes=(HOSTILE,),
     )
+    said = Verdict(HOSTILE, (("dbnorm", HOSTILE),))
     labelled = sets.dataclasses.replace(test, **named)
-    text = page.to_html(report, labelled, told_story, [], ["dbnorm", HOSTILE])
+    text = page.to_html(report, labelled, told_story, [], ["dbnorm", HOSTILE], said)
     reader = read(text)
     assert "script" not in reader.tags
     assert " ".join(reader.text).count("<script>alert") >= 3
@@ -253,7 +256,7 @@ def test_matrices_and_no_truth(call, folder, tmp_path):
         "evaluate",
         *("--similarities", tmp_path / "s.npy"),
         *("--query-bank-similarities", tmp_path / "b.npy"),
-        *("--beta-query", "5", "--output", tmp_path / "out"),
+        *("--methods", "is", "--beta-query", "5", "--output", tmp_path / "out"),
     )
     assert code == 0, err
     said = " ".join(read((tmp_path / "out" / "report.html").read_text("utf-8")).text)

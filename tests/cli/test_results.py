@@ -157,7 +157,7 @@ def test_what_search_writes_is_read(call, tmp_path, monkeypatch):
     np.save("gallery.npy", gallery)
     pathlib.Path("ids.txt").write_text("".join(f"item {row}\n" for row in range(20)), "utf-8")
     said = []
-    for ids in ((), ("--gallery-ids", "ids.txt")):
+    for ids in ((), ("--labels", "ids.txt")):
         search = ("search", "queries.npy", "gallery.npy", "-k", 3, *ids)
         assert call(*search, "--output", "found.npz", "--force")[0] == 0
         assert call(*search, "--output", "found.jsonl", "--force")[0] == 0

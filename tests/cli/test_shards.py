@@ -76,11 +76,11 @@ def test_integers_and_ids_come_from_several_files(folder):
         np.save(f"rows/{9 + number}.npy", np.array(rows))
     found = read_integers(Source.parse("--bank-pairs", "rows"))
     assert found.tolist() == [4, 2, 0, 1, 3]
-    ids = read_ids(Source.parse("--gallery-ids", "names/*.txt"), 60)
+    ids = read_ids(Source.parse("--labels", "names/*.txt"), 60)
     assert ids.tolist() == [f"row {row}" for row in range(60)]
     pathlib.Path("names/11.txt").write_text("row 7", "utf-8")
     with pytest.raises(ValueError, match="the same on lines 8 and 61: 'row 7'"):
-        read_ids(Source.parse("--gallery-ids", "names/*.txt"), 61)
+        read_ids(Source.parse("--labels", "names/*.txt"), 61)
 
 
 def test_members_of_several_archives(folder):
@@ -93,7 +93,7 @@ def test_members_of_several_archives(folder):
 
 
 def test_search_takes_folders_and_patterns(folder, call):
-    search, ids = ("-k", 3), ("--gallery-ids", "names/*.txt")
+    search, ids = ("-k", 3), ("--labels", "names/*.txt")
     found = call("search", "bank.npy", "img_emb", *search, *ids)
     assert found[0] == 0, found[2]
     assert found == call("search", "bank.npy", "whole.npy", *search, *ids)
@@ -279,7 +279,7 @@ def test_layouts_of_arrow(tmp_path, layout, suffix):
             writer.write_table(part)
     np.testing.assert_array_equal(floats(f"{tmp_path}"), ROWS[:6])
     np.testing.assert_array_equal(floats(f"{tmp_path}:emb"), ROWS[:6])
-    ids = read_ids(Source.parse("--gallery-ids", f"{tmp_path}:id"), 6)
+    ids = read_ids(Source.parse("--labels", f"{tmp_path}:id"), 6)
     assert ids.tolist() == [*"abcdef"]
 
 

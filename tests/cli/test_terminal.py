@@ -85,16 +85,14 @@ FILE_OF = {
         "{0}",
         "--query-bank-similarities",
         "{0}",
-        "--beta-query",
-        "1",
     ],
     "tune": ["{0}", "{0}"],
     "inspect": ["{0}", "--query-bank", "{0}"],
     "inspect ": ["--results", "{0}"],
-    "fit": ["{0}", "--query-bank", "{0}", "--output", "x.npz"],
+    "fit": ["{0}", "--query-bank", "{0}", "--method", "is", "--output", "x.npz"],
     "search": ["{0}", "{0}"],
     "search ": [rows_of("queries"), rows_of("gallery"), "--correction", "{0}"],
-    "search  ": [rows_of("queries"), rows_of("gallery"), "--gallery-ids", "{0}"],
+    "search  ": [rows_of("queries"), rows_of("gallery"), "--labels", "{0}"],
     "merge": ["{0}", "{0}", "--output", "x.npz"],
     "export": [rows_of("gallery"), "--correction", "{0}", "--output", "x"],
 }
@@ -129,7 +127,7 @@ def test_files_that_are_refused(command, file, shown):
         ["search", "a", "b", "--output", f"{HOSTILE}.npz"],
         ["export", "a", "--correction", "c", "--output", rows_of("gallery")],
         ["fit", "a", "--method", HOSTILE, "--output", "x.npz"],
-        ["fit", "a", "--query-bank", "b", "--output", f"no{HOSTILE}"],
+        ["fit", "a", "--query-bank", "b", "--method", "is", "--output", f"no{HOSTILE}"],
         ["evaluate", "a", "b", "--query-bank", "c", "--methods", HOSTILE],
         ["evaluate", "a", "b", "--query-bank", "c", "--methods", f"nnn:k={HOSTILE}"],
         ["inspect", "a", "--query-bank", "c", "--method", f"nnn:{HOSTILE}=1"],
@@ -182,13 +180,13 @@ def test_titles(shown):
     code, (title, *_), err = shown("evaluate", *words)
     assert (code, err) == (0, [])
     name = printable(HOSTILE)
-    assert title == f"queries{name} -> gallery{name}: inductive"
+    assert title == f"queries{name} -> gallery{name}"
 
 
 def test_search_escapes_ids_as_json_does(shown):
     words = [rows_of("queries"), rows_of("gallery"), "-k", 1]
     _, out, _ = shown("search", *words)
-    code, named, _ = shown("search", *words, "--gallery-ids", "names.npy")
+    code, named, _ = shown("search", *words, "--labels", "names.npy")
     assert code == 0
     names = np.load("names.npy").tolist()
     found = [json.loads(line)["items"] for line in out]

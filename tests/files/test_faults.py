@@ -111,7 +111,16 @@ def test_nothing_is_written_elsewhere_and_no_network_used(folder):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     (folder / "given").mkdir()
     jobs = [
-        ["fit", "gallery.npy", "--query-bank", "bank.npy", "--output", "given/c.npz"],
+        [
+            "fit",
+            "gallery.npy",
+            "--query-bank",
+            "bank.npy",
+            "--method",
+            "is",
+            "--output",
+            "given/c.npz",
+        ],
         ["search", "queries.npy", "gallery.npy", "--output", "given/found.npz"],
         ["export", "gallery.npy", "--correction", "given/c.npz", "--output", "given/index"],
     ]
@@ -848,7 +857,7 @@ def test_an_output_that_is_an_input_is_refused(command, call, folder):
     job, output = {
         "search": (["search", "few.npy", "small.npy"], "few.npy"),
         "export": (["export", "out/vectors.npy", "--correction", "c.npz"], "out"),
-        "fit": (["fit", "set.npz:gallery", "--query-bank", "few.npy"], "set.npz"),
+        "fit": (["fit", "set.npz:gallery", "--query-bank", "few.npy", "--method", "is"], "set.npz"),
         "tune": (["tune", "few.npy", "set.npz:gallery"], "set.npz"),
     }[command]
     before = {one: one.read_bytes() for one in folder.rglob("*.np?")}

@@ -81,17 +81,27 @@ def test_all_public_names_resolve():
         dbn.no_such_name  # noqa: B018
 
 
-PAGES = ("README.md", *(f"docs/{page}.md" for page in ("index", "faq", "gradients", "large_files")))
-PAGES += ("docs/recipes.md",)
+NAMES = ("by_hand", "index", "faq", "gradients", "large_files", "recipes")
+PAGES = tuple(f"docs/{name}.md" for name in NAMES)
 
 
-@pytest.mark.parametrize("page", slow_but(["README.md"], PAGES))
+@pytest.mark.parametrize("page", slow_but(["docs/by_hand.md"], PAGES))
 def test_page_examples(page):
     failures, attempted = doctest.testfile(
         str(ROOT / page), module_relative=False, optionflags=FLAGS
     )
     assert attempted > 5
     assert not failures
+
+
+def test_the_readme_s_code_prints_what_it_says(capsys):
+    text = (ROOT / "README.md").read_text("utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    exec(compile(code, "README.md", "exec"), {})
+    printed = capsys.readouterr().out.splitlines()
+    said = re.search(r"The last lines are `(.*?)` raw and `(.*?)` corrected", text).groups()
+    assert tuple(printed[-2:]) == said
+    assert len(printed) > 3  # the summary of the choice
 
 
 def test_reference_holds_every_public_name():

@@ -38,9 +38,20 @@ FENCE = re.compile(r"^```\w*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 def typed(text, program="dbnorm"):
     """The arguments of each line of code that runs `program`, in order."""
     indented = FENCE.sub(lambda fence: re.sub("^", "    ", fence[1], flags=re.MULTILINE), text)
-    start = rf"^(?: +|Example: )(?:\.venv/bin/)?{program} (.*)$"
+    start = rf"^(?: +|Example: )(?:Next: |Then: )?(?:\.venv/bin/)?{program} (.*)$"
     lines = re.findall(start, indented.replace("\\\n", " "), re.MULTILINE)
     return [shlex.split(line, comments=True) for line in lines]
+
+
+def test_the_readme_is_read_in_thirty_seconds():
+    assert len(PAGES["README.md"].split()) <= 900
+
+
+def test_the_readme_links_to_what_is_there():
+    targets = re.findall(r"\]\(([^)#]+)", PAGES["README.md"])
+    assert len(targets) > 20
+    for target in targets:
+        assert (ROOT / target).is_file(), target
 
 
 def mentioned(text, program="dbnorm"):
@@ -184,7 +195,7 @@ def test_the_page_of_methods_is_the_table():
         ]
         assert parameters == (", ".join(described) or "none")
         assert source == row.paper
-    assert set(by_name) == {"name", "`auto`", "`--published`"}
+    assert set(by_name) == {"name", "`auto`", "`published`"}
 
 
 def test_no_page_installs_what_is_not_released():

@@ -151,7 +151,7 @@ def test_commands_on_small_files(job, small, call):
 @pytest.mark.slow
 def test_benchmark_on_a_small_gallery(call):
     pytest.importorskip("click")
-    sizes = ["--queries", 8, "--gallery", 4, "--bank", 8, "--dim", 4, "--repetitions", 1]
+    sizes = ["--queries", 8, "--gallery", 4, "--dim", 4]
     code, out, err = call("benchmark", *sizes, "--json")
     assert code == 0, err
     assert json.loads(out)["sizes"]["k"] == 4

@@ -11,6 +11,7 @@ from dbnorm_jax._cli.showing.terminal import say_json, wide_console
 
 SCHEMA = "dbnorm benchmark 1"
 BASE, FIT = "similarities alone", "fit"
+_REPETITIONS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,10 +20,8 @@ class Request:
 
     queries: int = 2048
     gallery: int = 20480
-    bank: int = 2048
     dim: int = 512
     k: int | None = None
-    repetitions: int = 5
     as_json: bool = False
 
 
@@ -41,7 +40,7 @@ def run(request: Request) -> None:
     require(*["rich"] * (not request.as_json))
     from dbnorm_jax._cli.measuring.timing import TILE
 
-    for option in ("queries", "gallery", "bank"):
+    for option in ("queries", "gallery"):
         rows = getattr(request, option)
         if rows > TILE and rows % TILE:
             raise ValueError(
@@ -70,7 +69,7 @@ def measure(request: Request) -> list[Line]:
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         return jnp.asarray(vectors)
 
-    counts = (request.queries, request.gallery, request.bank, request.bank)
+    counts = (request.queries, request.gallery, request.queries, request.queries)
     queries, gallery, query_bank, gallery_bank = (rows(*given) for given in enumerate(counts))
     query, items = (
         dbn.stream_bank_statistics(bank, gallery, beta=beta)
@@ -93,14 +92,14 @@ def measure(request: Request) -> list[Line]:
         )
         for name, correction in corrections.items()
     }
-    with Progress(len(contenders) + request.repetitions) as progress:
-        timings = interleaved(contenders, request.repetitions, progress)
+    with Progress(len(contenders) + _REPETITIONS) as progress:
+        timings = interleaved(contenders, _REPETITIONS, progress)
     lines = []
     for work, timing in timings.items():
         of_bank = work == fits or work.startswith(FIT)
-        base, count = (fits, request.bank) if of_bank else (searches, request.queries)
+        base = fits if of_bank else searches
         seconds = float(timing.seconds.min())
-        flops = 2 * count * request.gallery * request.dim
+        flops = 2 * request.queries * request.gallery * request.dim
         ratio = float(np.median(timing.seconds / timings[base].seconds))
         lines.append(Line(work, seconds, flops / seconds / 1e9, base, ratio))
     return lines
@@ -116,7 +115,7 @@ def _where() -> dict[str, str]:
 def _show(request: Request, lines: list[Line]) -> None:
     where, console = _where(), wide_console()
     console.print(
-        f"{request.queries:,} queries, bank of {request.bank:,}, {request.gallery:,} gallery "
+        f"{request.queries:,} queries, as many bank items, {request.gallery:,} gallery "
         f"items, {request.dim} dimensions; {where['device']} "
         f"({where['platform']}), jax {where['jax']}"
     )
@@ -129,13 +128,13 @@ def _show(request: Request, lines: list[Line]) -> None:
     console.print()
     console.print(
         f"Ratio: time over that of the similarities alone, computed tile by tile and thrown away; "
-        f"median of {request.repetitions} repetitions, compilation left out.",
+        f"median of {_REPETITIONS} repetitions, compilation left out.",
         style="dim",
     )
 
 
 def _content(request: Request, lines: list[Line]) -> dict[str, Any]:
-    sizes = dataclasses.asdict(request)
+    sizes = dataclasses.asdict(request) | {"bank": request.queries, "repetitions": _REPETITIONS}
     del sizes["as_json"]
     return {
         "schema": SCHEMA,

@@ -51,7 +51,7 @@ def demo(source: str, target: str, seed: int, output: Path, force: bool) -> None
     "gt_indices; qrels with ids as labels; grades (docs/inputs.md). Left out: row i belongs to "
     "row i if the counts agree.",
 )
-@options.bank_pairs("What `auto` chooses by; without them it keeps raw.")
+@options.bank_pairs("What auto chooses by.")
 @options.trust_banks()
 @options.labels()
 @options.similarity(default=None)
@@ -60,10 +60,10 @@ def demo(source: str, target: str, seed: int, output: Path, force: bool) -> None
     "--methods",
     metavar="LIST",
     help="Which to run: auto, or by name or group (all, paper, means, transport, rescaling, "
-    "vectors, transductive), with parameters as nnn:k=64:weight=0.5; raw is always there.  "
-    "[default: auto where there are pairs, paper,csls,nnn]",
+    "vectors, transductive; published: DualDIS as the released code scores it), with parameters as "
+    "nnn:k=64:weight=0.5; raw is always there.  "
+    "[default: auto,paper,csls,nnn with --bank-pairs, else csls]",
 )
-@click.option("--published", is_flag=True, help="Add DualDIS as the released code scores it.")
 @click.option("--reverse", is_flag=True, help="Swap both sides: the gallery queries the queries.")
 @options.file("--similarities", "Instead of embeddings: queries x gallery, higher=closer.")
 @options.file("--query-bank-similarities", "With --similarities: query bank x gallery.")
@@ -77,8 +77,9 @@ def demo(source: str, target: str, seed: int, output: Path, force: bool) -> None
 def evaluate(**values: Any) -> None:
     """Compare the corrections on your embeddings.
 
-    The table sets raw retrieval beside `auto`, the correction that the bank's own pairs prove
-    better (or raw), and IS, DIS, DualIS, DualDIS, CSLS and NNN; docs/methods.md has all methods.
+    With --bank-pairs the table sets raw retrieval beside `auto`, the correction that these pairs
+    prove better (or raw), and IS, DIS, DualIS, DualDIS, CSLS and NNN; without them, beside CSLS.
+    docs/methods.md has all methods.
 
     Files are .npy (memory-mapped) or .npz (FILE.npz:name picks an array), one row per item; a
     folder or a pattern ('emb_*.npy') stands for its files in natural order. A SET.npz holds query,
@@ -89,7 +90,7 @@ def evaluate(**values: Any) -> None:
       dbnorm evaluate captions.npy images.npy --query-bank train_captions.npy \\
              --gallery-bank train_images.npy --bank-pairs rows --output results
       dbnorm evaluate set.npz --reverse
-      dbnorm evaluate --similarities s.npy --query-bank-similarities b.npy --beta-query 20
+      dbnorm evaluate --similarities s.npy --query-bank-similarities b.npy
     """  # noqa: D301 - \b is click's mark for lines that are not to be refilled
     from dbnorm_jax._cli.commands.evaluate import Request, run
 
@@ -108,7 +109,7 @@ def evaluate(**values: Any) -> None:
 @options.trust_banks()
 @options.similarity()
 @options.seed("Of folds and sign flips, with --bank-pairs.", default=None)
-@options.output("FILE.npz", "Write the choice there, for dbnorm_jax.load and tuning.fit.")
+@options.output("FILE.npz", "Write the choice there, for dbnorm fit --choice and dbnorm_jax.load.")
 @options.force()
 @options.as_json()
 def tune(**values: Any) -> None:
@@ -192,12 +193,15 @@ def inspect(**values: Any) -> None:
 
 
 @cli.command()
-@click.option("--queries", default=2048, type=click.IntRange(min=1), help="Rows that search.")
+@click.option(
+    "--queries",
+    default=2048,
+    type=click.IntRange(min=1),
+    help="Rows that search, and rows of a bank.",
+)
 @click.option("--gallery", default=20480, type=click.IntRange(min=1), help="Rows searched.")
-@click.option("--bank", default=2048, type=click.IntRange(min=1), help="Rows of either bank.")
 @click.option("--dim", default=512, type=click.IntRange(min=1), help="Embedding dimensions.")
 @options.neighbors("Nearest items per query.")
-@click.option("--repetitions", default=5, type=click.IntRange(min=1), help="Median of so many.")
 @options.as_json("Print JSON instead of the table.")
 def benchmark(**values: Any) -> None:
     """Time fitting and corrected search on this machine.
@@ -224,10 +228,11 @@ def benchmark(**values: Any) -> None:
 @click.option(
     "--method",
     type=_Methods(()),
-    default="dualdis",
-    help="statistics: those of the query bank, for dbnorm merge.",
+    help="statistics: those of the query bank, for dbnorm merge.  [default: auto, with "
+    "--bank-pairs]",
 )
-@options.betas("--beta")
+@options.file("--choice", "Instead of --method: what dbnorm tune wrote.", metavar="FILE.npz")
+@options.betas()
 @click.option(
     "-k",
     type=click.IntRange(min=0),
@@ -235,7 +240,7 @@ def benchmark(**values: Any) -> None:
     help="Neighborhoods behind the gate (1), or similarities averaged (csls: 10, nnn: 128, or all "
     "rows of a smaller bank).",
 )
-@options.bank_pairs("What --method auto chooses by.")
+@options.bank_pairs("What auto chooses by, and what a --choice leaves out by.")
 @options.trust_banks()
 @options.similarity()
 @options.seed("Of --method auto.", default=None)
@@ -256,13 +261,13 @@ def fit(**values: Any) -> None:
     """Fit a correction to files of any size.
 
     Files are .npy, read in blocks (FILE.npz:name is read whole), one row per item, or folders and
-    patterns of them. Work that was
-    killed goes on where it was when the same command is given again, with the same result; work
-    that is done returns at once.
+    patterns of them. Work that was killed goes on where it was when the same command is given
+    again, with the same result; work that is done returns at once.
 
     \b
     Examples:
-      dbnorm fit images.npy --query-bank train_captions.npy --method dis --output correction.npz
+      dbnorm fit images.npy --query-bank train_captions.npy --gallery-bank train_images.npy \\
+             --bank-pairs rows --output correction.npz
       dbnorm fit images.npy --query-bank monday.npy --method statistics --output monday.npz
     """  # noqa: D301 - \b is click's mark for lines that are not to be refilled
     from dbnorm_jax._cli.commands.fit import Request, run
@@ -300,8 +305,7 @@ def merge(**values: Any) -> None:
 )
 @options.neighbors("Items per query.")
 @options.similarity("[default: that of the correction, or cosine]", default=None)
-@options.file("--query-ids", "A name per query: lines of text, or .npy.")
-@options.file("--gallery-ids", "A name per gallery item, likewise.")
+@options.labels(bank=False)
 @options.output(
     "FILE",
     "Write there: .npz (scores, indices, ids), .npy (indices), .csv, .jsonl, .trec (a run) or "

@@ -13,9 +13,14 @@ from dbnorm_jax._cli.showing.output import Sink
 from dbnorm_jax._cli.showing.progress import Progress
 from dbnorm_jax._cli.showing.report import FILES, contents, print_paths, require
 from dbnorm_jax._cli.showing.table import Report, show
+from dbnorm_jax._cli.showing.verdict import EVALUATE_HELP, Inputs, of_table
+from dbnorm_jax._cli.showing.verdict import tell as tell_verdict
 
 _BETA_QUERY, _BETA_GALLERY = DEFAULT_BETAS.values()
 _BEST, _EQUAL = (Method("dualis", _BETA_QUERY, beta) for beta in (_BETA_GALLERY, _BETA_QUERY))
+
+# The hubs of the same data, and what files of one's own need.
+_STEPS = (("dbnorm", "inspect", "--demo"), EVALUATE_HELP)
 
 METHODS = choose_methods(DEFAULT, _BETA_QUERY, _BETA_GALLERY)
 METHODS.insert(METHODS.index(_BEST) + 2, _EQUAL)  # after DualDIS
@@ -30,10 +35,12 @@ def run(source: str, target: str, seed: int, output: Path, *, force: bool) -> No
         test = emoji_names(source, target, seed)
         rows = evaluate(test, METHODS, progress)
         report = _report(test, rows)
-        made = contents(report, test, tell(test, rows, progress), command)
+        verdict = of_table(rows, Inputs())._replace(steps=_STEPS)
+        made = contents(report, test, tell(test, rows, progress), command, verdict)
         paths = sink.write(made)
     show(report)
     print_paths(paths)
+    tell_verdict(verdict)
 
 
 def _report(test: EvaluationSet, rows: list[ResultRow]) -> Report:

@@ -11,6 +11,7 @@ from dbnorm_jax._cli.measuring.methods import (
     DEFAULT,
     DEFAULT_BETAS,
     KINDS,
+    WITHOUT_PAIRS,
     Method,
     Wish,
     checked_beta,
@@ -32,12 +33,14 @@ from dbnorm_jax._cli.reading.argument import Source
 from dbnorm_jax._cli.reading.arrays import read_embeddings, read_set, read_together
 from dbnorm_jax._cli.reading.names import labels_given
 from dbnorm_jax._cli.reading.relevant import read_relevant
-from dbnorm_jax._cli.reading.sets import EvaluationSet, SimilaritySet
+from dbnorm_jax._cli.reading.sets import EvaluationSet, SimilaritySet, Test
 from dbnorm_jax._cli.showing.output import sink_of
 from dbnorm_jax._cli.showing.progress import Progress
 from dbnorm_jax._cli.showing.report import FILES, contents, print_paths, require
 from dbnorm_jax._cli.showing.table import Report, content, show
 from dbnorm_jax._cli.showing.terminal import say_json, say_warnings
+from dbnorm_jax._cli.showing.verdict import Inputs, of_table
+from dbnorm_jax._cli.showing.verdict import tell as tell_verdict
 from dbnorm_jax._src.corrections import table
 
 
@@ -73,7 +76,6 @@ class Request(Shared):
     files: tuple[str, ...] = ()
     methods: str | None = None
     methods_option: str = "--methods"
-    published: bool = False
     reverse: bool = False
     similarities: str | None = None
     query_bank_similarities: str | None = None
@@ -91,22 +93,68 @@ def run(request: Request) -> None:
     sink = sink_of(request, names=FILES)
     with Progress(count_steps(methods) + (sink is not None) * NUM_STEPS) as progress:
         test = _read(request)
-        if request.methods is None and getattr(test, "bank_pairs", None) is None:
-            methods = [method for method in methods if method.kind != "auto"]
+        methods = _without_pairs(request, test, methods)
         methods = [with_rows_for(method, test.sizes, "--methods") for method in methods]
         rows = evaluate(test, methods, progress)
         unknown = "No right items are known, so the retrieval columns are empty: give --relevant."
         report = report_of(test, rows, *remarks(test), *[unknown] * (test.relevant is None))
+        verdict = of_table(rows, _inputs(request, test))
         paths: list[Path] = []
         if sink is not None:
             story = tell(test, rows, progress)
-            paths = sink.write(contents(report, test, story, _command(request)))
+            paths = sink.write(contents(report, test, story, _command(request), verdict))
     if request.as_json:
         say_json(content(report))
     else:
         show(report)
     say_warnings(report.warnings)
     print_paths(paths, to_stderr=request.as_json)
+    if not request.as_json:
+        tell_verdict(verdict)
+
+
+def inputs_of_set(file: str, test: EvaluationSet) -> Inputs:
+    """The members of a set as files, under the similarity it was read for."""
+    return Inputs(
+        gallery=f"{file}:gallery",
+        query_bank=f"{file}:query_bank",
+        gallery_bank=None if test.gallery_bank is None else f"{file}:gallery_bank",
+        bank_pairs=None if test.bank_pairs is None else f"{file}:bank_pair",
+        queries=f"{file}:query",
+        similarity=test.similarity,
+        trust_banks=test.trust_banks,
+    )
+
+
+def _inputs(request: Request, test: Test) -> Inputs:
+    """What a next command can name: nothing of matrices."""
+    if not isinstance(test, EvaluationSet):
+        return Inputs()
+    if len(request.files) == 1:
+        found = inputs_of_set(request.files[0], test)
+    else:
+        found = Inputs(
+            gallery=request.files[1],
+            query_bank=request.query_bank,
+            gallery_bank=request.gallery_bank,
+            bank_pairs=request.bank_pairs,
+            queries=request.files[0],
+            relevant=request.relevant,
+            similarity=request.measure,
+            trust_banks=request.trust_banks,
+        )
+    if not request.reverse:
+        return found
+    return dataclasses.replace(
+        found,
+        gallery=found.queries,
+        query_bank=found.gallery_bank,
+        gallery_bank=found.query_bank,
+        queries=found.gallery,
+        relevant=None,
+        # A file of pairs says it of the other bank.
+        bank_pairs=found.bank_pairs if found.bank_pairs == "rows" else None,
+    )
 
 
 def _command(request: Request) -> list[str]:
@@ -188,31 +236,37 @@ def check_trust(request: Shared, methods: Sequence[Method]) -> None:
 
 def chosen_methods(request: Request) -> list[Method]:
     """The methods asked for with their parameters, checked."""
-    text = ",".join(DEFAULT) if request.methods is None else request.methods
+    unpaired = request.bank_pairs is None and len(request.files) != 1
+    default = WITHOUT_PAIRS if unpaired else DEFAULT
+    text = ",".join(default) if request.methods is None else request.methods
     wishes = parse(text, request.methods_option)
-    if request.published:
-        wishes.append(Wish("published", {}, by_name=True))
     methods = {Method("raw"): None}
     for wish in wishes:
         obstacle = _obstacle(request, wish)
-        published = wish.kind == "published"
         if obstacle is None:
             methods[_method(request, wish)] = None
-        elif wish.by_name and (request.methods is not None or published):
-            option = "--published" if published else f"{request.methods_option} {wish.kind}"
+        elif wish.by_name and request.methods is not None:
+            option = f"{request.methods_option} {wish.kind}"
             expected, actual, remedy = obstacle
             raise ValueError(f"{option}: expected {expected}, got {actual}; {remedy}")
     return list(methods)
+
+
+def _without_pairs(request: Request, test: Test, methods: list[Method]) -> list[Method]:
+    """Of the default methods of a set, which only reading shows to hold no pairs, those left."""
+    if request.methods is not None or getattr(test, "bank_pairs", None) is not None:
+        return methods
+    left = [method for method in methods if method.kind in ("raw", *WITHOUT_PAIRS)]
+    for name in given(request, *DEFAULT_BETAS):
+        check_taken(request, name, left)
+    check_trust(request, left)
+    return left
 
 
 def _obstacle(request: Request, wish: Wish) -> tuple[str, str, str] | None:
     """What keeps a method from running on this input: expected, actual, remedy."""
     about = KINDS[wish.kind]
     matrices = request.similarities is not None
-    # By name it runs and says why it declines; a set may hold pairs, which only reading shows.
-    unpaired = request.bank_pairs is None and len(request.files) != 1
-    if wish.kind == "auto" and unpaired and request.methods is None:
-        return "--bank-pairs", "none", "leave it out"
     if table.VECTORS in about.needs and matrices:
         return "embeddings", "matrices", "leave it out"
     if table.GALLERY_BANK in about.needs and matrices and not request.gallery_bank_similarities:

@@ -25,7 +25,8 @@ from dbnorm_jax._cli.showing.export_readme import Layout, readme
 from dbnorm_jax._cli.showing.output import Content, Sink, written
 from dbnorm_jax._cli.showing.progress import Progress
 from dbnorm_jax._cli.showing.report import print_paths
-from dbnorm_jax._cli.showing.terminal import json_text, say, say_json
+from dbnorm_jax._cli.showing.terminal import json_text, say_json
+from dbnorm_jax._cli.showing.verdict import of_export, tell
 
 MANIFEST = "export.json"
 _ACTIVATION = "activation.npy"
@@ -100,12 +101,13 @@ def run(request: Request) -> None:
     if request.as_json:
         say_json(manifest)
         return
-    say(
+    print_paths(paths)
+    text = (
         f"{layout.num_gallery} vectors of {layout.width} = {layout.dim} + {len(layout.columns)} "
         f"dimensions, to be searched by {layout.metric.replace('-', ' ')}"
         + (", two searches per query" if layout.gated else "")
     )
-    print_paths(paths)
+    tell(of_export(f"{text}.", request.output / _README))
 
 
 def _write(

@@ -10,9 +10,10 @@ import numpy as np
 
 import dbnorm_jax as dbn
 from dbnorm_jax._cli.commands.options import check
-from dbnorm_jax._cli.measuring.choosing import choose, described
+from dbnorm_jax._cli.measuring.choosing import choose, described, left_out
 from dbnorm_jax._cli.measuring.methods import DEFAULT_BETAS, checked_beta, file_methods
 from dbnorm_jax._cli.measuring.mistakes import mistakes_of_rows
+from dbnorm_jax._cli.measuring.sources import in_memory
 from dbnorm_jax._cli.reading import large, sets
 from dbnorm_jax._cli.reading.argument import Source, neighbors
 from dbnorm_jax._cli.reading.arrays import read_pairs
@@ -21,8 +22,10 @@ from dbnorm_jax._cli.reading.large import Rows
 from dbnorm_jax._cli.showing.output import Sink
 from dbnorm_jax._cli.showing.progress import RowProgress
 from dbnorm_jax._cli.showing.terminal import say, say_json, say_warnings
+from dbnorm_jax._cli.showing.verdict import Inputs, of_fit, tell
 from dbnorm_jax._src.core.similarity import SIMILARITY_FUNCTIONS
 from dbnorm_jax._src.core.text import printable
+from dbnorm_jax._src.corrections.streamed import Streamed
 from dbnorm_jax._src.corrections.table import BETA_QUERY, GALLERY_BANK, TABLE, Row
 from dbnorm_jax._src.files import binary
 from dbnorm_jax._src.files import provenance as provenances
@@ -30,10 +33,13 @@ from dbnorm_jax._src.places.disk import fits
 from dbnorm_jax._src.places.disk.checkpoint import Checkpoint, Fitted
 from dbnorm_jax._src.places.disk.fits import Settings
 from dbnorm_jax._src.places.disk.rows import DEFAULT_BLOCK_SIZE, Fingerprint
-from dbnorm_jax._src.tuning.mixture import fit_chosen
+from dbnorm_jax._src.tuning.choice import RAW
+from dbnorm_jax._src.tuning.mixture import fit_chosen, needs_whole_banks
 
 Parameters = dict[str, Any]
 
+CHOICE = "choice"  # the method, where --choice names a file of it
+_CHOOSING = ("auto", CHOICE)
 # Each keeps a checkpoint of its own.
 _PASSES = ("query-bank", "gallery-bank", "largest")
 
@@ -47,7 +53,8 @@ class Request:
     query_bank: str | None = None
     gallery_bank: str | None = None
     query_statistics: str | None = None
-    method: str = "dualdis"
+    method: str | None = None
+    choice: str | None = None
     beta_query: float | None = None
     beta_gallery: float | None = None
     k: int | None = None
@@ -73,7 +80,7 @@ class Request:
         for name in DEFAULT_BETAS:
             beta = getattr(self, name)
             given = name == BETA_QUERY.name and made is not None
-            if self.method == "auto" or name not in known or given:
+            if self.method in _CHOOSING or name not in known or given:
                 _refuse(self, name, beta)
             else:
                 found[name] = checked_beta(name, beta, self.similarity)
@@ -81,6 +88,8 @@ class Request:
             _refuse(self, "k", self.k)
             found["seed"] = self.seed or 0
             found |= {"trust_banks": True} if self.trust_banks else {}
+        elif self.method == CHOICE:
+            _refuse(self, "k", self.k)
         elif "k" in known:
             rows = sizes["query_bank"]
             found["k"] = neighbors(self.k, rows, "query-bank rows", int(known["k"]))
@@ -104,7 +113,24 @@ class Request:
     @property
     def row(self) -> Row | None:
         """Of the table; None for what stands beside it."""
-        return TABLE.get(self.method)
+        return TABLE.get(self.method or "")
+
+    def resolved(self) -> "Request":
+        """With the method that a choice or pairs stand for; raises where nothing names one."""
+        if self.choice is not None:
+            check(
+                (
+                    self.method is not None,
+                    f"--method: expected none beside --choice, got {self.method}; leave one out",
+                )
+            )
+            return dataclasses.replace(self, method=CHOICE)
+        if self.method is None and self.bank_pairs is None:
+            raise ValueError(
+                "--method: expected one, or --bank-pairs for auto, got neither; without pairs "
+                "--method csls is a start"
+            )
+        return dataclasses.replace(self, method=self.method or "auto")
 
 
 def _refuse(request: Request, name: str, value: Any) -> None:
@@ -118,6 +144,7 @@ def _refuse(request: Request, name: str, value: Any) -> None:
 
 def run(request: Request) -> None:
     """Checks, returns at once where nothing is left to do, fits, writes."""
+    request = request.resolved()
     _check_combination(request)
     sink = _sink(request, request.output)
     for made in _PASSES:
@@ -148,21 +175,29 @@ def _report(request: Request, work: "_Work", provenance: Mapping[str, Any], what
     content = {"output": str(request.output), "status": what, **provenance}
     values = ", ".join(f"{name} {value:g}" for name, value in work.parameters.items())
     gallery = len(work.files["gallery"].rows)
-    text = f"{request.output} {what}: {request.method}({values}) for {gallery:,} items"
+    made = f"{request.method}({values})" if values else request.method
+    text = f"{request.output} {what}: {made} for {gallery:,} items"
     if request.as_json:
         say_json(content | {"warnings": work.warnings})
     else:
-        for line in (text, *work.told):
+        for line in work.told:
             say(line)
     say_warnings(work.warnings)
+    if not request.as_json:
+        inputs = Inputs(
+            gallery=request.gallery, query_bank=request.query_bank, similarity=request.similarity
+        )
+        statistics = request.method == "statistics"
+        verdict = of_fit(text, inputs, str(request.output), statistics=statistics)
+        tell(verdict, apart=bool(work.told))
 
 
 def _check_combination(request: Request) -> None:
     row, rows = request.row, request.query_bank is not None
     dual = [
         name
-        for name in file_methods()
-        if name == "auto" or (name in TABLE and GALLERY_BANK in TABLE[name].needs)
+        for name in (*file_methods(), CHOICE)
+        if name in _CHOOSING or (name in TABLE and GALLERY_BANK in TABLE[name].needs)
     ]
     merged = request.query_statistics is not None
     by_rows = row is None or BETA_QUERY.name not in row.defaults
@@ -183,8 +218,8 @@ def _check_combination(request: Request) -> None:
             f"{request.method}; {see}",
         ),
         (
-            request.bank_pairs is not None and request.method != "auto",
-            f"--bank-pairs: expected --method auto, got another; {see}",
+            request.bank_pairs is not None and request.method not in _CHOOSING,
+            f"--bank-pairs: expected --method auto or --choice, got another method; {see}",
         ),
         (
             request.trust_banks and request.method != "auto",
@@ -229,6 +264,8 @@ class _Work:
         if request.bank_pairs is not None:
             others = sizes.get("gallery_bank", sizes["gallery"])
             self.pairs = read_pairs(request.bank_pairs, sizes["query_bank"], others)
+        if request.choice is not None:
+            self.states[CHOICE] = _choice_file(request)
         for label, _ in self.states.values():  # what they were made from is written down with them
             with large.errors_name({"provenance": f"{label}: its provenance, written down again,"}):
                 provenances.plain(self._asked())
@@ -286,13 +323,15 @@ class _Work:
         self.progress = progress
         method, row = self.request.method, self.request.row
         more: dict[str, Any] = {}
-        if method == "auto":
-            choice = self._choice()
+        if method in _CHOOSING:
+            rows = self._rows()
+            choice = self._choice(rows)
             about = {"why": choice.reason, "warnings": list(choice.warnings)}
             more = {"choice": {**described(choice), **about}}
             self.told = tuple(choice.summary().split("\n"))
             size = len(self.files["gallery"].rows)
-            state: Any = fit_chosen(choice, self, size, jnp.float32)
+            source = self._whole(rows) if needs_whole_banks(choice) else self
+            state: Any = fit_chosen(choice, source, size, jnp.float32)
         elif row is None:
             beta = self.parameters["beta_query"]
             state = self.statistics("query", beta, self.parameters["k"])
@@ -305,14 +344,15 @@ class _Work:
             )
         if "gallery" not in self.found:
             self.found["gallery"] = dbn.out_of_core.fingerprint(self.files["gallery"].rows)
-        for label, made in self.states.values():
+        for label, made in self.states.values():  # a choice is of no gallery
             large.check_fingerprint(label, made.provenance.get("gallery"), self.found["gallery"])
         files = {  # what was read whole was not hashed meanwhile
             name: self.found.get(name) or dbn.out_of_core.fingerprint(rows.rows)
             for name, rows in self.files.items()
         }
         self.warnings = self._mistakes()
-        return state, {**self._asked(), **files, "stamps": self.stamps, **more}
+        named = {"gallery_file": self.request.gallery}
+        return state, {**self._asked(), **files, "stamps": self.stamps, **named, **more}
 
     def statistics(self, bank: str, beta: float, k: int) -> dbn.BankStatistics:
         """Of a bank, in one pass over its file, or those given."""
@@ -376,24 +416,71 @@ class _Work:
         found = mistakes_of_rows(rows, similarity, beta_query=beta)
         return tuple(one for one in found if one not in self.told)
 
-    def _choice(self) -> dbn.tuning.Choice:
-        """Tuned on the banks, which are read whole, and on a sample of a large gallery."""
-        request = self.request
-        rows = {
-            name: sets.LargeRows(file.label, file.rows, request.similarity)
+    def _rows(self) -> dict[str, Any]:
+        """Those of the files, prepared; large ones are read again whenever they are needed."""
+        return {
+            name: sets.prepared(file.label, file.rows, self.request.similarity)
             for name, file in self.files.items()
         }
+
+    def _choice(self, rows: Mapping[str, Any]) -> dbn.tuning.Choice:
+        """That of --choice, or tuned on the banks and on a sample of a large gallery."""
+        request, gallery, bank = self.request, rows["gallery"], rows.get("gallery_bank")
+        if CHOICE in self.states:
+            label, made = self.states[CHOICE]
+            choice: dbn.tuning.Choice = made.state
+            _check_banks(label, choice, rows)
+            if choice.name != RAW:
+                others = gallery if bank is None else bank
+                with large.errors_name({"pairs": "--bank-pairs"}):
+                    self.exclude = left_out(gallery, len(rows["query_bank"]), others, self.pairs)
+            return choice
         choice, self.exclude = choose(
-            gallery=rows["gallery"],
+            gallery=gallery,
             query_bank=rows["query_bank"],
-            gallery_bank=rows.get("gallery_bank"),
+            gallery_bank=bank,
             pairs=self.pairs,
             similarity_fn=large.PREPARED_FUNCTIONS[request.similarity],
             seed=self.parameters["seed"],
             trust_banks=request.trust_banks,
-            mergeable=True,
         )
         return choice
+
+    def _whole(self, rows: Mapping[str, Any]) -> Streamed:
+        """The rows as a source for methods that need more than statistics: held in memory."""
+        held = {name: in_memory(part) for name, part in rows.items()}
+        return Streamed(
+            held["gallery"],
+            held["query_bank"],
+            held.get("gallery_bank"),
+            self.exclude,
+            large.PREPARED_FUNCTIONS[self.request.similarity],
+        )
+
+
+def _check_banks(label: str, choice: dbn.tuning.Choice, rows: Mapping[str, Any]) -> None:
+    """Raises where a choice cannot be fitted to these rows."""
+    if choice.num_gallery_bank and "gallery_bank" not in rows:
+        raise ValueError(
+            f"--gallery-bank: expected one, as {label} was chosen with one of "
+            f"{choice.num_gallery_bank} rows, got none; name the file"
+        )
+    whole = needs_whole_banks(choice)
+    if whole and any(isinstance(one, sets.LargeRows) for one in rows.values()):
+        raise ValueError(
+            f"{label}: expected a choice that statistics alone fit, as files of more than 1 GiB "
+            f"are read in blocks, got {', '.join(whole)}; leave --choice out for --method auto"
+        )
+
+
+def _choice_file(request: Request) -> tuple[str, State]:
+    """What names the file of --choice in errors, and what it holds."""
+    source = Source.parse("--choice", request.choice or "")
+    made = read_state(source, (dbn.tuning.Choice,), "a Choice", "make one with dbnorm tune")
+    if made.similarity not in (None, request.similarity):
+        expected = f"a choice under {request.similarity} similarity"
+        raise source.fail(expected, made.similarity, f"give --similarity {made.similarity}")
+    return str(source), made
 
 
 def _statistics_file(gallery: Rows, request: Request) -> tuple[str, State]:

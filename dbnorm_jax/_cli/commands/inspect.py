@@ -17,6 +17,7 @@ from dbnorm_jax._cli.showing.output import sink_of
 from dbnorm_jax._cli.showing.progress import Progress
 from dbnorm_jax._cli.showing.report import print_paths, require
 from dbnorm_jax._cli.showing.terminal import say_json, say_warnings
+from dbnorm_jax._cli.showing.verdict import Inputs, of_inspection, of_results, tell
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +100,26 @@ def run(request: Request) -> None:
         hub_report.show(report, found)
     say_warnings(report.warnings)
     print_paths(paths, to_stderr=request.as_json)
+    if not request.as_json:
+        counted = hub_report.counted(report, found)
+        tell(of_inspection(counted, found.rows, _inputs(request, test)))
+
+
+def _inputs(request: Request, test: EvaluationSet) -> Inputs:
+    """What a next command can name: nothing of the built-in data."""
+    if request.file is None:
+        return Inputs()
+    if request.query_bank is None:
+        return evaluate.inputs_of_set(request.file, test)
+    return Inputs(
+        gallery=request.file,
+        query_bank=request.query_bank,
+        gallery_bank=request.gallery_bank,
+        bank_pairs=request.bank_pairs,
+        queries=request.queries,
+        similarity=request.measure,
+        trust_banks=request.trust_banks,
+    )
 
 
 def _false_alarm_rate(request: Request) -> float:
@@ -135,6 +156,8 @@ def _run_of_results(request: Request) -> None:
     else:
         results_report.show(found)
     print_paths(paths, to_stderr=request.as_json)
+    if not request.as_json:
+        tell(of_results(found))
 
 
 def _check_num_items(request: Request, results: Results) -> None:

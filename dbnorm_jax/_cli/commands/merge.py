@@ -12,6 +12,7 @@ from dbnorm_jax._cli.reading.argument import Source
 from dbnorm_jax._cli.reading.corrections import read_state
 from dbnorm_jax._cli.showing.output import Sink
 from dbnorm_jax._cli.showing.terminal import say, say_json
+from dbnorm_jax._cli.showing.verdict import FIT_HELP, Verdict, of_statistics, tell
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +67,16 @@ def run(request: Request) -> None:
     if request.as_json:
         say_json(summary)
     else:
-        say(text)
+        tell(Verdict(text, _next(merged, str(request.output))), apart=False)
+
+
+def _next(merged: "_Part", output: str) -> tuple[tuple[str, ...], ...]:
+    """A fit of the gallery that the parts name, where its file is found from here."""
+    gallery = merged.provenance.get("gallery_file")
+    found = isinstance(gallery, str) and Path(gallery).exists()
+    if not found or not isinstance(merged.state, dbn.BankStatistics):
+        return (FIT_HELP,)
+    return of_statistics(str(gallery), output, merged.similarity or "cosine")
 
 
 def _read(text: str) -> _Part:

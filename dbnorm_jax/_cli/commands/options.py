@@ -40,13 +40,11 @@ def similarity(
     return click.option("--similarity", type=choice, default=default, help=text)
 
 
-def betas(*short: str) -> Decorator:
-    """`--beta-query` (`short`: other spellings of it) and `--beta-gallery`."""
+def betas() -> Decorator:
+    """`--beta-query` and `--beta-gallery`."""
     return _together(
         click.option(
             "--beta-query",
-            *short,
-            "beta_query",
             type=float,
             metavar="BETA",
             help="Inverse temperature of the query bank, 1/[unit of similarity].  [default: 20 for "
@@ -89,14 +87,14 @@ def gallery_bank(
     return file("--gallery-bank", text)
 
 
-def labels() -> Decorator:
-    """`--labels`, `--bank-labels` and `--query-labels`: names that results show for rows."""
+def labels(*, bank: bool = True) -> Decorator:
+    """`--labels`, `--query-labels` and, of a `bank`, `--bank-labels`: what results call rows."""
     return _together(
         file(
             "--labels",
             "Names, ids or captions of the gallery items: text, a line each, or an .npy array.",
         ),
-        file("--bank-labels", "The same for the query bank."),
+        *[file("--bank-labels", "The same for the query bank.")] * bank,
         file("--query-labels", "The same for the queries."),
     )
 

@@ -23,7 +23,8 @@ from dbnorm_jax._cli.reading.corrections import read_correction
 from dbnorm_jax._cli.reading.names import read_ids
 from dbnorm_jax._cli.showing.output import Sink, csv_line, sink_of
 from dbnorm_jax._cli.showing.progress import RowProgress
-from dbnorm_jax._cli.showing.terminal import is_utf8, json_text, say, say_json
+from dbnorm_jax._cli.showing.terminal import is_utf8, json_text, say_json
+from dbnorm_jax._cli.showing.verdict import Inputs, of_search, tell
 from dbnorm_jax._src.core.similarity import SIMILARITY_FUNCTIONS
 from dbnorm_jax._src.files import texts
 from dbnorm_jax._src.places.disk import search
@@ -47,8 +48,8 @@ class Request:
     correction: str | None = None
     k: int | None = None
     similarity: str | None = None
-    query_ids: str | None = None
-    gallery_ids: str | None = None
+    query_labels: str | None = None
+    labels: str | None = None
     output: Path | None = None
     block_size: int = DEFAULT_BLOCK_SIZE
     force: bool = False
@@ -67,7 +68,7 @@ def run(request: Request) -> None:
     output = sink_of(request, suffixes=_SUFFIXES)
     if output is None and request.as_json:
         raise ValueError("--json: expected --output, whose contents it sums up, got none; name one")
-    named = given(request, "query_ids", "gallery_ids")
+    named = given(request, "query_labels", "labels")
     if output is not None and output.path.suffix == ".npy" and named:
         raise ValueError(
             f"{named[0]}: expected an --output that holds names ({', '.join(_NAMED)}), got "
@@ -89,8 +90,8 @@ def run(request: Request) -> None:
         hashed = known is not None and not fitted.unchanged
     bare = output is not None and output.path.suffix == ".trec"
     names = _Names(
-        _names("--query-ids", request.query_ids, num_queries, bare=bare),
-        _names("--gallery-ids", request.gallery_ids, num_gallery, bare=bare),
+        _names("--query-labels", request.query_labels, num_queries, bare=bare),
+        _names("--labels", request.labels, num_gallery, bare=bare),
     )
     settings = Settings(SIMILARITY_FUNCTIONS[similarity], block_size=request.block_size)
     pair = row_pair(("queries", queries.rows), ("gallery", gallery.rows), settings)
@@ -108,8 +109,6 @@ def run(request: Request) -> None:
             add(block.start, np.asarray(found.scores), np.asarray(found.indices))
             if report is not None:
                 report(block.stop, 0)
-    if output is None:
-        return
     content = {
         "output": str(request.output),
         "num_queries": num_queries,
@@ -119,13 +118,17 @@ def run(request: Request) -> None:
         "correction": request.correction,
     }
     how = "raw" if request.correction is None else f"under {request.correction}"
-    text = (
-        f"wrote {request.output}: {k} of {num_gallery:,} items for {num_queries:,} queries ({how})"
-    )
+    made = f"{k} of {num_gallery:,} items for {num_queries:,} queries ({how})"
+    text = made if output is None else f"wrote {request.output}: {made}"
     if request.as_json:
         say_json(content)
-    else:
-        say(text)
+        return
+    inputs = Inputs(gallery=request.gallery, queries=request.queries, similarity=similarity)
+    # An array of results that names its items names all.
+    whole = request.labels is not None and output is not None and output.path.suffix == ".npz"
+    count = None if whole else num_gallery
+    verdict = of_search(text, inputs, request.correction, request.output, count)
+    tell(verdict, apart=False, to_stderr=output is None)
 
 
 def _names(option: str, text: str | None, count: int, *, bare: bool) -> Array | None:

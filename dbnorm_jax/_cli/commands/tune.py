@@ -16,6 +16,7 @@ from dbnorm_jax._cli.reading.argument import parts
 from dbnorm_jax._cli.reading.arrays import read_pairs, read_together
 from dbnorm_jax._cli.showing.output import sink_of
 from dbnorm_jax._cli.showing.terminal import say, say_json, say_warnings
+from dbnorm_jax._cli.showing.verdict import Inputs, of_choice, tell
 from dbnorm_jax._src.tuning.choice import COLUMNS
 
 _MOST_LINES = 8
@@ -80,7 +81,7 @@ def run(request: Request) -> None:
     warnings = mistakes_of_rows(dict(zip(names, rows, strict=False)), request.similarity)
     warnings = tuple(one for one in warnings if one not in choice.warnings)
     if sink is not None:
-        sink.save(choice)
+        sink.save(choice, {"similarity": request.similarity})
     if request.as_json:
         found = content(choice)
         say_json(found | {"warnings": [*found["warnings"], *warnings]})
@@ -88,6 +89,20 @@ def run(request: Request) -> None:
         for line in to_lines(choice):
             say(line)
     say_warnings(warnings)
+    if not request.as_json:
+        written = None if request.output is None else str(request.output)
+        tell(of_choice(choice, _inputs(request), written))
+
+
+def _inputs(request: Request) -> Inputs:
+    return Inputs(
+        gallery=request.gallery,
+        query_bank=request.query_bank,
+        gallery_bank=request.gallery_bank,
+        bank_pairs=request.bank_pairs,
+        similarity=request.similarity,
+        trust_banks=request.trust_banks,
+    )
 
 
 def to_lines(choice: dbn.tuning.Choice) -> list[str]:

@@ -41,18 +41,15 @@ def choose(
     mergeable = mergeable or any(
         isinstance(rows, LargeRows) for rows in (gallery, query_bank, gallery_bank)
     )
-    query_bank, exclude = in_memory(query_bank), {}
+    query_bank, exclude = in_memory(query_bank), dict[str, Any]()
     bank = gallery = in_memory(gallery) if gallery_bank is None else gallery
     if gallery_bank is not None:
         bank = in_memory(gallery_bank)
     known: npt.NDArray[Any] = np.zeros(0, np.int32)
     if pairs is not None:
-        right = split.right_rows("--bank-pairs", pairs, len(query_bank), len(bank))
-        columns = (np.asarray(rows) for (rows,) in blocks(gallery))
-        partners = split.partners(np.asarray(bank), right, columns)
-        if partners is not None:
-            exclude = partners._asdict()
-            known = partners.gallery[partners.gallery >= 0]
+        exclude = left_out(gallery, len(query_bank), bank, pairs)
+        if exclude:
+            known = exclude["gallery"][exclude["gallery"] >= 0]
     if gallery_bank is not None and len(gallery) > _MOST_RANKED:
         rows = np.random.default_rng(seed).choice(len(gallery), _MOST_RANKED, replace=False)
         # The partners tell tuning which items are asked for again.
@@ -68,6 +65,20 @@ def choose(
         mergeable=mergeable,
     )
     return Chosen(choice, exclude)
+
+
+def left_out(gallery: Any, num_query_bank: int, bank: Any, pairs: Any) -> dict[str, Any]:
+    """By bank, the gallery rows that its rows do not enter; `bank` is that of the gallery.
+
+    Raises:
+      ValueError: gallery-bank rows are gallery items, and no pairs say whose.
+    """
+    right = None
+    if pairs is not None:
+        right = split.right_rows("--bank-pairs", pairs, num_query_bank, len(bank))
+    columns = (np.asarray(rows) for (rows,) in blocks(gallery))
+    partners = split.partners(np.asarray(bank), right, columns)
+    return {} if partners is None else partners._asdict()
 
 
 def described(choice: dbn.tuning.Choice) -> dict[str, Any]:

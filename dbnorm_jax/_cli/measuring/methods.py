@@ -99,6 +99,8 @@ def checked_beta(
 
 
 DEFAULT = ("auto", *groups()["paper"], "csls", "nnn")
+# Of those, what runs where no pairs can choose: it has no parameter that needs a choice.
+WITHOUT_PAIRS = ("csls",)
 
 
 @dataclasses.dataclass(frozen=True)

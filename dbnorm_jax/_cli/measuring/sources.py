@@ -50,6 +50,7 @@ class Found(NamedTuple):
     nearest: Neighbors
     ranks: Ranks | None
     remark: str = ""  # what a method has to say
+    choice: dbn.tuning.Choice | None = None  # where that method is `auto`
 
 
 class Flips(NamedTuple):

@@ -106,7 +106,7 @@ def tell(test: Test, rows: Sequence[ResultRow], on_step: Step) -> Story:
     on_step("hubs and examples")
     beta = None if sweep is None else sweep.beta
     hubs = _hubs(test, raw, corrected, beta)
-    gained, lost = _changed(raw, corrected)
+    gained, lost = changed(raw, corrected)
     return Story(
         shown=shown,
         sweep=sweep,
@@ -170,7 +170,7 @@ def _hubs(test: Test, raw: ResultRow, corrected: ResultRow, beta: float | None) 
     ]
 
 
-def _changed(raw: ResultRow, corrected: ResultRow) -> tuple[Array, Array]:
+def changed(raw: ResultRow, corrected: ResultRow) -> tuple[Array, Array]:
     """Queries that became right and that became wrong; where no truth is known, that changed."""
     if raw.ranks is None or corrected.ranks is None:
         changed = np.flatnonzero(raw.nearest[:, 0] != corrected.nearest[:, 0])

@@ -40,6 +40,7 @@ class ResultRow:
     nearest: Neighbors  # [num_queries, k] gallery rows, best first
     ranks: Ranks | None  # [num_queries] of each query's best right item
     remark: str  # for the notes
+    choice: dbn.tuning.Choice | None  # of `auto`
     k_occurrence: Neighbors  # [num_gallery] how many queries have the item among their nearest
     skewness: float
     hub_share: float  # items retrieved at least twice as often as the mean
@@ -124,7 +125,8 @@ def _found(source: Embeddings | Matrices, method: Method, k: int) -> Found:
     if about.gives == CHOICE:
         fitted, choice = fitted
         first, *others = choice.summary().split("\n")
-        return source.search(k, fitted)._replace(remark=f"auto: {first}, {'; '.join(others)}.")
+        remark = f"auto: {first}, {'; '.join(others)}."
+        return source.search(k, fitted)._replace(remark=remark, choice=choice)
     if isinstance(source, Matrices):
         return source.search(k, fitted)
     moved, correction = (fitted, None) if about.gives == MOVED else (None, fitted)

@@ -33,6 +33,16 @@ def contents(report: Report, found: Inspection) -> dict[str, Content]:
     return dict(zip(FILES, map(written, made), strict=True))
 
 
+def counted(report: Report, found: Inspection) -> str:
+    """How many hubs there are, and how many of those never retrieved are rescued."""
+    items, rescued = report.sizes["gallery"], len(found.rescued)
+    label = found.rows[1].method.label
+    return (
+        f"{len(found.hubs):,} of {items:,} items are hubs and {len(found.anti_hubs):,} are never "
+        f"retrieved; {label} retrieves {rescued:,} of these."
+    )
+
+
 # A title, a table, which may be empty, and remarks below it.
 _Section = tuple[str, Any, list[str]]
 

@@ -9,6 +9,7 @@ from dbnorm_jax._cli.reading.argument import typed
 from dbnorm_jax._cli.reading.sets import Test
 from dbnorm_jax._cli.showing import table
 from dbnorm_jax._cli.showing.table import Report
+from dbnorm_jax._cli.showing.verdict import Verdict
 from dbnorm_jax._src.core.text import printable
 
 # Title, description, and what makes the PNG.
@@ -37,7 +38,12 @@ pre { background: #f4f4f4; padding: .6rem .8rem; white-space: pre-wrap; overflow
 
 
 def to_html(
-    report: Report, test: Test, story: Story, pictures: Sequence[Picture], command: Sequence[str]
+    report: Report,
+    test: Test,
+    story: Story,
+    pictures: Sequence[Picture],
+    command: Sequence[str],
+    verdict: Verdict,
 ) -> str:
     """The page; `command`: the arguments that make it again."""
     name, *details = report.heading
@@ -45,7 +51,9 @@ def to_html(
         f"<h1>{_text(name)}</h1>",
         *map(_dim, details),
         *(f'<p class="warning">{_text(f"Warning: {one}.")}</p>' for one in report.warnings),
-        f'<p class="lead" id="summary">{_text(summary(report, story))}</p>',
+        f'<p class="lead" id="verdict">{_text(verdict.text)}</p>',
+        *_next(verdict),
+        f'<p id="summary">{_text(summary(report, story))}</p>',
         "<h2>Methods</h2>",
     ]
     for title, rows in report.tables.items():
@@ -56,7 +64,7 @@ def to_html(
         ]
         parts += _table(_row("th", map(_text, table.HEADERS), _NUMBERS), lines)
     parts += map(_dim, table.legend(report))
-    parts += [f"<p>{_text(note)}</p>" for note in report.notes]
+    parts += [f"<p>{_text(note)}</p>" for note in report.remarks]
     for title, description, png in pictures:
         data = base64.b64encode(png()).decode()
         parts += [
@@ -84,7 +92,7 @@ def to_html(
 
 
 def summary(report: Report, story: Story) -> str:
-    """What the table says, in a sentence or three."""
+    """What the table says of hubs, in a sentence or two."""
     raw, shown = report.rows[0], story.shown
     occurrence = f"N_{report.k}"
     text = (
@@ -92,20 +100,18 @@ def summary(report: Report, story: Story) -> str:
         f"{raw.anti_hub_share:.1f} % are never retrieved; the skewness of {occurrence} is "
         f"{raw.skewness:.2f}."
     )
-    if any(row.method.kind == "auto" for row in report.rows):
-        kept = shown is None or shown.method.kind != "auto"
-        text += " auto keeps raw: nothing is proven better by the bank's own pairs." * kept
     if shown is None:
         return text
     text += f" {shown.method.label} brings the skewness to {shown.skewness:.2f}"
     if shown.gain == shown.gain:  # NaN where no truth is known
-        clear = abs(shown.gain) > shown.gain_interval
-        text += (
-            f" and R@1 from {raw.recall_at_1:.1f} % to {shown.recall_at_1:.1f} % "
-            f"({shown.gain:+.1f} ± {shown.gain_interval:.1f} points"
-            f"{'' if clear else ', within its 95 % interval of nothing'})"
-        )
+        text += f" and R@1 from {raw.recall_at_1:.1f} % to {shown.recall_at_1:.1f} %"
     return f"{text}."
+
+
+def _next(verdict: Verdict) -> list[str]:
+    """What to type after reading."""
+    commands = "\n".join(_text(typed(*words)) for words in verdict.steps)
+    return [f'<p>Next:</p><pre id="next">{commands}</pre>'] * bool(commands)
 
 
 def _hubs(report: Report, test: Test, story: Story) -> list[str]:

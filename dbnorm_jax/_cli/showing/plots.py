@@ -37,7 +37,7 @@ def k_occurrence_png(report: Report) -> bytes:
     ranked, lorenz = figure.subplots(1, 2)
     _ranks(ranked, report, rows)
     _shares(lorenz, report, rows)
-    return _png(figure, f"Who is retrieved: {report.name}, {report.kind_in_words}")
+    return _png(figure, f"Who is retrieved: {report.name}")
 
 
 _CURVES: tuple[dict[str, Any], ...] = (
@@ -112,7 +112,7 @@ def methods_png(report: Report) -> bytes:
         _tidy(axes, grid=False)
     panels[0].set_yticks(places, [row.method.label for row in report.rows])
     panels[0].invert_yaxis()
-    return _png(figure, f"{report.name}, {report.kind_in_words}")
+    return _png(figure, report.name)
 
 
 def sweep_png(report: Report, sweep: Sweep) -> bytes:

@@ -11,6 +11,7 @@ from dbnorm_jax._cli.showing.output import Content, written
 from dbnorm_jax._cli.showing.page import Picture, to_html
 from dbnorm_jax._cli.showing.table import Report, content, to_csv
 from dbnorm_jax._cli.showing.terminal import json_text, say
+from dbnorm_jax._cli.showing.verdict import Verdict
 
 FILES = ("report.html", "results.csv", "results.json", "k_occurrence.png", "methods.png")
 
@@ -23,7 +24,7 @@ def require(*packages: str) -> None:
 
 
 def contents(
-    report: Report, test: Test, story: Story, command: Sequence[str]
+    report: Report, test: Test, story: Story, command: Sequence[str], verdict: Verdict
 ) -> dict[str, Content]:
     """What each of the files will hold; `command`: the arguments that make them again."""
     from dbnorm_jax._cli.showing import plots
@@ -46,7 +47,7 @@ def contents(
         )
         pictures.append(("How much beta matters", said, lambda: plots.sweep_png(report, sweep)))
     made: tuple[Callable[[], bytes], ...] = (
-        lambda: to_html(report, test, story, pictures, command).encode(),
+        lambda: to_html(report, test, story, pictures, command, verdict).encode(),
         lambda: to_csv(report).encode(errors="replace"),
         lambda: json_text(content(report)).encode(),
         k_occurrence,

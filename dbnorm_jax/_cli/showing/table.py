@@ -15,6 +15,9 @@ from dbnorm_jax._cli.showing.terminal import wide_console
 
 SCHEMA = "dbnorm evaluation 1"
 
+# Share of bank rows that equal test rows from which on the figures are not those of new queries.
+_MANY_EQUAL = 0.01
+
 _UNITS = {
     "recall_at_1": "percent of queries",
     "recall_at_5": "percent of queries",
@@ -55,13 +58,23 @@ class Report:
         return "transductive" if self.num_equal_rows else "inductive"
 
     @property
-    def kind_in_words(self) -> str:
-        """The kind, and what makes it so."""
+    def remarks(self) -> tuple[str, ...]:
+        """The notes, and whether the banks hold test rows."""
         if not self.num_equal_rows:
-            return self.kind
+            return self.notes
         total = self.sizes["query_bank"] + self.sizes.get("gallery_bank", 0)
-        ending = "rows equals a test row" if self.num_equal_rows == 1 else "rows equal test rows"
-        return f"{self.kind} ({self.num_equal_rows:,} of {total:,} bank {ending})"
+        share = self.num_equal_rows / total
+        said = (
+            f"{self.num_equal_rows:,} of {total:,} bank rows ({100 * share:.2g} %) "
+            f"{'equals a test row' if self.num_equal_rows == 1 else 'equal test rows'}"
+        )
+        if share < _MANY_EQUAL:
+            said += (
+                f", less than {100 * _MANY_EQUAL:g} %: the figures are still those of new queries"
+            )
+        else:
+            said += ": the figures are transductive, not those of new queries"
+        return (*self.notes, f"{said}.")
 
     @property
     def heading(self) -> list[str]:
@@ -79,7 +92,7 @@ class Report:
             how += f", beta {self.beta_query:g} (query bank)"
         if self.beta_gallery is not None:
             how += f", {self.beta_gallery:g} (gallery bank)"
-        return [f"{self.name}: {self.kind_in_words}", sizes, how]
+        return [self.name, sizes, how]
 
     @property
     def tables(self) -> dict[str, list[ResultRow]]:
@@ -87,7 +100,7 @@ class Report:
         tables = {"": [row for row in self.rows if not row.method.about.transductive]}
         others = [row for row in self.rows if row.method.about.transductive]
         if others:
-            tables["Transductive: these read the other test queries."] = [self.rows[0], *others]
+            tables["These read the other test queries too:"] = [self.rows[0], *others]
         return tables
 
 
@@ -104,9 +117,9 @@ def show(report: Report) -> None:
         console.print(grid(HEADERS, map(cells, rows)))
         console.print()
     console.print(*legend(report), sep="\n", style="dim")
-    if report.notes:
+    if report.remarks:
         console.print()
-        console.print(*report.notes, sep="\n")
+        console.print(*report.remarks, sep="\n")
 
 
 def grid(headers: Sequence[str], rows: Iterable[Sequence[str]], left: Container[int] = (0,)) -> Any:

@@ -141,7 +141,7 @@ class LargestSimilarities:
 
 
 def _sum_of_places(values: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Sum and number of the places filled, place by place: a masked sum of all copies them first."""
+    """Sum and number of places filled, place by place: a masked sum of all copies them first."""
 
     def add(so_far: tuple[jax.Array, jax.Array], place: jax.Array) -> tuple[Any, None]:
         total, count = so_far
