@@ -1,6 +1,6 @@
 """The compilers of TPUs and of NVIDIA's GPUs, on a machine that has none.
 
-They come as packages, `pip install -e '.[compilers]'`, and compile for a device that is described to
+They come as packages, `pip install -e '.[compilers]'`, and compile for a device described to
 them. What comes out is the program that the device would run; nothing here runs it.
 """
 

@@ -16,8 +16,8 @@ from dbnorm_jax._src.passes.streaming import COLUMNS, Columns
 from dbnorm_jax._src.passes.sweep import Chunk, Items, Pass, Rows, Tile, Tiling, sweep
 
 # Gallery items per tile: on GPUs each step of a loop starts programs, which take longer than the
-# products of a small tile. 128 MiB of float32 similarities with 1024 rows.
-WIDTHS = Columns(COLUMNS, COLUMNS, 2**15)
+# products of a small tile. 256 MiB of float32 similarities with 1024 rows.
+WIDTHS = Columns(COLUMNS, COLUMNS, 2**16)
 
 
 class BankMeans(NamedTuple):
