@@ -107,12 +107,12 @@ def run(queries: int, gallery: int, dim: int, repetitions: int) -> list[Record]:
     one, some = offsets[:, :1], min(100, gallery)
     contenders = {
         "bare": partial(bare_scan, rows, items),
-        "maxima, narrow": partial(block_maxima, rows, items, one, columns_for(1)),
-        "maxima": partial(block_maxima, rows, items, one, columns_for(10)),
+        "maxima, narrow": partial(block_maxima, rows, items, one, columns_for(1).cpu),
+        "maxima": partial(block_maxima, rows, items, one, columns_for(10).cpu),
         "k=1": partial(nearest, rows, items, one, 1),
         "k=10": partial(nearest, rows, items, one, min(10, gallery)),
         "k=100": partial(nearest, rows, items, one, some),
-        "maxima, 4 lists": partial(block_maxima, rows, items, offsets, columns_for(10)),
+        "maxima, 4 lists": partial(block_maxima, rows, items, offsets, columns_for(10).cpu),
         "k=10, 4 lists": partial(nearest, rows, items, offsets, min(10, gallery)),
         "columns": partial(column_maxima, rows, items),
         "log-normalizer": partial(fitted, rows, items, 0),

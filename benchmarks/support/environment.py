@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("dbnorm_jax", "jax", "jaxlib", "numpy", "faiss-cpu", "torch", "threadpoolctl")
+PACKAGES = (
+    *("dbnorm_jax", "jax", "jaxlib", "numpy", "faiss-cpu", "torch", "threadpoolctl"),
+    *("libtpu", "jax-cuda13-plugin"),
+)
 
 
 def versions() -> dict[str, str]:

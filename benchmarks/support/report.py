@@ -109,8 +109,8 @@ def _plain(value: float) -> str:
 
 def table(record: Record) -> list[str]:
     """Title, one line per figure, notes."""
-    width = max(len(figure.name) for figure in record.figures)
-    unit = max(len(figure.unit) for figure in record.figures)
+    width = max((len(figure.name) for figure in record.figures), default=0)
+    unit = max((len(figure.unit) for figure in record.figures), default=0)
     timed = any(figure.seconds is not None for figure in record.figures)
     header = f"{'':{width}}"
     if timed:

@@ -47,7 +47,7 @@ def search(similarities, offsets, mixtures=None, *, k, exclude=None):
 def test_tiles_are_wide_enough_to_insert(k, monkeypatch):
     """To select anew tile by tile would take more than twice the time."""
     monkeypatch.undo()  # tiles as they are outside these tests
-    assert selection.inserts(k, nearest.columns_for(k))
+    assert selection.inserts(k, nearest.columns_for(k).cpu)
 
 
 ORDERS = {

@@ -405,6 +405,7 @@ def test_nothing_larger_than_a_tile_is_held():
         return dbn.stream_bank_statistics(bank, gallery, beta=20.0, k=3, chunk_size=512)
 
     assert largest_intermediate(fit, bank, gallery) <= 512 * 1024
+    assert largest_intermediate(fit, bank, gallery, platform="cuda") <= 512 * 2**16
 
 
 @pytest.mark.slow

@@ -114,7 +114,7 @@ def bias_contributors(
     dtype = statistics.bias.dtype
     weights = row_weights(weights, num_bank, dtype)
     exclude = seen.exclusions(exclude, num_bank, num_gallery)
-    tiling = Tiling(similarity_fn, dtype, _ITEMS, chunk_size)
+    tiling = Tiling(similarity_fn, dtype, _ITEMS, streaming.Columns.everywhere(chunk_size))
     return _bias_contributors(
         bank, gallery, statistics, items, weights, exclude, k=k, tiling=tiling
     )

@@ -12,7 +12,12 @@ from dbnorm_jax._src.core.log_mean_exp import Means, RunningMean, add_rows, fini
 from dbnorm_jax._src.core.similarity import SimilarityFn
 from dbnorm_jax._src.core.types import BankStatistics
 from dbnorm_jax._src.passes.selection import Nearest, add_tile, is_apart, seen_by, start_nearest
+from dbnorm_jax._src.passes.streaming import COLUMNS, Columns
 from dbnorm_jax._src.passes.sweep import Chunk, Items, Pass, Rows, Tile, Tiling, sweep
+
+# Gallery items per tile: on GPUs each step of a loop starts programs, which take longer than the
+# products of a small tile. 256 MiB of float32 similarities with 1024 rows.
+WIDTHS = Columns(COLUMNS, COLUMNS, 2**16)
 
 
 class BankMeans(NamedTuple):
@@ -54,7 +59,7 @@ def bank_means(
         bank_pass(k, beta, merge_nearest),
         Rows(bank, exclude, weights),
         Items(gallery, valid=valid),
-        Tiling(similarity_fn, beta.dtype, chunk_size),
+        Tiling(similarity_fn, beta.dtype, chunk_size, WIDTHS),
         state=mean,
         total=counts,
     )

@@ -30,6 +30,7 @@ from dbnorm_jax._src.passes.nearest import (
     scores_dtype,
 )
 from dbnorm_jax._src.passes.selection import Nearest
+from dbnorm_jax._src.passes.streaming import Columns
 from dbnorm_jax._src.passes.sweep import Chunk, Items, Rows, Tiling, Transposed, sweep
 
 # Listed beside the k nearest, or as many as these: enough that the last is far below the k-th.
@@ -229,7 +230,8 @@ def _at_once(num_rows: int, num_items: int) -> bool:
 def _low_tiling(num_rows: int, num_items: int, listed: int, chunk_size: int) -> Tiling:
     """Of products in bfloat16: few rows meet all items at once, from the items' side."""
     if _at_once(num_rows, num_items):
-        return Tiling(Transposed(dot_product), jnp.dtype(jnp.float32), chunk_size, num_items)
+        columns = Columns.everywhere(num_items)
+        return Tiling(Transposed(dot_product), jnp.dtype(jnp.float32), chunk_size, columns)
     return Tiling(dot_product, jnp.dtype(jnp.float32), chunk_size, columns_for(listed))
 
 

@@ -14,6 +14,7 @@ from dbnorm_jax._src.core.types import LargestSimilarities
 from dbnorm_jax._src.passes import selection, sorting
 from dbnorm_jax._src.passes.nearest import nearest_items, nearest_pass
 from dbnorm_jax._src.passes.selection import Nearest, is_apart
+from dbnorm_jax._src.passes.streaming import Columns
 from dbnorm_jax._src.passes.sweep import Chunk, Items, Pass, Rows, Tile, Tiling, Transposed, sweep
 
 # Bank rows and gallery items that a network sorts at once, few enough for a processor's cache; and
@@ -123,6 +124,6 @@ def _by_network(
         Pass(add),
         Rows(bank, exclude, None if valid is None else valid.astype(dtype)),
         Items(gallery),
-        Tiling(similarity_fn, dtype, _ROWS, min(chunk_size, _ITEMS)),
+        Tiling(similarity_fn, dtype, _ROWS, Columns.everywhere(min(chunk_size, _ITEMS))),
         state=jnp.full((gallery.shape[0], k), -jnp.inf, dtype),
     ).items.T

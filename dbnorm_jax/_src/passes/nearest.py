@@ -15,7 +15,7 @@ from dbnorm_jax._src.core import elementary, numerics, similarity
 from dbnorm_jax._src.core.similarity import SimilarityFn, tile
 from dbnorm_jax._src.passes import selection
 from dbnorm_jax._src.passes.selection import Nearest, Offsets
-from dbnorm_jax._src.passes.streaming import COLUMNS, Block, scan_chunks
+from dbnorm_jax._src.passes.streaming import COLUMNS, Block, Columns, scan_chunks
 from dbnorm_jax._src.passes.sweep import Chunk, Items, Pass, Rows, Tile, Tiling, sweep
 
 # Gallery items per tile on processors where neighbors are inserted, so many that a bad order of
@@ -117,13 +117,13 @@ def nearest_pass(num_lists: int, k: int, dtype: jnp.dtype) -> Pass:
     return Pass(add, start, finish)
 
 
-def columns_for(k: int) -> int:
-    """Gallery items per tile of a search for k neighbors, a hint."""
-    if jax.default_backend() != "cpu":
-        return SELECTING_COLUMNS
+def columns_for(k: int) -> Columns:
+    """Gallery items per tile of a search for k neighbors."""
     if k == 1:  # looked up: what stays in the cache is the faster
-        return COLUMNS
-    return INSERTING_COLUMNS if selection.inserts(k, INSERTING_COLUMNS) else SELECTING_COLUMNS
+        cpu = COLUMNS
+    else:
+        cpu = INSERTING_COLUMNS if selection.inserts(k, INSERTING_COLUMNS) else SELECTING_COLUMNS
+    return Columns(cpu, SELECTING_COLUMNS, SELECTING_COLUMNS)
 
 
 def scores_again(

@@ -23,6 +23,37 @@ DEFAULT_CHUNK_SIZE = 1024
 COLUMNS = 1024
 
 
+class Columns(NamedTuple):
+    """Gallery items per tile, hints by the platform that a program is lowered for."""
+
+    cpu: int
+    tpu: int
+    gpu: int
+
+    @classmethod
+    def everywhere(cls, columns: int) -> "Columns":
+        """As many on all platforms."""
+        return cls(columns, columns, columns)
+
+    def at_most(self, length: int) -> "Columns":
+        """No more than there are items."""
+        return Columns(*(min(columns, length) for columns in self))
+
+    def choose(self, run: Callable[..., Any], *arrays: Any) -> Any:
+        """`run(*arrays, columns=...)` with those of the platform, where they differ.
+
+        A program may be lowered for another platform than the one that traces it.
+        """
+        cpu, tpu, gpu = (partial(run, columns=columns) for columns in self)
+        if self.cpu == self.tpu == self.gpu:
+            return cpu(*arrays)
+        if self.tpu == self.gpu:
+            return lax.platform_dependent(*arrays, cpu=cpu, default=tpu)
+        # Each that is named is traced: the processor's serves where it is that of TPUs.
+        others = {} if self.tpu == self.cpu else {"tpu": tpu}
+        return lax.platform_dependent(*arrays, cuda=gpu, rocm=gpu, default=cpu, **others)
+
+
 class Block(NamedTuple):
     """One block of the leading axis."""
 

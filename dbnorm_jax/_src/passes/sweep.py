@@ -23,6 +23,7 @@ from dbnorm_jax._src.passes.streaming import (
     COLUMNS,
     DEFAULT_CHUNK_SIZE,
     Block,
+    Columns,
     both,
     in_order,
     scan_blocks,
@@ -131,7 +132,7 @@ class Tiling(NamedTuple):
     similarity_fn: SimilarityFn
     dtype: jnp.dtype  # of the similarities
     chunk_size: int = DEFAULT_CHUNK_SIZE  # rows
-    columns: int = COLUMNS  # items of a tile
+    columns: Columns = Columns.everywhere(COLUMNS)  # items of a tile
 
 
 class Swept(NamedTuple):
@@ -194,10 +195,16 @@ def meet(
         so_far, state = kept.add(so_far, state, _tile(similarities, rows, items, block))
         return so_far, (state, None if kept.again is None else similarities)
 
+    def in_tiles(so_far: Any, arrays: Any, columns: int) -> Any:
+        so_far, (state, similarities) = scan_blocks(add_items, so_far, arrays, columns)
+        return so_far, in_order(state, len(items.vectors)), similarities
+
     arrays = (items.vectors, items.own, items.valid, state)
     so_far = numerics.varying_like(so_far, rows, arrays)
-    so_far, (state, similarities) = scan_blocks(add_items, so_far, arrays, tiling.columns)
-    return so_far, in_order(state, len(items.vectors)), similarities
+    if kept.again is not None:  # tiles that are kept have one shape on all platforms
+        return in_tiles(so_far, arrays, tiling.columns.cpu)
+    columns = tiling.columns.at_most(len(items.vectors))
+    return columns.choose(in_tiles, so_far, arrays)
 
 
 def _meet_again(
@@ -215,7 +222,7 @@ def _meet_again(
         return None, again(outputs, block.rows[-1], _tile(block.kept, rows, items, block))
 
     arrays = (items.vectors, items.own, items.valid, state)
-    _, state = scan_blocks(look, None, arrays, tiling.columns, similarities)
+    _, state = scan_blocks(look, None, arrays, tiling.columns.cpu, similarities)
     return in_order(state, len(items.vectors))
 
 

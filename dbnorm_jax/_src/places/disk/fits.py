@@ -81,7 +81,8 @@ def fit_bank(
         entering = block.valid.astype(dtype)
         if weights is not None:
             entering = block.filled(np.asarray(checks.narrowed("weights", weights, dtype)))
-        tiling, flat = sweep.Tiling(bank.compare, dtype, settings.chunk_size), narrowed(dtype)
+        tiling = sweep.Tiling(bank.compare, dtype, settings.chunk_size, banks.WIDTHS)
+        flat = narrowed(dtype)
         made = Made(banks.bank_pass, (k,), tiling, (flat,), start_mean)
         return made, sweep.Rows(bank.on_device(block), block.filled(exclude), entering)
 
