@@ -240,3 +240,22 @@ def test_dates_are_times():
     days = np.array(["2026-11-01", "2026-11-03"], "datetime64[D]")
     np.testing.assert_array_equal(np.diff(folds.times_of(days, 2)), 2)
     assert methods()[-1] == OWN
+
+
+@pytest.mark.parametrize("method", ["sn", "dbsn"])
+def test_sinkhorn_is_fitted_alike_from_whole_matrices_and_streamed(method, monkeypatch):
+    gallery, log, pairs, _ = drifting()
+    known = {"gallery": gallery, "query_bank": log, "pairs": pairs}
+    choice = choice_of([(method, {"temperature": 2.0, "weight_query": 0.75})], [1.0])
+    held = dbn.tuning.fit(choice, **known).bias[0]
+    monkeypatch.setattr(folds, "MOST_ENTRIES", 0)
+    streamed = dbn.tuning.fit(choice, **known).bias[0]
+    assert held.std() > 0.1
+    np.testing.assert_allclose(centered(held), centered(streamed), atol=2e-5)
+
+
+@pytest.mark.parametrize("pairs", [None, np.where(np.arange(SIZE) < 20, np.arange(SIZE), -1)])
+def test_labels_are_what_is_advised_where_pairs_lack(pairs):
+    choice = dbn.tuning.tune(query_bank=BANK, gallery_bank=BANK, pairs=pairs)
+    assert "label 30 pairs" in choice.summary()
+    assert "3.5 points of R@1" in choice.summary()

@@ -26,6 +26,12 @@ REASONS = (
 )
 CHOSEN, NO_PAIRS, FEW_PAIRS, NOT_PROVEN, CONSTANT, UNLIKE, _, WRONG_PAIRS = range(len(REASONS))
 
+# What helps where pairs lack; `docs/choosing.md` says of what the figures are.
+ADVICE = (
+    "label 30 pairs: with the rest of the bank unpaired beside them, a choice gained 3.5 points of "
+    "R@1 in the mean of a trial; without that rest 1.8, with 100 pairs 4.0"
+)
+
 # Which candidates there were; `Choice.grid_code` is the place here.
 GRIDS = (
     "",
@@ -278,6 +284,8 @@ class Choice:
         parts = self.mixture
         shares = " + ".join(f"{100 * part.frequency:.0f} % {part}" for part in parts)
         lines = [str(parts[0]) if len(parts) == 1 else f"mixture: {shares}", self.reason]
+        if self.reason_code in (NO_PAIRS, FEW_PAIRS):
+            lines.append(ADVICE)
         if self.num_held_out:
             frequency, gain = np.asarray(self.frequency)[1:], np.asarray(self.gain)[1:]
             row = int((frequency if frequency.any() else gain).argmax()) + 1

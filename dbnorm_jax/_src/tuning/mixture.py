@@ -81,7 +81,8 @@ def fit_chosen(
     parts = [part for part in choice.mixture if part.method != RAW]
     if not parts:
         return Correction(jnp.zeros((1, num_gallery), dtype), None)
-    if len(parts) == len(choice.mixture) == 1 and parts[0].parameters.keys().isdisjoint(EXTRAS):
+    alone = len(parts) == len(choice.mixture) == 1
+    if alone and not whole and parts[0].parameters.keys().isdisjoint(EXTRAS):
         method = TABLE[parts[0].method]
         found: Correction = method.fit(source, **grid.arguments(method, parts[0].columns))
         return found
@@ -147,6 +148,9 @@ def _prepared(
         if not len(temperatures):
             return nothing
 
+        if split.sinkhorn_fits(source.query_bank, source.gallery, source.gallery_bank):
+            return _held_sinkhorn(source, temperatures, dual=dual)
+
         def at(temperature: jax.Array) -> jax.Array:
             fitted: Correction = source.sinkhorn(temperature, SINKHORN_ITERATIONS, dual=dual)
             return fitted.bias[0]
@@ -156,6 +160,25 @@ def _prepared(
     single, dual = plan.temperatures
     found = sinkhorn(single, dual=False), sinkhorn(dual, dual=True)
     return held_out.Prepared(plan.betas, plan.temperatures, means, largest, found)
+
+
+def _held_sinkhorn(source: Any, temperatures: jax.Array, *, dual: bool) -> jax.Array:
+    """As it was judged, of whole matrices, which are computed once for all iterations."""
+    bank, columns = source.query_bank, source.gallery
+    others = columns if source.gallery_bank is None else source.gallery_bank
+    others = others[: len(others) * dual].astype(columns.dtype)
+    nothing = jnp.full((len(bank), 1), -1, jnp.int32)
+    all_rows = jnp.ones((1, len(bank)), bool), jnp.ones((1, len(others)), bool)
+    return held_out.sinkhorn(
+        bank,
+        columns,
+        others,
+        jnp.asarray(source.exclude.get("query", nothing)),
+        all_rows,
+        temperatures,
+        num_iterations=SINKHORN_ITERATIONS,
+        similarity_fn=source.similarity_fn,
+    )[:, 0]
 
 
 def _aged(source: Any, times: Floats | None, half_life: float) -> Any:

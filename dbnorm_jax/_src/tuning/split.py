@@ -284,7 +284,13 @@ def spread(bank: Floats, columns: Any, excluded: Integers, similarity_fn: Simila
 
 def fits_in_memory(banks: Banks, split: Split) -> bool:
     """Whether Sinkhorn can hold query bank x (columns and gallery bank)."""
-    return len(banks.query) * (len(split.columns) + len(banks.gallery)) <= MOST_ENTRIES
+    return sinkhorn_fits(banks.query, split.columns, banks.gallery)
+
+
+def sinkhorn_fits(query_bank: Any, columns: Any, gallery_bank: Any) -> bool:
+    """Whether it holds whole matrices; without a gallery bank, the columns stand for one."""
+    others = columns if gallery_bank is None else gallery_bank
+    return len(query_bank) * (len(columns) + len(others)) <= MOST_ENTRIES
 
 
 class HeldOut:
