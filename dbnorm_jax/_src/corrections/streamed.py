@@ -28,6 +28,7 @@ class Streamed:
     # What makes the statistics; their namesakes out of core take embeddings of any size.
     bank_statistics: Callable[..., BankStatistics] = stream_bank_statistics
     largest_similarities: Callable[..., LargestSimilarities] = stream_largest_similarities
+    weights: Any = None  # [num_query_bank], of its rows in statistics; None: all alike
 
     def statistics(self, bank: str, beta: Any, k: int) -> BankStatistics:
         """In one pass over bank x gallery."""
@@ -38,7 +39,13 @@ class Streamed:
                 # An item's similarity to itself would drown its sum.
                 exclude = jnp.arange(len(self.gallery))
         return self.bank_statistics(
-            rows, self.gallery, beta=beta, k=k, exclude=exclude, **self._how
+            rows,
+            self.gallery,
+            beta=beta,
+            k=k,
+            weights=self.weights if bank == "query" else None,
+            exclude=exclude,
+            **self._how,
         )
 
     def largest(self, k: int) -> LargestSimilarities:

@@ -23,7 +23,16 @@ from dbnorm_jax._src.core.types import BankStatistics, Correction, LargestSimila
 from dbnorm_jax._src.files import archives
 from dbnorm_jax._src.files import provenance as provenances
 from dbnorm_jax._src.files.archives import Archive, Arrays, Fields
-from dbnorm_jax._src.tuning.choice import COLUMNS, GRIDS, RAW, REASONS, Choice, is_gated, is_known
+from dbnorm_jax._src.tuning.choice import (
+    COLUMNS,
+    EXTRAS,
+    GRIDS,
+    RAW,
+    REASONS,
+    Choice,
+    is_gated,
+    is_known,
+)
 
 Array = np.ndarray[Any, np.dtype[Any]]
 State = BankStatistics | LargestSimilarities | Correction | Choice | PreparedGallery
@@ -77,7 +86,7 @@ _ONE_CHOSEN = frozenset(
         *("reciprocal_rank_gain", "recall_gain", "spreads", "active_share", "open_share"),
         *("own_share", "num_equal_rows"),
     }
-) - {"temperature"}
+) - {"temperature", *EXTRAS}
 _EARLIER = {BankStatistics: (_SUMS, 3), Choice: (_ONE_CHOSEN, 4)}
 
 
@@ -172,6 +181,8 @@ def load(path: str | os.PathLike[str]) -> State:
         arrays = _of_sums(printable(path), arrays)
     if "chosen" in arrays:
         arrays = _of_one_chosen(printable(path), arrays)
+    if kind is Choice and "gain" in arrays:  # older files have none of these
+        arrays = dict.fromkeys(EXTRAS, np.zeros_like(arrays["gain"])) | arrays
     if "methods" in static:
         static = static | {"methods": tuple(static["methods"])}
     _check_state(printable(path), kind, arrays, static)

@@ -13,8 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from dbnorm_jax._src.corrections.table import GALLERY_BANK, TABLE, Row
-from dbnorm_jax._src.tuning.choice import COLUMNS, RAW, column, methods
+from dbnorm_jax._src.tuning.choice import COLUMNS, OWN, RAW, column, methods
 
+# Of a bias of the caller's own.
+_OWN_WEIGHTS = (0.25, 0.5, 1.0)
 Floats = npt.NDArray[np.floating[Any]]
 Integers = npt.NDArray[np.integer[Any]]
 Candidate = tuple[str, Mapping[str, float]]  # the method, and those of COLUMNS that it has
@@ -30,6 +32,8 @@ class Candidates(NamedTuple):
     k: Integers  # [num_candidates]
     weight_query: Floats  # [num_candidates]
     weight_gallery: Floats  # [num_candidates]
+    half_life: Floats  # [num_candidates], unit of the times
+    weight_own: Floats  # [num_candidates]
 
     def row(self, index: int) -> Candidate:
         """One candidate, what `from_rows` takes."""
@@ -43,14 +47,27 @@ def arguments(row: Row, columns: Mapping[str, Any]) -> dict[str, Any]:
     return row.defaults | {name: columns[column(name)] for name in names if column(name) in columns}
 
 
-def grid(spread: float, *, mergeable: bool = False) -> Candidates:
+def grid(
+    spread: float, *, mergeable: bool = False, half_lives: Sequence[float] = (), own: bool = False
+) -> Candidates:
     """Raw first, then every method; the spread is within a row of query bank x gallery.
 
-    `mergeable` leaves those that statistics alone fit.
+    `mergeable` leaves those that statistics alone fit. IS, a mean over the bank, is tried with
+    every half-life too; with `own` all are, with a bias of the caller's own at some weights.
     """
-    names = [name for name in methods()[1:] if TABLE[name].by_statistics or not mergeable]
-    points = (_points(name, spread) for name in names)
-    return from_rows([(RAW, {}), *itertools.chain.from_iterable(points)])
+    names = [name for name in TABLE if TABLE[name].grid]
+    names = [name for name in names if TABLE[name].by_statistics or not mergeable]
+    rows = [row for name in names for row in _points(name, spread)]
+    decayed = [row for row in rows if "beta_query" in row[1]]
+    rows += [(name, {**row, "half_life": h}) for h in half_lives for name, row in decayed]
+    with_own = [(name, {**row, "weight_own": w}) for w in _OWN_WEIGHTS for name, row in rows]
+    alone = [(OWN, {"weight_own": weight}) for weight in _OWN_WEIGHTS]
+    return from_rows([(RAW, {}), *rows, *((*alone, *with_own) if own else ())])
+
+
+def declined(own: bool) -> Candidates:
+    """Those of a choice that looked at none: raw, and what it would have looked at."""
+    return from_rows([(RAW, {}), *([(OWN, {"weight_own": 1.0})] if own else [])])
 
 
 def _points(name: str, spread: float) -> Iterator[Candidate]:

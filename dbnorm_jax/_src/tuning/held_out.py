@@ -76,52 +76,60 @@ def statistics(
     columns: jax.Array,  # [num_columns, dim]
     betas: jax.Array,  # [num_betas]
     excluded: jax.Array,  # [num_bank, most] int32, columns that a row does not enter, -1 for none
+    weights: jax.Array,  # [num_half_lives, num_bank], of the rows in the means
     dealt: Blocks,
     *,
     num_parts: int,
     k: int,  # largest similarities kept, 0 for none
     similarity_fn: SimilarityFn,
 ) -> Statistics:
-    """Statistics of every part of a bank, in one pass over bank x columns."""
-    num_columns, num_betas = columns.shape[0], betas.shape[0]
-    dtype = betas.dtype
+    """Statistics of every part of a bank, in one pass over bank x columns.
+
+    The means are at all betas under the first weights, then under the next.
+    """
+    num_columns, dtype = columns.shape[0], betas.dtype
+    repeated = jnp.tile(betas, len(weights))
     places = lax.iota(jnp.int32, num_columns)
 
     def add_block(carry: Statistics, block: Any) -> tuple[Statistics, None]:
-        rows, weights, part = block
+        rows, filled, part = block
         similarities = tile(similarity_fn, bank[rows], columns).astype(dtype)
-        weights = weights.astype(dtype)
+        filled = filled.astype(dtype)
         own = (excluded[rows][:, :, None] == places[None, None]).any(axis=1)
-        valid = ~own & (weights > 0)[:, None]
+        valid = ~own & (filled > 0)[:, None]
 
-        mean = log_mean_exp.start_mean(num_columns, betas)
-        mean = log_mean_exp.add_rows(mean, similarities, betas, weights, valid=valid)
-        here = log_mean_exp.finish_mean(mean, betas)
+        means = []
+        for of_rows in weights:
+            mean = log_mean_exp.start_mean(num_columns, betas)
+            entering = filled * of_rows[rows].astype(dtype)
+            mean = log_mean_exp.add_rows(mean, similarities, betas, entering, valid=valid)
+            means.append(log_mean_exp.finish_mean(mean, betas))
+        here = jax.tree.map(lambda *fields: jnp.concatenate(fields), *means)
         largest = carry.largest
         if k:
             of_block = selection.largest_of_columns(jnp.where(valid, similarities, jnp.nan), k)
             largest = largest.at[part].set(sorting.merged(carry.largest[part], of_block))
         both = jax.tree.map(lambda some, more: jnp.stack([some[part], more]), carry.means, here)
-        both = log_mean_exp.merged(both, betas[:, None])
-        means = jax.tree.map(lambda some, whole: some.at[part].set(whole), carry.means, both)
-        return Statistics(means, largest), None
+        both = log_mean_exp.merged(both, repeated[:, None])
+        merged = jax.tree.map(lambda some, whole: some.at[part].set(whole), carry.means, both)
+        return Statistics(merged, largest), None
 
     start = Statistics(
-        log_mean_exp.none((num_parts, num_betas, num_columns), dtype),
+        log_mean_exp.none((num_parts, len(repeated), num_columns), dtype),
         jnp.full((num_parts, k, num_columns), -jnp.inf, dtype),
     )
     return lax.scan(add_block, start, tuple(dealt))[0]
 
 
-def merged(parts: Statistics, without: jax.Array, betas: jax.Array) -> Statistics:
-    """All parts but one as one."""
-    keep = lax.iota(jnp.int32, len(parts.largest)) != without
+def merged(parts: Statistics, keep: jax.Array, betas: jax.Array) -> Statistics:
+    """Some parts as one; `keep`: [num_parts] bool."""
     kept = jax.tree.map(lambda field: jnp.where(keep[:, None, None], field, 0), parts.means)
     largest = jnp.where(keep[:, None, None], parts.largest, -jnp.inf)
     largest, _ = lax.scan(
         lambda some, part: (sorting.merged(some, part), None), largest[0], largest[1:]
     )
-    return Statistics(log_mean_exp.merged(kept, betas[:, None]), largest)
+    num_half_lives = parts.means[0].shape[1] // max(len(betas), 1)
+    return Statistics(log_mean_exp.merged(kept, jnp.tile(betas, num_half_lives)[:, None]), largest)
 
 
 @partial(jax.jit, static_argnames=("num_iterations", "similarity_fn"))
@@ -190,9 +198,14 @@ class Prepared(NamedTuple):
 
     betas: jax.Array  # [num_betas]
     temperatures: tuple[jax.Array, jax.Array]  # of SN and of DBSN
-    means: Means  # of [num_betas, columns]
+    means: Means  # of [num_half_lives * num_betas, columns]
     largest_values: jax.Array  # [k, columns]
     sinkhorn_biases: tuple[jax.Array, jax.Array]  # [num_temperatures, columns] each
+
+    def aged(self, place: int) -> "Prepared":
+        """With the means of one half-life."""
+        own = slice(place * len(self.betas), (place + 1) * len(self.betas))
+        return self._replace(means=jax.tree.map(lambda field: field[own], self.means))
 
     def statistics(self, bank: str, beta: Any, k: int) -> BankStatistics:
         """Of the query bank, without an activation set."""
@@ -221,6 +234,7 @@ class Group(NamedTuple):
 
     method: Row
     k: int
+    age: int  # place of its half-life
     places: tuple[int, ...]  # among the candidates
 
 
@@ -228,6 +242,7 @@ class Plan(NamedTuple):
     """What a table of candidates needs."""
 
     betas: jax.Array  # [num_betas], each once, and so below
+    half_lives: tuple[float, ...]  # 0 first: none decays
     temperatures: tuple[jax.Array, jax.Array]  # of SN and of DBSN
     most: int  # of the largest similarities
     groups: tuple[Group, ...]
@@ -236,14 +251,17 @@ class Plan(NamedTuple):
 
 def planned(table: Candidates, dtype: jnp.dtype) -> Plan:
     """What is asked for once, and the candidates by what is compiled for them."""
-    members: dict[tuple[str, int], list[int]] = {}
+    half_lives = np.union1d([0.0], table.half_life)
+    ages = np.searchsorted(half_lives, table.half_life)
+    members: dict[tuple[str, int, int], list[int]] = {}
     for place in range(len(table.method)):
         name, parameters = table.row(place)
-        members.setdefault((name, int(parameters.get("k", 0))), []).append(place)
+        known = name, int(parameters.get("k", 0)), int(ages[place])
+        members.setdefault(known, []).append(place)
     groups = tuple(
-        Group(TABLE[name], k, tuple(places))
-        for (name, k), places in members.items()
-        if name != "raw"
+        Group(TABLE[name], k, age, tuple(places))
+        for (name, k, age), places in members.items()
+        if name in TABLE
     )
     dual = np.zeros(len(table.method), bool)
     for group in groups:
@@ -254,20 +272,23 @@ def planned(table: Candidates, dtype: jnp.dtype) -> Plan:
 
     temperatures = once(table.temperature[~dual]), once(table.temperature[dual])
     values = {name: jnp.asarray(getattr(table, name), dtype) for name in COLUMNS if name != "k"}
-    return Plan(once(table.beta_query), temperatures, int(table.k.max()), groups, values)
+    most = int(table.k.max())
+    return Plan(
+        once(table.beta_query), tuple(half_lives.tolist()), temperatures, most, groups, values
+    )
 
 
 def biases(
     source: Any, parameters: dict[str, jax.Array], groups: tuple[Group, ...], num_columns: int
 ) -> jax.Array:
-    """[num_candidates, columns] of all candidates; raw is 0."""
+    """[num_candidates, columns] of all candidates; raw is 0, and so is a bias of the caller's."""
     some = next(iter(parameters.values()))
     found = jnp.zeros((len(some), num_columns), some.dtype)
     for group in groups:
 
         def fit(given: dict[str, jax.Array], group: Group = group) -> jax.Array:
-            method = group.method
-            fitted: Correction = method.fit(source, **arguments(method, {**given, "k": group.k}))
+            method, aged = group.method, source.aged(group.age)
+            fitted: Correction = method.fit(aged, **arguments(method, {**given, "k": group.k}))
             return fitted.bias.sum(axis=-2)
 
         places = np.array(group.places)
@@ -276,26 +297,36 @@ def biases(
     return found
 
 
-@partial(jax.jit, static_argnames=("groups", "num_parts"))
+@jax.jit
+def with_own(biases: jax.Array, weights: jax.Array, own: jax.Array) -> jax.Array:
+    """[..., num_candidates, columns], with the caller's own at the weights [num_candidates]."""
+    own = weights.astype(biases.dtype)[:, None] * own[None].astype(biases.dtype)
+    return biases + jnp.broadcast_to(own, biases.shape)
+
+
+@partial(jax.jit, static_argnames="groups")
 def biases_by_part(
     parts: Statistics,
     sinkhorn_biases: tuple[jax.Array, jax.Array],  # [num_temperatures, num_parts, columns] each
     betas: jax.Array,
     temperatures: tuple[jax.Array, jax.Array],
     parameters: dict[str, jax.Array],
+    keep: jax.Array,
     *,
     groups: tuple[Group, ...],
-    num_parts: int,
 ) -> jax.Array:
-    """[num_parts, num_candidates, columns], each fitted on all parts but one."""
+    """[num_folds, num_candidates, columns], each fitted on some parts.
 
-    def without(part: jax.Array) -> jax.Array:
-        rest = merged(parts, part, betas)
+    `keep`: [num_folds, num_parts] bool.
+    """
+
+    def of_fold(part: jax.Array) -> jax.Array:
+        rest = merged(parts, keep[part], betas)
         transported = sinkhorn_biases[0][:, part], sinkhorn_biases[1][:, part]
         source = Prepared(betas, temperatures, rest.means, rest.largest, transported)
         return biases(source, parameters, groups, parts.largest.shape[-1])
 
-    return lax.map(without, lax.iota(jnp.int32, num_parts))
+    return lax.map(of_fold, lax.iota(jnp.int32, len(keep)))
 
 
 class Scores(NamedTuple):

@@ -12,6 +12,7 @@ another item stay together: the items to come have no query in the bank.
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,9 @@ _FEWEST_OTHERS = 1024
 _SPREAD_ROWS = 512
 # What Sinkhorn may hold, twice: 1 GiB of float32.
 MOST_ENTRIES = 2**28
+# Share of the pairs, the earliest, that is no fold where there are times.
+_FIRST = 1 / 3
+_HALF_LIVES = (1.0, 0.3, 0.1)
 # Multiples of 1/spread that the sharpness of the likelihoods is one of.
 _SHARPNESS = (0.25, 0.5, 1.0, 1.5, 2.5, 4.0, 6.0, 9.0)
 
@@ -114,12 +118,96 @@ class Split(NamedTuple):
     fold_query: Integers  # [num_query_bank]; num_folds: never held out
     fold_gallery: Integers  # [num_gallery_bank]
     num_folds: int
+    keep: Flags  # [num_folds, num_folds + 1], the parts that a fold is judged by
+
+
+def times_of(times: Any, num_query_bank: int) -> Floats | None:
+    """As numbers, float64 [num_query_bank]; None where none are given."""
+    if times is None:
+        return None
+    found = np.asarray(times)
+    if found.dtype.kind == "M":  # dates
+        unknown = np.isnat(found)
+        found = np.where(unknown, np.nan, found.astype(np.int64).astype(np.float64))
+    if found.dtype.kind not in "iuf":
+        raise checks.BadTypeError("times", f" must hold numbers or dates, got {found.dtype}")
+    if found.shape != (num_query_bank,):
+        raise checks.BadValueError(
+            "times",
+            f" must have one entry per query-bank row ({num_query_bank},), got {found.shape}",
+        )
+    found = found.astype(np.float64)
+    if not np.isfinite(found).all():
+        row = int(np.flatnonzero(~np.isfinite(found))[0])
+        raise checks.BadValueError("times", f" must be finite, got {found[row]} in entry {row}")
+    return found
+
+
+def own_bias(biases: Any, num_gallery: int | None) -> jax.Array | None:
+    """The caller's own bias, [num_gallery]; None where none is given."""
+    if biases is None:
+        return None
+    if num_gallery is None:
+        raise checks.BadValueError("biases", " needs `gallery`, of whose items it is; got None")
+    found = checks.floating("biases", biases, ndim=1)
+    if found.shape != (num_gallery,):
+        raise checks.BadValueError(
+            "biases", f" must have one entry per gallery row ({num_gallery},), got {found.shape}"
+        )
+    checks.check_finite("biases", found)
+    return found
+
+
+def decay(times: Floats, half_life: float) -> Floats:
+    """[num_query_bank] weights: 1 of the newest row, half of what is a half-life older."""
+    weights = np.exp2((times - times.max()) / half_life)
+    # Less than what a weight may be counts as nothing.
+    return np.where(weights < 1 / checks.MOST_WEIGHT, 0, weights)
+
+
+def half_lives(times: Floats | None) -> Floats:
+    """Those that are tried: shares of the age that half of the rows are younger than."""
+    age = 0.0 if times is None else float(times.max() - np.median(times))
+    return np.multiply(_HALF_LIVES, age) if age > 0 else np.zeros(0)
+
+
+def contradicted(query_bank: Floats, right: Integers) -> Flags:
+    """[num_query_bank], whether an equal row has other right items."""
+    first = bank_checks.first_equal(query_bank)
+    ordered = np.sort(right, axis=1)
+    differs = ((ordered != ordered[first]).any(axis=1)) & (right >= 0).any(axis=1)
+    differs &= (right[first] >= 0).any(axis=1)
+    found = np.zeros(len(right), bool)
+    np.logical_or.at(found, first, differs)
+    return found[first]
+
+
+def with_known_items(banks: Banks, right: Integers, paired: Integers, fewest: int) -> Integers:
+    """Those of the paired rows whose right items are in the gallery, which biases are known of."""
+    assert banks.items is not None
+    known = bank_checks.equal_columns(banks.gallery, [banks.items])[:, 0] >= 0
+    found = paired[(known[right[paired]] | (right[paired] < 0)).all(axis=1)]
+    if len(found) < min(fewest, len(paired)):
+        raise checks.BadValueError(
+            "biases",
+            f" must be known of the items that `pairs` name, got {len(found)} of {len(paired)} "
+            f"pairs with gallery items; give a log of queries for the gallery's own items",
+        )
+    return found
 
 
 def split_pairs(
-    banks: Banks, right: Integers, paired: Integers, num_folds: int, rng: np.random.Generator
+    banks: Banks,
+    right: Integers,
+    paired: Integers,
+    num_folds: int,
+    rng: np.random.Generator,
+    times: Floats | None = None,
 ) -> Split:
-    """Deals the pairs into folds and chooses what is ranked."""
+    """Deals the pairs into folds and chooses what is ranked.
+
+    With times, folds follow each other, and a fold is judged by what was there before it.
+    """
     items = () if banks.items is None else (banks.items,)
     searched = bank_checks.equal_columns(banks.gallery, items)[:, 0] >= 0
     asked_again = (searched[right[paired]] | (right[paired] < 0)).all(axis=1)
@@ -129,6 +217,12 @@ def split_pairs(
     fold_of_group = rng.permutation(int(group.max()) + 1) % num_folds
     fold_query = np.full(len(banks.query), num_folds)
     fold_query[paired] = fold_of_group[group]
+    parts = np.arange(num_folds + 1)
+    keep = parts[None] != parts[:-1, None]
+    if times is not None:
+        fold_query = _by_time(times, times[paired], num_folds)
+        paired = paired[fold_query[paired] < num_folds]
+        keep &= (parts[None] < parts[:-1, None]) | (parts[None] == num_folds)
     fold_gallery = np.full(len(banks.gallery), num_folds)
     for column in right[paired].T:
         held = (column >= 0) & ~searched[column]
@@ -163,7 +257,16 @@ def split_pairs(
         fold_query,
         fold_gallery,
         num_folds,
+        keep,
     )
+
+
+def _by_time(times: Floats, paired: Floats, num_folds: int) -> Integers:
+    """The fold of each time, in order; num_folds for the first part of all, which is no fold."""
+    shares = np.linspace(_FIRST, 1, num_folds, endpoint=False)
+    edges = np.quantile(paired, shares, method="higher")
+    fold = np.searchsorted(edges, times, side="right") - 1
+    return np.where(fold < 0, num_folds, fold)
 
 
 def _sample(rows: Integers, most: int, rng: np.random.Generator) -> Integers:
@@ -181,7 +284,13 @@ def spread(bank: Floats, columns: Any, excluded: Integers, similarity_fn: Simila
 
 def fits_in_memory(banks: Banks, split: Split) -> bool:
     """Whether Sinkhorn can hold query bank x (columns and gallery bank)."""
-    return len(banks.query) * (len(split.columns) + len(banks.gallery)) <= MOST_ENTRIES
+    return sinkhorn_fits(banks.query, split.columns, banks.gallery)
+
+
+def sinkhorn_fits(query_bank: Any, columns: Any, gallery_bank: Any) -> bool:
+    """Whether it holds whole matrices; without a gallery bank, the columns stand for one."""
+    others = columns if gallery_bank is None else gallery_bank
+    return len(query_bank) * (len(columns) + len(others)) <= MOST_ENTRIES
 
 
 class HeldOut:
@@ -201,6 +310,9 @@ class HeldOut:
         table: grid.Candidates,
         similarity_fn: SimilarityFn,
         spread: float,
+        *,
+        times: Any = None,
+        own: jax.Array | None = None,
     ) -> None:
         self._split, self._similarity_fn = split, similarity_fn
         self.folds = split.fold_query[split.held_out]
@@ -208,11 +320,15 @@ class HeldOut:
         dtype = numerics.accumulation_dtype(self._query_bank.dtype, split.columns.dtype)
         plan = held_out.planned(table, dtype)
         num_parts = split.num_folds + 1
+        weights = np.ones((len(plan.half_lives), len(banks.query)), dtype)
+        for row, half_life in zip(weights[1:], plan.half_lives[1:], strict=True):
+            row[:] = decay(times, half_life)
         parts = held_out.statistics(
             self._query_bank,
             split.columns,
             plan.betas,
             jnp.asarray(split.excluded_query),
+            jnp.asarray(weights),
             held_out.blocks(split.fold_query, num_parts),
             num_parts=num_parts,
             k=plan.most,
@@ -224,9 +340,13 @@ class HeldOut:
             plan.betas,
             plan.temperatures,
             plan.parameters,
+            jnp.asarray(split.keep),
             groups=plan.groups,
-            num_parts=split.num_folds,
         )
+        if own is not None and banks.items is not None:
+            items = bank_checks.equal_columns(np.asarray(split.columns), [banks.items])[:, 0]
+            of_columns = own[items]
+            self.biases = held_out.with_own(self.biases, plan.parameters["weight_own"], of_columns)
         queries = split.held_out
         steps = jnp.asarray(_SHARPNESS, dtype) / spread
         likelihood = held_out.raw_log_likelihood(
@@ -241,7 +361,7 @@ class HeldOut:
     def _sinkhorn(self, banks: Banks, plan: held_out.Plan) -> tuple[Any, Any]:
         split = self._split
         folds = np.arange(split.num_folds)[:, None]
-        rows, items = split.fold_query != folds, split.fold_gallery != folds
+        rows, items = split.keep[:, split.fold_query], split.fold_gallery != folds
         others = jnp.asarray(banks.gallery).astype(split.columns.dtype)
         found = []
         for temperatures, size in zip(plan.temperatures, (0, len(others)), strict=True):

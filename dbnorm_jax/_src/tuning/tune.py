@@ -45,6 +45,8 @@ def tune(
     gallery_bank: ArrayLike | None = None,
     gallery: ArrayLike | None = None,
     pairs: Relevant | None = None,
+    times: ArrayLike | None = None,
+    biases: ArrayLike | None = None,
     similarity_fn: SimilarityFn = dot_product,
     seed: int = 0,
     num_folds: int = 10,
@@ -70,7 +72,15 @@ def tune(
         indices). None declines: without pairs nothing can be held out. A query never enters the
         statistics of its own right item. An item that the gallery holds may be asked for again:
         other queries for it are in the bank when one is held out. Queries for another item are
-        held out together.
+        held out together. Equal queries with other right items contradict each other: such pairs
+        are not held out.
+      times: [num_query_bank], when each row of the query bank was asked, as numbers or dates, later
+        ones larger. Folds then follow each other: a query is judged by what was asked before it.
+        IS of a bank that decays, row weights `2^-(age / half-life)` at three half-lives, joins the
+        candidates. A row without a time of its own, of an older bank, has an early one.
+      biases: [num_gallery], a bias of one's own for each item, unit of similarity, larger for what
+        shall come later. It joins the candidates, at weights of 0.25, 0.5 and 1, alone and beside
+        each of the others. Only pairs with gallery items are then held out, as others have none.
       similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static).
       seed: of folds, samples, sign flips and bootstraps.
       num_folds: parts that are held out in turn, at least 2.
@@ -86,8 +96,10 @@ def tune(
 
     Raises:
       ValueError: neither gallery bank nor gallery; empty, non-finite or mismatched embeddings;
-        pairs out of range, a level outside (0, 1).
-      TypeError: embeddings that are not floating point, pairs that are not integers.
+        pairs out of range, a level outside (0, 1); `times` or `biases` of another length, not
+        finite, `biases` without gallery, or with fewer than 30 pairs of gallery items.
+      TypeError: embeddings or biases that are not floating point, pairs that are not integers,
+        times that are neither numbers nor dates.
 
     Examples:
       >>> import dbnorm_jax as dbn
@@ -106,51 +118,63 @@ def tune(
     num_folds = checks.integer("num_folds", num_folds, low=2)
     if not 0 < level < 1:
         raise checks.BadValueError("level", f" must be between 0 and 1, got {level!r}")
+    asked = folds.times_of(times, len(banks.query))
+    own = folds.own_bias(biases, None if banks.items is None else len(banks.items))
     rng = np.random.default_rng(seed)
-    own = partial(bank_checks.own_share, rng=rng, similarity_fn=similarity_fn)
+    own_of = partial(bank_checks.own_share, rng=rng, similarity_fn=similarity_fn)
     equal = bank_checks.num_equal
     same = equal(banks.query, banks.gallery)
     if banks.items is None or banks.items is banks.gallery:
         # Nothing else to compare with: the gallery bank is like itself.
-        own_share, num_equal_rows = (own(banks.query, banks.gallery), 0.5), (0, 0, same)
+        own_share, num_equal_rows = (own_of(banks.query, banks.gallery), 0.5), (0, 0, same)
     else:
-        own_share = own(banks.query, banks.items), own(banks.gallery, banks.items)
+        own_share = own_of(banks.query, banks.items), own_of(banks.gallery, banks.items)
         num_equal_rows = equal(banks.query, banks.items), equal(banks.gallery, banks.items), same
     choice = partial(
         _choice,
+        grid.declined(own is not None),
         own_share=_floats(own_share),
         num_equal_rows=jnp.asarray(num_equal_rows, jnp.int32),
         num_gallery_bank=0 if gallery_bank is None else len(banks.gallery),
     )
     if pairs is None:
-        return choice(NO_PAIRS)
+        return choice(reason_code=NO_PAIRS)
     right = folds.right_rows("pairs", pairs, len(banks.query), len(banks.gallery))
-    paired = np.flatnonzero((right >= 0).any(axis=1))
+    answered = (right >= 0).any(axis=1) & ~folds.contradicted(banks.query, right)
+    paired: Integers = np.flatnonzero(answered)
+    if own is not None:
+        paired = folds.with_known_items(banks, right, paired, FEWEST_PAIRS)
     distinct = (len(np.unique(right[right >= 0])), bank_checks.num_distinct(banks.query[paired]))
     if min(len(paired), *distinct) < FEWEST_PAIRS:
-        return choice(FEW_PAIRS)
+        return choice(reason_code=FEW_PAIRS)
     if is_foreign(*own_share) and not trust_banks:
-        return choice(UNLIKE)
-    split = folds.split_pairs(banks, right, paired, min(num_folds, len(paired)), rng)
+        return choice(reason_code=UNLIKE)
+    split = folds.split_pairs(banks, right, paired, min(num_folds, len(paired)), rng, asked)
     spread = folds.spread(banks.query, split.columns, split.excluded_query, similarity_fn)
     if not (spread > 0 and np.isfinite(spread)):
-        return choice(CONSTANT)
+        return choice(reason_code=CONSTANT)
     num_wrong_pairs = wrong_pairs.num_wrong(banks, split, right, rng, similarity_fn)
     choice = partial(choice, num_wrong_pairs=num_wrong_pairs)
     if num_wrong_pairs and not trust_banks:
-        return choice(WRONG_PAIRS)
+        return choice(reason_code=WRONG_PAIRS)
     grid_code = MERGEABLE if mergeable else WHOLE_GRID
     if not mergeable and not folds.fits_in_memory(banks, split):
         grid_code = TOO_LARGE
-    table = grid.grid(spread, mergeable=grid_code != WHOLE_GRID)
-    held_out = folds.HeldOut(banks, split, table, similarity_fn, spread)
+    table = grid.grid(
+        spread,
+        mergeable=grid_code != WHOLE_GRID,
+        half_lives=folds.half_lives(asked).tolist(),
+        own=own is not None,
+    )
+    held_out = folds.HeldOut(banks, split, table, similarity_fn, spread, times=asked, own=own)
     gains = Gains.of(held_out.scores(held_out.biases))
     groups = right[split.held_out].max(axis=1)
     found = proof.evidence(gains.likelihood, groups, seed, level)
     frequency = gains.frequencies(found, groups, level=level, seed=seed)
-    return choice(
-        NOT_PROVEN if frequency[0] == 1 else CHOSEN,
+    return _choice(
         table,
+        **choice.keywords,
+        reason_code=NOT_PROVEN if frequency[0] == 1 else CHOSEN,
         frequency=_floats(frequency),
         gain=_floats(found.gain),
         standard_error=_floats(found.standard_error),
@@ -173,6 +197,8 @@ def fit(
     query_bank: ArrayLike,
     gallery_bank: ArrayLike | None = None,
     pairs: Relevant | None = None,
+    times: ArrayLike | None = None,
+    biases: ArrayLike | None = None,
     similarity_fn: SimilarityFn = dot_product,
 ) -> Correction:
     """Fits what `tune` chose to a gallery.
@@ -186,6 +212,11 @@ def fit(
       pairs: those that `tune` was given. Where gallery-bank rows are gallery items, they are left
         out of their own sums, and so are the queries that they are right for: the choice was judged
         so, and an item that is often asked for would pay for its own queries.
+      times: [num_query_bank], those that `tune` was given; rows decay from the newest one on. Where
+        the choice mixes no bank that decays they change nothing.
+      biases: [num_gallery], what `tune` was given, for these items: it enters with the weights that
+        were found, and not at all where raw is kept. To a choice that was made without, it is added
+        whole, on your own account: neither choice nor guarantee knows of it.
       similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static).
 
     Returns:
@@ -194,8 +225,9 @@ def fit(
     Raises:
       ValueError: empty, non-finite or mismatched embeddings, pairs out of range; no gallery bank
         though the choice was made with one; no pairs though gallery-bank rows are gallery items
-        (pairs of -1 leave none out).
-      TypeError: no Choice, pairs that are not integers.
+        (pairs of -1 leave none out); no times or biases though the choice mixes what needs them,
+        some of another length or not finite.
+      TypeError: no Choice, pairs that are not integers, biases that are not floating point.
 
     Examples:
       >>> import dbnorm_jax as dbn
@@ -217,6 +249,8 @@ def fit(
     right = None
     if pairs is not None:
         right = folds.right_rows("pairs", pairs, len(banks.query), len(banks.gallery))
+    own, asked = folds.own_bias(biases, len(banks.items)), folds.times_of(times, len(banks.query))
+    judged = bool(np.asarray(choice.weight_own).any())  # whether the choice knows of it
     items, query = jax.device_put((banks.items, banks.query))  # uncopied, where they can be
     exclude = {}
     if choice.name != RAW:
@@ -224,7 +258,9 @@ def fit(
         exclude = {} if partners is None else partners._asdict()
     source = Streamed(items, query, jnp.asarray(banks.gallery), exclude, similarity_fn)
     dtype = numerics.accumulation_dtype(items.dtype, query.dtype)
-    return mixture.fit_chosen(choice, source, len(items), dtype)
+    known: Any = {"times": asked, "own": own if judged else None}
+    fitted = mixture.fit_chosen(choice, source, len(items), dtype, **known)
+    return fitted if own is None or judged else mixture.added(fitted, own)
 
 
 @overload
@@ -234,6 +270,8 @@ def auto(
     query_bank: ArrayLike,
     gallery_bank: ArrayLike | None = None,
     pairs: Relevant | None = None,
+    times: ArrayLike | None = None,
+    biases: ArrayLike | None = None,
     similarity_fn: SimilarityFn = dot_product,
     seed: int = 0,
     trust_banks: bool = False,
@@ -248,6 +286,8 @@ def auto(
     query_bank: ArrayLike,
     gallery_bank: ArrayLike | None = None,
     pairs: Relevant | None = None,
+    times: ArrayLike | None = None,
+    biases: ArrayLike | None = None,
     similarity_fn: SimilarityFn = dot_product,
     seed: int = 0,
     trust_banks: bool = False,
@@ -261,6 +301,8 @@ def auto(
     query_bank: ArrayLike,
     gallery_bank: ArrayLike | None = None,
     pairs: Relevant | None = None,
+    times: ArrayLike | None = None,
+    biases: ArrayLike | None = None,
     similarity_fn: SimilarityFn = dot_product,
     seed: int = 0,
     trust_banks: bool = False,
@@ -275,6 +317,8 @@ def auto(
         gallery itself, each item left out of its own sum.
       pairs: int [num_query_bank], the gallery-bank row (without a gallery bank, the gallery row)
         that is right for each query-bank row, -1 for none, or CSR. None declines to raw.
+      times: [num_query_bank], as in `tuning.tune`: when each row was asked.
+      biases: [num_gallery], as in `tuning.tune`: a bias of one's own, used as far as it is proven.
       similarity_fn: (rows [m, dim], columns [n, dim]) -> [m, n] (static).
       seed: of folds, samples and sign flips.
       trust_banks: as in `tuning.tune`: whether to correct although the banks look wrong.
@@ -301,6 +345,8 @@ def auto(
         "query_bank": query_bank,
         "gallery_bank": gallery_bank,
         "pairs": pairs,
+        "times": times,
+        "biases": biases,
         "similarity_fn": similarity_fn,
     }
     choice = tune(**known, seed=seed, trust_banks=trust_banks)
@@ -362,21 +408,21 @@ def _limits(
     return np.array(limits)
 
 
-def _choice(reason: int, table: grid.Candidates | None = None, **known: Any) -> Choice:
-    """What is not known is 0, raw the only candidate."""
-    table = table or grid.from_rows([(RAW, {})])
-    none = np.zeros(1)
+def _choice(table: grid.Candidates, **known: Any) -> Choice:
+    """What is not known is 0, and raw is served."""
+    none = np.zeros(len(table.method))
     unknown: dict[str, Any] = dict.fromkeys(
         ("gain", "standard_error", "reciprocal_rank_gain", "recall_gain"), none
     )
-    unknown |= {"p_value": none + 1, "frequency": none + 1, "limits": np.zeros(2), "spread": 0.0}
+    raw = np.arange(len(none)) == 0
+    unknown |= {"p_value": none + 1, "frequency": raw, "limits": np.zeros(2), "spread": 0.0}
     fields: dict[str, Any] = {
         **dict.fromkeys(("num_held_out", "num_columns", "num_folds"), 0),
         "methods": methods(),
         **{name: jnp.asarray(values) for name, values in table._asdict().items()},
         **{name: _floats(values) for name, values in unknown.items()},
     }
-    return Choice(**(fields | known), reason_code=reason)
+    return Choice(**(fields | known))
 
 
 def _floats(values: Any) -> jax.Array:
