@@ -20,9 +20,9 @@ Matrices, for one direction (floats; higher is closer; columns are the gallery o
     gallery_bank_similarities.npy  [gallery bank items, gallery]  text-to-visual: bank items
     test_text_item.npy             as above, for either direction
 
-Data sets of pairs (msrvtt, activitynet) may go without test_text_item.npy: then row i belongs to
-row i. Both banks come from the training split; bank rows that equal test rows are counted and make
-the title say "transductive".
+Data sets of pairs (msrvtt, activitynet, didemo, lsmdc) may go without test_text_item.npy: then row
+i belongs to row i. Both banks come from the training split; bank rows that equal test rows are
+counted and make the title say "transductive".
 
 From a CLIP-style model, each image or video once and each caption once:
 
@@ -32,7 +32,9 @@ From a CLIP-style model, each image or video once and each caption once:
 
 where captions[i] lists the captions of item i, and the rows of test_text.npy follow them in that
 order; a video is the mean of the unit features of its frames, an ActivityNet text the paragraph of
-all captions of the video. The same for the training split gives the banks.
+all captions of the video, and so with DiDeMo. The same for the training split gives the banks.
+
+Where features or similarities can be had, and how they become these files: docs/places.md.
 
 The numbers are R@1 in percent; a query with several right items counts by the best of them.
 """
@@ -109,8 +111,7 @@ def table(dataset: DataSet, direction: str, ours: Mapping[str, float]) -> list[s
 
     `ours` is R@1 in percent by method; methods that are not in it were not run.
     """
-    # Nothing is published here for the other direction.
-    published = dataset.published if direction == TEXT_TO_VISUAL else ()
+    published = dataset.published_for(direction)
     first = published[0] if published else _NOTHING
     header = ("R@1 in %", "published", "ours", "difference")
     lines = [_line(header, "source"), "-" * len(_line(header, "source"))]
@@ -122,7 +123,7 @@ def table(dataset: DataSet, direction: str, ours: Mapping[str, float]) -> list[s
             NOT_RUN if kind not in ours else _number(mine, ".2f"),
             _number(mine - theirs, "+.2f"),
         )
-        source = "-" if math.isnan(theirs) else f"{first.features}; {first.source}"
+        source = "-" if math.isnan(theirs) else first.told
         lines.append(_line(cells, source))
     lines += ["", f"{ALL_KINDS['published'].name}: scores in the released code's form."]
     if not published:
@@ -152,7 +153,7 @@ def _mention(published: Published) -> str:
         f"{ALL_KINDS[kind].name} {value:.{published.digits}f}"
         for kind, value in published.recall_at_1.items()
     )
-    return f"Also published: {numbers} ({published.features}; {published.source})."
+    return f"Also published: {numbers} ({published.told})."
 
 
 def _methods(test: EvaluationSet | SimilaritySet, options: argparse.Namespace) -> list[Method]:

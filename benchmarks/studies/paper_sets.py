@@ -27,19 +27,28 @@ _PLURALS = {"image": "images", "video": "videos", "audio": "audio clips"}
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """R@1 in percent that someone reported, text-to-visual.
+    """R@1 in percent that someone reported.
 
     Attributes:
       features: the encoder they come from; only its features can be expected to repeat them.
       source: where they stand.
       recall_at_1: by method.
       digits: decimals reported.
+      betas: in the words of the source; empty where nothing there needs one or none is told.
+      direction: which side asks.
     """
 
     features: str
     source: str
     recall_at_1: Mapping[str, float]
     digits: int = 2
+    betas: str = ""
+    direction: str = TEXT_TO_VISUAL
+
+    @property
+    def told(self) -> str:
+        """Features, betas and source, as a line."""
+        return "; ".join(filter(None, [self.features, self.betas, self.source]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +88,10 @@ class DataSet:
         """Whether the standard split has one caption per item."""
         return self.num_texts == (self.num_items,)
 
+    def published_for(self, direction: str) -> tuple[Published, ...]:
+        """What is published for a direction."""
+        return tuple(one for one in self.published if one.direction == direction)
+
     def direction(self, direction: str) -> str:
         """In the words of the data set: text-to-video."""
         return direction.replace("visual", self.modality)
@@ -101,8 +114,28 @@ def _as_cited(features: str, *recalls: float) -> Published:
     )
 
 
-def _qb_norm(features: str, raw: float, dis: float) -> Published:
-    return Published(features, "QB-Norm README", {"raw": raw, "dis": dis}, digits=1)
+def _qb_norm(features: str, raw: float, dis: float, betas: str = "beta 20") -> Published:
+    recalls = {"raw": raw, "dis": dis}
+    return Published(features, "QB-Norm README", recalls, digits=1, betas=betas)
+
+
+# CLIP2Video's similarities are 100 cosines: in cosines this beta is about 50.
+_OF_LOGITS = "beta 1/1.99 of logits"
+
+
+def _internvideo2(to_visual: float, to_text: float) -> tuple[Published, ...]:
+    """Zero-shot, of its own scores."""
+    return tuple(
+        Published(
+            "InternVideo2-s2 1B scores",
+            "InternVideo2 MODEL_ZOO.md",
+            {"raw": recall},
+            1,
+            "",
+            direction,
+        )
+        for direction, recall in zip(DIRECTIONS, (to_visual, to_text), strict=True)
+    )
 
 
 DATASETS = {
@@ -116,6 +149,7 @@ DATASETS = {
         published=(
             _as_cited("CLIP", 30.31, 35.15, 35.16, 37.93, 37.92),
             _qb_norm("CLIP", 30.3, 34.8),
+            _qb_norm("MMT-Oscar", 52.2, 53.9),
         ),
     ),
     "flickr30k": DataSet(
@@ -137,6 +171,8 @@ DATASETS = {
         published=(
             _as_cited("CLIP4Clip", 44.10, 44.20, 44.20, 45.00, 45.00),
             _qb_norm("TT-CE+ on the full split, not 1k-A", 14.9, 17.3),
+            _qb_norm("CE+ on the full split, not 1k-A", 14.4, 16.4),
+            *_internvideo2(51.9, 50.9),
         ),
     ),
     "msvd": DataSet(
@@ -146,8 +182,12 @@ DATASETS = {
         num_items=670,
         num_texts=(),  # about 40 per video
         bank_split="training split",
-        # Versions of that README before May 2022 have 26.6 for DIS.
-        published=(_qb_norm("TT-CE+", 25.4, 28.9),),
+        # Some versions of that README have 26.6 for DIS of TT-CE+.
+        published=(
+            _qb_norm("TT-CE+", 25.4, 28.9),
+            _qb_norm("CLIP2Video", 47.0, 47.6, _OF_LOGITS),
+            *_internvideo2(58.1, 83.3),
+        ),
     ),
     "activitynet": DataSet(
         name="ActivityNet val1",
@@ -156,6 +196,55 @@ DATASETS = {
         num_items=4_917,
         num_texts=(4_917,),
         bank_split="training split",
+        published=_internvideo2(60.4, 54.8),
+    ),
+    "didemo": DataSet(
+        name="DiDeMo",
+        modality="video",
+        split="test, one paragraph per video",
+        num_items=1_004,
+        num_texts=(1_004,),
+        bank_split="training split (8,392 videos)",
+        published=(
+            _qb_norm("TT-CE+", 21.6, 24.2),
+            _qb_norm("CLIP4Clip", 43.0, 43.5),
+            *_internvideo2(57.0, 54.3),
+        ),
+    ),
+    "lsmdc": DataSet(
+        name="LSMDC",
+        modality="video",
+        split="public test of 1,000 clips",
+        num_items=1_000,
+        num_texts=(1_000,),
+        bank_split="training split (101,079 clips)",
+        published=(
+            _qb_norm("TT-CE+", 17.2, 17.8),
+            _qb_norm("CLIP4Clip", 21.3, 22.3, "temperature 0.8"),
+            *_internvideo2(32.0, 27.3),
+        ),
+    ),
+    "vatex": DataSet(
+        name="VaTeX",
+        modality="video",
+        split="test of 1,500 videos taken out of the validation split, English",
+        num_items=1_500,
+        num_texts=(15_000,),
+        bank_split="training split (25,991 videos)",
+        published=(
+            _qb_norm("TT-CE+", 53.2, 54.8),
+            _qb_norm("CLIP2Video", 57.4, 58.8, _OF_LOGITS),
+            *_internvideo2(70.4, 85.4),
+        ),
+    ),
+    "queryd": DataSet(
+        name="QuerYD",
+        modality="video",
+        split="test, whole videos",
+        num_items=386,
+        num_texts=(),  # the lists of the split count videos
+        bank_split="training split (1,796 videos)",
+        published=(_qb_norm("TT-CE+", 14.4, 15.1), _qb_norm("CE+", 13.2, 14.1)),
     ),
     "audiocaps": DataSet(
         name="AudioCaps",

@@ -1,5 +1,7 @@
 """The page of a report: what it says, that it is right, and that nothing leaves it."""
 
+import functools
+import html
 import html.parser
 import json
 import re
@@ -93,14 +95,15 @@ def told():
 
 
 class _Reader(html.parser.HTMLParser):
-    """Text, tags and what the page would load."""
+    """Text, tags with their attributes, and what the page would load."""
 
     def __init__(self):
         super().__init__()
-        self.text, self.tags, self.loads = [], [], []
+        self.text, self.tags, self.loads, self.attributes = [], [], [], []
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
+        self.attributes.append((tag, dict(attrs)))
         self.loads += [value for name, value in attrs if name in ("src", "href")]
 
     def handle_data(self, data):
@@ -111,6 +114,21 @@ def read(text):
     reader = _Reader()
     reader.feed(text)
     return reader
+
+
+def report_of(rows, **more):
+    told = {
+        "name": "test",
+        "similarity": "dot",
+        "sizes": {"queries": NUM_QUERIES, "gallery": NUM_QUERIES, "query_bank": NUM_BANK},
+        "beta_query": 5.0,
+        "beta_gallery": 1.0,
+        "own_gallery_bank": False,
+        "num_equal_rows": 0,
+        "k": 10,
+        "rows": rows,
+    }
+    return table.Report(**told | more)
 
 
 @pytest.mark.slow
@@ -129,7 +147,7 @@ def test_page_holds_table_labels_and_command(call, arguments, tmp_path):
     assert "dbnorm evaluate" in said
     assert "--bank-labels" in said
     assert "--output" not in said
-    assert reader.tags.count("img") == 3
+    assert reader.tags.count("img") == 2 * 6  # for either scheme
     assert content["versions"]["jax"] in said
 
 
@@ -151,18 +169,7 @@ def test_hostile_labels_are_text(told, capsys):
         "query_labels": (HOSTILE,) * NUM_QUERIES,
         "query_bank_labels": (HOSTILE,) * NUM_BANK,
     }
-    report = table.Report(
-        name=HOSTILE,
-        similarity="dot",
-        sizes={"queries": NUM_QUERIES, "gallery": NUM_QUERIES, "query_bank": NUM_BANK},
-        beta_query=5.0,
-        beta_gallery=1.0,
-        own_gallery_bank=False,
-        num_equal_rows=0,
-        k=10,
-        rows=rows,
-        notes=(HOSTILE,),
-    )
+    report = report_of(rows, name=HOSTILE, notes=(HOSTILE,))
     said = Verdict(HOSTILE, (("dbnorm", HOSTILE),))
     labelled = sets.dataclasses.replace(test, **named)
     text = page.to_html(report, labelled, told_story, [], ["dbnorm", HOSTILE], said)
@@ -183,6 +190,86 @@ def test_hostile_labels_are_text(told, capsys):
     assert [line.partition(",")[0] for line in formula.splitlines()[1:]] == ["'=1+1"] * len(rows)
 
 
+def charts_of(report, sweep):
+    return [
+        *plots.k_occurrence_charts(report),
+        *plots.methods_charts(report),
+        *plots.sweep_charts(report, sweep),
+    ]
+
+
+def test_page_is_found_through_without_eyes(told):
+    test, rows, told_story, _ = told
+    report = report_of(rows)
+
+    class Chart:
+        says = "raw 1"
+
+        def png(self, *, dark):
+            return b"dark" if dark else b"light"
+
+    page_of = functools.partial(page.to_html, report)
+    reader = read(page_of(test, told_story, [("Title", "said", [Chart()])], ["dbnorm"]))
+    found = {tag: [one for name, one in reader.attributes if name == tag] for tag in reader.tags}
+    assert [len(found[tag]) for tag in ("h1", "main", "footer")] == [1, 1, 1]
+    scopes = [one["scope"] for one in found["th"]]
+    assert scopes.count("row") + reader.tags.count("thead") == reader.tags.count("tr")
+    assert {one["aria-label"] for one in found["div"] if "tabindex" in one} == {
+        "Methods", "The most retrieved items", "Queries before and after",
+    }  # fmt: skip
+    assert [one["alt"] for one in found["img"]] == ["raw 1"] * 2
+    assert [one["class"] for one in found["img"]] == ["light", "dark"]
+    said = " ".join(reader.text)
+    assert "With --labels and --bank-labels names stand" in said
+    assert "With --query-labels and --labels names stand" in said
+    names = {
+        f"{part}_labels": ("a name",) * NUM_BANK for part in ("gallery", "query", "query_bank")
+    }
+    named = page_of(sets.dataclasses.replace(test, **names), told_story, [], ["dbnorm"])
+    assert "Rows are counted from 0" not in named
+
+
+def test_what_the_charts_say_in_words(told):
+    _, rows, told_story, _ = told
+    sweep = told_story.sweep
+    says = [chart.says for chart in charts_of(report_of(rows), sweep)]
+    ranked, _, recalls, skewness, recalls_by_beta, skewness_by_beta = says
+    shown = told_story.shown
+    for row in (rows[0], shown):
+        counts = np.sort(row.k_occurrence)
+        assert f"top 10 of {counts[-1]} queries" in ranked
+        assert f"the median item of {np.median(counts):g}, {row.anti_hub_share:.1f} %" in ranked
+    for row in rows[1:]:
+        interval = f"({row.gain:+.1f} ± {row.gain_interval:.1f})"
+        assert f"{row.method.label} {row.recall_at_1:.1f} % {interval}" in recalls
+        assert f"{row.method.label} {row.skewness:.2f}" in skewness
+    for curve in sweep.curves[1:]:
+        for value in curve.recall_at_1:
+            assert f"{value:.1f}" in recalls_by_beta
+        for value in curve.skewness:
+            assert f"{value:.2f}" in skewness_by_beta
+
+
+def test_intervals_are_drawn(told):
+    _, rows, told_story, _ = told
+    report, sweep = report_of(rows), told_story.sweep
+    axes = plots.Figure().subplots()
+    plots.methods_charts(report)[0].draw(axes)
+    ends = axes.containers[1].lines[2][0].get_segments()
+    for row, (left, right) in zip(rows[1:], ends, strict=True):
+        middle, half = row.recall_at_1, row.gain_interval
+        np.testing.assert_allclose([left[0], right[0]], [middle - half, middle + half])
+    axes = plots.Figure().subplots()
+    plots.sweep_charts(report, sweep)[0].draw(axes)
+    for band, curve in zip(axes.collections, sweep.curves[1:], strict=True):
+        low, high = (
+            band.get_paths()[0].vertices[:, 1].min(),
+            band.get_paths()[0].vertices[:, 1].max(),
+        )
+        recall, half = np.array(curve.recall_at_1), np.array(curve.intervals)
+        np.testing.assert_allclose([low, high], [(recall - half).min(), (recall + half).max()])
+
+
 def test_sweep_meets_the_table(told):
     _, rows, told_story, steps = told
     assert len(steps) == story.NUM_STEPS
@@ -193,6 +280,7 @@ def test_sweep_meets_the_table(told):
     for curve, row in zip(sweep.curves, rows, strict=True):
         assert curve.recall_at_1[place] == pytest.approx(row.recall_at_1, abs=1e-3)
         assert curve.skewness[place] == pytest.approx(row.skewness, abs=1e-3)
+        assert curve.intervals[place] == pytest.approx(row.gain_interval, abs=1e-3)
     assert len(set(by_label["raw"].skewness)) == 1
     assert len(set(by_label["IS"].skewness)) > 1
 
@@ -278,36 +366,82 @@ def test_labels_must_fit(call, arguments, folder, tmp_path):
     assert "--labels" in err
 
 
-@pytest.mark.slow
-def test_a_browser_shows_the_page(call, arguments, tmp_path):
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser is None:
+def browser(*options, profile):
+    """What headless Chromium prints."""
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
         pytest.skip("no Chromium here")
-    call(*arguments, "--output", tmp_path / "out")
-    path, picture = tmp_path / "out" / "report.html", tmp_path / "page.png"
-    base = [
-        browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/user",
-        "--window-size=1100,3600",
-    ]  # fmt: skip
-    dom = subprocess.run(
-        [*base, "--dump-dom", path.as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=HUNG,
-        check=True,
+    base = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
+    return subprocess.run(
+        [program, *base, *options], capture_output=True, text=True, timeout=HUNG, check=True
     ).stdout
-    assert 'id="summary"' in dom
-    assert dom.count("data:image/png") == 3
-    subprocess.run(
-        [*base, f"--screenshot={picture}", path.as_uri()],
-        capture_output=True,
-        timeout=HUNG,
-        check=True,
+
+
+# Written into the root of the page around: what the browser made of this one.
+LOOK = """<script>onload = () => {
+const style = getComputedStyle(document.body);
+const shown = [...document.images].filter(i => i.offsetWidth);
+parent.document.documentElement.dataset.seen = JSON.stringify({
+  width: innerWidth, needed: document.documentElement.scrollWidth, ground: style.backgroundColor,
+  ink: style.color, schemes: shown.map(i => i.className), widths: shown.map(i => i.offsetWidth)})}
+</script>"""
+
+
+def seen(text, width, dark, folder):
+    """The numbers of `LOOK` for a page of some width in a color scheme."""
+    # Windows have a least width, frames have none. The page itself lets no script run.
+    inner = html.escape(re.sub("<meta http-equiv[^>]*>", "", text) + LOOK)
+    path = folder / "frame.html"
+    frame = f'<iframe width="{width}" height="2000" style="border: 0" srcdoc="{inner}"></iframe>'
+    path.write_text(f"<!DOCTYPE html><html>{frame}</html>", "utf-8")
+    scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
+    dumped = browser(scheme, "--dump-dom", path.as_uri(), profile=folder / "user")
+    return json.loads(html.unescape(re.search('data-seen="([^"]*)"', dumped)[1]))
+
+
+def brightness(color):
+    return sum(map(int, re.findall(r"\d+", color)[:3])) / (3 * 255)
+
+
+@pytest.fixture(scope="module")
+def whole_page(told):
+    """A page with all its charts."""
+    test, rows, told_story, _ = told
+    report = report_of(rows)
+    pictures = [("Charts", "All of them.", charts_of(report, told_story.sweep))]
+    return page.to_html(report, test, told_story, pictures, ["dbnorm"])
+
+
+@pytest.mark.slow
+def test_a_browser_fits_the_page_to_screens_and_schemes(whole_page, tmp_path):
+    for width in (400, 768, 1280):
+        for dark in (False, True):
+            found = seen(whole_page, width, dark, tmp_path)
+            assert found["width"] == width
+            assert found["needed"] <= width  # the page is not pushed aside
+            assert found["schemes"] == ["dark" if dark else "light"] * 6
+            ground, ink = brightness(found["ground"]), brightness(found["ink"])
+            assert (ground < 0.2, ink > 0.8) == (dark, dark)
+            # The smallest letters of a chart have 9 points.
+            assert min(found["widths"]) / plots._WIDTH * 9 / 72 >= 9.5  # pixels
+
+
+@pytest.mark.slow
+def test_a_browser_shows_the_page(whole_page, tmp_path):
+    path, picture = tmp_path / "report.html", tmp_path / "page.png"
+    path.write_text(whole_page, "utf-8")
+    browser(
+        "--window-size=1100,2600",
+        "--hide-scrollbars",
+        "--blink-settings=preferredColorScheme=1",
+        f"--screenshot={picture}",
+        path.as_uri(),
+        profile=tmp_path / "user",
     )
     from matplotlib.image import imread
 
     pixels = imread(picture)[..., :3]
-    assert pixels.shape[:2] == (3600, 1100)
+    assert pixels.shape[:2] == (2600, 1100)
     # Text and pictures down the page, no empty rectangle.
-    written = (pixels.min(axis=2) < 0.5).reshape(36, -1).any(axis=1)
+    written = (pixels.min(axis=2) < 0.5).reshape(26, -1).any(axis=1)
     assert written.mean() > 0.7

@@ -11,8 +11,8 @@ import numpy as np
 
 import dbnorm_jax as dbn
 from dbnorm_jax._cli.measuring.methods import Method
-from dbnorm_jax._cli.measuring.sources import Embeddings, Matrices, source_of
-from dbnorm_jax._cli.measuring.table_rows import NEIGHBORS, ResultRow, Step
+from dbnorm_jax._cli.measuring.sources import Embeddings, Found, Matrices, source_of
+from dbnorm_jax._cli.measuring.table_rows import NEIGHBORS, ResultRow, Step, paired_gain
 from dbnorm_jax._cli.reading import sets
 from dbnorm_jax._cli.reading.sets import Array, EvaluationSet, Test
 
@@ -32,6 +32,8 @@ class Curve(NamedTuple):
     label: str
     recall_at_1: tuple[float, ...]  # percent; NaN where the truth is not known
     skewness: tuple[float, ...]
+    # Half-width of the 95 % interval of the gain over raw, in points; NaN as above.
+    intervals: tuple[float, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,26 +137,29 @@ def _sweep(test: Test, methods: Sequence[Method]) -> Sweep | None:
         fits[f"DualIS, gallery bank {second:g}"] = lambda one: dbn.dual_inverted_softmax(
             one, of_gallery
         )
-    points = {"raw": [_point(source, k, None)] * len(tried)}
+    raw = source.search(k, None)
+    points = {"raw": [_point(source, raw, raw)] * len(tried)}
     for label, fit in fits.items():
         points[label] = [
-            _point(source, k, fit(jax.tree.map(operator.itemgetter(place), of_queries)))
+            _point(source, source.search(k, fit(_at(of_queries, place))), raw)
             for place in range(len(tried))
         ]
-    curves = [Curve(label, *zip(*pairs, strict=True)) for label, pairs in points.items()]
+    curves = [Curve(label, *zip(*found, strict=True)) for label, found in points.items()]
     return Sweep(tried, curves, beta, source.num_queries)
 
 
-def _point(
-    source: Embeddings | Matrices, k: int, correction: dbn.Correction | None
-) -> tuple[float, float]:
-    """(R@1 in percent or NaN, skewness)."""
-    found = source.search(k, correction)
+def _at(stacked: dbn.BankStatistics, place: int) -> dbn.BankStatistics:
+    return jax.tree.map(operator.itemgetter(place), stacked)
+
+
+def _point(source: Embeddings | Matrices, found: Found, raw: Found) -> tuple[float, float, float]:
+    """(R@1 in percent, skewness, half-width of the gain's interval); NaN where not known."""
     counts = dbn.hubness.k_occurrence(found.nearest, source.num_gallery)
-    recall = math.nan
-    if found.ranks is not None and np.isfinite(found.ranks).any():
+    recall = interval = math.nan
+    if found.ranks is not None and raw.ranks is not None and np.isfinite(found.ranks).any():
         recall = 100 * float(dbn.metrics.recall_at(found.ranks, 1))
-    return recall, float(dbn.hubness.skewness(counts))
+        _, interval = paired_gain(found.ranks, raw.ranks)
+    return recall, float(dbn.hubness.skewness(counts)), interval
 
 
 def _hubs(test: Test, raw: ResultRow, corrected: ResultRow, beta: float | None) -> list[Hub]:

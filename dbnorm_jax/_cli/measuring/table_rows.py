@@ -146,7 +146,7 @@ def _row(
         known["ndcg_at_10"] = _rounded(100 * ndcg(found.nearest, test.relevant, test.grades))
         known["median_rank"] = _rounded(dbn.metrics.median_rank(ranks))
         known["mean_rank"] = _rounded(dbn.metrics.mean_rank(ranks))
-        known["gain"], known["gain_interval"] = _paired_gain(ranks, raw.ranks)
+        known["gain"], known["gain_interval"] = paired_gain(ranks, raw.ranks)
     return ResultRow(
         method,
         *found,
@@ -167,7 +167,7 @@ def ndcg(nearest: Neighbors, relevant: Any, grades: Any) -> jax.Array:
     return dbn.metrics.normalized_discounted_cumulative_gain(found, (indptr, indices, grades))
 
 
-def _paired_gain(ranks: Ranks, raw: Ranks) -> tuple[float, float]:
+def paired_gain(ranks: Ranks, raw: Ranks) -> tuple[float, float]:
     """The gain in R@1 over the same queries, and the half-width of its 95 % interval, in points."""
     answered = np.isfinite(raw)
     differences = (ranks[answered] <= 1).astype(float) - (raw[answered] <= 1)

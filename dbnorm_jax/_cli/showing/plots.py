@@ -3,13 +3,15 @@
 import io
 import math
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator
 
 import dbnorm_jax as dbn
@@ -19,25 +21,84 @@ from dbnorm_jax._cli.measuring.table_rows import ResultRow
 from dbnorm_jax._cli.showing.table import Report
 from dbnorm_jax._src.core.text import printable
 
-# Okabe and Ito's colors, told apart with any color vision; line styles differ as well.
-_RAW, _CORRECTED, _EVEN = "#D55E00", "#0072B2", "#767676"
-_OTHERS, _SECOND = "#B5B5B5", "#009E73"
+# Okabe and Ito's colors, told apart with any color vision; line styles differ as well. On dark
+# ground they are lighter. A theme says what the names stand for.
+_RAW, _CORRECTED, _SECOND, _EVEN, _OTHERS = (f"C{place}" for place in range(5))
+_LIGHT: Any = {
+    "axes.prop_cycle": cycler(color=["#D55E00", "#0072B2", "#009E73", "#767676", "#B5B5B5"]),
+    "grid.color": "#E4E4E4",
+}
+_DARK: Any = {
+    "axes.prop_cycle": cycler(color=["#F0813A", "#3C8FCA", "#2FC79B", "#9A9A9A", "#6A6A6A"]),
+    "grid.color": "#33383E",
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor"), "#16191D"),
+    **dict.fromkeys(
+        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), "#E6E6E6"
+    ),
+}
 _DOTTED: dict[str, Any] = {"color": _EVEN, "linestyle": ":", "linewidth": 1.4}
 _LEGEND: dict[str, Any] = {"frameon": False, "fontsize": 9}
 _PLAIN = "{x:g}"
+# Of a chart that stands alone: at 400 pixels its letters are those of a caption.
+_WIDTH, _HEIGHT = 4.6, 4.2
+
+
+class Chart(NamedTuple):
+    """A chart, drawn beside others into a file or alone into the page."""
+
+    says: str  # its numbers in words, for those who do not see it
+    draw: Callable[[Axes], None]
+    height: float = _HEIGHT  # inches
+
+    def png(self, *, dark: bool) -> bytes:
+        """The chart alone, as wide as a column of the page."""
+        with mpl.rc_context(_DARK if dark else _LIGHT):
+            figure = Figure(figsize=(_WIDTH, self.height), layout="constrained")
+            self.draw(figure.subplots())
+            return _png(figure)
+
+
+def _side_by_side(charts: Sequence[Chart], headline: str) -> bytes:
+    with mpl.rc_context(_LIGHT):
+        size = (_WIDTH * len(charts) + 0.6, charts[0].height + 0.4)
+        figure = Figure(figsize=size, layout="constrained")
+        for axes, chart in zip(
+            figure.subplots(1, len(charts), squeeze=False)[0], charts, strict=True
+        ):
+            chart.draw(axes)
+        return _png(figure, headline)
 
 
 def k_occurrence_png(report: Report) -> bytes:
+    """Rank plot and Lorenz curve of the k-occurrence, raw against corrected."""
+    headline = f"Who is retrieved: {report.name}"
+    return _side_by_side(k_occurrence_charts(report), headline)
+
+
+def k_occurrence_charts(report: Report) -> list[Chart]:
     """Rank plot and Lorenz curve of the k-occurrence, raw against corrected."""
     shown = shown_row(report.rows)
     rows = [report.rows[0]]
     if shown is not None:
         rows.append(shown)
-    figure = Figure(figsize=(10, 4.6), layout="constrained")
-    ranked, lorenz = figure.subplots(1, 2)
-    _ranks(ranked, report, rows)
-    _shares(lorenz, report, rows)
-    return _png(figure, f"Who is retrieved: {report.name}")
+    ranked, shared = [], []
+    for row in rows:
+        counts, label = np.sort(row.k_occurrence)[::-1], row.method.label
+        tenth = math.ceil(len(counts) / 10)
+        ranked.append(
+            f"{label}: the most retrieved item is in the top {report.k} of {counts[0]:,} queries, "
+            f"the median item of {np.median(counts):g}, {row.anti_hub_share:.1f} % of items of none"
+        )
+        share = 100 * counts[:tenth].sum() / counts.sum()
+        shared.append(
+            f"{label}: the most retrieved 10 % of items take {share:.0f} % of all places, Gini "
+            f"{_gini(row):.2f}"
+        )
+    says = f"{report.k}-occurrence by rank, mean {_mean_occurrence(report):.3g}. "
+    return [
+        Chart(f"{says}{'. '.join(ranked)}.", lambda axes: _ranks(axes, report, rows)),
+        Chart(f"Lorenz curve. {'. '.join(shared)}.", lambda axes: _shares(axes, report, rows)),
+    ]
 
 
 _CURVES: tuple[dict[str, Any], ...] = (
@@ -46,28 +107,35 @@ _CURVES: tuple[dict[str, Any], ...] = (
 )
 
 
+def _mean_occurrence(report: Report) -> float:
+    return report.k * report.sizes["queries"] / report.sizes["gallery"]
+
+
+def _gini(row: ResultRow) -> float:
+    return float(dbn.hubness.gini(row.k_occurrence))
+
+
 def _ranks(axes: Axes, report: Report, rows: Sequence[ResultRow]) -> None:
     for row, style in zip(rows, _CURVES, strict=False):
         counts = np.sort(row.k_occurrence)[::-1]
         counts = counts[counts > 0]  # a logarithm has no place for zeros: there the curve ends
         never = f"{row.anti_hub_share:.1f} % of items never"
-        label = f"{row.method.label}: most {counts.max()} times, {never}"
+        label = f"{row.method.label}: most {counts.max()} times,\n{never}"
         axes.plot(np.arange(1, len(counts) + 1), counts, label=label, **style)
         axes.plot(len(counts), counts[-1], marker="o", markersize=5, color=style["color"])
-    mean = report.k * report.sizes["queries"] / report.sizes["gallery"]
+    mean = _mean_occurrence(report)
     axes.axhline(mean, label=f"mean: {mean:.3g}", **_DOTTED)
     axes.set(
         xscale="log",
         yscale="log",
-        xlabel="Gallery items, most retrieved first (place)",
-        ylabel=f"Queries with the item in their top {report.k} (number)",
+        xlabel="Gallery items, most retrieved first",
+        ylabel=f"Queries with the item in their top {report.k}",
     )
     axes.xaxis.set_major_formatter(_PLAIN)
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(_PLAIN)
     axes.yaxis.set_minor_formatter(NullFormatter())
-    title = f"{report.k}-occurrence by rank (dot: items beyond it are never retrieved)"
-    _tidy(axes, title)
+    _tidy(axes, f"{report.k}-occurrence by rank (dot: the last retrieved)")
     axes.legend(loc="lower left", **_LEGEND)
 
 
@@ -75,7 +143,7 @@ def _shares(axes: Axes, report: Report, rows: Sequence[ResultRow]) -> None:
     for row, style in zip(rows, _CURVES, strict=False):
         counts = np.sort(row.k_occurrence)
         shares = 100 * np.concatenate([[0], np.cumsum(counts)]) / counts.sum()
-        label = f"{row.method.label}: Gini {float(dbn.hubness.gini(row.k_occurrence)):.2f}"
+        label = f"{row.method.label}: Gini {_gini(row):.2f}"
         axes.plot(np.linspace(0, 100, len(shares)), shares, label=label, **style)
     axes.plot([0, 100], [0, 100], label="all alike: Gini 0", **_DOTTED)
     axes.set(
@@ -91,58 +159,141 @@ def _shares(axes: Axes, report: Report, rows: Sequence[ResultRow]) -> None:
 
 def methods_png(report: Report) -> bytes:
     """Bars of R@1, where the right items are known, and of skewness."""
-    skewness = f"Skewness of the {report.k}-occurrence (lower: fewer hubs)"
-    values = [(skewness, [row.skewness for row in report.rows], ".2f")]
-    recalls = [row.recall_at_1 for row in report.rows]
-    if not any(map(math.isnan, recalls)):
-        values.insert(0, ("R@1 (% of queries, higher is better)", recalls, ".1f"))
-    height = 1.5 + 0.42 * len(report.rows)
-    figure = Figure(figsize=(1.5 + 4.3 * len(values), height), layout="constrained")
-    panels = figure.subplots(1, len(values), sharey=True, squeeze=False)[0]
-    places = range(len(report.rows))
-    for axes, (label, numbers, digits) in zip(panels, values, strict=True):
-        colors = [_RAW, *[_CORRECTED] * (len(numbers) - 1)]
-        bars = axes.barh(places, numbers, color=colors, height=0.68)
-        axes.bar_label(bars, [f"{number:{digits}}" for number in numbers], padding=3, fontsize=9)
-        # To read gains and losses off.
-        axes.axvline(numbers[0], color=_RAW, linestyle=":", linewidth=1.2, zorder=0)
-        axes.margins(x=0.14)
-        axes.tick_params(axis="y", length=0)
-        axes.set_xlabel(label)
-        _tidy(axes, grid=False)
-    panels[0].set_yticks(places, [row.method.label for row in report.rows])
-    panels[0].invert_yaxis()
-    return _png(figure, report.name)
+    return _side_by_side(methods_charts(report), f"{report.name}")
 
 
-def sweep_png(report: Report, sweep: Sweep) -> bytes:
-    """R@1, where the right items are known, and skewness against the query bank's beta."""
-    known = not math.isnan(sweep.curves[0].recall_at_1[0])
-    figure = Figure(figsize=(10 if known else 5.5, 4.2), layout="constrained")
-    panels = figure.subplots(1, 1 + known, squeeze=False)[0]
-    styles: tuple[dict[str, Any], ...] = (
-        {"color": _RAW, "linestyle": ":", "linewidth": 1.8},
-        {"color": _CORRECTED, "marker": "o", "markersize": 4, "linewidth": 2},
-        {"color": _SECOND, "marker": "s", "markersize": 4, "linewidth": 2, "linestyle": "--"},
+def methods_charts(report: Report) -> list[Chart]:
+    """Bars of R@1 with the gains' intervals, where right items are known, and of skewness."""
+    rows, height = report.rows, 1.3 + 0.42 * len(report.rows)
+    skewness = [f"{row.method.label} {row.skewness:.2f}" for row in rows]
+    charts = [
+        Chart(
+            f"Skewness of the {report.k}-occurrence: {', '.join(skewness)}.",
+            lambda axes: _bars(
+                axes, rows, [row.skewness for row in rows], ".2f", f"Skewness of N_{report.k}"
+            ),
+            height,
+        )
+    ]
+    recalls = [row.recall_at_1 for row in rows]
+    if any(map(math.isnan, recalls)):
+        return charts
+    known = [f"raw {recalls[0]:.1f} %"]
+    known += [
+        f"{row.method.label} {row.recall_at_1:.1f} % ({row.gain:+.1f} ± {row.gain_interval:.1f})"
+        for row in rows[1:]
+    ]
+    intervals = [0.0, *(row.gain_interval for row in rows[1:])]
+    label = "R@1 in % (whisker: gain's 95 % interval)"
+    chart = Chart(
+        f"R@1, and the gain over raw in points with its 95 % interval: {', '.join(known)}.",
+        lambda axes: _bars(axes, rows, recalls, ".1f", label, intervals),
+        height,
     )
-    for curve, style in zip(sweep.curves, styles, strict=False):
-        if known:
-            panels[0].plot(sweep.betas, curve.recall_at_1, label=curve.label, **style)
-        panels[-1].plot(sweep.betas, curve.skewness, label=curve.label, **style)
-    if known:
-        panels[0].set_ylabel("R@1 (% of queries)")
-    panels[-1].set_ylabel(f"Skewness of the {report.k}-occurrence")
-    for axes in panels:
-        axes.axvline(sweep.beta, color=_EVEN, linestyle="-", linewidth=1, zorder=0)
-        axes.set(xscale="log", xlabel="Inverse temperature of the query bank (line: the table's)")
-        _mark(axes.xaxis, sweep.betas)
-        _tidy(axes)
-    panels[-1].legend(**_LEGEND)
-    return _png(figure, f"{report.name}, {sweep.num_queries:,} queries")
+    return [chart, *charts]
+
+
+def _bars(
+    axes: Axes,
+    rows: Sequence[ResultRow],
+    numbers: Sequence[float],
+    digits: str,
+    label: str,
+    intervals: Sequence[float] | None = None,
+) -> None:
+    """One bar a method; `intervals`: half the lengths of whiskers, none for raw."""
+    places, colors = range(len(rows)), [_RAW, *[_CORRECTED] * (len(rows) - 1)]
+    axes.barh(places, numbers, color=colors, height=0.68)
+    ends = np.array(numbers, float)
+    if intervals is not None:
+        ink = {"color": mpl.rcParams["text.color"], "linestyle": "none", "linewidth": 1.4}
+        axes.errorbar(numbers[1:], places[1:], xerr=intervals[1:], capsize=3, **ink)
+        ends += intervals
+    for place, number in enumerate(numbers):
+        axes.annotate(
+            f"{number:{digits}}",
+            (max(ends[place], 0), place),
+            (4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+        )
+    # To read gains and losses off.
+    axes.axvline(numbers[0], color=_RAW, linestyle=":", linewidth=1.4, zorder=3)
+    axes.margins(x=0.16)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel(label)
+    axes.set_yticks(places, [row.method.label for row in rows])
+    axes.invert_yaxis()
+    _tidy(axes, grid=False)
+
+
+_SWEPT: tuple[dict[str, Any], ...] = (
+    {"color": _RAW, "linestyle": ":", "linewidth": 1.8},
+    {"color": _CORRECTED, "marker": "o", "markersize": 4, "linewidth": 2},
+    {"color": _SECOND, "marker": "s", "markersize": 4, "linewidth": 2, "linestyle": "--"},
+)
+
+
+def sweep_charts(report: Report, sweep: Sweep) -> list[Chart]:
+    """R@1, where right items are known, and skewness against the query bank's beta."""
+    skewness, charts = f"Skewness of the {report.k}-occurrence", []
+    if not math.isnan(sweep.curves[0].recall_at_1[0]):
+        charts.append(
+            Chart(
+                _swept("R@1 in %", sweep, [curve.recall_at_1 for curve in sweep.curves], ".1f"),
+                lambda axes: _recalls(axes, sweep),
+            )
+        )
+    values = [curve.skewness for curve in sweep.curves]
+    charts.append(
+        Chart(
+            _swept(skewness, sweep, values, ".2f"),
+            lambda axes: _over_betas(axes, sweep, values, skewness),
+        )
+    )
+    return charts
+
+
+def _swept(measure: str, sweep: Sweep, values: Sequence[Sequence[float]], digits: str) -> str:
+    betas = ", ".join(f"{beta:g}" for beta in sweep.betas)
+    level = f"{sweep.curves[0].label} {values[0][0]:{digits}}"
+    others = [
+        f"{curve.label} {', '.join(f'{value:{digits}}' for value in numbers)}"
+        for curve, numbers in zip(sweep.curves[1:], values[1:], strict=True)
+    ]
+    return (
+        f"{measure} of {sweep.num_queries:,} queries at beta {betas}: {'; '.join(others)}; {level}."
+    )
+
+
+def _recalls(axes: Axes, sweep: Sweep) -> None:
+    values = [curve.recall_at_1 for curve in sweep.curves]
+    _over_betas(axes, sweep, values, "R@1 in % (band: gain's 95 % interval)")
+    for curve, style in zip(sweep.curves[1:], _SWEPT[1:], strict=False):
+        middle, half = np.array(curve.recall_at_1), np.array(curve.intervals)
+        axes.fill_between(
+            sweep.betas, middle - half, middle + half, color=style["color"], alpha=0.2, linewidth=0
+        )
+
+
+def _over_betas(axes: Axes, sweep: Sweep, values: Sequence[Sequence[float]], label: str) -> None:
+    for curve, numbers, style in zip(sweep.curves, values, _SWEPT, strict=False):
+        axes.plot(sweep.betas, numbers, label=curve.label, **style)
+    axes.axvline(sweep.beta, color=_EVEN, linestyle="-", linewidth=1, zorder=0)
+    axes.set(xscale="log", xlabel="Beta of the query bank (line: the table's)", ylabel=label)
+    _mark(axes.xaxis, sweep.betas)
+    _tidy(axes)
+    axes.legend(**_LEGEND)
 
 
 def banks_png(report: Report, found: Inspection) -> bytes:
     """Where hubs lie: similarity to the query bank and to the gallery bank, and k-occurrence."""
+    with mpl.rc_context(_LIGHT):
+        return _banks_png(report, found)
+
+
+def _banks_png(report: Report, found: Inspection) -> bytes:
     before, after = found.counts
     others = np.ones(len(before), bool)
     others[found.hubs] = others[found.anti_hubs] = False
@@ -199,13 +350,14 @@ def _tidy(axes: Axes, title: str = "", *, grid: bool = True) -> None:
     axes.set_title(title, fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
     if grid:
-        axes.grid(color="#E4E4E4", linewidth=0.7)
+        axes.grid(linewidth=0.7)
     axes.set_axisbelow(True)
 
 
-def _png(figure: Figure, headline: str) -> bytes:
-    # File names may hold dollar signs, which are no formulas here.
-    figure.suptitle(printable(headline), fontsize=12, parse_math=False)
+def _png(figure: Figure, headline: str = "") -> bytes:
+    if headline:
+        # File names may hold dollar signs, which are no formulas here.
+        figure.suptitle(printable(headline), fontsize=12, parse_math=False)
     stream = io.BytesIO()
     with warnings.catch_warnings():
         # A set named in a script the font lacks is still worth its picture.

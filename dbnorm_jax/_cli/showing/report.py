@@ -31,21 +31,28 @@ def contents(
 
     k_occurrence = functools.cache(lambda: plots.k_occurrence_png(report))
     methods = functools.cache(lambda: plots.methods_png(report))
-    said = (
-        f"Left: the {report.k}-occurrence of the items, most retrieved first. Right: the share of "
-        f"all places that the least retrieved items have; the straight line is equality."
-    )
     pictures: list[Picture] = [
-        ("Who is retrieved", said, k_occurrence),
-        ("Methods side by side", "The dotted line is raw retrieval.", methods),
+        (
+            "Who is retrieved",
+            f"First the {report.k}-occurrence of the items, most retrieved first; items beyond the "
+            f"dot are never retrieved. Then the share of all places that the least retrieved items "
+            f"have; the straight line is equality.",
+            plots.k_occurrence_charts(report),
+        ),
+        (
+            "Methods side by side",
+            "The dotted line is raw retrieval. A gain is clear where its whisker does not reach "
+            "the line.",
+            plots.methods_charts(report),
+        ),
     ]
-    sweep = story.sweep
-    if sweep is not None:
+    if story.sweep is not None:
         said = (
             "To see, not to choose by: these are the test queries. dbnorm tune chooses from the "
             "banks."
         )
-        pictures.append(("How much beta matters", said, lambda: plots.sweep_png(report, sweep)))
+        charts = plots.sweep_charts(report, story.sweep)
+        pictures.append(("How much beta matters", said, charts))
     made: tuple[Callable[[], bytes], ...] = (
         lambda: to_html(report, test, story, pictures, command, verdict).encode(),
         lambda: to_csv(report).encode(errors="replace"),

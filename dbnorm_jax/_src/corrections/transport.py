@@ -421,7 +421,7 @@ def _hubless(similarities: jax.Array, temperature: jax.Array, *, num_iterations:
                 gradient, state, beta, value=value, grad=gradient, value_fn=objective
             )
             beta = optax.apply_updates(beta, updates)
-        # A constant added to beta changes nothing but its rounding, and the search would let it grow.
+        # A constant added to beta changes only its rounding, and the search would let it grow.
         beta -= beta.mean()
         return (beta, state, best, smallest), None
 
