@@ -116,6 +116,9 @@ def read(text):
     return reader
 
 
+SAID = Verdict("auto gains.", (("dbnorm", "fit"),))
+
+
 def report_of(rows, **more):
     told = {
         "name": "test",
@@ -209,7 +212,7 @@ def test_page_is_found_through_without_eyes(told):
             return b"dark" if dark else b"light"
 
     page_of = functools.partial(page.to_html, report)
-    reader = read(page_of(test, told_story, [("Title", "said", [Chart()])], ["dbnorm"]))
+    reader = read(page_of(test, told_story, [("Title", "said", [Chart()])], ["dbnorm"], SAID))
     found = {tag: [one for name, one in reader.attributes if name == tag] for tag in reader.tags}
     assert [len(found[tag]) for tag in ("h1", "main", "footer")] == [1, 1, 1]
     scopes = [one["scope"] for one in found["th"]]
@@ -225,7 +228,7 @@ def test_page_is_found_through_without_eyes(told):
     names = {
         f"{part}_labels": ("a name",) * NUM_BANK for part in ("gallery", "query", "query_bank")
     }
-    named = page_of(sets.dataclasses.replace(test, **names), told_story, [], ["dbnorm"])
+    named = page_of(sets.dataclasses.replace(test, **names), told_story, [], ["dbnorm"], SAID)
     assert "Rows are counted from 0" not in named
 
 
@@ -409,7 +412,7 @@ def whole_page(told):
     test, rows, told_story, _ = told
     report = report_of(rows)
     pictures = [("Charts", "All of them.", charts_of(report, told_story.sweep))]
-    return page.to_html(report, test, told_story, pictures, ["dbnorm"])
+    return page.to_html(report, test, told_story, pictures, ["dbnorm"], SAID)
 
 
 @pytest.mark.slow
