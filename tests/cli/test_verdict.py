@@ -109,7 +109,7 @@ def test_machine_outputs_hold_no_verdict(call, folder):
     code, out, err = call("search", *files, "-k", 2)
     assert code == 0
     assert len(out.splitlines()) == SIZE
-    assert following(err) == [["dbnorm", "search", *files, "--output", "found.npz"]]
+    assert following(err) == [["dbnorm", "search", *files, "-k", "2", "--output", "found.npz"]]
     code, out, err = call("search", *files, "--output", "s.npz", "--json")
     assert (code, err) == (0, "")
     assert "Next" not in out

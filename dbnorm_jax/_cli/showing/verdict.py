@@ -176,12 +176,14 @@ def _method_options(inputs: Inputs, method: Method) -> list[str] | None:
     return words + ["-k", _number(k)] * (k != known.get("k", 0.0))
 
 
-def _searches(inputs: Inputs, correction: str | None) -> tuple[Command, ...]:
+def _searches(
+    inputs: Inputs, correction: str | None, options: Sequence[str] = ()
+) -> tuple[Command, ...]:
     """`dbnorm search` for the queries, where they are named."""
     if inputs.queries is None or inputs.gallery is None:
         return ()
     how = inputs.compared_by if correction is None else ["--correction", correction]
-    words = ["dbnorm", "search", inputs.queries, inputs.gallery, *how]
+    words = ["dbnorm", "search", inputs.queries, inputs.gallery, *how, *options]
     return _steps([*words, "--output", _unused("found.npz")])
 
 
@@ -262,11 +264,20 @@ def of_statistics(gallery: str, output: str, similarity: str) -> tuple[Command, 
 
 
 def of_search(
-    text: str, inputs: Inputs, correction: str | None, output: Path | None, num_items: int | None
+    text: str,
+    inputs: Inputs,
+    correction: str | None,
+    output: Path | None,
+    *,
+    options: Sequence[str],
+    num_items: int | None,
 ) -> Verdict:
-    """Of `dbnorm search`; `num_items`: of the gallery, None where the output names them all."""
+    """Of `dbnorm search`; `num_items`: of the gallery, None where the output names them all.
+
+    `options`: those given beside, for the same search once more, into a file.
+    """
     if output is None:
-        return Verdict(text, _searches(inputs, correction))
+        return Verdict(text, _searches(inputs, correction, options))
     if output.suffix not in _LISTS:
         return Verdict(text, (INSPECT_HELP,))
     count = _options(num_items=None if num_items is None else str(num_items))
