@@ -224,6 +224,12 @@ def test_a_fit_is_the_method_s(kind, similarity):
 
 
 def test_what_came_through_a_pipe_is_not_named_again():
-    piped = Inputs("-", "b.npy", queries="q.npy")
-    assert verdict.of_table([RAW, row("is", gain=5.0)], piped).steps == ()
-    assert "Next" not in "\n".join(verdict.of_table([RAW, row("is", gain=5.0)], piped).lines)
+    for piped in (
+        Inputs("-", "b.npy", queries="q.npy"),
+        Inputs("g.npy", "-:bank", queries="q.npy"),
+    ):
+        found = verdict.of_table([RAW, row("is", gain=5.0)], piped)
+        assert found.steps == ()
+        assert "Next" not in "\n".join(found.lines)
+    found = verdict.of_fit("made", Inputs("g.npy", "-"), "c.npz", statistics=False)
+    assert [command[1] for command in found.steps] == ["export"]

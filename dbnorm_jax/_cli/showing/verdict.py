@@ -91,7 +91,8 @@ def of_table(rows: Sequence[ResultRow], inputs: Inputs) -> Verdict:
         return Verdict(f"{text} Raw is the safer one here.", _searches(inputs, None))
     fit = fit_command(inputs, told.method)
     if fit is not None:
-        return Verdict(text, (*_steps(fit), *_searches(inputs, fit[-1])))
+        first = _steps(fit)
+        return Verdict(text, (*first, *_searches(inputs, fit[-1])) if first else ())
     row, known = KINDS[told.method.kind], inputs.gallery is not None
     function = row.function if hasattr(dbn, row.function) else f"baselines.{row.function}"
     made = f" dbnorm fit does not make it; dbnorm_jax.{function} does." * known
@@ -248,12 +249,11 @@ def of_fit(text: str, inputs: Inputs, output: str, *, statistics: bool) -> Verdi
     assert inputs.gallery is not None
     if statistics:
         return Verdict(text, of_statistics(inputs.gallery, output, inputs.similarity))
-    if inputs.query_bank is None:
-        words = ["dbnorm", "export", inputs.gallery, "--correction", output]
-        return Verdict(text, _steps([*words, "--output", _unused("index")]))
-    searched = dataclasses.replace(inputs, queries=inputs.query_bank)
-    note = f"your queries in the place of {inputs.query_bank}"
-    return Verdict(text, _searches(searched, output), note)
+    searches = _searches(dataclasses.replace(inputs, queries=inputs.query_bank), output)
+    if searches:
+        return Verdict(text, searches, f"your queries in the place of {inputs.query_bank}")
+    words = ["dbnorm", "export", inputs.gallery, "--correction", output]
+    return Verdict(text, _steps([*words, "--output", _unused("index")]))
 
 
 def of_statistics(gallery: str, output: str, similarity: str) -> tuple[Command, ...]:
