@@ -96,9 +96,9 @@ def test_search_takes_folders_and_patterns(folder, call):
     search, ids = ("-k", 3), ("--labels", "names/*.txt")
     found = call("search", "bank.npy", "img_emb", *search, *ids)
     assert found[0] == 0, found[2]
-    assert found == call("search", "bank.npy", "whole.npy", *search, *ids)
+    assert found[:2] == call("search", "bank.npy", "whole.npy", *search, *ids)[:2]
     queries = call("search", "img_emb/*.npy", "whole.npy", *search)
-    assert queries == call("search", "whole.npy", "whole.npy", *search)
+    assert queries[:2] == call("search", "whole.npy", "whole.npy", *search)[:2]
 
 
 @pytest.mark.slow

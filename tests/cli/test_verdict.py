@@ -109,7 +109,7 @@ def test_machine_outputs_hold_no_verdict(call, folder):
     code, out, err = call("search", *files, "-k", 2)
     assert code == 0
     assert len(out.splitlines()) == SIZE
-    assert following(err) == [["dbnorm", "search", *files, "--output", "found.npz"]]
+    assert following(err) == [["dbnorm", "search", *files, "-k", "2", "--output", "found.npz"]]
     code, out, err = call("search", *files, "--output", "s.npz", "--json")
     assert (code, err) == (0, "")
     assert "Next" not in out
@@ -224,6 +224,12 @@ def test_a_fit_is_the_method_s(kind, similarity):
 
 
 def test_what_came_through_a_pipe_is_not_named_again():
-    piped = Inputs("-", "b.npy", queries="q.npy")
-    assert verdict.of_table([RAW, row("is", gain=5.0)], piped).steps == ()
-    assert "Next" not in "\n".join(verdict.of_table([RAW, row("is", gain=5.0)], piped).lines)
+    for piped in (
+        Inputs("-", "b.npy", queries="q.npy"),
+        Inputs("g.npy", "-:bank", queries="q.npy"),
+    ):
+        found = verdict.of_table([RAW, row("is", gain=5.0)], piped)
+        assert found.steps == ()
+        assert "Next" not in "\n".join(found.lines)
+    found = verdict.of_fit("made", Inputs("g.npy", "-"), "c.npz", statistics=False)
+    assert [command[1] for command in found.steps] == ["export"]

@@ -81,8 +81,11 @@ def test_all_public_names_resolve():
         dbn.no_such_name  # noqa: B018
 
 
-NAMES = ("by_hand", "index", "faq", "gradients", "large_files", "recipes")
-PAGES = tuple(f"docs/{name}.md" for name in NAMES)
+PAGES = tuple(
+    f"docs/{path.name}"
+    for path in sorted((ROOT / "docs").glob("*.md"))
+    if ">>> " in path.read_text("utf-8")
+)
 
 
 @pytest.mark.parametrize("page", slow_but(["docs/by_hand.md"], PAGES))

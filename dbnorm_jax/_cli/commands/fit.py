@@ -17,7 +17,7 @@ from dbnorm_jax._cli.measuring.sources import in_memory
 from dbnorm_jax._cli.reading import large, sets
 from dbnorm_jax._cli.reading.argument import Source, neighbors
 from dbnorm_jax._cli.reading.arrays import read_pairs
-from dbnorm_jax._cli.reading.corrections import State, check_own, read_state
+from dbnorm_jax._cli.reading.corrections import State, read_choice, read_state, read_statistics
 from dbnorm_jax._cli.reading.large import Rows
 from dbnorm_jax._cli.showing.output import Sink
 from dbnorm_jax._cli.showing.progress import RowProgress
@@ -256,7 +256,10 @@ class _Work:
         self.states: dict[str, tuple[str, State]] = {}
         made = None
         if request.query_statistics is not None:
-            self.states["query"] = _statistics_file(self.files["gallery"], request)
+            gated = request.row is not None and request.row.gated
+            self.states["query"] = read_statistics(
+                request.query_statistics, self.files["gallery"], request.similarity, gated=gated
+            )
             made = self.states["query"][1].state
         sizes = {name: len(rows.rows) for name, rows in self.files.items()}
         self.parameters = request.parameters(made, sizes)
@@ -265,7 +268,7 @@ class _Work:
             others = sizes.get("gallery_bank", sizes["gallery"])
             self.pairs = read_pairs(request.bank_pairs, sizes["query_bank"], others)
         if request.choice is not None:
-            self.states[CHOICE] = _choice_file(request)
+            self.states[CHOICE] = read_choice(request.choice, request.similarity)
         for label, _ in self.states.values():  # what they were made from is written down with them
             with large.errors_name({"provenance": f"{label}: its provenance, written down again,"}):
                 provenances.plain(self._asked())
@@ -471,32 +474,3 @@ def _check_banks(label: str, choice: dbn.tuning.Choice, rows: Mapping[str, Any])
             f"{label}: expected a choice that statistics alone fit, as files of more than 1 GiB "
             f"are read in blocks, got {', '.join(whole)}; leave --choice out for --method auto"
         )
-
-
-def _choice_file(request: Request) -> tuple[str, State]:
-    """What names the file of --choice in errors, and what it holds."""
-    source = Source.parse("--choice", request.choice or "")
-    made = read_state(source, (dbn.tuning.Choice,), "a Choice", "make one with dbnorm tune")
-    if made.similarity not in (None, request.similarity):
-        expected = f"a choice under {request.similarity} similarity"
-        raise source.fail(expected, made.similarity, f"give --similarity {made.similarity}")
-    return str(source), made
-
-
-def _statistics_file(gallery: Rows, request: Request) -> tuple[str, State]:
-    """What names the file in errors, and what it holds."""
-    source = Source.parse("--query-statistics", request.query_statistics or "")
-    remedy = "make them with dbnorm fit --method statistics"
-    made = read_state(source, (dbn.BankStatistics,), "BankStatistics", remedy)
-    check_own(source, made)
-    large.check_gallery(str(source), made.provenance.get("gallery"), *gallery.rows.shape)
-    num_gallery = len(gallery.rows)
-    if made.state.bias.shape != (num_gallery,):
-        expected = f"statistics of {num_gallery} gallery items, one per row of GALLERY"
-        raise source.fail(expected, f"shape {made.state.bias.shape}", "fit it anew")
-    if request.row is not None and request.row.gated and not made.state.k:
-        raise source.fail("statistics with k of 1 or more", "0", "fit it anew")
-    if made.similarity not in (None, request.similarity):
-        expected = f"statistics under {request.similarity} similarity"
-        raise source.fail(expected, made.similarity, f"give --similarity {made.similarity}")
-    return str(source), made

@@ -127,7 +127,13 @@ def run(request: Request) -> None:
     # An array of results that names its items names all.
     whole = request.labels is not None and output is not None and output.path.suffix == ".npz"
     count = None if whole else num_gallery
-    verdict = of_search(text, inputs, request.correction, request.output, count)
+    options = [] if request.k is None else ["-k", str(request.k)]
+    for option in given(request, "labels", "query_labels"):
+        options += [option, getattr(request, option[2:].replace("-", "_"))]
+    verdict = of_search(
+        text, inputs, request.correction, request.output, options=options, num_items=count
+    )
+    sys.stdout.flush()  # a reader that went away is told nothing
     tell(verdict, apart=False, to_stderr=output is None)
 
 

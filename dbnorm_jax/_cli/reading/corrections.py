@@ -1,4 +1,4 @@
-"""Reading fitted state, and a correction beside the gallery that it was fitted on."""
+"""Reading fitted state: a choice, statistics and corrections of the gallery they were made for."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -82,3 +82,37 @@ def read_correction(text: str, gallery: large.Rows, similarity: str | None) -> F
     stamps = provenance.get("stamps")
     unchanged = isinstance(stamps, dict) and stamps.get("gallery") == gallery.stamp
     return Fitted(str(source), state, similarity or fitted or "cosine", known, unchanged)
+
+
+def read_choice(text: str, similarity: str) -> tuple[str, State]:
+    """Reads --choice: what names the file in errors, and what it holds."""
+    source = Source.parse("--choice", text)
+    made = read_state(source, (dbn.tuning.Choice,), "a Choice", "make one with dbnorm tune")
+    if made.similarity not in (None, similarity):
+        expected = f"a choice under {similarity} similarity"
+        raise source.fail(expected, made.similarity, f"give --similarity {made.similarity}")
+    return str(source), made
+
+
+def read_statistics(
+    text: str, gallery: large.Rows, similarity: str, *, gated: bool
+) -> tuple[str, State]:
+    """Reads --query-statistics, of this gallery; `gated`: with activation sets.
+
+    Returns what names the file in errors, and what it holds.
+    """
+    source = Source.parse("--query-statistics", text)
+    remedy = "make them with dbnorm fit --method statistics"
+    made = read_state(source, (dbn.BankStatistics,), "BankStatistics", remedy)
+    check_own(source, made)
+    large.check_gallery(str(source), made.provenance.get("gallery"), *gallery.rows.shape)
+    num_gallery = len(gallery.rows)
+    if made.state.bias.shape != (num_gallery,):
+        expected = f"statistics of {num_gallery} gallery items, one per row of GALLERY"
+        raise source.fail(expected, f"shape {made.state.bias.shape}", "fit it anew")
+    if gated and not made.state.k:
+        raise source.fail("statistics with k of 1 or more", "0", "fit it anew")
+    if made.similarity not in (None, similarity):
+        expected = f"statistics under {similarity} similarity"
+        raise source.fail(expected, made.similarity, f"give --similarity {made.similarity}")
+    return str(source), made

@@ -91,7 +91,8 @@ def of_table(rows: Sequence[ResultRow], inputs: Inputs) -> Verdict:
         return Verdict(f"{text} Raw is the safer one here.", _searches(inputs, None))
     fit = fit_command(inputs, told.method)
     if fit is not None:
-        return Verdict(text, (*_steps(fit), *_searches(inputs, fit[-1])))
+        first = _steps(fit)
+        return Verdict(text, (*first, *_searches(inputs, fit[-1])) if first else ())
     row, known = KINDS[told.method.kind], inputs.gallery is not None
     function = row.function if hasattr(dbn, row.function) else f"baselines.{row.function}"
     made = f" dbnorm fit does not make it; dbnorm_jax.{function} does." * known
@@ -176,12 +177,14 @@ def _method_options(inputs: Inputs, method: Method) -> list[str] | None:
     return words + ["-k", _number(k)] * (k != known.get("k", 0.0))
 
 
-def _searches(inputs: Inputs, correction: str | None) -> tuple[Command, ...]:
+def _searches(
+    inputs: Inputs, correction: str | None, options: Sequence[str] = ()
+) -> tuple[Command, ...]:
     """`dbnorm search` for the queries, where they are named."""
     if inputs.queries is None or inputs.gallery is None:
         return ()
     how = inputs.compared_by if correction is None else ["--correction", correction]
-    words = ["dbnorm", "search", inputs.queries, inputs.gallery, *how]
+    words = ["dbnorm", "search", inputs.queries, inputs.gallery, *how, *options]
     return _steps([*words, "--output", _unused("found.npz")])
 
 
@@ -246,12 +249,11 @@ def of_fit(text: str, inputs: Inputs, output: str, *, statistics: bool) -> Verdi
     assert inputs.gallery is not None
     if statistics:
         return Verdict(text, of_statistics(inputs.gallery, output, inputs.similarity))
-    if inputs.query_bank is None:
-        words = ["dbnorm", "export", inputs.gallery, "--correction", output]
-        return Verdict(text, _steps([*words, "--output", _unused("index")]))
-    searched = dataclasses.replace(inputs, queries=inputs.query_bank)
-    note = f"your queries in the place of {inputs.query_bank}"
-    return Verdict(text, _searches(searched, output), note)
+    searches = _searches(dataclasses.replace(inputs, queries=inputs.query_bank), output)
+    if searches:
+        return Verdict(text, searches, f"your queries in the place of {inputs.query_bank}")
+    words = ["dbnorm", "export", inputs.gallery, "--correction", output]
+    return Verdict(text, _steps([*words, "--output", _unused("index")]))
 
 
 def of_statistics(gallery: str, output: str, similarity: str) -> tuple[Command, ...]:
@@ -262,11 +264,20 @@ def of_statistics(gallery: str, output: str, similarity: str) -> tuple[Command, 
 
 
 def of_search(
-    text: str, inputs: Inputs, correction: str | None, output: Path | None, num_items: int | None
+    text: str,
+    inputs: Inputs,
+    correction: str | None,
+    output: Path | None,
+    *,
+    options: Sequence[str],
+    num_items: int | None,
 ) -> Verdict:
-    """Of `dbnorm search`; `num_items`: of the gallery, None where the output names them all."""
+    """Of `dbnorm search`; `num_items`: of the gallery, None where the output names them all.
+
+    `options`: those given beside, for the same search once more, into a file.
+    """
     if output is None:
-        return Verdict(text, _searches(inputs, correction))
+        return Verdict(text, _searches(inputs, correction, options))
     if output.suffix not in _LISTS:
         return Verdict(text, (INSPECT_HELP,))
     count = _options(num_items=None if num_items is None else str(num_items))
