@@ -127,7 +127,7 @@ def test_a_program_has_the_tiles_of_its_platform():
     widths = {
         ("search", "cpu"): 2016,
         ("search", "tpu"): 3904,
-        ("search", "cuda"): 3904,
+        ("search", "cuda"): 23_360,
         ("fit", "cpu"): 1024,
         ("fit", "tpu"): 1024,
         ("fit", "cuda"): 35_008,
