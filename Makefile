@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-floor test-newest test-optimized test-slow lint types docs dist bench bench-gpu bench-tpu benchmark clean
+.PHONY: demo test test-floor test-newest test-optimized test-slow lint types docs dist bench bench-gpu bench-tpu compile-gpu compile-tpu benchmark clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/dbnorm demo --force
@@ -63,7 +63,14 @@ bench: $(VENV)/.installed-bench
 
 # Need a JAX for the platform in the environment; they say so where it is not.
 bench-gpu bench-tpu: bench-%: $(VENV)/.installed-bench
-	$(BIN)/python -m benchmarks.speed.accelerator --platform $*
+	$(BIN)/python -m benchmarks.speed.on_my_accelerator --platform $* --json benchmark-results/$*.jsonl
+
+# Compiled for accelerators by their own compilers, on a machine without one; an hour for a TPU.
+compile-tpu: $(VENV)/.installed-compilers
+	$(BIN)/python -m benchmarks.speed.compile_accelerators --target v5e
+
+compile-gpu: $(VENV)/.installed-compilers
+	$(BIN)/python -m benchmarks.speed.compile_accelerators --target h200
 
 benchmark: bench
 

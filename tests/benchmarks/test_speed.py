@@ -126,16 +126,24 @@ def test_commands_hold_a_gallery_at_most_once():
 def test_accelerator_on_the_cpu(tmp_path):
     path = tmp_path / "cpu.jsonl"
     sizes = ("--bank=64", "--gallery=96", "--queries=32", "--dim=16", "--repetitions=1")
-    command = [sys.executable, "-m", "benchmarks.speed.accelerator", "--platform=cpu", *sizes]
+    module_name = "benchmarks.speed.on_my_accelerator"
+    command = [sys.executable, "-m", module_name, "--platform=cpu", *sizes]
     done = subprocess.run(
         [*command, f"--json={path}"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    (line,) = path.read_text(encoding="utf-8").splitlines()
+    (line,) = done.stdout.splitlines()
+    assert path.read_text(encoding="utf-8") == done.stdout
     found = json.loads(line)
     names = [figure["name"] for figure in found["figures"]]
     for arithmetic in ("float32 highest", "float32 default", "bfloat16"):
-        for step in ("fit, k=1", "DualIS, k=10", "DualDIS, k=10", "ranks, DualIS"):
+        for step in (
+            "fit, k=1",
+            "gradient of fit, k=0",
+            "DualIS, k=10",
+            "DualDIS, k=10",
+            "ranks, DualIS",
+        ):
             assert f"{arithmetic}: {step}" in names
     assert any(note.startswith("cuVS brute force: absent") for note in found["notes"])
 
@@ -143,12 +151,28 @@ def test_accelerator_on_the_cpu(tmp_path):
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
 def test_a_platform_that_is_absent_is_refused(platform, tmp_path, monkeypatch):
     path = tmp_path / "lines.jsonl"
-    command = ["accelerator", f"--platform={platform}", f"--json={path}"]
+    command = ["on_my_accelerator", f"--platform={platform}", f"--json={path}"]
     monkeypatch.setattr(sys, "argv", command)
     monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # set by the command, undone here
     with pytest.raises(SystemExit, match=f"no {platform} for jax .* nothing was measured"):
-        module("speed.accelerator").main()
+        module("speed.on_my_accelerator").main()
     assert not path.exists()
+
+
+def test_no_accelerator_is_said(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["on_my_accelerator"])
+    with pytest.raises(
+        SystemExit, match=r"no accelerator for jax .* only cpu; nothing was measured"
+    ):
+        module("speed.on_my_accelerator").main()
+
+
+def test_nothing_is_begun_when_the_time_is_over():
+    sizes = {"bank": 64, "queries": 32, **TINY}
+    (record,) = module("speed.on_my_accelerator").run("cpu", **sizes, seconds=-1)
+    assert not record.figures
+    assert len(record.notes) == 3
+    assert all(note.endswith("not measured, -1 s were over") for note in record.notes)
 
 
 # --- peers say what the library says -----------------------------------------------------------
@@ -203,7 +227,7 @@ def test_numpy_peers(arrays, similarities):
 
 
 def test_accelerator_peers_rank_as_the_library(arrays):
-    accelerator = module("speed.accelerator")
+    accelerator = module("speed.on_my_accelerator")
     queries, gallery = (jnp.asarray(array) for array in arrays[:2])
     bias = jnp.linspace(-0.2, 0.2, 48)
     expected = dbn.stream_top_k(queries, gallery, 10, dbn.Correction(bias[None], None)).indices

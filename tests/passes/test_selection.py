@@ -11,12 +11,13 @@ import dbnorm_jax as dbn
 from dbnorm_jax._src.passes import nearest, selection
 
 NUM_QUERIES, NUM_GALLERY = 6, 700
+WIDTHS = ("COLUMNS", "INSERTING_COLUMNS", "SELECTING_COLUMNS", "LAUNCHING_COLUMNS")
 
 
 @pytest.fixture(autouse=True, params=["inserted", "selected anew"])
 def _small_tiles(monkeypatch, request):
     # Five blocks a tile and few rows in a group; both ways, as on processors and on accelerators.
-    for name in ("COLUMNS", "INSERTING_COLUMNS", "SELECTING_COLUMNS"):
+    for name in WIDTHS:
         monkeypatch.setattr(nearest, name, 5 * selection.BLOCK)
     monkeypatch.setattr(selection, "_GROUP", 4)
     monkeypatch.setattr(selection, "_COLUMNS_PER_INSERTED", 0.25)

@@ -22,16 +22,38 @@ def optimized(function, *arguments):
     return jax.jit(function).lower(*arguments).compile(compiler_options=options)(*arguments)
 
 
+def steps(function, *arguments, platform="cpu"):
+    """How often the loop over tiles runs, on a platform: the one that runs most."""
+    return _steps(jax.make_jaxpr(function)(*arguments).jaxpr, platform)
+
+
 def _nested(jaxpr, platform):
     yield jaxpr
     for equation in jaxpr.eqns:
-        params = dict(equation.params)
-        platforms = params.get("branches_platforms")
-        if platforms is not None:
-            own = next(at for at, names in enumerate(platforms) if not names or platform in names)
-            params["branches"] = params["branches"][own]
-        for value in params.values():
-            for item in value if isinstance(value, (tuple, list)) else [value]:
-                inner = getattr(item, "jaxpr", item)
-                if hasattr(inner, "eqns"):
-                    yield from _nested(inner, platform)
+        for inner in _inner(equation, platform):
+            yield from _nested(inner, platform)
+
+
+def _inner(equation, platform):
+    """The jaxprs in an equation; of a choice by platform the one for this platform."""
+    params = dict(equation.params)
+    platforms = params.get("branches_platforms")
+    if platforms is not None:
+        own = next(at for at, names in enumerate(platforms) if not names or platform in names)
+        params["branches"] = (params["branches"][own],)
+    for value in params.values():
+        for item in value if isinstance(value, (tuple, list)) else [value]:
+            inner = getattr(item, "jaxpr", item)
+            if hasattr(inner, "eqns"):
+                yield inner
+
+
+def _steps(jaxpr, platform):
+    most = 0
+    for equation in jaxpr.eqns:
+        times = equation.params["length"] if equation.primitive.name == "scan" else 1
+        inner = [_steps(inner, platform) for inner in _inner(equation, platform)]
+        most = max(most, times * max(inner, default=0))
+        if equation.primitive.name == "dot_general":
+            most = max(most, int(equation.outvars[0].aval.size >= 2**19))
+    return most

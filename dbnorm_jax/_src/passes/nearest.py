@@ -19,9 +19,11 @@ from dbnorm_jax._src.passes.streaming import COLUMNS, Block, Columns, scan_chunk
 from dbnorm_jax._src.passes.sweep import Chunk, Items, Pass, Rows, Tile, Tiling, sweep
 
 # Gallery items per tile on processors where neighbors are inserted, so many that a bad order of
-# the gallery costs little; and where they are selected anew, at a cost of its own per tile.
+# the gallery costs little; and where they are selected anew, at a cost of its own per tile. On GPUs
+# that is the time to launch a dozen programs, which take longer than the products of a small tile.
 INSERTING_COLUMNS = 2048
 SELECTING_COLUMNS = 4096
+LAUNCHING_COLUMNS = 2**15
 # Pairs scored at once: always as many, since a program for fewer may round differently.
 PAIRS = 64
 # Entries of gallery vectors gathered at once: 4 MiB of float32, which stay in the cache.
@@ -123,7 +125,7 @@ def columns_for(k: int) -> Columns:
         cpu = COLUMNS
     else:
         cpu = INSERTING_COLUMNS if selection.inserts(k, INSERTING_COLUMNS) else SELECTING_COLUMNS
-    return Columns(cpu, SELECTING_COLUMNS, SELECTING_COLUMNS)
+    return Columns(cpu, SELECTING_COLUMNS, LAUNCHING_COLUMNS)
 
 
 def scores_again(

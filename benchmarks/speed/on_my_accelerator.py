@@ -1,18 +1,22 @@
-"""Fit, search and ranks on a GPU or TPU against a bare `jnp.dot` of the same shapes and dtype.
+"""Fit, gradient, search and ranks on your GPU or TPU, in five minutes: a JSON line to send back.
 
-    python -m benchmarks.speed.accelerator --platform gpu [--bank 16384] [--gallery 102400]
-        [--queries 16384] [--dim 512] [--repetitions 9] [--json FILE]
+    git clone REPOSITORY && cd dbnorm_jax
+    pip install -e '.[bench]' 'jax[cuda13]'                         # or 'jax[tpu]'
+    python -m benchmarks.speed.on_my_accelerator > line.json        # the table goes to stderr
 
-For float32 at highest precision, float32 at the platform's default (tf32 on recent GPUs, bfloat16
-on TPUs) and bfloat16 with float32 accumulation. One JSON line is appended, to
-benchmark-results/<platform>.jsonl unless told otherwise. Beside the library: `lax.top_k` and
-`lax.approx_max_k` of the whole matrix, torch, cuVS and faiss-gpu, or why they are absent. Sizes
-above 1024 are multiples of it. The platform `cpu` runs the same code, to test it.
+Against a bare `jnp.dot` of the same shapes and dtype, for float32 at highest precision, bfloat16
+with float32 accumulation and float32 at the platform's default (tf32 on recent GPUs, bfloat16 on
+TPUs). Beside the library: `lax.top_k` and `lax.approx_max_k` of the whole matrix, torch, cuVS and
+faiss-gpu, or why they are absent. After --seconds nothing further is begun, and the line says what
+was left out. Sizes above 1024 are multiples of it. The platform is that of JAX's first device;
+`--platform cpu` runs the same code, to test it. With --json the line is appended to a file, too.
 """
 
 import argparse
+import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -34,7 +38,8 @@ SIZES = {
     "gallery": 102400,
     "queries": 16384,
     "dim": 512,
-    "repetitions": 9,
+    "repetitions": 5,
+    "seconds": 300,
 }
 PLATFORMS = {
     "gpu": "pip install 'jax[cuda13]'",
@@ -45,11 +50,23 @@ K = 10
 # Name -> dtype of the embeddings, and what the caller sets as JAX's precision of products.
 ARITHMETIC = {
     "float32 highest": (jnp.float32, "highest"),
-    "float32 default": (jnp.float32, "default"),
     "bfloat16": (jnp.bfloat16, "default"),
+    "float32 default": (jnp.float32, "default"),
 }
 
 Call = Callable[[], Any]
+
+
+def accelerator() -> str:
+    """The accelerator's platform; ends the process with a message where there is none."""
+    platform = jax.default_backend()
+    if platform == "cpu":
+        ways = " or ".join(PLATFORMS[name] for name in ("gpu", "tpu"))
+        sys.exit(
+            f"benchmarks.speed.on_my_accelerator: no accelerator for jax {jax.__version__} here, "
+            f"only cpu; nothing was measured. On a machine that has one: {ways}"
+        )
+    return platform
 
 
 def require(platform: str) -> jax.Device:
@@ -59,7 +76,7 @@ def require(platform: str) -> jax.Device:
     except RuntimeError:
         known = ", ".join(sorted({device.platform for device in jax.devices()}))
         sys.exit(
-            f"benchmarks.speed.accelerator: no {platform} for jax {jax.__version__} here, "
+            f"benchmarks.speed.on_my_accelerator: no {platform} for jax {jax.__version__} here, "
             f"only {known}; "
             f"nothing was measured. On a machine that has one: {PLATFORMS[platform]}"
         )
@@ -79,6 +96,16 @@ def under(precision: str, call: Call) -> Call:
 def bare_dot(rows: jax.Array, columns: jax.Array) -> jax.Array:
     """The base: all inner products at the precision that is set."""
     return jnp.dot(rows, columns.T, preferred_element_type=jnp.float32)
+
+
+@jax.jit
+def gradient(bank: jax.Array, gallery: jax.Array) -> Any:
+    """That of a fit, by the embeddings of both sides."""
+
+    def loss(bank: jax.Array, gallery: jax.Array) -> jax.Array:
+        return dbn.stream_bank_statistics(bank, gallery, beta=20.0, k=0).bias.sum()
+
+    return jax.grad(loss, (0, 1))(bank, gallery)
 
 
 @jax.jit
@@ -187,17 +214,26 @@ def peers_of(platform: str, *arguments: Any) -> tuple[dict[str, Call], list[str]
 
 
 def run(
-    platform: str, bank: int, gallery: int, queries: int, dim: int, repetitions: int
+    platform: str,
+    bank: int,
+    gallery: int,
+    queries: int,
+    dim: int,
+    repetitions: int,
+    seconds: float,
 ) -> list[Record]:
-    """One record: every arithmetic, every step."""
-    device = require(platform)
+    """One record: every arithmetic, every step; none is begun after so many seconds."""
+    device, end = require(platform), time.monotonic() + seconds
     figures, notes = [], []
     with jax.default_device(device):
         for name, (dtype, precision) in ARITHMETIC.items():
+            if time.monotonic() > end:
+                notes.append(f"{name}: not measured, {seconds:g} s were over")
+                continue
             rows, items = inputs.unit_rows(2, queries, dim), inputs.unit_rows(1, gallery, dim)
             banks = inputs.unit_rows(0, bank, dim), inputs.unit_rows(3, bank, dim)
             arrays = [jnp.asarray(array, dtype) for array in (rows, items, *banks)]
-            some_figures, some_notes = _measure(platform, name, arrays, precision, repetitions)
+            some_figures, some_notes = _measure(platform, name, arrays, precision, repetitions, end)
             figures += some_figures
             notes += some_notes
     sizes = {"bank": bank, "gallery": gallery, "queries": queries, "dim": dim}
@@ -210,7 +246,12 @@ def run(
 
 
 def _measure(
-    platform: str, name: str, arrays: list[jax.Array], precision: str, repetitions: int
+    platform: str,
+    name: str,
+    arrays: list[jax.Array],
+    precision: str,
+    repetitions: int,
+    end: float,
 ) -> tuple[list[Figure], list[str]]:
     rows, items, bank, gallery_bank = arrays
     with jax.default_matmul_precision(precision):
@@ -223,6 +264,7 @@ def _measure(
         "bare scan, bank": partial(bare_scan, bank, items),
         "fit, k=0": partial(dbn.stream_bank_statistics, bank, items, beta=20.0, k=0),
         "fit, k=1": partial(dbn.stream_bank_statistics, bank, items, beta=20.0),
+        "gradient of fit, k=0": partial(gradient, bank, items),
     }
     search = partial(dbn.stream_top_k, rows, items, K)
     searches = {
@@ -233,23 +275,37 @@ def _measure(
         "lax.top_k": partial(matrix_top_k, rows, items, bias),
         "lax.approx_max_k": partial(matrix_approx_max_k, rows, items, bias),
     }
+    figures = _against_dot(name, fits, arrays, precision, repetitions, len(bank))
+    if time.monotonic() > end:
+        return figures, [f"{name}: searches not measured, the time was over"]
     others, notes = peers_of(platform, rows, items, bias, precision)
     expected = np.asarray(under(precision, searches["DualIS, k=10"])().indices)
     for peer, call in (others | {"lax.approx_max_k": searches["lax.approx_max_k"]}).items():
         found = under(precision, call)()
         found = np.asarray(found[1] if peer == "lax.approx_max_k" else _on_host(found))
         notes.append(f"{name}, {peer}: recall {_recall(found, expected):.4f} of ours")
-    figures = []
-    for group, num_rows in ((fits, len(bank)), (searches | others, len(rows))):
-        calls = {step: under(precision, call) for step, call in group.items()}
-        timings = interleaved(calls, repetitions)
-        base = next(iter(timings))
-        flops = 2.0 * num_rows * items.shape[0] * items.shape[1]
-        figures += [
-            ratio(f"{name}: {step}", timing, timings[base], "x bare dot", flops=flops)
-            for step, timing in timings.items()
-        ]
+    figures += _against_dot(name, searches | others, arrays, precision, repetitions, len(rows))
     return figures, notes
+
+
+def _against_dot(
+    name: str,
+    group: dict[str, Call],
+    arrays: list[jax.Array],
+    precision: str,
+    repetitions: int,
+    num_rows: int,
+) -> list[Figure]:
+    """Times of the first call of a group, which is the bare product of so many rows."""
+    timings = interleaved(
+        {step: under(precision, call) for step, call in group.items()}, repetitions
+    )
+    base, items = next(iter(timings)), arrays[1]
+    flops = 2.0 * num_rows * items.shape[0] * items.shape[1]
+    return [
+        ratio(f"{name}: {step}", timing, timings[base], "x bare dot", flops=flops)
+        for step, timing in timings.items()
+    ]
 
 
 def _on_host(found: Any) -> Any:
@@ -265,21 +321,23 @@ def _recall(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 def main() -> None:
-    """Measures, prints, and appends one JSON line."""
+    """Measures, and prints one JSON line."""
     # Peers share the memory.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--platform", choices=PLATFORMS, required=True)
+    parser.add_argument("--platform", choices=PLATFORMS)
     for name, default in SIZES.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--json", type=Path)
     options = vars(parser.parse_args())
-    path = options.pop("json") or report.RESULTS / f"{options['platform']}.jsonl"
+    path = options.pop("json")
+    options["platform"] = options["platform"] or accelerator()
     require(options["platform"])
-    records = run(**options)
-    print(environment.summary(), end="\n\n")
-    print(*report.table(records[0]), sep="\n")
-    report.write(records, path)
+    (record,) = run(**options)
+    print(environment.summary(), "", *report.table(record), sep="\n", file=sys.stderr)
+    print(json.dumps(record.as_json()))
+    if path is not None:
+        report.write([record], path)
 
 
 if __name__ == "__main__":
