@@ -55,6 +55,29 @@ def test_tune_prints_and_writes(call, tmp_path):
     assert gains == sorted(gains, reverse=True)
 
 
+def test_pairs_of_a_part_of_the_bank(call, tmp_path):
+    """The rest of the bank is in the statistics, and no part of what is held out."""
+    pairs = np.where(np.arange(SIZE) % 3 == 0, -1, np.arange(SIZE))
+    np.save(tmp_path / "pairs.npy", pairs)
+    code, out, _ = call("tune", *BANKS, "--bank-pairs", tmp_path / "pairs.npy", "--json")
+    assert code == 0
+    content = json.loads(out)
+    assert content["num_held_out"] == 2 * SIZE // 3
+    banks = dict(zip(("query_bank", "gallery_bank"), map(np.load, BANKS), strict=True))
+    choice = dbn.tuning.tune(**banks, pairs=pairs)
+    np.testing.assert_allclose(
+        [row["gain"] for row in content["candidates"]], -np.sort(-np.asarray(choice.gain)), 1e-6
+    )
+    assert all("half_life" in row and "weight_own" in row for row in content["candidates"])
+    labeled = pairs >= 0
+    alone = dbn.tuning.tune(
+        query_bank=banks["query_bank"][labeled],
+        gallery_bank=banks["gallery_bank"],
+        pairs=pairs[labeled],
+    )
+    assert np.abs(alone.gain - choice.gain).max() > 0.01
+
+
 @pytest.mark.slow
 def test_a_poisoned_bank_keeps_raw_unless_it_is_trusted(call, tmp_path):
     """Said by every command that chooses: tune, fit, evaluate and inspect."""
