@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     )
     from dbnorm_jax._src.retrieval.prepared import prepare_gallery as prepare_gallery
     from dbnorm_jax._src.retrieval.published import published_scores as published_scores
+    from dbnorm_jax._src.retrieval.rescoring import rescore as rescore
     from dbnorm_jax._src.retrieval.search import apply_correction as apply_correction
     from dbnorm_jax._src.retrieval.search import certified_queries as certified_queries
     from dbnorm_jax._src.retrieval.search import gates as gates
@@ -89,6 +90,7 @@ _NAMES = {
     ),
     "retrieval.prepared": "prepare_gallery",
     "retrieval.published": "published_scores",
+    "retrieval.rescoring": "rescore",
     "retrieval.search": (
         "apply_correction certified_queries gates semantic_search stream_top_k top_k"
     ),

@@ -131,7 +131,9 @@ def test_the_readme_searches_as_the_library_does(export, folder, name, metric, s
     assert vectors.shape == (NUM_GALLERY, DIM + extra) == (NUM_GALLERY, manifest["width"])
     assert vectors.dtype == np.float32
     first = DIM + manifest["num_terms"]
-    np.testing.assert_allclose(vectors[:, DIM:first].mean(axis=0), 0, atol=1e-6)
+    shift = 0.5 if metric == "inner-product" and similarity != "euclidean" else 0
+    assert manifest["shift"] == shift
+    np.testing.assert_allclose(vectors[:, DIM:first].mean(axis=0), shift, atol=1e-6)
     defined = readme_code(index)
     queries = np.load(folder / "queries.npy")
     assert_same_neighbors(defined["corrected_search"](queries, K), folder, correction, similarity)
@@ -160,7 +162,7 @@ def test_scores_as_the_readme_says(export, folder, metric):
 
 
 def test_half_precision(export, folder):
-    index, manifest = export("always", "--dtype", "float16")
+    index, manifest = export("always", "--dtype", "float16", "--shift", -0.25)
     vectors = np.load(index / "vectors.npy")
     assert vectors.dtype == np.float16
     assert manifest["dtype"] == "float16"
@@ -168,6 +170,7 @@ def test_half_precision(export, folder):
         np.load(folder / "gallery.npy"),
         dbn.Correction(dbn.load(folder / "always.npz").bias.sum(axis=0, keepdims=True), None),
         similarity_fn=dbn.cosine_similarity,
+        shift=-0.25,
     )
     np.testing.assert_allclose(vectors, whole, atol=1e-3)
 
@@ -249,6 +252,7 @@ def test_refusals(call, folder, tmp_path, monkeypatch):
         assert not (tmp_path / "index").exists() or not names_in(tmp_path / "index")
 
     refused("--correction", gallery)
+    refused("--shift finite nan", gallery, "--correction", always, "--shift", "nan")
     refused("always.npz 20 (2, 60) fit", folder / "queries.npy", "--correction", always)
     refused("gallery.npy dbnorm_jax.save", gallery, "--correction", gallery)
     refused("no.npz no such file", gallery, "--correction", folder / "no.npz")

@@ -34,6 +34,7 @@ QUERY, GALLERY_STATISTICS = statistics_of(TEST)
 CORRECTION = dbn.dual_inverted_softmax(QUERY, GALLERY_STATISTICS)
 PREPARED = dbn.prepare_gallery(GALLERY, CORRECTION)
 RELEVANT = np.arange(len(QUERIES))
+EVERY_ITEM = np.argsort(-SIMILARITIES, axis=1)
 GRADES = np.eye(*SIMILARITIES.shape, dtype=np.float32)
 MESH = jax.make_mesh((1, 1), ("bank", "gallery"))
 DISTANCE_NAMES = ("distances", "query_distances", "gallery_distances")
@@ -85,6 +86,10 @@ ENTRIES = {
     "certified_queries": of(dbn.certified_queries, {"queries": QUERIES}, PREPARED, 2),
     "semantic_search": of(dbn.semantic_search, PAIR, CORRECTION),
     "published_scores": of(dbn.published_scores, MATRIX, QUERY, GALLERY_STATISTICS),
+    "rescore": of(
+        lambda scores: dbn.rescore((scores, EVERY_ITEM), CORRECTION),
+        {"results.scores": SIMILARITIES},
+    ),
     "inner_product_gallery": of(dbn.inner_product_gallery, {"gallery": GALLERY}, CORRECTION),
     "inner_product_queries": of(dbn.inner_product_queries, {"queries": QUERIES}, np.ones(2)),
     "inner_product_vectors": of(dbn.inner_product_vectors, PAIR, CORRECTION, gates=np.ones(2)),
@@ -272,6 +277,7 @@ CORRECTED = {
     "semantic_search": lambda correction: dbn.semantic_search(QUERIES, GALLERY, correction),
     "soft_gates": lambda correction: dbn.soft_gates(SIMILARITIES, correction, temperature=0.2),
     "stream_ranks": lambda correction: metrics.stream_ranks(QUERIES, GALLERY, RELEVANT, correction),
+    "rescore": lambda correction: dbn.rescore((SIMILARITIES, EVERY_ITEM), correction),
     "inner_product_gallery": lambda correction: dbn.inner_product_gallery(GALLERY, correction),
     "gates_from_top_1": lambda correction: dbn.gates_from_top_1(np.zeros(5, int), correction),
     "out_of_core": lambda correction: out_of_core.top_k(QUERIES, GALLERY, 2, correction),
@@ -753,6 +759,16 @@ ROWS |= {
     "gates_from_top_1": (
         lambda rows: dbn.gates_from_top_1(rows, dbn.dynamic_inverted_softmax(QUERY)),
         "indices",
+        RELEVANT,
+    ),
+    "rescore": (
+        lambda rows: dbn.rescore((SIMILARITIES, EVERY_ITEM), CORRECTION, exclude=rows),
+        "exclude",
+        RELEVANT,
+    ),
+    "rescore: indices": (
+        lambda rows: dbn.rescore((SIMILARITIES[:, :1], rows[:, None]), CORRECTION),
+        "results.indices",
         RELEVANT,
     ),
     "hubness.k_occurrence": (

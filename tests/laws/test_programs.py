@@ -35,6 +35,10 @@ def scores(n):
     return QUERIES[:n] @ GALLERY.T
 
 
+def order(n):
+    return np.argsort(-scores(n), axis=1)
+
+
 def ranks(n):
     return RANDOM.integers(1, 9, n).astype(np.float32)
 
@@ -182,6 +186,15 @@ def test_requests_of_any_number_of_queries_share_programs(name, programs):
     for size in SIZES:
         call(size)
     assert 0 < len(programs) <= most, programs
+
+
+def test_rescoring_compiles_nothing(programs):
+    """Nor does it put anything on a device: what a server holds in NumPy stays there."""
+    gates = np.ones((3, 1), np.float32)
+    for options in ({}, {"exclude": rows(3), "where": np.arange(50) > 0, "gates": gates}):
+        found = dbn.rescore((scores(3), order(3)), CORRECTION, k=5, **options)
+        assert all(isinstance(part, np.ndarray) for part in found)
+    assert not programs
 
 
 @pytest.mark.parametrize("name", MATRICES)

@@ -123,6 +123,24 @@ def test_two_searches_of_one_index_equal_stream_top_k(similarity_fn, metric):
     np.testing.assert_allclose(found, expected, atol=2e-6)  # what is level may change places
 
 
+@similarity_fns
+@given(seed=seeds, shift=st.floats(-2, 2, width=32))
+def test_a_shift_is_added_to_the_columns_of_the_bias(similarity_fn, seed, shift):
+    """And a score of a query moves by its gates' sum of it: no rank changes."""
+    test, correction = problem(seed, SHAPE), correction_of(seed, 2)
+    options = {"similarity_fn": similarity_fn, "gates": np.ones(2, np.float32)}
+    queries, plain = dbn.inner_product_vectors(test.queries, test.gallery, correction, **options)
+    _, moved = dbn.inner_product_vectors(
+        test.queries, test.gallery, correction, shift=np.float32(shift), **options
+    )
+    expected = np.array(plain, np.float64)
+    expected[:, test.gallery.shape[1] :][:, :2] += shift
+    np.testing.assert_allclose(moved, expected, atol=3e-6)
+    np.testing.assert_allclose(
+        products(queries, moved), products(queries, plain) + 2 * shift, atol=3e-5
+    )
+
+
 @given(seed=seeds, constant=st.floats(-50, 50))
 def test_a_constant_in_the_bias_changes_nothing(seed, constant):
     test, correction = problem(seed, SHAPE), correction_of(seed, 1)

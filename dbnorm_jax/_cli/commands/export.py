@@ -29,6 +29,8 @@ from dbnorm_jax._cli.showing.terminal import json_text, say_json
 from dbnorm_jax._cli.showing.verdict import of_export, tell
 
 MANIFEST = "export.json"
+# As docs/indexes.md finds by benchmarks/studies/graphs.py.
+GRAPH_SHIFT = 0.5
 _ACTIVATION = "activation.npy"
 _README = "README.md"
 _NAMES = [MANIFEST, _README, _ACTIVATION, "vectors.npy", "vectors.parquet"]
@@ -45,6 +47,7 @@ class Request:
     output: Path
     similarity: str | None = None
     metric: str = "inner-product"
+    shift: float | None = None
     dtype: str = "float32"
     file_format: str = "npy"
     force: bool = False
@@ -82,7 +85,9 @@ def run(request: Request) -> None:
                 yield block
 
         terms = _terms(correction, similarity, blocks)
+        shift = _shift(request, similarity)
         means = terms.mean(axis=1)
+        means[: len(means) - (similarity == "euclidean")] += shift
         terms -= means[:, None]
         length = _length(terms, blocks) if request.metric == "cosine" else None
         layout = Layout(
@@ -93,6 +98,7 @@ def run(request: Request) -> None:
             similarity=similarity,
             metric=request.metric,
             means=tuple(means.tolist()),
+            shift=shift,
             length=length,
         )
         vectors = _vectors(blocks("writing"), terms, layout, request.dtype)
@@ -142,6 +148,16 @@ def _terms(
         return terms.copy()
     squares = [np.square(block.astype(np.float64)).sum(axis=1) for _, block in blocks("reading")]
     return np.concatenate([terms, np.concatenate(squares)[None]])
+
+
+def _shift(request: Request, similarity: str) -> float:
+    """Of the columns of the bias. Where all vectors have one length no link depends on it."""
+    if request.shift is None:
+        graph = request.metric == "inner-product" and similarity != "euclidean"
+        return GRAPH_SHIFT if graph else 0.0
+    if not math.isfinite(request.shift):
+        raise ValueError(f"--shift: expected a finite number, got {request.shift}")
+    return request.shift
 
 
 def _length(terms: sets.Array, blocks: Callable[[str], Iterator[Block]]) -> float:

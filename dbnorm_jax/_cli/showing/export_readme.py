@@ -14,7 +14,8 @@ class Layout:
     gated: bool  # whether gates depend on the query; 1 otherwise
     similarity: str
     metric: str
-    means: tuple[float, ...]  # of the terms, subtracted; a score lacks `gates . means`
+    means: tuple[float, ...]  # of the terms, and the shift; a score lacks `gates . means`
+    shift: float  # of the columns that a gate meets
     length: float | None  # of all vectors under the cosine metric
 
     @property
@@ -125,6 +126,11 @@ def _score_text(layout: Layout) -> str:
     if layout.similarity == "euclidean":
         minus += " (the last of them always) and the squared length of the query"
     return text + (
-        f"{product} is the corrected score once {minus} is subtracted: biases were centered, so "
-        f"that vectors stored in few bits keep their order."
+        f"{product} is the corrected score once {minus} is subtracted: biases were centered"
+        + (
+            f", and shifted by {layout.shift:g}, so that the links of a graph index lead to items "
+            f"of low bias."
+            if layout.shift
+            else ", so that vectors stored in few bits keep their order."
+        )
     )

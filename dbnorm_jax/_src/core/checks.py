@@ -505,6 +505,14 @@ def indices(
     name: str, value: Any, *, low: int, high: int, ndim: int | None = None, of: str = "gallery rows"
 ) -> jax.Array:
     """An integer array with values in [low, high), as int32."""
+    array = integers(name, value, low=low, high=high, ndim=ndim, of=of)
+    return converted(array, jnp.int32)
+
+
+def integers(
+    name: str, value: Any, *, low: int, high: int, ndim: int | None = None, of: str = "gallery rows"
+) -> Any:
+    """As `indices`, of JAX or NumPy and of the integer type that was given."""
     array = numeric(name, value)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise BadTypeError(name, f" must hold integers ({of}), got dtype {array.dtype}")
@@ -522,7 +530,7 @@ def indices(
                 f" must hold {of} between {low}{none} and {high - 1}, "
                 f"got values from {smallest} to {largest}",
             )
-    return converted(array, jnp.int32)
+    return array
 
 
 def one_per_bank_row(name: str, vector: jax.Array, num_bank: int) -> None:

@@ -32,6 +32,7 @@ def inner_product_vectors(
     gates: ArrayLike,
     similarity_fn: SimilarityFn = dot_product,
     center: bool = True,
+    shift: ArrayLike = 0.0,
     metric: str = "inner_product",
     length: ArrayLike | None = None,
 ) -> tuple[jax.Array, jax.Array]:
@@ -44,6 +45,7 @@ def inner_product_vectors(
       gates: [num_queries, num_terms], or [num_terms] for all, as of `gates_from_top_1` or `gates`.
       similarity_fn: as in `inner_product_gallery` (static).
       center: as in `inner_product_gallery` (static).
+      shift: as in `inner_product_gallery`.
       metric: as in `inner_product_gallery` (static).
       length: as in `inner_product_gallery`.
 
@@ -64,7 +66,9 @@ def inner_product_vectors(
     """
     queries, gallery = checked_rows(similarity_fn, queries=queries, gallery=gallery)
     options: Any = {"similarity_fn": similarity_fn, "metric": metric}
-    indexed = inner_product_gallery(gallery, correction, center=center, length=length, **options)
+    indexed = inner_product_gallery(
+        gallery, correction, center=center, shift=shift, length=length, **options
+    )
     gates = _checked_gates(gates, queries.shape[0])
     if gates.shape[-1] != correction.num_terms:
         raise checks.BadValueError(
@@ -81,6 +85,7 @@ def inner_product_gallery(
     *,
     similarity_fn: SimilarityFn = dot_product,
     center: bool = True,
+    shift: ArrayLike = 0.0,
     metric: str = "inner_product",
     length: ArrayLike | None = None,
 ) -> jax.Array:
@@ -88,6 +93,9 @@ def inner_product_gallery(
 
     Biases are centered, so that an index that stores few bits spends them on differences. Every
     score of a query moves by `sum_t gate_t(q) mean(bias_t)`, which changes no rank.
+    A graph index (HNSW) links items by their own inner products. A `shift` c of the bias columns
+    makes them `s(g, h) - c (bias(g) + bias(h))` up to a constant and the small product of both
+    biases: links lead to items that a corrected search ranks high. No rank of a query changes.
     A negative squared distance is `[2 q, 1] . [g, -|g|^2]` up to `|q|^2`: one dimension more, after
     the terms. A store that knows cosines only gets vectors of one `length` (Bachrach et al., RecSys
     2014), by a last dimension `sqrt(length^2 - |rest|^2)` which queries meet with 0. Its cosines
@@ -100,6 +108,8 @@ def inner_product_gallery(
         `cosine_similarity` (rows are normalized) or `negative_squared_euclidean`.
       center: whether to subtract the means (static). Where a gallery grows or is written in parts,
         subtract one mean for all parts from `correction.bias` and turn it off.
+      shift: what is added to every bias column, for unit rows in a graph index 0.5; 0 serves exact
+        indexes, and those that store few bits or compare by cosine, where it costs digits.
       metric: "inner_product", or "cosine" for stores that normalize (static).
       length: with "cosine", the common length, at least that of the longest vector; that one's when
         None. Give it where a gallery grows or is written in parts.
@@ -125,7 +135,10 @@ def inner_product_gallery(
     correction = checks.unsplit(correction)
     similarity.check_similarity("correction", correction, similarity_fn, gallery)
     center = checks.flag("center", center)
-    rows = _gallery_rows(gallery, correction.bias, similarity_fn=similarity_fn, center=center)
+    shift = checks.floating("shift", shift, ndim=0)
+    rows = _gallery_rows(
+        gallery, correction.bias, shift, similarity_fn=similarity_fn, center=center
+    )
     if metric == "inner_product":
         if length is not None:
             raise checks.BadValueError(
@@ -266,17 +279,26 @@ def _check_length(rows: jax.Array, length: jax.Array) -> None:
 
 @functools.partial(jax.jit, static_argnames=("similarity_fn", "center"))
 def _gallery_rows(
-    gallery: jax.Array, bias: jax.Array, *, similarity_fn: SimilarityFn, center: bool
+    gallery: jax.Array,
+    bias: jax.Array,
+    shift: jax.Array,
+    *,
+    similarity_fn: SimilarityFn,
+    center: bool,
 ) -> jax.Array:
     dtype = numerics.accumulation_dtype(gallery.dtype, bias.dtype)
-    gallery, terms = gallery.astype(dtype), bias.astype(dtype)
+    gallery, columns = gallery.astype(dtype), -bias.astype(dtype)
     if similarity_fn is similarity.cosine_similarity:
         gallery = numerics.normalize_rows(gallery)
-    if similarity_fn is similarity.negative_squared_euclidean:
-        terms = jnp.concatenate([terms, jnp.square(gallery).sum(axis=1)[None]])
     if center:
-        terms -= terms.mean(axis=1, keepdims=True)
-    return jnp.concatenate([gallery, -terms.T], axis=1)
+        columns -= columns.mean(axis=1, keepdims=True)
+    columns += shift.astype(dtype)
+    if similarity_fn is similarity.negative_squared_euclidean:
+        squares = -jnp.square(gallery).sum(axis=1)[None]
+        if center:
+            squares -= squares.mean()
+        columns = jnp.concatenate([columns, squares])
+    return jnp.concatenate([gallery, columns.T], axis=1)
 
 
 @functools.partial(jax.jit, static_argnames=("similarity_fn", "cosine"))
