@@ -8,20 +8,30 @@ import pytest
 import reference
 
 import dbnorm_jax as dbn
-from dbnorm_jax._src.passes import nearest, selection
+from dbnorm_jax._src.passes import classes, nearest, selection, sweep
 
 NUM_QUERIES, NUM_GALLERY = 6, 700
 WIDTHS = ("COLUMNS", "INSERTING_COLUMNS", "SELECTING_COLUMNS", "LAUNCHING_COLUMNS")
 
 
-@pytest.fixture(autouse=True, params=["inserted", "selected anew"])
+@pytest.fixture(autouse=True, params=["inserted", "selected anew", "by classes"])
 def _small_tiles(monkeypatch, request):
-    # Five blocks a tile and few rows in a group; both ways, as on processors and on accelerators.
+    # Five blocks a tile and few rows in a group; all ways, as on processors and on accelerators.
     for name in WIDTHS:
         monkeypatch.setattr(nearest, name, 5 * selection.BLOCK)
     monkeypatch.setattr(selection, "_GROUP", 4)
     monkeypatch.setattr(selection, "_COLUMNS_PER_INSERTED", 0.25)
     monkeypatch.setattr(selection, "_MOST_INSERTED", 512 if request.param == "inserted" else 0)
+    if request.param == "by classes":
+        as_on_accelerators(monkeypatch)
+
+
+def as_on_accelerators(monkeypatch):
+    """The programs of accelerators; classes so few and small that many rows are looked at again."""
+    monkeypatch.setattr(sweep, "by_platform", lambda *arrays, cpu, default: default(*arrays))
+    monkeypatch.setattr(classes, "_CLASSES", ((4, 16), (classes.MOST, 64)))
+    monkeypatch.setattr(classes, "_SHARE", 8)
+    monkeypatch.setattr(classes, "_ROWS_AGAIN", 4)
 
 
 def search(similarities, offsets, mixtures=None, *, k, exclude=None):
@@ -64,7 +74,15 @@ ORDERS = {
 # One k will do where all are selected in the same way.
 @pytest.mark.parametrize(
     ("_small_tiles", "k"),
-    [("inserted", 1), ("inserted", 10), ("inserted", 200), ("selected anew", 10)],
+    [
+        ("inserted", 1),
+        ("inserted", 10),
+        ("inserted", 200),
+        ("selected anew", 10),
+        ("by classes", 1),
+        ("by classes", 10),
+        ("by classes", 200),
+    ],
     indirect=["_small_tiles"],
 )
 @pytest.mark.parametrize("order", ORDERS)

@@ -106,10 +106,7 @@ def nearest_pass(num_lists: int, k: int, dtype: jnp.dtype) -> Pass:
         (mixtures, unseen, *_), (offsets, excluded) = tile.rows.own, tile.own
         seen = selection.seen_by(unseen, tile.start)
         if excluded is not None:
-
-            def seen(row: jax.Array, columns: jax.Array) -> jax.Array:
-                return selection.is_apart(excluded[columns], tile.rows.start + row)
-
+            seen = selection.shown_to(excluded, tile.rows.number)
         scores = less_mixtures(tile.similarities, mixtures, offsets)
         return selection.add_tile(nearest, *scores, tile.start, valid=tile.valid, seen=seen), None
 

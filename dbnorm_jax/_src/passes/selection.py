@@ -8,14 +8,15 @@ the k-th value so far: almost all of the work is one maximum per block.
 import operator
 from collections.abc import Callable
 from functools import partial, reduce
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from dbnorm_jax._src.core import elementary, numerics
-from dbnorm_jax._src.passes import sorting
+from dbnorm_jax._src.passes import classes, sorting
+from dbnorm_jax._src.passes.classes import Classes
 
 # Columns per block: two AVX-512 registers or one warp of float32.
 BLOCK = 32
@@ -147,8 +148,11 @@ def by_list(offsets: jax.Array | None) -> Offsets:
     return None if offsets is None else tuple(offsets.T)
 
 
-# (query of the chunk, columns of the tile) -> bool, whether the query may see the items.
-Seen = Callable[[jax.Array, jax.Array], jax.Array]
+class Seen(NamedTuple):
+    """Which items of a tile a query may see."""
+
+    some: Callable[[jax.Array, jax.Array], jax.Array]  # (query of the chunk, columns) -> bool
+    whole: Callable[[int, int], jax.Array]  # both numbers -> [num_queries, num_columns] bool
 
 
 def is_apart(excluded: jax.Array, place: jax.Array) -> jax.Array:
@@ -166,7 +170,26 @@ def seen_by(unseen: jax.Array | None, start: jax.Array) -> Seen | None:
     """Which columns, of gallery items from `start` on, are none of `unseen` [num_queries, most]."""
     if unseen is None:
         return None
-    return lambda row, columns: is_apart(unseen[row], start + columns)
+
+    # Entries first: side by side are the items.
+    def whole(_: int, num_columns: int) -> jax.Array:
+        places = start + lax.iota(jnp.int32, num_columns)
+        return (unseen.T[:, :, None] != places[None, None]).all(axis=0)
+
+    return Seen(lambda row, columns: is_apart(unseen[row], start + columns), whole)
+
+
+def shown_to(excluded: jax.Array, number: Callable[[jax.Array], jax.Array]) -> Seen:
+    """Which columns, of items that exclude rows `excluded` [num_columns, most], a query sees.
+
+    `number` of a query of the chunk is its row.
+    """
+
+    def whole(num_queries: int, _: int) -> jax.Array:
+        rows = number(lax.iota(jnp.int32, num_queries))
+        return (excluded.T[:, None] != rows[None, :, None]).all(axis=0)
+
+    return Seen(lambda query, columns: is_apart(excluded[columns], number(query)), whole)
 
 
 def _block(blocks: jax.Array, row: jax.Array, block: jax.Array) -> jax.Array:
@@ -193,7 +216,7 @@ class Tile(NamedTuple):
             scores = jnp.where(self.valid[block], scores, -jnp.inf)
         if self.seen is not None:
             columns = block * BLOCK + lax.iota(jnp.int32, BLOCK)
-            scores = jnp.where(self.seen(query, columns), scores, -jnp.inf)
+            scores = jnp.where(self.seen.some(query, columns), scores, -jnp.inf)
         return scores
 
     def bounds(self, num_lists: int) -> jax.Array:
@@ -228,7 +251,7 @@ class Tile(NamedTuple):
         if self.valid is not None:
             scores = jnp.where(self.valid[None, None], scores, -jnp.inf)
         columns = lax.iota(jnp.int32, num_blocks * BLOCK)
-        seen = jax.vmap(self.seen, (0, None))(lax.iota(jnp.int32, num_queries), columns)
+        seen = jax.vmap(self.seen.some, (0, None))(lax.iota(jnp.int32, num_queries), columns)
         scores = jnp.where(seen.reshape(self.similarities.shape)[:, None], scores, -jnp.inf)
         return jnp.broadcast_to(scores.max(axis=-1), (num_queries, num_lists, num_blocks))
 
@@ -256,20 +279,27 @@ def in_blocks(
     )
 
 
+State = TypeVar("State", Nearest, Classes)
+
+
 def add_tile(
-    nearest: Nearest,
+    nearest: State,
     similarities: jax.Array,
     offsets: Offsets,
     start: jax.Array,
     *,
     valid: jax.Array | None = None,
     seen: Seen | None = None,
-) -> Nearest:
+) -> State:
     """Adds a tile of similarities, less offsets, to the k nearest [num_queries, num_lists, k].
+
+    Or to the classes that stand for them within `sweep.meet` on accelerators.
 
     The tile is of gallery items `start, start + 1, ...`, all after those before. Which items are
     nearest is no smooth question: nothing here is differentiated.
     """
+    if isinstance(nearest, Classes):
+        return _add_to_classes(nearest, similarities, offsets, start, valid, seen)
     k = nearest.values.shape[-1]
     tile = in_blocks(similarities, offsets, valid, seen)
     if k == 1:
@@ -283,6 +313,21 @@ def add_tile(
         cpu=lambda nearest, start: _insert(nearest, tile, start),
         default=lambda nearest, start: _select_anew(nearest, tile, start),
     )
+
+
+def _add_to_classes(
+    nearest: Classes,
+    similarities: jax.Array,
+    offsets: Offsets,
+    start: jax.Array,
+    valid: jax.Array | None,
+    seen: Seen | None,
+) -> Classes:
+    entering = None if valid is None else valid[None]
+    if seen is not None:
+        shown = seen.whole(*similarities.shape)
+        entering = shown if entering is None else entering & shown
+    return classes.add(nearest, similarities, offsets, start, entering)
 
 
 def inserts(k: int, num_columns: int) -> bool:

@@ -11,6 +11,7 @@ mesh and over blocks of files.
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,12 +20,16 @@ from jax import lax
 
 from dbnorm_jax._src.core import numerics
 from dbnorm_jax._src.core.similarity import SimilarityFn, tile
+from dbnorm_jax._src.passes import classes
+from dbnorm_jax._src.passes.classes import Classes, Ranked
+from dbnorm_jax._src.passes.selection import Nearest
 from dbnorm_jax._src.passes.streaming import (
     COLUMNS,
     DEFAULT_CHUNK_SIZE,
     Block,
     Columns,
     both,
+    even_size,
     in_order,
     scan_blocks,
     scan_chunks,
@@ -62,15 +67,26 @@ class Chunk(NamedTuple):
     entering: jax.Array  # [size] weights; 0 on rows that do not enter, or entered before
     fresh: jax.Array | None  # [size] bool, False on rows that were here before; None = all fresh
     start: jax.Array  # number of the first
+    picked: jax.Array | None = None  # [size] int32, which after it these are; None = all in order
 
     @property
     def size(self) -> int:
         return len(self.vectors)
 
+    def number(self, row: jax.Array) -> jax.Array:
+        """The number of a row of the chunk."""
+        return self.start + (row if self.picked is None else self.picked[row])
+
     @property
     def places(self) -> jax.Array:
         """[size] their numbers."""
-        return self.start + lax.iota(jnp.int32, self.size)
+        return self.number(lax.iota(jnp.int32, self.size))
+
+    def pick(self, rows: jax.Array) -> "Chunk":
+        """Some of them, by their places in the chunk."""
+        parts = self.vectors, self.own, self.entering, self.fresh
+        vectors, own, entering, fresh = jax.tree.map(lambda part: part[rows], parts)
+        return Chunk(vectors, own, entering, fresh, self.start, rows)
 
 
 class Tile(NamedTuple):
@@ -188,7 +204,22 @@ def meet(
 
     Returns it, the state of the items, and the similarities of each tile if the pass looks again.
     """
+    by_tiles = partial(_meet_tiles, kept, tiling)
+    k = max([part.values.shape[-1] for part in _nearest_of(so_far)], default=0)
+    if not 0 < k <= classes.MOST:
+        return by_tiles(so_far, rows, items, state)
+    by_classes = partial(_meet_by_classes, kept, tiling)
+    return by_platform(so_far, rows, items, state, cpu=by_tiles, default=by_classes)
 
+
+def by_platform(*arrays: Any, cpu: Callable[..., Any], default: Callable[..., Any]) -> Any:
+    """One of the two, by the platform that the program is lowered for."""
+    return lax.platform_dependent(*arrays, cpu=cpu, default=default)
+
+
+def _meet_tiles(
+    kept: Pass, tiling: Tiling, so_far: Any, rows: Chunk, items: Items, state: Any
+) -> tuple[Any, Any, jax.Array | None]:
     def add_items(so_far: Any, block: Block) -> tuple[Any, Any]:
         vectors, *_, state = block.rows
         similarities = tile(tiling.similarity_fn, rows.vectors, vectors).astype(tiling.dtype)
@@ -205,6 +236,55 @@ def meet(
         return in_tiles(so_far, arrays, tiling.columns.cpu)
     columns = tiling.columns.at_most(len(items.vectors))
     return columns.choose(in_tiles, so_far, arrays)
+
+
+def _meet_by_classes(
+    kept: Pass, tiling: Tiling, so_far: Any, rows: Chunk, items: Items, state: Any
+) -> tuple[Any, Any, jax.Array | None]:
+    """As `_meet_tiles`; in place of the nearest stand classes while the tiles pass."""
+    (nearest,) = _nearest_of(so_far)
+    known = Ranked(*nearest)
+    num_items = len(items.vectors)
+    # Deep enough for the tiles of every platform.
+    depths = [
+        classes.depth(known.values.shape[-1], num_items, even_size(num_items, columns))
+        for columns in tiling.columns
+    ]
+    much = max(depths, key=lambda depth: (depth.kept, not depth.complete))
+    empty = classes.start(known.values.shape, much, known.values.dtype)
+    met = _meet_tiles(kept, tiling, _with_nearest(so_far, empty), rows, items, state)
+    (collected,) = _nearest_of(met[0])
+    found = classes.settle(collected, known, complete=much.complete)
+    best = found.nearest
+    if not much.complete:
+        again = lax.stop_gradient((so_far, rows, items, state))
+
+        def look(chosen: jax.Array, empty: Classes) -> Classes:
+            so_far, rows, items, state = again
+            some = jax.tree.map(
+                lambda part: empty if _is_nearest(part) else part[chosen],
+                so_far,
+                is_leaf=_is_nearest,
+            )
+            once = kept._replace(again=None)
+            return _nearest_of(_meet_tiles(once, tiling, some, rows.pick(chosen), items, state))[0]
+
+        best = classes.look_again(found, known, look, much)
+    return _with_nearest(met[0], Nearest(*best)), *met[1:]
+
+
+def _nearest_of(state: Any) -> list[Any]:
+    return [part for part in jax.tree.leaves(state, is_leaf=_is_nearest) if _is_nearest(part)]
+
+
+def _with_nearest(state: Any, nearest: Any) -> Any:
+    return jax.tree.map(
+        lambda part: nearest if _is_nearest(part) else part, state, is_leaf=_is_nearest
+    )
+
+
+def _is_nearest(part: Any) -> bool:
+    return isinstance(part, Nearest | Classes)
 
 
 def _meet_again(
