@@ -33,7 +33,10 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "evaluate": ("evaluate", *_SET, "--bank-pairs", "rows"),
     "evaluate, paper": ("evaluate", *_SET, "--methods", "paper"),
     "inspect": ("inspect", "@gallery.npy", *_BANKS),
-    "fit": ("fit", "@gallery.npy", *_BANKS, "--force", "--output", "@correction.npz"),
+    "fit": (
+        *("fit", "@gallery.npy", *_BANKS, "--method", "dualdis"),
+        *("--force", "--output", "@correction.npz"),
+    ),
     "fit, statistics": (
         *("fit", "@gallery.npy", *_BANKS[:2], "--method", "statistics"),
         *("--force", "--output", "@statistics.npz"),
