@@ -17,21 +17,15 @@ NUM_ROWS, NUM_GALLERY, DIM = 4096, 40_000, 64
 FUNCTIONS = [name for name, case in CASES.items() if not case.on_mesh]
 # On vectors of numbers they take longer than the products of the tile.
 SLOW = {"sort", "top_k", "gather"}
-# Neighbors are selected anew from each tile, and ranks take the right item's score out of it.
-SELECTING = {name for name in FUNCTIONS if name.startswith(("top", "largest"))} | {
-    "fit, k=1",
-    "fit, k=10",
-}
-TAKING = SELECTING | {"ranks, DualIS"}
-# The axis of lists is there where there is one, too.
-SORTING = SELECTING - {"top 1", "fit, k=1", "top 10, DualDIS"}
+# Ranks take the score of the right item out of each tile.
+TAKING = {"ranks, DualIS"}
 # As others, with more neighbors or terms.
 MORE = {"top 100", "largest, k=128", "top 10, DualIS", "fit, k=10"}
 
 
 def functions(fail=()):
     """All of them; those that fail are known not to hold the law yet, on either platform."""
-    fails = pytest.mark.xfail(reason="the selection of today", raises=AssertionError)
+    fails = pytest.mark.xfail(reason="a gather in the tile", raises=AssertionError)
     marks = {name: [pytest.mark.slow] * (name in MORE) for name in FUNCTIONS}
     return [pytest.param(name, marks=marks[name] + [fails] * (name in fail)) for name in FUNCTIONS]
 
@@ -97,14 +91,6 @@ def test_no_tile_is_sorted_or_gathered_from(name):
     found = [slow_steps(name, platform) for platform in PLATFORMS]
     kinds = [{f"{step.name} {shape_of(step.results[0])}" for step in steps} for steps in found]
     assert kinds == [set(), set()]
-
-
-@pytest.mark.parametrize("name", functions(fail=SORTING))
-def test_what_is_sorted_has_no_axis_of_one_entry(name):
-    """TPUs may lay it along their lanes: 128 places for one number."""
-    found = [step for platform in PLATFORMS for step in slow_steps(name, platform)]
-    sorted_shapes = [shape_of(step.operands[0]) for step in found if "gather" not in step.name]
-    assert not [shape for shape in sorted_shapes if 1 in shape]
 
 
 @pytest.mark.parametrize("name", functions())
