@@ -350,7 +350,7 @@ def search(**values: Any) -> None:
     type=float,
     metavar="NUMBER",
     help="Added to the columns of the bias: the links of a graph index (HNSW) then lead to items "
-    "of low bias. No rank depends on it.  [default: 0.5, but 0 for the metric cosine and euclidean]",
+    "of low bias. No rank depends on it.  [default: 0.5; 0 for the metric cosine, and euclidean]",
 )
 @click.option(
     "--dtype", type=click.Choice(["float32", "float16"]), default="float32", help="Of the vectors."
