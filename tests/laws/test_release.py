@@ -222,7 +222,8 @@ export = ["export", "gallery.npy", "--correction", "correction.npz", "--output",
 subprocess.run([sys.executable, "-m", "dbnorm_jax", *export], check=True)
 os.chdir("index")
 defined = {}
-exec(re.findall(r"```python\\n(.*?)```", pathlib.Path("README.md").read_text(), re.DOTALL)[0], defined)
+text = pathlib.Path("README.md").read_text("utf-8")
+exec(re.findall(r"```python\\n(.*?)```", text, re.DOTALL)[0], defined)
 vectors = np.load("vectors.npy")
 index = faiss.IndexHNSWFlat(vectors.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
 index.hnsw.efConstruction = 200
