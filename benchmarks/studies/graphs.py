@@ -1,7 +1,7 @@
 """Corrected search in graph indexes: which way keeps its gain at the cost of the raw search.
 
     python -m benchmarks.studies.graphs --set FILE.npz [--set ...] [--reverse] [--gallery 8000]
-        [--engines faiss,hnswlib,usearch]
+        [--engines faiss,hnswlib,usearch] [--brief]
 
 Galleries are test items, bank items, and copies of bank items with noise of length 0.3 up to the
 number given (0: none). The correction is IS at beta 20. Each way searches with ef 12, 16, ... until
@@ -18,6 +18,8 @@ at its own smallest ef. `recall` is of the ten best of the exact search of its k
     dimension, M 64            a graph with twice the links
     raw, n fetched             the raw index, n results rescored
     half, 50 fetched           the shifted index under a gate of one half, 50 results rescored
+
+`--brief` leaves raw, dimension, dimension + 0.5 and raw, 50 fetched.
 """
 
 import argparse
@@ -127,7 +129,9 @@ class Way(NamedTuple):
     corrected: bool = True
 
 
-def ways_of(case: Case, engine: Callable[[np.ndarray, int], Search]) -> dict[str, Way]:
+def ways_of(
+    case: Case, engine: Callable[[np.ndarray, int], Search], *, brief: bool
+) -> dict[str, Way]:
     """All of them, by name; an index is built for each form of vectors."""
     raw = engine(case.gallery, 32)
     correction = case.correction
@@ -157,12 +161,17 @@ def ways_of(case: Case, engine: Callable[[np.ndarray, int], Search]) -> dict[str
         return np.asarray(dbn.rescore((scores, rows), left, k=k).indices)
 
     asked = np.hstack([case.queries, one])
-    scaled = np.hstack([case.gallery, -2 * column[:, None]])
-    return {
+    few = {
         "raw": Way(plain(raw), case.queries, corrected=False),
         "dimension": Way(plain(indexed()), asked),
-        "dimension x 2": Way(plain(engine(scaled, 32)), np.hstack([case.queries, one / 2])),
         "dimension + 0.5": Way(plain(shifted), asked),
+        "raw, 50 fetched": Way(fetching(50), case.queries),
+    }
+    if brief:
+        return few
+    scaled = np.hstack([case.gallery, -2 * column[:, None]])
+    return few | {
+        "dimension x 2": Way(plain(engine(scaled, 32)), np.hstack([case.queries, one / 2])),
         "dimension + 0.5, raw": Way(
             plain(shifted), np.hstack([case.queries, 0 * one]), corrected=False
         ),
@@ -171,7 +180,7 @@ def ways_of(case: Case, engine: Callable[[np.ndarray, int], Search]) -> dict[str
             plain(indexed(metric="cosine")), np.hstack([case.queries, one, 0 * one])
         ),
         "dimension, M 64": Way(plain(indexed(links=64)), asked),
-        **{f"raw, {count} fetched": Way(fetching(count), case.queries) for count in (50, 100, 200)},
+        **{f"raw, {count} fetched": Way(fetching(count), case.queries) for count in (100, 200)},
         "half, 50 fetched": Way(half, np.hstack([case.queries, one / 2])),
     }
 
@@ -240,7 +249,7 @@ def links_by_bias(case: Case) -> list[str]:
     return lines
 
 
-def table(case: Case, engine: str) -> list[str]:
+def table(case: Case, engine: str, *, brief: bool) -> list[str]:
     """One line for each way."""
     similarities = case.queries @ case.gallery.T
     exact = {}
@@ -256,7 +265,7 @@ def table(case: Case, engine: str) -> list[str]:
     header = ("ef", "% of R@1", "R@10", "nDCG@10", "recall", "distances", "time", "p50", "p99")
     lines.append(f"{engine:22}" + "".join(f"{name:>10}" for name in header))
     base: tuple[Way, int] | None = None
-    for name, way in ways_of(case, ENGINES[engine]).items():
+    for name, way in ways_of(case, ENGINES[engine], brief=brief).items():
         ef, rows = reached(way, case, goal[way.corrected]["R@1"])
         if not ef:
             lines.append(f"{name:22}         -")
@@ -295,6 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--reverse", action="store_true")
     parser.add_argument("--gallery", type=int, default=8000)
     parser.add_argument("--engines", default=",".join(ENGINES))
+    parser.add_argument("--brief", action="store_true")
     asked = parser.parse_args(arguments)
     print(environment.summary(), end="\n\n", flush=True)
     if importlib.util.find_spec("faiss") is not None:
@@ -307,8 +317,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         name = Path(path).parent.name + ", reversed" * asked.reverse
         print(f"{name}: {len(case.gallery)} items, {len(case.queries)} queries", flush=True)
         for engine in asked.engines.split(","):
-            print(*table(case, engine), sep="\n", end="\n\n", flush=True)
-            if engine == "faiss":
+            print(*table(case, engine, brief=asked.brief), sep="\n", end="\n\n", flush=True)
+            if engine == "faiss" and not asked.brief:
                 print(*links_by_bias(case), sep="\n", end="\n\n", flush=True)
 
 

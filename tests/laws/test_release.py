@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.metadata
+import importlib.util
 import os
 import pathlib
 import re
@@ -197,3 +198,64 @@ def test_a_users_file_is_typed(checker, tmp_path):
     )
     assert found.returncode == 1
     assert "recall_at" in found.stdout or '"int"' in found.stdout, found.stdout
+
+
+GRAPH = """
+import contextlib, os, pathlib, re, subprocess, sys
+
+import faiss
+import numpy as np
+
+import dbnorm_jax as dbn
+
+assert pathlib.Path(dbn.__file__).is_relative_to(sys.argv[1]), dbn.__file__
+random = np.random.default_rng(0)
+common = random.normal(size=32)
+gallery, bank, queries = (
+    (random.normal(size=(n, 32)) + 0.7 * common).astype(np.float32) for n in (2000, 1000, 200)
+)
+cosine = {"similarity_fn": dbn.cosine_similarity}
+correction = dbn.inverted_softmax(dbn.stream_bank_statistics(bank, gallery, beta=20.0, **cosine))
+np.save("gallery.npy", gallery)
+dbn.save("correction.npz", correction)
+export = ["export", "gallery.npy", "--correction", "correction.npz", "--output", "index"]
+subprocess.run([sys.executable, "-m", "dbnorm_jax", *export], check=True)
+os.chdir("index")
+defined = {}
+text = pathlib.Path("README.md").read_text("utf-8")
+exec(re.findall(r"```python\\n(.*?)```", text, re.DOTALL)[0], defined)
+vectors = np.load("vectors.npy")
+index = faiss.IndexHNSWFlat(vectors.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
+index.hnsw.efConstruction = 200
+index.add(vectors)
+index.hnsw.efSearch = 64
+found = index.search(defined["with_gates"](queries, 1.0), 10)[1]
+for fitted, least, most in ((correction, 0.97, 1), (None, 0, 0.95)):
+    exact = np.asarray(dbn.stream_top_k(queries, gallery, 10, fitted, **cosine).indices)
+    recall = np.mean([np.isin(*pair).mean() for pair in zip(found, exact)])
+    assert least <= recall <= most, recall
+"""
+
+
+@pytest.mark.slow
+def test_from_the_wheel_to_a_corrected_graph_index(tmp_path):
+    """As a user does it: installed apart from the checkout, by the command and its README."""
+    pytest.importorskip("click")
+    pytest.importorskip("rich")
+    if importlib.util.find_spec("faiss") is None:  # not imported here: on new Pythons it warns
+        pytest.skip("could not find faiss")
+    build(ROOT, tmp_path / "dist")
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    installed = tmp_path / "installed"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(installed)
+    done = subprocess.run(
+        [sys.executable, "-c", GRAPH, str(installed)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(installed)},
+        timeout=HUNG,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

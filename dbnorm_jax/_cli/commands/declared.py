@@ -350,13 +350,6 @@ def search(**values: Any) -> None:
     help="What the index compares by: cosine, for stores that normalize, takes one dimension more.",
 )
 @click.option(
-    "--shift",
-    type=float,
-    metavar="NUMBER",
-    help="Added to the columns of the bias: the links of a graph index (HNSW) then lead to items "
-    "of low bias. No rank depends on it.  [default: 0.5; 0 for cosine and euclidean]",
-)
-@click.option(
     "--dtype", type=click.Choice(["float32", "float16"]), default="float32", help="Of the vectors."
 )
 @click.option(

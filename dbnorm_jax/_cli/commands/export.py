@@ -47,7 +47,6 @@ class Request:
     output: Path
     similarity: str | None = None
     metric: str = "inner-product"
-    shift: float | None = None
     dtype: str = "float32"
     file_format: str = "npy"
     force: bool = False
@@ -152,12 +151,8 @@ def _terms(
 
 def _shift(request: Request, similarity: str) -> float:
     """Of the columns of the bias. Where all vectors have one length no link depends on it."""
-    if request.shift is None:
-        graph = request.metric == "inner-product" and similarity != "euclidean"
-        return GRAPH_SHIFT if graph else 0.0
-    if not math.isfinite(request.shift):
-        raise ValueError(f"--shift: expected a finite number, got {request.shift}")
-    return request.shift
+    graph = request.metric == "inner-product" and similarity != "euclidean"
+    return GRAPH_SHIFT if graph else 0.0
 
 
 def _length(terms: sets.Array, blocks: Callable[[str], Iterator[Block]]) -> float:
