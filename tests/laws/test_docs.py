@@ -82,7 +82,7 @@ def test_all_public_names_resolve():
 
 
 PAGES = ("README.md", *(f"docs/{page}.md" for page in ("index", "faq", "gradients", "large_files")))
-PAGES += ("docs/recipes.md",)
+PAGES += ("docs/recipes.md", "docs/lifecycle.md")
 
 
 @pytest.mark.parametrize("page", slow_but(["README.md"], PAGES))
