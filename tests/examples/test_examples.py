@@ -1,38 +1,16 @@
 """The examples run, without a warning, and say what they should."""
 
 import importlib.util
-import os
-import pathlib
-import re
 import struct
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-
-ROOT = pathlib.Path(__file__).parents[2]
+from printed import lines_of, numbers
 
 pytestmark = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("emoji", "matplotlib")),
     reason="needs dbnorm_jax[cli]",
 )
-
-
-def lines_of(name, *arguments):
-    """What an example prints."""
-    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", f"examples.{name}", *map(str, arguments)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
 
 
 def drawn(name, folder):
@@ -45,11 +23,6 @@ def drawn(name, folder):
     assert 600 < width < 1600 > height > 300
     assert 10_000 < len(content) < 150_000
     return printed
-
-
-def numbers(line):
-    """Those of a line, in its order."""
-    return [float(number) for number in re.findall(r"[-+]?\d+\.?\d*", line.replace(",", ""))]
 
 
 @pytest.mark.slow

@@ -108,9 +108,17 @@ SCRIPTS = [
 ]
 
 
+OPTIONAL = ("flax", "equinox", "mteb")  # of examples, which say so
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_scripts_find_what_they_import(script):
-    importlib.import_module(script)
+    try:
+        importlib.import_module(script)
+    except ModuleNotFoundError as error:
+        if error.name not in OPTIONAL:
+            raise
+        pytest.skip(f"no {error.name} here")
 
 
 def test_make_targets_exist():
