@@ -160,6 +160,10 @@ FUNCTIONS = {
         ),
         (SIMILARITIES, CORRECTION),
     ),
+    "rescore": (
+        lambda similarities, correction: dbn.rescore(dbn.top_k(similarities, 5), correction, k=3),
+        (SIMILARITIES, CORRECTION),
+    ),
     "stream_top_k": (
         lambda queries, gallery, correction: dbn.stream_top_k(
             queries, gallery, 3, correction, chunk_size=4

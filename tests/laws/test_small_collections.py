@@ -103,7 +103,7 @@ def test_no_other_function_has_a_default_beyond_one_item():
                 if parameter.name == "k"
             }
             public = not name.startswith("_") and prefix + name not in DEFAULTS
-            assert not public or defaults <= {inspect.Parameter.empty, 1}, prefix + name
+            assert not public or defaults <= {inspect.Parameter.empty, None, 1}, prefix + name
 
 
 @pytest.fixture

@@ -188,18 +188,6 @@ def test_tune_finds_the_weight_of_a_bias_of_ones_own(tmp_path):
     assert any("weight_own" in part.parameters for part in again.mixture)
 
 
-def test_pairs_that_contradict_each_other_are_not_held_out():
-    rows = BANK[[0, 1, 1, 2, 2, 3, 3]]
-    right = np.array([[0, 1], [1, -1], [2, -1], [3, 4], [4, 3], [5, -1], [-1, -1]])
-    found = folds.contradicted(rows, right)
-    np.testing.assert_array_equal(found, [False, True, True, False, False, False, False])
-    query_bank, gallery_bank, _, _ = hubby(0, 60)
-    twice = np.concatenate([query_bank, query_bank])
-    pairs = np.concatenate([np.arange(60), np.roll(np.arange(60), 1)])
-    choice = dbn.tuning.tune(query_bank=twice, gallery_bank=gallery_bank, pairs=pairs)
-    assert choice.reason.startswith("raw: too few pairs")
-
-
 BAD = {
     "times": ({"times": np.arange(3)}, ValueError, r"`times` must have one entry per query-bank"),
     "2-D times": ({"times": np.ones((SIZE, 1))}, ValueError, r"`times` must have one entry"),

@@ -171,17 +171,6 @@ def half_lives(times: Floats | None) -> Floats:
     return np.multiply(_HALF_LIVES, age) if age > 0 else np.zeros(0)
 
 
-def contradicted(query_bank: Floats, right: Integers) -> Flags:
-    """[num_query_bank], whether an equal row has other right items."""
-    first = bank_checks.first_equal(query_bank)
-    ordered = np.sort(right, axis=1)
-    differs = ((ordered != ordered[first]).any(axis=1)) & (right >= 0).any(axis=1)
-    differs &= (right[first] >= 0).any(axis=1)
-    found = np.zeros(len(right), bool)
-    np.logical_or.at(found, first, differs)
-    return found[first]
-
-
 def with_known_items(banks: Banks, right: Integers, paired: Integers, fewest: int) -> Integers:
     """Those of the paired rows whose right items are in the gallery, which biases are known of."""
     assert banks.items is not None

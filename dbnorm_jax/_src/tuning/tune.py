@@ -72,8 +72,8 @@ def tune(
         indices). None declines: without pairs nothing can be held out. A query never enters the
         statistics of its own right item. An item that the gallery holds may be asked for again:
         other queries for it are in the bank when one is held out. Queries for another item are
-        held out together. Equal queries with other right items contradict each other: such pairs
-        are not held out.
+        held out together. Equal queries may have other right items, as a word has meanings: each
+        pair is judged alone.
       times: [num_query_bank], when each row of the query bank was asked, as numbers or dates, later
         ones larger. Folds then follow each other: a query is judged by what was asked before it.
         IS of a bank that decays, row weights `2^-(age / half-life)` at three half-lives, joins the
@@ -140,8 +140,7 @@ def tune(
     if pairs is None:
         return choice(reason_code=NO_PAIRS)
     right = folds.right_rows("pairs", pairs, len(banks.query), len(banks.gallery))
-    answered = (right >= 0).any(axis=1) & ~folds.contradicted(banks.query, right)
-    paired: Integers = np.flatnonzero(answered)
+    paired: Integers = np.flatnonzero((right >= 0).any(axis=1))
     if own is not None:
         paired = folds.with_known_items(banks, right, paired, FEWEST_PAIRS)
     distinct = (len(np.unique(right[right >= 0])), bank_checks.num_distinct(banks.query[paired]))
