@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from pairs import DIM, hubby
+from pairs import DIM
 
 import dbnorm_jax as dbn
 from dbnorm_jax._src.tuning import grid
