@@ -248,7 +248,7 @@ def _searched(
             return found
 
         found = nearest(search, correction, seen, combined=False)
-        failing = items.sum(sum(jnp.int32(~proof) for proof in proofs))
+        failing = items.sum((~jnp.stack(proofs)).sum(axis=0, dtype=jnp.int32))
         return found, failing == 0
 
     def local(*arrays: Any) -> tuple[Any, Any]:
