@@ -117,7 +117,7 @@ def test_every_command_takes_folders(folder, call):
     search = ("--correction", "c.npz", "-k", 3)
     found = call("search", "bank.npy", "img_emb", *search)
     assert found[0] == 0, found[2]
-    assert found == call("search", "bank.npy", "whole.npy", *search)
+    assert found[:2] == call("search", "bank.npy", "whole.npy", *search)[:2]
     for gallery in ("whole.npy", "img_emb"):
         assert call("export", gallery, "--correction", "c.npz", "--output", f"i_{gallery}")[0] == 0
     vectors = [np.load(f"i_{gallery}/vectors.npy") for gallery in ("whole.npy", "img_emb")]
