@@ -120,9 +120,7 @@ TRACED = {
     "inner_product_vectors": lambda a: dbn.inner_product_vectors(
         a.queries, a.gallery, a.correction, gates=a.gates
     ),
-    "rescore": lambda a: dbn.rescore(
-        (a.matrix, jnp.argsort(a.matrix, axis=1)), a.correction, k=3, exclude=a.relevant
-    ),
+    "rescore": lambda a: dbn.rescore(a.found, a.correction, k=3, exclude=a.relevant),
     "gates_from_top_1": lambda a: dbn.gates_from_top_1(a.first, a.correction),
     "merge": lambda a: (
         dbn.merge(a.statistics, a.gallery_statistics),

@@ -80,7 +80,7 @@ def rescore(
     gates = seen.gates(gates, correction, num_queries)
     if not checks.is_concrete((scores, rows, correction, unseen, there, gates)):
         checks.correction(correction, Correction)
-        scores, rows = (jnp.asarray(array) for array in (scores, rows))
+        scores, rows = checks.unsplit((jnp.asarray(scores), jnp.asarray(rows)))
         fields = checks.unsplit((correction.bias, correction.active))
         return _rescored(jnp, scores, rows, fields, unseen, there, gates, k=k)
     options = (None if one is None else np.asarray(one) for one in (unseen, there, gates))
