@@ -72,6 +72,7 @@ TESTS = {
     "insight/flips": "insight/flips",
     "insight/influence": "insight/attribution insight/flips",
     "insight/screening": "insight/screening",
+    "passes/again": "passes/classes retrieval/prepared",
     "passes/banks": "statistics/bank places/disk/out_of_core",
     "passes/certified": "retrieval/prepared",
     "passes/columns": "corrections/baselines laws/bad_input passes/sorting",

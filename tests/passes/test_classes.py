@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dbnorm_jax as dbn
-from dbnorm_jax._src.passes import classes, sweep
+from dbnorm_jax._src.passes import again, classes, sweep
 from dbnorm_jax._src.passes.nearest import nearest_pass
 from dbnorm_jax._src.passes.streaming import Columns
 
@@ -22,13 +22,13 @@ SIZES = {"small": (((4, 8), (classes.MOST, 64)), 5.0), "as they are": (classes._
 @pytest.fixture
 def accelerator(monkeypatch):
     """The programs of accelerators, with classes of a size."""
-    monkeypatch.setattr(sweep, "by_platform", lambda *arrays, cpu, default: default(*arrays))
+    monkeypatch.setattr(sweep, "on_platform", lambda *arrays, cpu, default: default(*arrays))
 
     def sized(name):
         numbers, share = SIZES[name]
         monkeypatch.setattr(classes, "_CLASSES", numbers)
         monkeypatch.setattr(classes, "_SHARE", share)
-        monkeypatch.setattr(classes, "_ROWS_AGAIN", 3)
+        monkeypatch.setattr(again, "FEW", 3)
 
     sized("small")
     jax.clear_caches()
@@ -183,7 +183,7 @@ def test_equals_processors(name, monkeypatch):
     correction = gated(len(GALLERY))
     on_processors = jax.jit(FUNCTIONS[name])(QUERIES, GALLERY, correction)
     with monkeypatch.context() as patched:
-        patched.setattr(sweep, "by_platform", lambda *arrays, cpu, default: default(*arrays))
+        patched.setattr(sweep, "on_platform", lambda *arrays, cpu, default: default(*arrays))
         jax.clear_caches()
         by_classes = jax.jit(FUNCTIONS[name])(QUERIES, GALLERY, correction)
     jax.clear_caches()

@@ -8,7 +8,7 @@ import pytest
 import reference
 
 import dbnorm_jax as dbn
-from dbnorm_jax._src.passes import classes, nearest, selection, sweep
+from dbnorm_jax._src.passes import again, classes, nearest, selection, sweep
 
 NUM_QUERIES, NUM_GALLERY = 6, 700
 WIDTHS = ("COLUMNS", "INSERTING_COLUMNS", "SELECTING_COLUMNS", "LAUNCHING_COLUMNS")
@@ -28,10 +28,10 @@ def _small_tiles(monkeypatch, request):
 
 def as_on_accelerators(monkeypatch):
     """The programs of accelerators; classes so few and small that many rows are looked at again."""
-    monkeypatch.setattr(sweep, "by_platform", lambda *arrays, cpu, default: default(*arrays))
+    monkeypatch.setattr(sweep, "on_platform", lambda *arrays, cpu, default: default(*arrays))
     monkeypatch.setattr(classes, "_CLASSES", ((4, 16), (classes.MOST, 64)))
     monkeypatch.setattr(classes, "_SHARE", 8)
-    monkeypatch.setattr(classes, "_ROWS_AGAIN", 4)
+    monkeypatch.setattr(again, "FEW", 4)
 
 
 def search(similarities, offsets, mixtures=None, *, k, exclude=None):

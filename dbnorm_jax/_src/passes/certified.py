@@ -21,6 +21,7 @@ from dbnorm_jax._src.core import elementary, low_precision, numerics, similarity
 from dbnorm_jax._src.core.low_precision import LowItems
 from dbnorm_jax._src.core.similarity import SimilarityFn, dot_product
 from dbnorm_jax._src.passes import selection
+from dbnorm_jax._src.passes.again import looked_at_again
 from dbnorm_jax._src.passes.nearest import (
     columns_for,
     differentiable,
@@ -37,8 +38,6 @@ from dbnorm_jax._src.passes.sweep import Chunk, Items, Rows, Tiling, Transposed,
 _FEWEST_MORE = 22
 # The longest list by which a processor searches sooner than in float32; it inserts into lists.
 _MOST_LISTED = 64
-# Rows that are searched again at once: few while few are left, as a block costs what it would full.
-_FEW_AGAIN = 64
 # Rows by which a processor multiplies a tile of items in bfloat16 sooner than one in float32.
 _MANY_ROWS = 128
 # A product of fewer rows than these in bfloat16 is slower on processors than one of so many.
@@ -117,13 +116,13 @@ def certified_items(
     tiling = Tiling(similarity_fn, scores_dtype(queries, gallery, offsets), chunk_size)
     found, certified = _first(asked, items, low, less, mixed, unseen, valid, tiling, k)
 
-    def again(rows: jax.Array) -> Nearest:
+    def again(rows: jax.Array, _: jax.Array) -> Nearest:
         own = (None if part is None else part[rows] for part in (mixed, unseen))
         mixtures, apart = own
         options: Any = {"similarity_fn": similarity_fn, "chunk_size": chunk_size, "valid": valid}
         return nearest_items(asked[rows], items, less, mixtures, k=k, unseen=apart, **options)
 
-    found = _searched_again(found, certified, again, chunk_size)
+    found = looked_at_again(found, certified, again, chunk_size=chunk_size)
     return differentiable(found, tiling, *arrays), certified
 
 
@@ -233,37 +232,3 @@ def _low_tiling(num_rows: int, num_items: int, listed: int, chunk_size: int) -> 
         columns = Columns.everywhere(num_items)
         return Tiling(Transposed(dot_product), jnp.dtype(jnp.float32), chunk_size, columns)
     return Tiling(dot_product, jnp.dtype(jnp.float32), chunk_size, columns_for(listed))
-
-
-def _searched_again(
-    found: Nearest, certified: jax.Array, search: Callable[[jax.Array], Nearest], chunk_size: int
-) -> Nearest:
-    """What is found, of the rows that are not certified by a search of (rows) -> [size, 1, k].
-
-    A loop takes whole chunks of them while there are so many, another one the few that are left.
-    """
-    num_rows = len(certified)
-    failing = (~certified).sum(dtype=jnp.int32)
-    order = jnp.argsort(certified, stable=True).astype(jnp.int32)  # those first
-
-    def blocks(size: int, fewest: int, state: Any) -> Any:
-        def more(state: Any) -> jax.Array:
-            return failing - state[0] >= fewest
-
-        def block(state: Any) -> Any:
-            start, found = state
-            places = start + lax.iota(jnp.int32, size)
-            rows = order[jnp.minimum(places, num_rows - 1)]
-            into = jnp.where(places < failing, rows, num_rows)  # beyond the last: dropped
-            found = jax.tree.map(
-                lambda old, new: old.at[into].set(new, mode="drop"), found, search(rows)
-            )
-            return start + size, found
-
-        return lax.while_loop(more, block, state)
-
-    state = (numerics.varying_like(jnp.int32(0), found, certified), found)
-    if num_rows > _FEW_AGAIN < chunk_size:
-        size = min(num_rows, chunk_size)
-        state = blocks(size, size // 2, state)
-    return blocks(min(num_rows, _FEW_AGAIN), 1, state)[1]

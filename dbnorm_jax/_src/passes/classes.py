@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from dbnorm_jax._src.core import numerics
+from dbnorm_jax._src.passes.again import looked_at_again
 
 # Classes for a k up to the number before them: some vectors of an accelerator's lanes.
 _CLASSES = ((128, 256), (512, 512), (1024, 1024))
@@ -29,8 +30,6 @@ _CLASSES = ((128, 256), (512, 512), (1024, 1024))
 MOST = _CLASSES[-1][0]
 # Share of rows that may need another look, where the gallery is in random order.
 _SHARE = 1e-4
-# Rows of another look, side by side.
-_ROWS_AGAIN = 64
 _NO_PLACE = 2**31 - 1
 
 
@@ -221,37 +220,23 @@ def look_again(
     `known` are the nearest of items before. `look` hands some rows [size] all items once more: it
     takes their empty classes and returns them when they have met these.
     """
-    num_rows, num_lists, k = known.values.shape
-    size = min(num_rows, _ROWS_AGAIN)
-    done = found.done.all(axis=1)
-    failing = (~done).sum(dtype=jnp.int32)
-    order = jnp.argsort(done, stable=True).astype(jnp.int32)  # those first
+    _, num_lists, k = known.values.shape
 
     def of_block(rows: jax.Array, there: jax.Array) -> Ranked:
         # From the start: products of fewer rows may round differently.
         before = known.map(lambda part: part[rows])
-        shape = (size, num_lists)
+        shape = (len(rows), num_lists)
         after = Ranked(
             jnp.full(shape, jnp.inf, before.values.dtype), jnp.full(shape, -1, jnp.int32)
         )
 
         def again(state: tuple[jax.Array, Settled]) -> tuple[jax.Array, Settled]:
             turn, settled = state
-            empty = start((size, num_lists, k), much, before.values.dtype, settled.bound, turn)
+            empty = start((*shape, k), much, before.values.dtype, settled.bound, turn)
             return turn + 1, settle(look(rows, empty), settled.nearest)
 
         state = jnp.int32(1), Settled(before, after, jnp.broadcast_to(~there[:, None], shape))
         state = numerics.varying_like(state, known, found, rows)
         return lax.while_loop(lambda state: ~state[1].done.all(), again, state)[1].nearest
 
-    def block(state: tuple[jax.Array, Ranked]) -> tuple[jax.Array, Ranked]:
-        place, nearest = state
-        places = place + lax.iota(jnp.int32, size)
-        rows = order[jnp.minimum(places, num_rows - 1)]
-        into = jnp.where(places < failing, rows, num_rows)  # beyond the last: dropped
-        best = of_block(rows, places < failing)
-        nearest = jax.tree.map(lambda old, new: old.at[into].set(new, mode="drop"), nearest, best)
-        return place + size, nearest
-
-    state = numerics.varying_like((jnp.int32(0), found.nearest), found)
-    return lax.while_loop(lambda state: state[0] < failing, block, state)[1]
+    return looked_at_again(found.nearest, found.done.all(axis=1), of_block)

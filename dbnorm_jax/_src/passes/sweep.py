@@ -209,10 +209,10 @@ def meet(
     if not 0 < k <= classes.MOST:
         return by_tiles(so_far, rows, items, state)
     by_classes = partial(_meet_by_classes, kept, tiling)
-    return by_platform(so_far, rows, items, state, cpu=by_tiles, default=by_classes)
+    return on_platform(so_far, rows, items, state, cpu=by_tiles, default=by_classes)
 
 
-def by_platform(*arrays: Any, cpu: Callable[..., Any], default: Callable[..., Any]) -> Any:
+def on_platform(*arrays: Any, cpu: Callable[..., Any], default: Callable[..., Any]) -> Any:
     """One of the two, by the platform that the program is lowered for."""
     return lax.platform_dependent(*arrays, cpu=cpu, default=default)
 
