@@ -552,6 +552,16 @@ def correction(value: Any, kind: type, remedy: str = "make it with one of the no
             check_finite(f"correction.{name}", as_array(f"correction.{name}", field), remedy)
 
 
+def unbatched(correction: Any) -> None:
+    """Raises unless the fields of a Correction are [num_terms, num_gallery]."""
+    if correction.bias.ndim != 2:
+        raise BadValueError(
+            "correction",
+            f" must have fields [num_terms, num_gallery] here, got a bias of shape "
+            f"{correction.bias.shape}; use jax.vmap over its leading axes",
+        )
+
+
 def instance(name: str, value: Any, expected: type | tuple[type, ...], remedy: str) -> None:
     """Raises unless `value` is of the expected type."""
     if not isinstance(value, expected):

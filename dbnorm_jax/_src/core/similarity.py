@@ -151,12 +151,7 @@ def check_streamed(correction: Correction, num_gallery: int) -> None:
     """Raises unless `correction` is an unbatched one for this many gallery items."""
     checks.correction(correction, Correction)
     checks.matching_gallery("correction", correction.num_gallery, "gallery", (num_gallery,))
-    if correction.bias.ndim != 2:
-        raise checks.BadValueError(
-            "correction",
-            f" must have fields [num_terms, num_gallery] here, got a bias of shape "
-            f"{correction.bias.shape}; use jax.vmap over its leading axes",
-        )
+    checks.unbatched(correction)
 
 
 def _not_unit(rows: Any) -> Any:

@@ -214,12 +214,7 @@ def gates_from_top_1(indices: ArrayLike, correction: Correction) -> jax.Array:
     """
     checks.correction(correction, Correction)
     correction = checks.unsplit(correction)
-    if correction.bias.ndim != 2:
-        raise checks.BadValueError(
-            "correction",
-            f" must have fields [num_terms, num_gallery] here, got a bias of shape "
-            f"{correction.bias.shape}; use jax.vmap over its leading axes",
-        )
+    checks.unbatched(correction)
     if np.ndim(indices) != 1:
         raise checks.BadValueError(
             "indices",

@@ -66,12 +66,7 @@ def rescore(
       [[0.75 0.5  -inf]] [[ 1  0 -1]]
     """
     checks.instance("correction", correction, Correction, "make it with one of the normalizers")
-    if correction.bias.ndim != 2:
-        raise checks.BadValueError(
-            "correction",
-            f" must have fields [num_terms, num_gallery] here, got a bias of shape "
-            f"{correction.bias.shape}; use jax.vmap over its leading axes",
-        )
+    checks.unbatched(correction)
     scores, rows = _checked(results, correction.num_gallery)
     num_queries, fetched = rows.shape
     k = checks.neighbors("k", k, fetched, high=fetched, of=" (items fetched)")
