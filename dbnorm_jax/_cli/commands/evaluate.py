@@ -133,16 +133,8 @@ def _inputs(request: Request, test: Test) -> Inputs:
     if len(request.files) == 1:
         found = inputs_of_set(request.files[0], test)
     else:
-        found = Inputs(
-            gallery=request.files[1],
-            query_bank=request.query_bank,
-            gallery_bank=request.gallery_bank,
-            bank_pairs=request.bank_pairs,
-            queries=request.files[0],
-            relevant=request.relevant,
-            similarity=request.measure,
-            trust_banks=request.trust_banks,
-        )
+        queries, gallery = request.files
+        found = Inputs.of(request, queries=queries, gallery=gallery, similarity=request.measure)
     if not request.reverse:
         return found
     return dataclasses.replace(

@@ -184,11 +184,8 @@ def _report(request: Request, work: "_Work", provenance: Mapping[str, Any], what
             say(line)
     say_warnings(work.warnings)
     if not request.as_json:
-        inputs = Inputs(
-            gallery=request.gallery, query_bank=request.query_bank, similarity=request.similarity
-        )
         statistics = request.method == "statistics"
-        verdict = of_fit(text, inputs, str(request.output), statistics=statistics)
+        verdict = of_fit(text, Inputs.of(request), str(request.output), statistics=statistics)
         tell(verdict, apart=bool(work.told))
 
 

@@ -111,15 +111,7 @@ def _inputs(request: Request, test: EvaluationSet) -> Inputs:
         return Inputs()
     if request.query_bank is None:
         return evaluate.inputs_of_set(request.file, test)
-    return Inputs(
-        gallery=request.file,
-        query_bank=request.query_bank,
-        gallery_bank=request.gallery_bank,
-        bank_pairs=request.bank_pairs,
-        queries=request.queries,
-        similarity=request.measure,
-        trust_banks=request.trust_banks,
-    )
+    return Inputs.of(request, gallery=request.file, similarity=request.measure)
 
 
 def _false_alarm_rate(request: Request) -> float:

@@ -123,7 +123,7 @@ def run(request: Request) -> None:
     if request.as_json:
         say_json(content)
         return
-    inputs = Inputs(gallery=request.gallery, queries=request.queries, similarity=similarity)
+    inputs = Inputs.of(request, similarity=similarity)
     # An array of results that names its items names all.
     whole = request.labels is not None and output is not None and output.path.suffix == ".npz"
     count = None if whole else num_gallery

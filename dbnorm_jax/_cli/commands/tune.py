@@ -91,18 +91,7 @@ def run(request: Request) -> None:
     say_warnings(warnings)
     if not request.as_json:
         written = None if request.output is None else str(request.output)
-        tell(of_choice(choice, _inputs(request), written))
-
-
-def _inputs(request: Request) -> Inputs:
-    return Inputs(
-        gallery=request.gallery,
-        query_bank=request.query_bank,
-        gallery_bank=request.gallery_bank,
-        bank_pairs=request.bank_pairs,
-        similarity=request.similarity,
-        trust_banks=request.trust_banks,
-    )
+        tell(of_choice(choice, Inputs.of(request), written))
 
 
 def to_lines(choice: dbn.tuning.Choice) -> list[str]:

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import dbnorm_jax as dbn
 from dbnorm_jax._cli.measuring.methods import KINDS, Method, file_methods
@@ -55,6 +55,14 @@ class Inputs:
     relevant: str | None = None
     similarity: str = "cosine"
     trust_banks: bool = False
+
+    @classmethod
+    def of(cls, request: Any, **named: Any) -> "Inputs":
+        """Those of a request under the same names; `named`: under others, or resolved."""
+        fields = (field.name for field in dataclasses.fields(cls))
+        return cls(
+            **{name: getattr(request, name) for name in fields if hasattr(request, name)} | named
+        )
 
     @property
     def banks(self) -> list[str]:
