@@ -15,6 +15,7 @@ import tempfile
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -311,6 +312,11 @@ def test_fit_auto(call, unit):
     assert "expected a Choice, got a Correction; make one with dbnorm tune" in call(
         *words, expect=2
     )
+    for field, needed in (("half_life", "times"), ("weight_own", "biases")):
+        more = {field: jnp.where(choice.frequency > 0, 1.0, 0.0)}
+        dbn.save("more.npz", dataclasses.replace(choice, **more))
+        err = call(*FIT, *banks, "--choice", "more.npz", "--output", "d.npz", expect=2)
+        assert f"got one that needs {needed}; fit it in Python" in err
     np.save("none.npy", np.full(SIZE, -1))
     banks = (*banks[:2], "--bank-pairs", "none.npy")
     call(*FIT, *banks, "--output", "raw.npz")

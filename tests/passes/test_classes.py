@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dbnorm_jax as dbn
-from dbnorm_jax._src.passes import again, classes, sweep
+from dbnorm_jax._src.passes import again, classes, selection, sweep
 from dbnorm_jax._src.passes.nearest import nearest_pass
 from dbnorm_jax._src.passes.streaming import Columns
 
@@ -225,3 +225,21 @@ def test_no_tile_is_sorted(name, platform):
     assert len(found) >= 2  # the first look and another one
     for names in found:
         assert not {one for one in names if "sort" in one or "top_k" in one or "gather" in one}
+
+
+@pytest.mark.parametrize("k", [1, 10, 100])
+def test_in_random_order_one_look_settles_all_rows(k):
+    num_rows, num_items, columns = 400, 20_000, 4096
+    scores = np.random.default_rng(k).normal(size=(num_rows, num_items)).astype(np.float32)
+    much = classes.depth(k, num_items, columns)
+    assert k == 1 or not much.complete
+    found = classes.start((num_rows, 1, k), much, jnp.float32)
+    for start in range(0, num_items, columns):
+        tile = jnp.asarray(scores[:, start : start + columns])
+        found = classes.add(found, tile, None, jnp.int32(start), None)
+    none = selection.start_nearest((num_rows, 1, k), jnp.float32)
+    settled = classes.settle(found, classes.Ranked(*none), complete=much.complete)
+    assert settled.done.mean() > 0.99
+    best = np.sort(scores, axis=1)[:, : -k - 1 : -1]
+    done = np.asarray(settled.done)[:, 0]
+    np.testing.assert_array_equal(np.asarray(settled.nearest.values)[done, 0], best[done])

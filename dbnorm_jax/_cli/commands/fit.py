@@ -34,7 +34,7 @@ from dbnorm_jax._src.places.disk.checkpoint import Checkpoint, Fitted
 from dbnorm_jax._src.places.disk.fits import Settings
 from dbnorm_jax._src.places.disk.rows import DEFAULT_BLOCK_SIZE, Fingerprint
 from dbnorm_jax._src.tuning.choice import RAW
-from dbnorm_jax._src.tuning.mixture import fit_chosen, needs_whole_banks
+from dbnorm_jax._src.tuning.mixture import fit_chosen, missing, needs_whole_banks
 
 Parameters = dict[str, Any]
 
@@ -464,6 +464,11 @@ def _check_banks(label: str, choice: dbn.tuning.Choice, rows: Mapping[str, Any])
         raise ValueError(
             f"--gallery-bank: expected one, as {label} was chosen with one of "
             f"{choice.num_gallery_bank} rows, got none; name the file"
+        )
+    for name in missing(choice, {}):
+        raise ValueError(
+            f"{label}: expected a choice by the banks alone, got one that needs {name}; fit it in "
+            f"Python, with tuning.fit(..., {name}=...)"
         )
     whole = needs_whole_banks(choice)
     if whole and any(isinstance(one, sets.LargeRows) for one in rows.values()):

@@ -88,9 +88,7 @@ def read_choice(text: str, similarity: str) -> tuple[str, State]:
     """Reads --choice: what names the file in errors, and what it holds."""
     source = Source.parse("--choice", text)
     made = read_state(source, (dbn.tuning.Choice,), "a Choice", "make one with dbnorm tune")
-    if made.similarity not in (None, similarity):
-        expected = f"a choice under {similarity} similarity"
-        raise source.fail(expected, made.similarity, f"give --similarity {made.similarity}")
+    _check_similarity(source, made, similarity, "a choice")
     return str(source), made
 
 
@@ -112,7 +110,11 @@ def read_statistics(
         raise source.fail(expected, f"shape {made.state.bias.shape}", "fit it anew")
     if gated and not made.state.k:
         raise source.fail("statistics with k of 1 or more", "0", "fit it anew")
-    if made.similarity not in (None, similarity):
-        expected = f"statistics under {similarity} similarity"
-        raise source.fail(expected, made.similarity, f"give --similarity {made.similarity}")
+    _check_similarity(source, made, similarity, "statistics")
     return str(source), made
+
+
+def _check_similarity(source: Source, made: State, similarity: str, what: str) -> None:
+    if made.similarity not in (None, similarity):
+        expected = f"{what} under {similarity} similarity"
+        raise source.fail(expected, made.similarity, f"give --similarity {made.similarity}")
