@@ -159,7 +159,7 @@ def _shares(axes: Axes, report: Report, rows: Sequence[ResultRow]) -> None:
 
 def methods_png(report: Report) -> bytes:
     """Bars of R@1, where the right items are known, and of skewness."""
-    return _side_by_side(methods_charts(report), f"{report.name}")
+    return _side_by_side(methods_charts(report), report.name)
 
 
 def methods_charts(report: Report) -> list[Chart]:
