@@ -117,6 +117,7 @@ def test_fit_equals_the_functions_in_memory(call, unit, method):
     assert out.startswith(f"c.npz written: {method}(")
     assert_same(dbn.load("c.npz"), expected(method, unit))
     made_from = dbn.read_provenance("c.npz")
+    assert made_from["gallery_file"] == "gallery.npy"  # as typed: `merge` names it again
     assert made_from["gallery"] == dbn.out_of_core.fingerprint(np.load("gallery.npy"))
     assert made_from["query_bank"] == dbn.out_of_core.fingerprint(np.load("query_bank.npy"))
     assert made_from["similarity"] == "cosine"

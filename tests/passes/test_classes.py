@@ -243,3 +243,31 @@ def test_in_random_order_one_look_settles_all_rows(k):
     best = np.sort(scores, axis=1)[:, : -k - 1 : -1]
     done = np.asarray(settled.done)[:, 0]
     np.testing.assert_array_equal(np.asarray(settled.nearest.values)[done, 0], best[done])
+
+
+@pytest.mark.parametrize("k", [200, 400])
+def test_classes_are_deep_enough_for_the_tiles_of_every_platform(k, monkeypatch, accelerator):
+    """Narrow tiles, whose last classes are few, put more items into one class than wide ones."""
+    monkeypatch.setattr(classes, "_CLASSES", ((classes.MOST, 64),))
+    monkeypatch.setattr(classes, "_SHARE", 1e-4)
+    num_rows, num_items, narrow, wide = 3, 960, 96, 960
+    depths = [classes.depth(k, num_items, columns) for columns in (narrow, wide)]
+    assert depths[0] != depths[1]
+    assert depths[1].complete
+    scores = np.random.default_rng(k).normal(size=(num_rows, num_items)).astype(np.float32)
+    scores[:, np.arange(num_items) % narrow % 64 < 4] += 100  # in four classes of narrow tiles
+    tiling = sweep.Tiling(
+        looked_up,
+        jnp.dtype(jnp.float32),
+        CHUNK,
+        Columns(narrow, wide, wide),
+    )
+    found = sweep.sweep(
+        nearest_pass(1, k, jnp.float32),
+        sweep.Rows(jnp.arange(num_rows, dtype=jnp.float32)[:, None], (None, None)),
+        sweep.Items(jnp.asarray(scores).T, (None, None)),
+        tiling,
+    ).outputs
+    values, indices = reference.top_k(scores, k)
+    np.testing.assert_array_equal(found.indices[:, 0], indices)
+    np.testing.assert_array_equal(found.values[:, 0], values)
