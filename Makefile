@@ -11,13 +11,22 @@ demo: $(VENV)/.installed-demo
 TESTS := -m pytest -n auto --dist loadfile --no-loadscope-reorder
 QUICK := $(TESTS) -m "not slow"
 
-# Tests mostly wait for compilation, which takes half as long where nothing is optimized.
+# Tests mostly wait for compilation, which takes a third as long where nothing is optimized.
+UNOPTIMIZED := XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0"
+
 test: $(VENV)/.installed-dev
-	XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" $(BIN)/python $(QUICK)
+	$(UNOPTIMIZED) $(BIN)/python $(QUICK)
+
+test-slow: $(VENV)/.installed-dev
+	$(UNOPTIMIZED) $(BIN)/python $(TESTS) -m slow
+
+# Of each quick test a case, and of programs as users get them.
+test-optimized: $(VENV)/.installed-dev
+	$(BIN)/python $(QUICK) --every 1
 
 # The same tests with the oldest releases that are supported, in an environment of their own.
 test-floor: $(VENV)-floor/.installed
-	XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" $(VENV)-floor/bin/python $(QUICK)
+	$(UNOPTIMIZED) $(VENV)-floor/bin/python $(QUICK)
 
 $(VENV)-floor/.installed: pyproject.toml tests/floor.txt
 	$(PYTHON) -m venv $(VENV)-floor
@@ -34,14 +43,7 @@ test-newest:
 	$(NEWEST) -m venv --clear $(VENV)-newest
 	$(VENV)-newest/bin/pip install --quiet --editable '.[dev]'
 	$(VENV)-newest/bin/mypy
-	XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" HYPOTHESIS_PROFILE=short $(VENV)-newest/bin/python $(QUICK) --every 3
-
-# The same tests of programs as users get them.
-test-optimized: $(VENV)/.installed-dev
-	$(BIN)/python $(QUICK)
-
-test-slow: $(VENV)/.installed-dev
-	$(BIN)/python $(TESTS) -m slow
+	$(UNOPTIMIZED) HYPOTHESIS_PROFILE=short $(VENV)-newest/bin/python $(QUICK) --every 3
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
