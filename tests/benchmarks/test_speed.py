@@ -112,15 +112,15 @@ def test_memory_is_measured(work):
 
 @reads_proc
 def test_commands_hold_a_gallery_at_most_once():
-    """What 312 MiB of gallery add to the peak of a call whose tiles are full."""
+    """What 195 MiB of gallery add to the peak of a call whose tiles are full."""
     commands = module("speed.memory_of_commands")
     few, many = (
         commands.measured(length, 64, 512, ["evaluate, paper", "inspect"])
-        for length in (20_000, 180_000)
+        for length in (20_000, 120_000)
     )
     for command, peaks in many.items():
         grown = peaks["resident"] - few[command]["resident"]
-        assert grown <= commands.MOST * 160_000 * 512 * 4 / 2**20, (command, grown)
+        assert grown <= commands.MOST * 100_000 * 512 * 4 / 2**20, (command, grown)
 
 
 def test_accelerator_on_the_cpu(tmp_path):
