@@ -183,10 +183,7 @@ def _gain(grades: jax.Array, above: jax.Array, level: jax.Array, discounts: jax.
     last = discounts.shape[1] - 1
     grades = grades.astype(discounts.dtype)
     largest = grades.max(axis=-1, keepdims=True)
-    # No sum overflows then. XLA may multiply by the reciprocal, which of the largest numbers is
-    # subnormal and counts as 0: of sixteenths it is not, and these are exact.
-    part = jnp.where(largest > 1, 1 / 16, 1).astype(grades.dtype)
-    grades = grades * part / jnp.where(largest > 0, largest * part, 1)
+    grades = numerics.over(grades, jnp.where(largest > 0, largest, 1))  # no sum overflows
 
     def gain(first: jax.Array, beyond: jax.Array, grades: jax.Array) -> jax.Array:
         """Each grade by the sum of the discounts from one place to another."""
