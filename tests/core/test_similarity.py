@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 import dbnorm_jax as dbn
+from dbnorm_jax._src.core import low_precision
 
 FUNCTIONS = [dbn.dot_product, dbn.cosine_similarity, dbn.negative_squared_euclidean]
 every_similarity = pytest.mark.parametrize("function", FUNCTIONS)
@@ -342,3 +343,11 @@ def test_a_value_beyond_float32_is_named():
     huge = np.array([[1e300, 0.0, 0.0]])  # infinite once it is float32
     with pytest.raises(ValueError, match=r"`rows` must be in the range of float32.*1e\+300"):
         dbn.dot_product(huge, GOOD)
+
+
+def test_rows_near_the_largest_number_have_a_direction_and_a_norm():
+    rows = np.array([[3e38, -1e38], [1e38, 1e38], [2.0, 1.0]], np.float32)
+    expected = reference.cosine_similarity(rows.astype(float), rows.astype(float))
+    np.testing.assert_allclose(dbn.cosine_similarity(rows, rows), expected, atol=1e-6)
+    norms = low_precision.norms_up(jnp.asarray(rows[1:]))
+    np.testing.assert_allclose(norms, np.linalg.norm(rows[1:].astype(float), axis=1), rtol=1e-4)

@@ -168,6 +168,14 @@ def test_bool_grades_are_0_and_1_and_scale_is_nothing():
         np.testing.assert_allclose(ndcg(scores, grades * scale), expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("factor", [1e-37, 2e37, 1e38])
+def test_grades_of_any_size_gain(factor):
+    scores, grades = np.array([[0.9, 0.8, 0.1]], np.float32), np.array([[0, 3, 2]], np.float32)
+    found = ndcg(scores, grades * np.float32(factor))
+    expected = reference.normalized_discounted_cumulative_gain(scores, grades)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 def test_discounts_of_a_long_gallery_are_not_rounded_away():
     """Differences of float32 sums would be off by 4 % here."""
     num_gallery = 2**19

@@ -79,6 +79,21 @@ def test_the_answer_is_that_of_full_precision(similarity_fn, centred):
     assert proof.mean() > 0.5
 
 
+def test_what_is_appended_keeps_its_values():
+    gallery, items = np.eye(3, 4, dtype=np.float32), np.ones((1, 4), np.float32)
+    own = dbn.Correction(jnp.zeros((1, 3), jnp.float16), jnp.ones((1, 3), bool))
+    new = dbn.Correction(jnp.full((1, 1), 1e6), jnp.full((1, 1), 0.5))
+    grown = dbn.prepare_gallery(gallery, own).append(items, new).correction
+    np.testing.assert_array_equal(grown.active, [[1, 1, 1, 0.5]])
+    np.testing.assert_array_equal(grown.bias, [[0, 0, 0, 1e6]])
+
+
+def test_a_similarity_is_a_function():
+    for similarity_fn in ("cosine", None, 2):
+        with pytest.raises(TypeError, match="`similarity_fn` must be a function of rows"):
+            dbn.prepare_gallery(np.eye(3, dtype=np.float32), similarity_fn=similarity_fn)
+
+
 def test_scores_differ_by_less_than_a_rounding_where_another_item_is_found():
     found = certified(QUERIES, dbn.prepare_gallery(GALLERY, dbn.Correction(jnp.asarray(BIAS))), K)
     scores = exact_scores(QUERIES, GALLERY, BIAS)

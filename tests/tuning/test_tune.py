@@ -434,6 +434,7 @@ def test_files(tuned, tmp_path):
     loaded = dbn.load(tmp_path / "choice.npz")
     assert loaded.summary() == choice.summary()
     assert jax.tree.structure(loaded) == jax.tree.structure(choice)
+    every = {"frequency": np.full_like(choice.frequency, 1 / len(choice.k))}  # all are mixed
     for broken, words in [
         ({"frequency": choice.frequency * 2}, "frequency to be shares that sum to 1"),
         ({"frequency": choice.frequency.at[1].set(-0.1)}, "frequency to be shares"),
@@ -450,9 +451,25 @@ def test_files(tuned, tmp_path):
         ({"reason_code": len(REASONS)}, "reason_code to be below"),
         ({"reason_code": -1}, "reason_code to be below"),
         ({"grid_code": 3}, "grid_code to be below"),
+        ({**every, "beta_query": 0 * choice.beta_query}, "beta_query to be above 0 for is"),
+        ({**every, "temperature": -choice.temperature}, "temperature to be above 0 for sn"),
+        ({**every, "k": 0 * choice.k}, "k to be above 0 for nnn"),
+        ({"half_life": choice.half_life - 1}, "half_life to be at least 0"),
     ]:
         with pytest.raises(ValueError, match=f"expected {words}"):
             dbn.save(tmp_path / "choice.npz", dataclasses.replace(choice, **broken))
+
+
+def test_what_is_fitted_knows_its_similarity(tuned):
+    choice, (gallery, query_bank, gallery_bank, _) = tuned
+    known = {"gallery": gallery, "query_bank": query_bank, "gallery_bank": gallery_bank}
+    assert choice.name != RAW
+    for frequency in (choice.frequency, *map(np.float32, np.eye(len(choice.k))[[1, -1]])):
+        served = dataclasses.replace(choice, frequency=frequency)
+        fitted = dbn.tuning.fit(served, **known, similarity_fn=dbn.cosine_similarity)
+        assert fitted.similarity == "cosine_similarity"
+    with pytest.raises(ValueError, match="`correction` was made under cosine_similarity"):
+        dbn.stream_top_k(query_bank[:2], gallery, 1, fitted)
 
 
 @pytest.mark.slow
@@ -693,6 +710,15 @@ BAD = {
         "`query_bank` .*zero.*row 3",
     ),
     "empty": ({"query_bank": bank((0, DIM))}, ValueError, "`query_bank` must have at least one"),
+    "level of text": ({"level": "5 %"}, TypeError, "`level` must be a number, got '5 %'"),
+    "seed": ({"seed": -1}, ValueError, "`seed` must be at least 0, got -1"),
+    "seed of text": ({"seed": "x"}, TypeError, "`seed` must be an integer, got 'x'"),
+    "a name": ({"similarity_fn": "cosine"}, TypeError, "`similarity_fn` must be a function.*'cosi"),
+    "a huge bias": (
+        {"gallery": bank(seed=1), "biases": np.full(SIZE, 1e30, np.float32)},
+        ValueError,
+        "`biases` must be at most 1e\\+18 in size, got 1e\\+30",
+    ),
 }
 
 

@@ -181,7 +181,7 @@ def is_beyond(
 def norms_up(rows: jax.Array) -> jax.Array:
     """[num_rows] Euclidean norms, rounded up, float32; of tiny and of huge rows too."""
     largest = jnp.abs(rows).max(axis=1, keepdims=True)
-    scaled = rows / jnp.where(largest > 0, largest, 1)
+    scaled = numerics.over(rows, jnp.where(largest > 0, largest, 1))
     norms = largest[:, 0] * jnp.sqrt(jnp.square(scaled).sum(axis=1))
     return _narrow(norms * (1 + (rows.shape[1] + 8) * _U) + _least(rows))
 

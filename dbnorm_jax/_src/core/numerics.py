@@ -38,6 +38,16 @@ def product_transposed(rows: jax.Array, columns: jax.Array) -> jax.Array:
     )
 
 
+def over(values: jax.Array, largest: jax.Array) -> jax.Array:
+    """`values / largest`, of values up to the largest, which may be near the end of its dtype.
+
+    XLA may multiply by the reciprocal, which of numbers above 8e37 is subnormal in float32 and
+    counts as 0. Of a sixteenth it is not, and that is exact.
+    """
+    part = jnp.where(largest > 1, 1 / 16, 1).astype(values.dtype)
+    return values * part / (largest * part)
+
+
 def normalize_rows(rows: jax.Array) -> jax.Array:
     """Rows of unit Euclidean length in at least float32; a zero row stays zero.
 
@@ -47,7 +57,7 @@ def normalize_rows(rows: jax.Array) -> jax.Array:
     rows = rows.astype(accumulation_dtype(rows.dtype))
     largest = lax.stop_gradient(jnp.abs(rows).max(axis=-1, keepdims=True))
     filled = largest > 0
-    scaled = rows / jnp.where(filled, largest, 1)
+    scaled = over(rows, jnp.where(filled, largest, 1))
     # Double where: sqrt has an infinite slope at 0.
     squares = jnp.where(filled, (scaled * scaled).sum(axis=-1, keepdims=True), 1)
     return scaled / jnp.sqrt(squares)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from dbnorm_jax._src.core import checks, low_precision, similarity
+from dbnorm_jax._src.core import checks, low_precision, numerics, similarity
 from dbnorm_jax._src.core.low_precision import LowItems
 from dbnorm_jax._src.core.naming import publish
 from dbnorm_jax._src.core.similarity import SimilarityFn, check_streamed, dot_product
@@ -112,10 +112,8 @@ class PreparedGallery:
         if own is not None and added is not None:
             active = None
             if own.active is not None and added.active is not None:
-                active = jnp.concatenate(
-                    [own.active, added.active.astype(own.active.dtype)], axis=1
-                )
-            bias = jnp.concatenate([own.bias, added.bias.astype(own.bias.dtype)], axis=1)
+                active = _joined(own.active, added.active)
+            bias = _joined(own.bias, added.bias)
             own = dataclasses.replace(own, bias=bias, active=active)
         return self._of(jnp.concatenate([self.gallery, items]), own)
 
@@ -162,6 +160,18 @@ def fitting(
     similarity.check_similarity("correction", correction, similarity_fn, gallery)
     whole: Correction = checks.unsplit(correction)
     return whole
+
+
+def _joined(own: jax.Array, added: jax.Array) -> jax.Array:
+    """Fields of items and of those behind them.
+
+    Of two dtypes neither is rounded: no bias overflows, no soft activation is taken for open.
+    """
+    if own.dtype != added.dtype:
+        dtypes = (part.dtype for part in (own, added) if part.dtype != bool)
+        dtype = numerics.accumulation_dtype(*dtypes)
+        own, added = own.astype(dtype), added.astype(dtype)
+    return jnp.concatenate([own, added], axis=1)
 
 
 def _described(correction: Correction) -> str:

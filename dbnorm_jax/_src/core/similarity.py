@@ -162,7 +162,11 @@ def _not_unit(rows: Any) -> Any:
 
 
 def check_rows(similarity_fn: SimilarityFn, **embeddings: jax.Array) -> None:
-    """Raises for concrete embeddings on which the similarity is undefined: zero rows and cosine."""
+    """Raises for concrete embeddings on which the similarity is undefined: zero rows and cosine.
+
+    And for what is no function, before anything is computed.
+    """
+    _check_function(similarity_fn)
     if similarity_fn is not cosine_similarity:
         return
     for name, rows in embeddings.items():
@@ -175,6 +179,15 @@ def check_rows(similarity_fn: SimilarityFn, **embeddings: jax.Array) -> None:
                     f" must have no zero row under cosine similarity, found "
                     f"{int(zero.sum())}, the first at row {int(first)}; remove them",
                 )
+
+
+def _check_function(similarity_fn: Any) -> None:
+    if not callable(similarity_fn):
+        names = ", ".join(SIMILARITIES)
+        raise checks.BadTypeError(
+            "similarity_fn",
+            f" must be a function of rows and columns, as {names} are, got {similarity_fn!r}",
+        )
 
 
 def checked_rows(similarity_fn: SimilarityFn, **embeddings: Any) -> list[jax.Array]:

@@ -32,6 +32,7 @@ from dbnorm_jax._src.tuning.choice import (
     Choice,
     is_gated,
     is_known,
+    required,
 )
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -410,6 +411,11 @@ def _check_choice(
     mixed = method[frequency > 0]
     alone = len(mixed) == 1 or not any(is_gated(methods[place]) for place in mixed)
     expect(alone, "frequency", "1 for a method with a gate")
+    for place, name in enumerate(methods):
+        rows = (method == place) & (frequency > 0)
+        for field in required(name):
+            expect(bool((arrays[field][rows] > 0).all()), field, f"above 0 for {name}")
+    expect(bool((arrays["half_life"] >= 0).all()), "half_life", "at least 0")
     for field, values in (("reason_code", REASONS), ("grid_code", GRIDS)):
         expect(0 <= static[field] < len(values), field, f"below {len(values)}")
     for field in ("num_gallery_bank", "num_wrong_pairs"):

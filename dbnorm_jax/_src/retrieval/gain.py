@@ -183,7 +183,7 @@ def _gain(grades: jax.Array, above: jax.Array, level: jax.Array, discounts: jax.
     last = discounts.shape[1] - 1
     grades = grades.astype(discounts.dtype)
     largest = grades.max(axis=-1, keepdims=True)
-    grades /= jnp.where(largest > 0, largest, 1)  # no sum overflows
+    grades = numerics.over(grades, jnp.where(largest > 0, largest, 1))  # no sum overflows
 
     def gain(first: jax.Array, beyond: jax.Array, grades: jax.Array) -> jax.Array:
         """Each grade by the sum of the discounts from one place to another."""

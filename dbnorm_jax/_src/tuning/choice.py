@@ -77,6 +77,13 @@ def column(parameter: str) -> str:
     return "weight_query" if parameter == "weight" else parameter
 
 
+def required(method: str) -> list[str]:
+    """The columns that a method cannot be fitted without: they are above 0."""
+    known = TABLE[method].parameters if method in TABLE else ()
+    needed = ("beta_query", "beta_gallery", "temperature", "k")
+    return [one.name for one in known if one.name in needed]
+
+
 def is_swapped(query_own: float, gallery_own: float) -> bool:
     """Whether the query bank looks like the gallery, and the gallery bank does not."""
     return gallery_own > STRANGE and query_own < gallery_own - 0.2

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy.typing as npt
 
 from dbnorm_jax._src.core import checks
+from dbnorm_jax._src.core.similarity import name_of
 from dbnorm_jax._src.core.types import Correction
 from dbnorm_jax._src.corrections.table import SINKHORN_ITERATIONS, TABLE, Source
 from dbnorm_jax._src.tuning import grid, held_out, split
@@ -88,10 +89,10 @@ def fit_chosen(
         return found
     table = grid.from_rows([(part.method, part.columns) for part in parts])
     frequency = jnp.asarray([part.frequency for part in parts], dtype)
-    biases = fitted(table, source, num_gallery, dtype, times)
+    biases, similarity = fitted(table, source, num_gallery, dtype, times)
     if own is not None:
         biases = held_out.with_own(biases, jnp.asarray(table.weight_own), own)
-    return Correction(mixed(frequency, biases)[None], None)
+    return Correction(mixed(frequency, biases)[None], None, similarity)
 
 
 def fitted(
@@ -100,11 +101,12 @@ def fitted(
     num_gallery: int,
     dtype: jnp.dtype,
     times: Floats | None = None,
-) -> jax.Array:
-    """[num_candidates, num_gallery], the bias of each; raw is 0."""
+) -> tuple[jax.Array, str | None]:
+    """[num_candidates, num_gallery], the bias of each, 0 of raw; and the similarity."""
     plan = held_out.planned(table, dtype)
-    prepared = _prepared(plan, source, num_gallery, times)
-    return _biases(prepared, plan.parameters, groups=plan.groups, num_columns=num_gallery)
+    prepared, similarity = _prepared(plan, source, num_gallery, times)
+    biases = _biases(prepared, plan.parameters, groups=plan.groups, num_columns=num_gallery)
+    return biases, similarity
 
 
 _biases = jax.jit(held_out.biases, static_argnames=("groups", "num_columns"))
@@ -130,24 +132,31 @@ def mixed(frequency: jax.Array, biases: jax.Array) -> jax.Array:
 
 def _prepared(
     plan: held_out.Plan, source: Any, num_gallery: int, times: Floats | None
-) -> held_out.Prepared:
+) -> tuple[held_out.Prepared, str | None]:
     dtype = plan.betas.dtype
     nothing = jnp.zeros((0, num_gallery), dtype)
     means: Any = None
+    made: set[str | None] = set()  # the similarities of the states
     if len(plan.betas):
+        states = [
+            _aged(source, times, half_life).statistics("query", plan.betas, 0)
+            for half_life in plan.half_lives
+        ]
+        made |= {state.similarity for state in states}
         means = jax.tree.map(
-            lambda *fields: jnp.concatenate(fields),
-            *(
-                _aged(source, times, half_life).statistics("query", plan.betas, 0).means
-                for half_life in plan.half_lives
-            ),
+            lambda *fields: jnp.concatenate(fields), *(state.means for state in states)
         )
-    largest = source.largest(plan.most).values if plan.most else nothing
+    largest = nothing
+    if plan.most:
+        state = source.largest(plan.most)
+        made.add(state.similarity)
+        largest = state.values
 
     def sinkhorn(temperatures: jax.Array, *, dual: bool) -> jax.Array:
         if not len(temperatures):
             return nothing
 
+        made.add(name_of(source.similarity_fn))
         if split.sinkhorn_fits(source.query_bank, source.gallery, source.gallery_bank):
             return _held_sinkhorn(source, temperatures, dual=dual)
 
@@ -159,7 +168,8 @@ def _prepared(
 
     single, dual = plan.temperatures
     found = sinkhorn(single, dual=False), sinkhorn(dual, dual=True)
-    return held_out.Prepared(plan.betas, plan.temperatures, means, largest, found)
+    prepared = held_out.Prepared(plan.betas, plan.temperatures, means, largest, found)
+    return prepared, next(iter(made)) if len(made) == 1 else None
 
 
 def _held_sinkhorn(source: Any, temperatures: jax.Array, *, dual: bool) -> jax.Array:

@@ -33,6 +33,8 @@ MOST_ENTRIES = 2**28
 # Share of the pairs, the earliest, that is no fold where there are times.
 _FIRST = 1 / 3
 _HALF_LIVES = (1.0, 0.3, 0.1)
+# A larger bias of one's own leaves nothing of similarities in float32, and its sums overflow.
+_MOST_BIAS = 1e18
 # Multiples of 1/spread that the sharpness of the likelihoods is one of.
 _SHARPNESS = (0.25, 0.5, 1.0, 1.5, 2.5, 4.0, 6.0, 9.0)
 
@@ -155,6 +157,11 @@ def own_bias(biases: Any, num_gallery: int | None) -> jax.Array | None:
             "biases", f" must have one entry per gallery row ({num_gallery},), got {found.shape}"
         )
     checks.check_finite("biases", found)
+    largest = float(abs(found).max())
+    if largest > _MOST_BIAS:
+        raise checks.BadValueError(
+            "biases", f" must be at most {_MOST_BIAS:g} in size, got {largest:g}; scale them"
+        )
     return found
 
 
