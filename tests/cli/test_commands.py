@@ -1,6 +1,8 @@
 """What all commands have in common: help that fits, completion, errors that say where to look."""
 
+import json
 import os
+import pathlib
 import sys
 
 import numpy as np
@@ -76,6 +78,29 @@ def test_the_command_has_at_most_45_options():
     }
     assert {"--query-bank", "--help", "--version", "-k", "--choice"} <= options
     assert len(options) <= 45, sorted(options)
+
+
+def test_labels_are_ids_to_those_who_have_ids(tmp_path, monkeypatch, call):
+    monkeypatch.chdir(tmp_path)
+    random = np.random.default_rng(0)
+    for name, rows in (("queries", 3), ("gallery", 4)):
+        np.save(f"{name}.npy", random.normal(size=(rows, 8)).astype(np.float32))
+    pathlib.Path("ids.txt").write_text("a\nb\nc\n", "utf-8")
+    pathlib.Path("items.txt").write_text("w\nx\ny\nz\n", "utf-8")
+    found = [
+        call(
+            "search",
+            "queries.npy",
+            "gallery.npy",
+            f"--{queries}",
+            "ids.txt",
+            f"--{items}=items.txt",
+        )
+        for queries, items in (("query-ids", "gallery-ids"), ("query-labels", "labels"))
+    ]
+    assert found[0] == found[1]
+    assert found[0][0] == 0
+    assert [json.loads(line)["query"] for line in found[0][1].splitlines()] == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize(

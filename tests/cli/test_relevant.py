@@ -163,6 +163,7 @@ BAD = {
     "two columns": ("q0 d1\n", "qrels (query 0 item grade)", "2 columns on line 1", "row numbers"),
     "other columns": ("q0 0 d1 1\n\nq0 d1 1\n", "4 columns as before", "3 on line 3", "write"),
     "no grade": ("q0 0 d1 1\nq0 0 d2 x\n", "a grade", "'x' on line 2", "write lines"),
+    "a grade of Python's": ("q0 0 d1 1_0\n", "a grade", "'1_0' on line 1", "write lines"),
     "infinite grade": ("q0 0 d1 inf\n", "a grade", "'inf' on line 1", "write lines"),
     "no header": ("q0\td1\tx\n", "a grade", "'x", "write lines"),
     "two grades": (

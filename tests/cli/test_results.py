@@ -208,6 +208,8 @@ BAD = {
     "an item twice": (f"{LINE}q1 Q0 d1 2 0.8 x\n", "each item once", "twice, lines 1 and 2", ""),
     "five columns": (f"{LINE}q1 Q0 d1 2 0.8\n", "6 columns", "5 on line 2", "TREC run"),
     "no rank": ("q1 Q0 d1 one 0.8 x\n", "a rank", "'one' on line 1", "write lines of"),
+    "a rank of Python's": ("q1 Q0 d1 1_0 0.8 x\n", "a rank", "'1_0' on line 1", "write lines of"),
+    "a score of Python's": ("q1 Q0 d1 1 1_0.0 x\n", "a score", "'1_0.0' on line 1", "write lines"),
     "no score": ("q1 Q0 d1 1 nan x\n", "a score", "'nan' on line 1", "write lines of"),
     "no text": (b"q1 Q0 \xe4 1 1 x\n", "names in UTF-8", "line 1", "UTF-8"),
     "nothing": ("\n\n", "at least one line", "none", "TREC run"),

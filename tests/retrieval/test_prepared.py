@@ -88,6 +88,15 @@ def test_what_is_appended_keeps_its_values():
     np.testing.assert_array_equal(grown.bias, [[0, 0, 0, 1e6]])
 
 
+def test_a_correction_of_other_items_is_not_appended_and_nothing_is_removed():
+    prepared = dbn.prepare_gallery(np.eye(3, dtype=np.float32), dbn.Correction(jnp.zeros((1, 3))))
+    with pytest.raises(ValueError, match="has 3 gallery items but `items` has 1 columns"):
+        prepared.append(np.ones((1, 3), np.float32), prepared.correction)
+    np.testing.assert_array_equal(prepared.remove([]).gallery, prepared.gallery)
+    with pytest.raises(TypeError, match="`rows` must hold integers"):
+        prepared.remove(np.zeros(0))
+
+
 def test_a_similarity_is_a_function():
     for similarity_fn in ("cosine", None, 2):
         with pytest.raises(TypeError, match="`similarity_fn` must be a function of rows"):

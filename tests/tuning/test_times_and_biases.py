@@ -230,6 +230,17 @@ def test_dates_are_times():
     assert methods()[-1] == OWN
 
 
+@pytest.mark.parametrize("first", [-(2**63), -3, 2**62, np.uint64(2**64 - 3)], ids=str)
+def test_times_that_float64_cannot_tell_apart_are_told_apart(first):
+    dtype = np.uint64 if isinstance(first, np.uint64) else np.int64
+    times = np.array([first, first + dtype(2), first + dtype(1)], dtype)
+    np.testing.assert_array_equal(folds.times_of(times, 3), [0, 2, 1])
+    ends = np.array([-(2**63), 2**63 - 1])
+    np.testing.assert_array_equal(folds.times_of(ends, 2), [0, 2.0**64])
+    with pytest.raises(ValueError, match="`times` must be finite, got nan in entry 1"):
+        folds.times_of(np.array(["2026-11-01", "NaT"], "datetime64[ns]"), 2)
+
+
 @pytest.mark.parametrize("method", ["sn", "dbsn"])
 def test_sinkhorn_is_fitted_alike_from_whole_matrices_and_streamed(method, monkeypatch):
     gallery, log, pairs, _ = drifting()

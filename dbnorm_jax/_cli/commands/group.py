@@ -8,7 +8,11 @@ import click
 
 import dbnorm_jax
 
+# Names that one may know an option by: scripts of ids say these.
+_KNOWN_AS = {"query-ids": "query-labels", "gallery-ids": "labels", "beta": "beta-query"}
+
 _SETTINGS: dict[str, Any] = {
+    "token_normalize_func": lambda name: _KNOWN_AS.get(name, name),
     "help_option_names": ["-h", "--help"],
     "max_content_width": 100,
     "show_default": True,

@@ -163,7 +163,8 @@ def _number(source: Source, what: str, kind: Any, text: bytes, line: int) -> Any
         value = kind(text)
     except ValueError:
         value = None
-    if value is None or not -_MOST < value < _MOST:  # nor NaN
+    # NaN is neither; Python takes 1_0 for 10, and no other reader of such files does.
+    if value is None or not -_MOST < value < _MOST or b"_" in text:
         found = f"{excerpt(text.decode(errors='replace'))!r} on line {line}"
         raise source.fail(what, found, f"write lines of {_COLUMNS}")
     return value

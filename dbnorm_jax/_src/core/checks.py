@@ -514,6 +514,8 @@ def integers(
 ) -> Any:
     """As `indices`, of JAX or NumPy and of the integer type that was given."""
     array = numeric(name, value)
+    if isinstance(value, list | tuple) and not array.size:  # of no type of its own
+        array = array.astype(np.int32)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise BadTypeError(name, f" must hold integers ({of}), got dtype {array.dtype}")
     if ndim is not None and array.ndim != ndim:

@@ -98,7 +98,8 @@ class PreparedGallery:
             raise checks.BadTypeError(
                 "items", f" must have the gallery's dtype {self.gallery.dtype}, got {items.dtype}"
             )
-        added, own = fitting(correction, items, self.similarity_fn), self.correction
+        added = fitting(correction, items, self.similarity_fn, "items")
+        own = self.correction
         kinds = [
             None if one is None else (one.num_terms, one.active is None) for one in (own, added)
         ]
@@ -151,12 +152,15 @@ class PreparedGallery:
 
 
 def fitting(
-    correction: Correction | None, gallery: jax.Array, similarity_fn: SimilarityFn
+    correction: Correction | None,
+    gallery: jax.Array,
+    similarity_fn: SimilarityFn,
+    of: str = "gallery",
 ) -> Correction | None:
-    """The correction, whole; raises unless it is one of these items."""
+    """The correction, whole; raises unless it is one of these items, which `of` names."""
     if correction is None:
         return None
-    check_streamed(correction, len(gallery))
+    check_streamed(correction, len(gallery), of)
     similarity.check_similarity("correction", correction, similarity_fn, gallery)
     whole: Correction = checks.unsplit(correction)
     return whole

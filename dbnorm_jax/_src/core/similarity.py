@@ -147,10 +147,10 @@ def check_similarity(name: str, state: Any, similarity_fn: SimilarityFn, *embedd
     )
 
 
-def check_streamed(correction: Correction, num_gallery: int) -> None:
-    """Raises unless `correction` is an unbatched one for this many gallery items."""
+def check_streamed(correction: Correction, num_gallery: int, of: str = "gallery") -> None:
+    """Raises unless `correction` is an unbatched one for this many items, those of `of`."""
     checks.correction(correction, Correction)
-    checks.matching_gallery("correction", correction.num_gallery, "gallery", (num_gallery,))
+    checks.matching_gallery("correction", correction.num_gallery, of, (num_gallery,))
     checks.unbatched(correction)
 
 

@@ -124,14 +124,19 @@ class Split(NamedTuple):
 
 
 def times_of(times: Any, num_query_bank: int) -> Floats | None:
-    """As numbers, float64 [num_query_bank]; None where none are given."""
+    """As numbers, float64 [num_query_bank]; None where none are given.
+
+    Integers and dates are counted from the first, which float64 may be unable to tell from others.
+    """
     if times is None:
         return None
     found = np.asarray(times)
-    if found.dtype.kind == "M":  # dates
-        unknown = np.isnat(found)
-        found = np.where(unknown, np.nan, found.astype(np.int64).astype(np.float64))
-    if found.dtype.kind not in "iuf":
+    if found.dtype.kind == "M":
+        unknown, since = np.isnat(found), _from_first(found.astype(np.int64))
+        found = np.where(unknown, np.nan, since if not unknown.any() else 0.0)
+    elif found.dtype.kind in "iu":
+        found = _from_first(found)
+    if found.dtype.kind != "f":
         raise checks.BadTypeError("times", f" must hold numbers or dates, got {found.dtype}")
     if found.shape != (num_query_bank,):
         raise checks.BadValueError(
@@ -143,6 +148,13 @@ def times_of(times: Any, num_query_bank: int) -> Floats | None:
         row = int(np.flatnonzero(~np.isfinite(found))[0])
         raise checks.BadValueError("times", f" must be finite, got {found[row]} in entry {row}")
     return found
+
+
+def _from_first(numbers: Any) -> Floats:
+    """float64 differences of integers from the smallest."""
+    smallest = numbers.min(initial=np.iinfo(numbers.dtype).max)
+    # Modulo 2^64 a difference is right although one of 64 bits with a sign may not hold it.
+    return (numbers.astype(np.uint64) - np.asarray(smallest).astype(np.uint64)).astype(np.float64)
 
 
 def own_bias(biases: Any, num_gallery: int | None) -> jax.Array | None:
