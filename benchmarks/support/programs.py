@@ -24,6 +24,8 @@ _FREE = {
     *("partition-id", "replica-id", "opt-barrier", "add-dependency"),
 }
 _PARTS = {"slice", "dynamic-slice", "gather"}
+# They read as much as they write.
+_COPIES = _PARTS | {"copy"}
 _SAME = {"bitcast", "copy", "convert", "reshape"}
 
 
@@ -147,8 +149,9 @@ class Program:
 
     def _bytes(self, step: Step, types: Mapping[str, str]) -> int:
         operands = [types.get(name, "") for name in step.operands]
-        if step.opcode in _PARTS:
-            return memory(step.result) + _bytes_of(step.result) * bool(memory(operands[0]))
+        if step.opcode.removesuffix("-start") in _COPIES:
+            made = _begun(step.result) if step.opcode.endswith("-start") else step.result
+            return memory(made) + _bytes_of(made) * bool(memory(operands[0]))
         if step.opcode == "dynamic-update-slice":
             return _bytes_of(operands[1]) * bool(memory(step.result)) + memory(operands[1])
         inner = step.called("calls") if step.opcode == "fusion" else []
@@ -210,6 +213,14 @@ def memory(result: str) -> int:
     return sum(
         _size(array) for array in _ARRAY.finditer(result) if not re.search(r"S\([1-9]", array[0])
     )
+
+
+def _begun(result: str) -> str:
+    """What a copy makes that is begun and waited for later: its type names the source, too."""
+    if result.startswith("(("):  # the source stands first, in parentheses of its own
+        result = result[_closing(result, 1) :]
+    found = _ARRAY.search(result)
+    return found[0] if found else ""
 
 
 def _bytes_of(result: str) -> int:

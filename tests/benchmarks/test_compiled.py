@@ -71,6 +71,21 @@ def test_what_lies_on_the_chip_is_no_traffic():
     assert memory("(f32[8,128]{1,0:T(8,128)S(1)}, bf16[8]{0:T(128)}, pred[3]{0})") == 19
 
 
+@pytest.mark.parametrize(
+    ("start", "moved"),
+    [
+        ("(f32[64,256]{1,0:S(1)}, f32[64,256]{1,0}, u32[]{:S(2)}) copy-start(%rows.1)", 64),
+        ("((f32[64,256]{1,0}), f32[4,256]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%rows.1)", 4),
+        ("((f32[64,256]{1,0}), f32[4,256]{1,0}, s32[]{:S(2)}) slice-start(%rows.1)", 8),
+    ],
+)
+def test_a_copy_that_is_begun_moves_what_it_copies(start, moved):
+    """Its type names the source, too."""
+    text = PROGRAM.replace("  %start =", f"  %begun = {start}\n  %start =")
+    (begun,) = [run for run in Program.parse(text).runs() if run.step.name == "begun"]
+    assert begun.bytes_once == moved * 256 * 4
+
+
 def test_programs_of_this_machine_are_read():
     def summed(rows):
         return lax.scan(lambda total, row: (total + jnp.sin(row), None), rows[0], rows)[0]

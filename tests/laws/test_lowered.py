@@ -115,7 +115,7 @@ def test_a_program_has_the_tiles_of_its_platform():
         ("search", "tpu"): 3904,
         ("search", "cuda"): 23_360,
         ("fit", "cpu"): 1024,
-        ("fit", "tpu"): 1024,
+        ("fit", "tpu"): 3904,
         ("fit", "cuda"): 35_008,
     }
     for (name, platform), width in widths.items():
@@ -124,9 +124,10 @@ def test_a_program_has_the_tiles_of_its_platform():
         assert {int(columns) for columns in products} == {width}, (name, platform)
 
 
-def test_a_fit_on_a_gpu_takes_few_steps():
-    """Of each some 36 programs are launched, which would take longer than small products."""
+def test_a_fit_on_an_accelerator_takes_few_steps():
+    """Of each a GPU launches some 36 programs, which would take longer than small products."""
     rows = [jax.ShapeDtypeStruct((count, 512), jnp.float32) for count in (10_240, 102_400)]
     fit = functools.partial(dbn.stream_bank_statistics, beta=20.0)
     assert steps(fit, *rows, platform="cuda") == 20
-    assert steps(fit, *rows, platform="tpu") == steps(fit, *rows) == 1000
+    assert steps(fit, *rows, platform="tpu") == 250
+    assert steps(fit, *rows) == 1000

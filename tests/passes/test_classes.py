@@ -233,7 +233,8 @@ def test_in_random_order_one_look_settles_all_rows(k):
     scores = np.random.default_rng(k).normal(size=(num_rows, num_items)).astype(np.float32)
     much = classes.depth(k, num_items, columns)
     assert k == 1 or not much.complete
-    found = classes.start((num_rows, 1, k), much, jnp.float32)
+    handed_on = None if much.complete else classes.handed_on(k, num_items, columns)
+    found = classes.start((num_rows, 1, k), much, jnp.float32, handed_on=handed_on)
     for start in range(0, num_items, columns):
         tile = jnp.asarray(scores[:, start : start + columns])
         found = classes.add(found, tile, None, jnp.int32(start), None)
@@ -243,6 +244,51 @@ def test_in_random_order_one_look_settles_all_rows(k):
     best = np.sort(scores, axis=1)[:, : -k - 1 : -1]
     done = np.asarray(settled.done)[:, 0]
     np.testing.assert_array_equal(np.asarray(settled.nearest.values)[done, 0], best[done])
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("handed_on", [1, 2])
+def test_what_a_fold_leaves_out_is_within_the_bound(order, handed_on):
+    """What is settled is right, and every item that is not among it ranks after the bound."""
+    k, much = 5, classes.Depth(8, 3, complete=False)
+    scores, offsets, _, valid = drawn(4, order, num_lists=1)
+    found = classes.start((NUM_ROWS, 1, k), much, jnp.float32, handed_on=handed_on)
+    for start in range(0, NUM_ITEMS, TILE):
+        part = slice(start, start + TILE)
+        less = (jnp.asarray(offsets[part, 0]),)
+        entering = jnp.asarray(valid[None, part])
+        found = classes.add(found, jnp.asarray(scores[:, part]), less, jnp.int32(start), entering)
+    folded = np.asarray(found.lists[0].folded)
+    assert (folded > -np.inf).any()
+    none = selection.start_nearest((NUM_ROWS, 1, k), jnp.float32)
+    nearest, bound, done = classes.settle(found, classes.Ranked(*none))
+    numbers = np.where(np.isnan(scores), np.finfo(np.float32).min, scores - offsets[:, 0])
+    numbers = np.where(valid, numbers, -np.inf)
+    best = np.lexsort((np.broadcast_to(np.arange(NUM_ITEMS), numbers.shape), -numbers))[:, :k]
+    for row in range(NUM_ROWS):
+        level, index = np.asarray(bound.values)[row, 0], np.asarray(bound.indices)[row, 0]
+        is_before = [
+            (numbers[row, item], -item) >= (level, -index) and numbers[row, item] > -np.inf
+            for item in best[row]
+        ]
+        settled = best[row][is_before]
+        np.testing.assert_array_equal(np.asarray(nearest.indices)[row, 0, : len(settled)], settled)
+        assert bool(done[row, 0]) == (len(settled) == k)
+
+
+@pytest.mark.parametrize("k", [2, 5, 40])
+def test_what_is_picked_is_what_is_sorted(k):
+    """One by one, as TPUs find the nearest: with ties, and where there are fewer."""
+    random = np.random.default_rng(k)
+    values = random.choice([-np.inf, -1, -0.0, 0.0, 2, np.inf], (6, 50), p=[0.5, *[0.1] * 5])
+    places = np.stack([random.permutation(50) for _ in range(6)])
+    items = classes.Ranked(jnp.asarray(values, jnp.float32), jnp.asarray(places, jnp.int32))
+    picked, wanted = classes._best_by_picking(items, k), classes._best_by_sort(items, k)
+    there = np.asarray(wanted.values) > -np.inf
+    np.testing.assert_array_equal(picked.values, wanted.values)
+    np.testing.assert_array_equal(
+        np.asarray(picked.indices)[there], np.asarray(wanted.indices)[there]
+    )
 
 
 @pytest.mark.parametrize("k", [200, 400])

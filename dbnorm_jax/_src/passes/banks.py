@@ -15,9 +15,10 @@ from dbnorm_jax._src.passes.selection import Nearest, add_tile, is_apart, seen_b
 from dbnorm_jax._src.passes.streaming import COLUMNS, Columns
 from dbnorm_jax._src.passes.sweep import Chunk, Items, Pass, Rows, Tile, Tiling, sweep
 
-# Gallery items per tile: on GPUs each step of a loop starts programs, which take longer than the
-# products of a small tile. 256 MiB of float32 similarities with 1024 rows.
-WIDTHS = Columns(COLUMNS, COLUMNS, 2**16)
+# Gallery items per tile: on TPUs so many that a fold pays (`passes/classes.py`); on GPUs each step
+# of a loop starts programs, which take longer than the products of a small tile. 256 MiB of float32
+# similarities with 1024 rows.
+WIDTHS = Columns(COLUMNS, 4096, 2**16)
 
 
 class BankMeans(NamedTuple):

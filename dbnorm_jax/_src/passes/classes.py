@@ -7,11 +7,16 @@ shows. What a class has left out ranks after the last that it keeps, so
     bound      the first of all these last items, in the order of the search
     settled    the items kept that rank no later than the bound: the nearest of all, in order
 
+Where classes are many, a tile is folded first: each class takes only the best few of its items in
+the tile. What the fold leaves out is known by its value, and the bound ranks before all of that.
+
 A row of which fewer than k are settled is looked at again: the items after its bound, in classes
-that are turned from tile to tile. Each look settles as many items as a class keeps, or more. So
-answers are exact in any order of the gallery; ties go to the lowest index.
+that are turned from tile to tile, of tiles that are not folded. Each look settles as many items as
+a class keeps, or more. So answers are exact in any order of the gallery; ties go to the lowest
+index.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
@@ -21,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dbnorm_jax._src.core import numerics
+from dbnorm_jax._src.core import elementary, numerics
 from dbnorm_jax._src.passes.again import looked_at_again
 
 # Classes for a k up to the number before them: some vectors of an accelerator's lanes.
@@ -30,6 +35,10 @@ _CLASSES = ((128, 256), (512, 512), (1024, 1024))
 MOST = _CLASSES[-1][0]
 # Share of rows that may need another look, where the gallery is in random order.
 _SHARE = 1e-4
+# Tiles in which classes have more items, as those of GPUs, are not folded: all items are inserted.
+_MOST_FOLDED = 16
+# So many of the nearest a TPU finds sooner one by one than by a sort.
+_MOST_PICKED = _CLASSES[0][0]
 _NO_PLACE = 2**31 - 1
 
 
@@ -42,20 +51,32 @@ class Depth(NamedTuple):
 
 
 def depth(k: int, num_items: int, columns: int) -> Depth:
-    """Of a search for k neighbors among so many items, in tiles of so many columns.
-
-    In random order a class holds a number of the k nearest that is about Poisson distributed.
-    """
+    """Of a search for k neighbors among so many items, in tiles of so many columns."""
     num_classes = next(number for most, number in _CLASSES if k <= most)
-    mean, kept = k / num_classes, 0
-    term, rest = math.exp(-mean), 1.0
-    while rest * num_classes > _SHARE:
-        rest -= term
-        kept += 1
-        term *= mean / kept
     of_class = -(-num_items // columns) * -(-columns // num_classes)  # at most
-    kept = min(kept, k, of_class)
+    kept = min(_most_together(k, num_classes) + 1, k, of_class)
     return Depth(num_classes, kept, kept in (k, of_class))
+
+
+def handed_on(k: int, num_items: int, columns: int) -> int:
+    """Items that a class takes of a tile so wide, one of those that so many items are cut into."""
+    num_classes = depth(k, num_items, columns).num_classes
+    return max(1, _most_together(k, num_classes * -(-num_items // columns)))
+
+
+def _most_together(k: int, places: int) -> int:
+    """How many of the k nearest stand in one place of so many, in all but a _SHARE of rows.
+
+    In random order their number is about Poisson distributed.
+    """
+    mean, number = k / places, 0
+    term = math.exp(-mean)
+    rest = 1 - term
+    while rest * places > _SHARE:
+        number += 1
+        term *= mean / number
+        rest -= term
+    return number
 
 
 class Ranked(NamedTuple):
@@ -77,23 +98,30 @@ class Ranked(NamedTuple):
         return Ranked(function(self.values), function(self.indices))
 
 
-class Classes(NamedTuple):
-    """The best items so far of each class of each list; -inf where there are fewer."""
+class Class(NamedTuple):
+    """What is known of each class of a list, [num_rows, num_classes] each."""
 
-    kept: tuple[tuple[Ranked, ...], ...]  # [num_lists][kept] of [num_rows, num_classes]
-    after: Ranked | None  # [num_rows, num_lists], items that rank later enter; None = all
-    turn: jax.Array | None  # int32, which classes the columns fall into; None = by column
+    kept: tuple[Ranked, ...]  # the best so far, best first; -inf where there are fewer
+    folded: jax.Array  # no value that a fold has left out is above
 
 
-def start(
-    shape: tuple[int, ...], much: Depth, dtype: jnp.dtype, after: Any = None, turn: Any = None
-) -> Classes:
-    """Classes for Nearest of a shape [num_rows, num_lists, k]."""
-    none = Ranked(
-        jnp.full((shape[0], much.num_classes), -jnp.inf, dtype),
-        jnp.zeros((shape[0], much.num_classes), jnp.int32),
-    )
-    return Classes(((none,) * much.kept,) * shape[1], after, turn)
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Classes:
+    """The best items so far of each class of each list."""
+
+    lists: tuple[Class, ...]
+    after: Ranked | None = None  # [num_rows, num_lists], items that rank later enter; None = all
+    turn: jax.Array | None = None  # int32, which classes the columns fall into; None = by column
+    # Items that a class takes of a tile; None = all.
+    handed_on: int | None = dataclasses.field(default=None, metadata={"static": True})
+
+
+def start(shape: tuple[int, ...], much: Depth, dtype: jnp.dtype, **options: Any) -> Classes:
+    """Classes for Nearest of a shape [num_rows, num_lists, k]; options are fields of theirs."""
+    values = jnp.full((shape[0], much.num_classes), -jnp.inf, dtype)
+    none = Ranked(values, jnp.zeros(values.shape, jnp.int32))
+    return Classes((Class((none,) * much.kept, values),) * shape[1], **options)
 
 
 def add(
@@ -105,8 +133,13 @@ def add(
 ) -> Classes:
     """Adds a tile, as `selection.add_tile`; `entering` [1 or num_rows, num_columns] is a mask."""
     indices = start + lax.iota(jnp.int32, similarities.shape[1])
-    added = []
-    for place, kept in enumerate(classes.kept):
+    added: list[Class] = []
+    for place, known in enumerate(classes.lists):
+        if len(classes.lists) > 1:
+            # Scores of all lists at once would leave TPUs no memory on the chip for the classes.
+            similarities, added = on_tpu(
+                (similarities, added), tpu=elementary.separate, default=lambda parts: parts
+            )
         scores = similarities if offsets is None else similarities - offsets[place][None]
         scores = numerics.below_every_number(scores)
         if entering is not None:
@@ -115,14 +148,21 @@ def add(
             after = classes.after.map(lambda part: part[:, place, None])  # noqa: B023
             early = Ranked(scores, jnp.broadcast_to(indices, scores.shape)).no_later(after)
             scores = jnp.where(early, -jnp.inf, scores)
-        added.append(_add_scores(kept, scores, indices, classes.turn))
-    return classes._replace(kept=tuple(added))
+        items = _by_class(scores, indices, known.folded.shape[1], classes.turn)
+        added.append(_added(known, items, classes.handed_on))
+    return dataclasses.replace(classes, lists=tuple(added))
 
 
-def _add_scores(
-    kept: tuple[Ranked, ...], scores: jax.Array, indices: jax.Array, turn: jax.Array | None
-) -> tuple[Ranked, ...]:
-    num_columns, num_classes = scores.shape[1], kept[0].values.shape[1]
+def on_tpu(*arrays: Any, tpu: Callable[..., Any], default: Callable[..., Any]) -> Any:
+    """One of the two, by the platform that the program is lowered for."""
+    return lax.platform_dependent(*arrays, tpu=tpu, default=default)
+
+
+def _by_class(
+    scores: jax.Array, indices: jax.Array, num_classes: int, turn: jax.Array | None
+) -> list[Ranked]:
+    """The items of a tile, of each class one after the other."""
+    num_columns, parts = scores.shape[1], []
     for first in range(0, num_columns, num_classes):
         part = slice(first, min(first + num_classes, num_columns))
         missing = first + num_classes - part.stop
@@ -132,8 +172,22 @@ def _add_scores(
         )
         if turn is not None:
             items = items.map(partial(_turned, by=_scattered(indices[first], turn, num_classes)))
-        kept = _inserted(kept, items)
-    return kept
+        parts.append(items)
+    return parts
+
+
+def _added(known: Class, items: list[Ranked], handed_on: int | None) -> Class:
+    kept, folded = known
+    if handed_on is not None and handed_on < len(items) <= _MOST_FOLDED:
+        none = Ranked(jnp.full_like(folded, -jnp.inf), jnp.zeros(folded.shape, jnp.int32))
+        best: tuple[Ranked, ...] = (none,) * handed_on
+        for item in items:
+            best, left = _inserted(best, item)
+            folded = jnp.maximum(folded, left.values)
+        items = list(best)
+    for item in items:
+        kept, _ = _inserted(kept, item)
+    return Class(kept, folded)
 
 
 def _scattered(place: jax.Array, turn: jax.Array, size: int) -> jax.Array:
@@ -148,19 +202,23 @@ def _turned(part: jax.Array, by: jax.Array) -> jax.Array:
     return lax.dynamic_slice_in_dim(twice, part.shape[1] - by, part.shape[1], axis=1)
 
 
-def _inserted(kept: tuple[Ranked, ...], items: Ranked) -> tuple[Ranked, ...]:
-    """One item of each class inserted after all that are at least as near."""
-    new, before = [], None
+def _inserted(kept: tuple[Ranked, ...], item: Ranked) -> tuple[tuple[Ranked, ...], Ranked]:
+    """One item of each class inserted after all that are at least as near, and what falls out."""
+    new, moved = [], item
     for old in kept:
-        better = items.values > old.values
-        if before is None:
-            moved = items
-        else:  # what stood before it, or the item itself
-            passed, earlier = before
-            moved = earlier.where(passed, items)
-        new.append(moved.where(better, old))
-        before = better, old
-    return tuple(new)
+        better = item.values > old.values
+        new.append(
+            Ranked(
+                jnp.maximum(old.values, moved.values),
+                jnp.where(better, moved.indices, old.indices),
+            )
+        )
+        # All that rank after the item move on, in their order.
+        moved = Ranked(
+            jnp.minimum(old.values, moved.values),
+            jnp.where(better, old.indices, moved.indices),
+        )
+    return tuple(new), moved
 
 
 class Settled(NamedTuple):
@@ -177,17 +235,21 @@ def settle(classes: Classes, known: Ranked, *, complete: bool = False) -> Settle
     With `complete` classes these are all: none of the nearest is left out.
     """
     lists = [
-        _settle(kept, known.map(lambda part: part[:, place]), complete)  # noqa: B023
-        for place, kept in enumerate(classes.kept)
+        _settle(of_list, known.map(lambda part: part[:, place]), complete)  # noqa: B023
+        for place, of_list in enumerate(classes.lists)
     ]
     settled: Settled = jax.tree.map(lambda *parts: jnp.stack(parts, axis=1), *lists)
     return settled
 
 
-def _settle(kept: tuple[Ranked, ...], known: Ranked, complete: bool) -> Settled:
+def _settle(classes: Class, known: Ranked, complete: bool) -> Settled:
+    kept, folded = classes
     bound = _first(kept[-1])
     if complete:
         bound = bound._replace(values=jnp.full_like(bound.values, -jnp.inf))
+    # Which of the items with its value a fold has left out first, it does not say.
+    left = Ranked(folded.max(axis=1), jnp.full_like(bound.indices, -1))
+    bound = left.where(left.values >= bound.values, bound)
     of_rows = bound.map(lambda part: part[:, None])
     candidates: Ranked = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *kept)
     values = jnp.where(candidates.no_later(of_rows), candidates.values, -jnp.inf)
@@ -195,14 +257,34 @@ def _settle(kept: tuple[Ranked, ...], known: Ranked, complete: bool) -> Settled:
         jnp.concatenate([known.values, values], axis=1),
         jnp.concatenate([known.indices, candidates.indices], axis=1),
     )
-    k = known.values.shape[1]
-    if k == 1:
-        nearest = _first(joined).map(lambda part: part[:, None])
-    else:
-        lowest_first = lax.sort((-joined.values, joined.indices), dimension=1, num_keys=2)
-        nearest = Ranked(-lowest_first[0][:, :k], lowest_first[1][:, :k])
+    nearest = _best(joined, known.values.shape[1])
     last = nearest.map(lambda part: part[:, -1])
     return Settled(nearest, bound, last.no_later(bound) | (bound.values == -jnp.inf))
+
+
+def _best(items: Ranked, k: int) -> Ranked:
+    """[num_rows, k] the first k of each row, by rank."""
+    if k == 1:
+        return _first(items).map(lambda part: part[:, None])
+    if k > _MOST_PICKED:
+        return _best_by_sort(items, k)
+    return on_tpu(items, tpu=partial(_best_by_picking, k=k), default=partial(_best_by_sort, k=k))
+
+
+def _best_by_sort(items: Ranked, k: int) -> Ranked:
+    lowest_first = lax.sort((-items.values, items.indices), dimension=1, num_keys=2)
+    return Ranked(-lowest_first[0][:, :k], lowest_first[1][:, :k])
+
+
+def _best_by_picking(items: Ranked, k: int) -> Ranked:
+    """One after the other: each takes two looks at the row, a sort many more."""
+
+    def pick(values: jax.Array, _: None) -> tuple[jax.Array, Ranked]:
+        first = _first(items._replace(values=values))
+        return jnp.where(items.indices == first.indices[:, None], -jnp.inf, values), first
+
+    picked: Ranked = lax.scan(pick, items.values, None, length=k)[1]
+    return picked.map(jnp.transpose)
 
 
 def _first(items: Ranked) -> Ranked:
@@ -232,7 +314,7 @@ def look_again(
 
         def again(state: tuple[jax.Array, Settled]) -> tuple[jax.Array, Settled]:
             turn, settled = state
-            empty = start((*shape, k), much, before.values.dtype, settled.bound, turn)
+            empty = start((*shape, k), much, before.values.dtype, after=settled.bound, turn=turn)
             return turn + 1, settle(look(rows, empty), settled.nearest)
 
         state = jnp.int32(1), Settled(before, after, jnp.broadcast_to(~there[:, None], shape))

@@ -251,7 +251,11 @@ def _meet_by_classes(
         for columns in tiling.columns
     ]
     much = max(depths, key=lambda depth: (depth.kept, not depth.complete))
-    empty = classes.start(known.values.shape, much, known.values.dtype)
+    handed_on = None
+    if not much.complete:
+        widest = even_size(num_items, tiling.columns.tpu)
+        handed_on = classes.handed_on(known.values.shape[-1], num_items, widest)
+    empty = classes.start(known.values.shape, much, known.values.dtype, handed_on=handed_on)
     met = _meet_tiles(kept, tiling, _with_nearest(so_far, empty), rows, items, state)
     (collected,) = _nearest_of(met[0])
     found = classes.settle(collected, known, complete=much.complete)
