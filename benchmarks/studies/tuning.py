@@ -57,6 +57,9 @@ from dbnorm_jax._src.tuning import grid as candidates
 from dbnorm_jax._src.tuning import held_out, mixture
 
 SIZES = (100, 300, 1000, None)
+# Okabe and Ito's, told apart with any color vision; markers differ as well.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 FIXED: dict[str, tuple[str, dict[str, Any]]] = {
     "IS(20)": ("is", {"beta_query": 20.0}),
     "DIS(20)": ("dis", {"beta_query": 20.0}),
@@ -346,7 +349,6 @@ def print_report(cells: dict[Cell, list[Draw]]) -> None:
 
 def write_plots(cells: dict[Cell, list[Draw]], folder: Path) -> None:
     """The temperature sweep of IS, and gain against the size of the bank."""
-    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     grid = candidates.grid(1.0)
@@ -356,13 +358,14 @@ def write_plots(cells: dict[Cell, list[Draw]], folder: Path) -> None:
     gains = np.array(list(by_cell.values()))
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.subplots(1, 2)
-    for weight, color in zip((0.25, 0.5, 0.75, 1.0), ("C0", "C1", "C2", "C3"), strict=True):
+    styles = zip((0.25, 0.5, 0.75, 1.0), COLORS, MARKERS, strict=False)
+    for weight, color, marker in styles:
         rows = (grid.method == 1) & (grid.weight_query == weight)
         for place, reduce in enumerate((np.mean, np.min)):
             axes[place].plot(
                 grid.beta_query[rows],
                 reduce(gains[:, rows], axis=0),
-                "o-",
+                marker=marker,
                 color=color,
                 label=f"weight {weight:g}",
             )
@@ -386,15 +389,22 @@ def write_plots(cells: dict[Cell, list[Draw]], folder: Path) -> None:
     axes = figure.subplots()
     sizes = sorted({size for _, size in cells}, key=lambda size: (size == "all", len(size), size))
     names = list(dict.fromkeys(name for name, _ in cells))
-    colors = colormaps["tab20"](np.linspace(0, 1, max(len(names), 2)))
-    for color, name in zip(colors, names, strict=False):
+    # A set, or a pair of languages, has a color and a marker; its other direction is dashed.
+    sides = [frozenset(name.removeprefix("emoji ").split(" -> ")) for name in names]
+    sides = [
+        side if len(side) == 2 else name.split(",")[0]
+        for side, name in zip(sides, names, strict=True)
+    ]
+    known: list[Any] = list(dict.fromkeys(sides))
+    for name, side in zip(names, sides, strict=True):
+        place, style = known.index(side), "--" if side in sides[: names.index(name)] else "-"
         found = [
             (sizes.index(size), _mean(100 * (d.auto.mean() - d.raw.mean()) for d in draws_))
             for (of, size), draws_ in cells.items()
             if of == name
         ]
-        style = "--" if "reversed" in name else "-"
-        axes.plot(*zip(*found, strict=True), "o" + style, color=color, label=name, markersize=4)
+        look = {"color": COLORS[place % len(COLORS)], "marker": MARKERS[place % len(MARKERS)]}
+        axes.plot(*zip(*found, strict=True), style, **look, label=name, markersize=4)
     axes.set_xticks(range(len(sizes)), [f"{size}" for size in sizes])
     axes.set(xlabel="pairs in the bank", ylabel="auto: gain over raw, points of R@1")
     axes.axhline(0, color="gray", linewidth=0.8)
