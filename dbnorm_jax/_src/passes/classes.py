@@ -117,11 +117,20 @@ class Classes:
     handed_on: int | None = dataclasses.field(default=None, metadata={"static": True})
 
 
-def start(shape: tuple[int, ...], much: Depth, dtype: jnp.dtype, **options: Any) -> Classes:
-    """Classes for Nearest of a shape [num_rows, num_lists, k]; options are fields of theirs."""
+def start(
+    shape: tuple[int, ...],
+    much: Depth,
+    dtype: jnp.dtype,
+    *,
+    after: Ranked | None = None,
+    turn: jax.Array | None = None,
+    handed_on: int | None = None,
+) -> Classes:
+    """Classes for Nearest of a shape [num_rows, num_lists, k]."""
     values = jnp.full((shape[0], much.num_classes), -jnp.inf, dtype)
     none = Ranked(values, jnp.zeros(values.shape, jnp.int32))
-    return Classes((Class((none,) * much.kept, values),) * shape[1], **options)
+    lists = (Class((none,) * much.kept, values),) * shape[1]
+    return Classes(lists, after, turn, handed_on)
 
 
 def add(
