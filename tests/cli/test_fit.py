@@ -302,6 +302,8 @@ def test_fit_auto(call, unit):
     call(*tune, "--gallery", "gallery.npy", "--output", "choice.npz")
     call(*FIT, *banks, "--choice", "choice.npz", "--output", "chosen.npz")
     assert_same(dbn.load("chosen.npz"), correction)
+    # Rows that are read whole are prepared for inner products; asked for is the cosine.
+    assert {dbn.load(f"{name}.npz").similarity for name in ("c", "chosen")} == {"cosine_similarity"}
     err = call(*FIT, "--choice", "choice.npz", "--output", "d.npz", expect=2)
     assert (
         f"--gallery-bank: expected one, as --choice 'choice.npz' was chosen with one of {SIZE}"
@@ -348,6 +350,7 @@ def test_fit_auto_leaves_an_item_s_own_queries_out(call, arrays, unit, num_known
     correction = dbn.tuning.fit(choice, **arrays, pairs=pairs)
     assert choice.name != "raw"
     assert_same(dbn.load("c.npz"), correction)
+    assert dbn.load("c.npz").similarity == "cosine_similarity"
     left_in = dbn.tuning.fit(choice, **arrays, pairs=0 * pairs - 1)
     apart = np.asarray(left_in.bias - correction.bias)[0]
     if num_known < SIZE:  # mixtures are centered

@@ -425,7 +425,7 @@ def test_without_whole_banks_in_memory_sinkhorn_is_no_candidate(tuned, monkeypat
 
     dual = of_table(choice, TABLE, [0.5, 0, 0, 0.25, 0, 0.25])
     with pytest.raises(ValueError, match=r"`choice` must .*, got sn, dbsn, .* mergeable=True"):
-        mixture.fit_chosen(dual, Statistics(), 10, jnp.float32)
+        mixture.fit_chosen(dual, Statistics(), 10, jnp.float32, similarity_fn=dbn.dot_product)
 
 
 def test_files(tuned, tmp_path):

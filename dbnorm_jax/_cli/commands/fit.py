@@ -331,7 +331,9 @@ class _Work:
             self.told = tuple(choice.summary().split("\n"))
             size = len(self.files["gallery"].rows)
             source = self._whole(rows) if needs_whole_banks(choice) else self
-            state: Any = fit_chosen(choice, source, size, jnp.float32)
+            # What was asked for: rows that are read whole are prepared for inner products.
+            similarity_fn = self.settings.similarity_fn
+            state: Any = fit_chosen(choice, source, size, jnp.float32, similarity_fn=similarity_fn)
         elif row is None:
             beta = self.parameters["beta_query"]
             state = self.statistics("query", beta, self.parameters["k"])

@@ -36,7 +36,8 @@ def _auto(source: Any) -> tuple[dbn.Correction, dbn.tuning.Choice]:
         trust_banks=source.test.trust_banks,
     )
     streamed = source.streamed(source.gallery, exclude)
-    return fit_chosen(choice, streamed, len(source.gallery), jnp.float32), choice
+    size, similarity_fn = len(source.gallery), source.similarity_fn
+    return fit_chosen(choice, streamed, size, jnp.float32, similarity_fn=similarity_fn), choice
 
 
 _OTHERS = {

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy.typing as npt
 
 from dbnorm_jax._src.core import checks
-from dbnorm_jax._src.core.similarity import name_of
+from dbnorm_jax._src.core.similarity import SimilarityFn, known_by
 from dbnorm_jax._src.core.types import Correction
 from dbnorm_jax._src.corrections.table import SINKHORN_ITERATIONS, TABLE, Source
 from dbnorm_jax._src.tuning import grid, held_out, split
@@ -48,6 +48,7 @@ def fit_chosen(
     num_gallery: int,
     dtype: Any,
     *,
+    similarity_fn: SimilarityFn,
     times: Floats | None = None,
     own: jax.Array | None = None,
 ) -> Correction:
@@ -61,6 +62,7 @@ def fit_chosen(
       source: of the banks.
       num_gallery: items.
       dtype: of the bias.
+      similarity_fn: what the correction is known to be of; raw is of any.
       times: [num_query_bank], if the source can weigh its rows.
       own: [num_gallery], the caller's own bias.
 
@@ -89,10 +91,10 @@ def fit_chosen(
         return found
     table = grid.from_rows([(part.method, part.columns) for part in parts])
     frequency = jnp.asarray([part.frequency for part in parts], dtype)
-    biases, similarity = fitted(table, source, num_gallery, dtype, times)
+    biases = fitted(table, source, num_gallery, dtype, times)
     if own is not None:
         biases = held_out.with_own(biases, jnp.asarray(table.weight_own), own)
-    return Correction(mixed(frequency, biases)[None], None, similarity)
+    return known_by(Correction(mixed(frequency, biases)[None], None), similarity_fn)
 
 
 def fitted(
@@ -101,12 +103,11 @@ def fitted(
     num_gallery: int,
     dtype: jnp.dtype,
     times: Floats | None = None,
-) -> tuple[jax.Array, str | None]:
-    """[num_candidates, num_gallery], the bias of each, 0 of raw; and the similarity."""
+) -> jax.Array:
+    """[num_candidates, num_gallery], the bias of each; raw is 0."""
     plan = held_out.planned(table, dtype)
-    prepared, similarity = _prepared(plan, source, num_gallery, times)
-    biases = _biases(prepared, plan.parameters, groups=plan.groups, num_columns=num_gallery)
-    return biases, similarity
+    prepared = _prepared(plan, source, num_gallery, times)
+    return _biases(prepared, plan.parameters, groups=plan.groups, num_columns=num_gallery)
 
 
 _biases = jax.jit(held_out.biases, static_argnames=("groups", "num_columns"))
@@ -132,31 +133,24 @@ def mixed(frequency: jax.Array, biases: jax.Array) -> jax.Array:
 
 def _prepared(
     plan: held_out.Plan, source: Any, num_gallery: int, times: Floats | None
-) -> tuple[held_out.Prepared, str | None]:
+) -> held_out.Prepared:
     dtype = plan.betas.dtype
     nothing = jnp.zeros((0, num_gallery), dtype)
     means: Any = None
-    made: set[str | None] = set()  # the similarities of the states
     if len(plan.betas):
-        states = [
-            _aged(source, times, half_life).statistics("query", plan.betas, 0)
-            for half_life in plan.half_lives
-        ]
-        made |= {state.similarity for state in states}
         means = jax.tree.map(
-            lambda *fields: jnp.concatenate(fields), *(state.means for state in states)
+            lambda *fields: jnp.concatenate(fields),
+            *(
+                _aged(source, times, half_life).statistics("query", plan.betas, 0).means
+                for half_life in plan.half_lives
+            ),
         )
-    largest = nothing
-    if plan.most:
-        state = source.largest(plan.most)
-        made.add(state.similarity)
-        largest = state.values
+    largest = source.largest(plan.most).values if plan.most else nothing
 
     def sinkhorn(temperatures: jax.Array, *, dual: bool) -> jax.Array:
         if not len(temperatures):
             return nothing
 
-        made.add(name_of(source.similarity_fn))
         if split.sinkhorn_fits(source.query_bank, source.gallery, source.gallery_bank):
             return _held_sinkhorn(source, temperatures, dual=dual)
 
@@ -168,8 +162,7 @@ def _prepared(
 
     single, dual = plan.temperatures
     found = sinkhorn(single, dual=False), sinkhorn(dual, dual=True)
-    prepared = held_out.Prepared(plan.betas, plan.temperatures, means, largest, found)
-    return prepared, next(iter(made)) if len(made) == 1 else None
+    return held_out.Prepared(plan.betas, plan.temperatures, means, largest, found)
 
 
 def _held_sinkhorn(source: Any, temperatures: jax.Array, *, dual: bool) -> jax.Array:

@@ -265,7 +265,11 @@ def fit(
         exclude = {} if partners is None else partners._asdict()
     source = Streamed(items, query, jnp.asarray(banks.gallery), exclude, similarity_fn)
     dtype = numerics.accumulation_dtype(items.dtype, query.dtype)
-    known: Any = {"times": asked, "own": own if judged else None}
+    known: Any = {
+        "similarity_fn": similarity_fn,
+        "times": asked,
+        "own": own if judged else None,
+    }
     fitted = mixture.fit_chosen(choice, source, len(items), dtype, **known)
     return fitted if own is None or judged else mixture.added(fitted, own)
 
