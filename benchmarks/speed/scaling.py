@@ -17,7 +17,7 @@ import numpy as np
 import dbnorm_jax as dbn
 from benchmarks.speed.search import corrections
 from benchmarks.support import common, report
-from benchmarks.support.common import Timing, bare_scan, interleaved, unit_rows
+from benchmarks.support.common import COLORS, Timing, bare_scan, interleaved, unit_rows
 from benchmarks.support.report import Figure, Record, Target
 
 SIZES = {"smallest": 4096, "steps": 4, "gallery": 10240, "dim": 512, "repetitions": 7}
@@ -105,7 +105,7 @@ def draw(sizes: Sequence[int], curves: dict[str, dict[str, list[Timing]]], pictu
     from matplotlib.ticker import NullLocator
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4), layout="constrained")
-    for color, (axis, timings) in zip(("C0", "C1", "C2"), curves.items(), strict=True):
+    for color, (axis, timings) in zip(COLORS, curves.items(), strict=False):
         for who, style in (("ours", "o-"), ("bare", "x:")):
             shortest = [timing.seconds.min() for timing in timings[who]]
             label = axis if who == "ours" else None

@@ -28,7 +28,7 @@ import math
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,7 +46,7 @@ from benchmarks.studies.significance import (
     set_of,
     smallest_effect,
 )
-from benchmarks.support.common import machine
+from benchmarks.support.common import COLORS, MARKERS, machine
 from dbnorm_jax._cli.reading.arrays import read_set
 from dbnorm_jax._cli.reading.emoji_names import emoji_names
 from dbnorm_jax._cli.reading.sets import EvaluationSet, reversed_set
@@ -57,9 +57,6 @@ from dbnorm_jax._src.tuning import grid as candidates
 from dbnorm_jax._src.tuning import held_out, mixture
 
 SIZES = (100, 300, 1000, None)
-# Okabe and Ito's, told apart with any color vision; markers differ as well.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 FIXED: dict[str, tuple[str, dict[str, Any]]] = {
     "IS(20)": ("is", {"beta_query": 20.0}),
     "DIS(20)": ("dis", {"beta_query": 20.0}),
@@ -303,6 +300,7 @@ def print_report(cells: dict[Cell, list[Draw]]) -> None:
         print(
             f"{name:44}{mean.value:+7.2f}{shown:>17}{gains.min():+8.2f}{(gains < -1e-9).sum():17d}"
         )
+    print_by_size(numbers)
     print("\ntargets")
     fixed_best = max(columns[name].mean() for name in names)
     small, one, two = best < 1, best >= 1, best >= 2
@@ -347,6 +345,32 @@ def print_report(cells: dict[Cell, list[Draw]]) -> None:
         print("  none")
 
 
+def print_by_size(numbers: Mapping[Cell, Summary]) -> None:
+    """Means over the cells of each size of the bank, and what their queries could show."""
+    by_size: dict[str, list[Summary]] = defaultdict(list)
+    for (_, size), row in numbers.items():
+        by_size[size].append(row)
+    print(
+        f"\n{'pairs in the bank':21}{'cells':>5}{'auto':>8}{'oracle':>8}{'debiased':>10}"
+        f"{'share of debiased':>19}{'raw kept':>10}"
+    )
+    for size, rows in by_size.items():
+        auto, best, fair, kept = (
+            float(np.mean([getattr(row, name) for row in rows]))
+            for name in ("auto", "oracle", "debiased", "kept_raw")
+        )
+        print(
+            f"{size:21}{len(rows):5}{auto:+8.2f}{best:+8.2f}{fair:+10.2f}{auto / fair:19.0%}"
+            f"{kept:10.0%}"
+        )
+    shown = [row.could_show for row in numbers.values()]
+    less = sum(row.debiased < row.could_show for row in numbers.values())
+    print(
+        f"could show: {min(shown):.1f} to {max(shown):.1f} points; "
+        f"the debiased oracle gains less in {less} of {len(shown)} cells"
+    )
+
+
 def write_plots(cells: dict[Cell, list[Draw]], folder: Path) -> None:
     """The temperature sweep of IS, and gain against the size of the bank."""
     from matplotlib.figure import Figure
@@ -358,8 +382,7 @@ def write_plots(cells: dict[Cell, list[Draw]], folder: Path) -> None:
     gains = np.array(list(by_cell.values()))
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.subplots(1, 2)
-    styles = zip((0.25, 0.5, 0.75, 1.0), COLORS, MARKERS, strict=False)
-    for weight, color, marker in styles:
+    for weight, color, marker in zip((0.25, 0.5, 0.75, 1.0), COLORS, MARKERS, strict=False):
         rows = (grid.method == 1) & (grid.weight_query == weight)
         for place, reduce in enumerate((np.mean, np.min)):
             axes[place].plot(
@@ -389,27 +412,30 @@ def write_plots(cells: dict[Cell, list[Draw]], folder: Path) -> None:
     axes = figure.subplots()
     sizes = sorted({size for _, size in cells}, key=lambda size: (size == "all", len(size), size))
     names = list(dict.fromkeys(name for name, _ in cells))
-    # A set, or a pair of languages, has a color and a marker; its other direction is dashed.
-    sides = [frozenset(name.removeprefix("emoji ").split(" -> ")) for name in names]
-    sides = [
-        side if len(side) == 2 else name.split(",")[0]
-        for side, name in zip(sides, names, strict=True)
-    ]
-    known: list[Any] = list(dict.fromkeys(sides))
-    for name, side in zip(names, sides, strict=True):
-        place, style = known.index(side), "--" if side in sides[: names.index(name)] else "-"
+    for name, look in looks(names).items():
         found = [
             (sizes.index(size), _mean(100 * (d.auto.mean() - d.raw.mean()) for d in draws_))
             for (of, size), draws_ in cells.items()
             if of == name
         ]
-        look = {"color": COLORS[place % len(COLORS)], "marker": MARKERS[place % len(MARKERS)]}
-        axes.plot(*zip(*found, strict=True), style, **look, label=name, markersize=4)
+        axes.plot(*zip(*found, strict=True), **look, label=name, markersize=4)
     axes.set_xticks(range(len(sizes)), [f"{size}" for size in sizes])
     axes.set(xlabel="pairs in the bank", ylabel="auto: gain over raw, points of R@1")
     axes.axhline(0, color="gray", linewidth=0.8)
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(folder / "gain_by_bank_size.png", dpi=130)
+
+
+def looks(names: Sequence[str]) -> dict[str, dict[str, str]]:
+    """How the lines of sets look: the two directions of one are alike, the second dashed."""
+    found: dict[frozenset[str], int] = {}  # what both directions share -> its place
+    result = {}
+    for name in names:
+        ends = frozenset(name.removesuffix(", reversed").removeprefix("emoji ").split(" -> "))
+        style = "--" if ends in found else "-"
+        place = found.setdefault(ends, len(found)) % len(COLORS)
+        result[name] = {"color": COLORS[place], "marker": MARKERS[place], "linestyle": style}
+    return result
 
 
 def _file(cache: Path, cell: Cell, number: int) -> Path:

@@ -1,4 +1,4 @@
-"""What the benchmarks share: inputs, another base than `bare_scan`, ratios of timings."""
+"""What the benchmarks share: inputs, another base than `bare_scan`, ratios of timings, colors."""
 
 from collections.abc import Mapping
 
@@ -11,6 +11,8 @@ from benchmarks.support.report import Figure, Target
 from dbnorm_jax._cli.measuring.timing import TILE, Timing, bare_scan, interleaved
 
 __all__ = [
+    "COLORS",
+    "MARKERS",
     "TILE",
     "Timing",
     "bare_scan",
@@ -21,6 +23,10 @@ __all__ = [
     "ratios",
     "unit_rows",
 ]
+
+# Okabe and Ito's, told apart with any color vision; markers differ as well.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 def unit_rows(seed: int, num_rows: int, dim: int) -> jax.Array:

@@ -34,6 +34,26 @@ def test_summary():
     assert low <= 0 <= high
 
 
+def test_means_by_size_of_the_bank(capsys):
+    found = tuning.summary([draw([1, 0, 0, 0], [1, 1, 0, 0], [0, 30, 50])])
+    kept = dataclasses.replace(found, auto=0.0, kept_raw=1.0, could_show=30.0)
+    tuning.print_by_size({("a", "100"): found, ("b", "100"): kept, ("a", "all"): found})
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["100", "2", "+12.50", "+50.00", "+49.00", "26%", "50%"] in lines
+    assert ["all", "1", "+25.00", "+50.00", "+49.00", "51%", "0%"] in lines
+    assert " ".join(lines[-1]).endswith("the debiased oracle gains less in 2 of 3 cells")
+
+
+def test_both_directions_of_a_set_look_alike():
+    names = ["emoji en -> de", "emoji de -> en", "emoji en -> fr", "spoken", "spoken, reversed"]
+    looks = list(tuning.looks(names).values())
+    for first, second in ((0, 1), (3, 4)):
+        same = {**looks[first], "linestyle": "--"}
+        assert looks[first] != same == looks[second]
+    apart = {(look["color"], look["marker"]) for look in looks}
+    assert len(apart) == 3
+
+
 @pytest.mark.slow
 def test_the_oracle_ranks_as_the_library(capsys, monkeypatch):
     # A part of the banks: 88 candidates are fitted to all of them.

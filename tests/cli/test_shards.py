@@ -202,6 +202,11 @@ def test_word_vectors(tmp_path, header):
 BAD_VECTORS = {
     "fewer numbers": ("2 3\na 1 2 3\nb 1 2\n", "a word and 3 numbers", "2 numbers on line 3"),
     "other text": ("a 1 2 3\nb 1 x 2\n", "a word and 3 numbers", "other text on line 2"),
+    "a number of Python's": (
+        "a 1 2 3\nb 1 1_0 2\n",
+        "a word and 3 numbers",
+        "other text on line 2",
+    ),
     "no text": (b"a 1 2 3\n\xe4 1 2 2\n", "a word and 3 numbers", "no UTF-8 on line 2"),
     "fewer words": ("5 3\na 1 2 3\nb 1 2 2\n", "5 words, as the header says", "2 (truncated?)"),
     "no numbers": ("the\n", "a word and some numbers", "0 numbers on line 1"),

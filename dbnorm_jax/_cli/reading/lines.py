@@ -1,7 +1,7 @@
 """Lines of text by their numbers, and the names in them by rows."""
 
-from collections.abc import Iterator
-from typing import IO
+from collections.abc import Iterator, Sequence
+from typing import IO, Any
 
 import numpy as np
 
@@ -17,6 +17,16 @@ def numbered(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
         text = line.removeprefix(_MARK) if number == 1 else line
         if text.strip():
             yield number, text
+
+
+def parsed(texts: Sequence[bytes], kind: Any = float) -> Iterator[Any]:
+    """What texts say; ValueError where one is no number.
+
+    Python takes 1_0 for 10; no other reader of such files does.
+    """
+    if any(b"_" in text for text in texts):
+        raise ValueError("an underscore")
+    return map(kind, texts)
 
 
 class Names:

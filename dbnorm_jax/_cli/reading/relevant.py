@@ -21,7 +21,7 @@ import numpy as np
 from dbnorm_jax._cli.reading import sets, single
 from dbnorm_jax._cli.reading.argument import Source, kind_of, opened
 from dbnorm_jax._cli.reading.formats import NUMBERS, PICKLE
-from dbnorm_jax._cli.reading.lines import numbered
+from dbnorm_jax._cli.reading.lines import numbered, parsed
 from dbnorm_jax._cli.reading.names import Labels, distinct
 from dbnorm_jax._cli.reading.sets import Array, Csr, Relevance
 from dbnorm_jax._src.core.text import excerpt
@@ -337,11 +337,10 @@ def _cells(
 
 def _grade(text: bytes) -> float | None:
     try:
-        value = float(text)
+        (value,) = parsed([text])
     except ValueError:
         return None
-    # Python takes 1_0 for 10; no other reader of such files does.
-    return value if abs(value) < np.inf and b"_" not in text else None
+    return value if abs(value) < np.inf else None
 
 
 def _checked_grade(source: Source, text: bytes, line: int) -> float:

@@ -18,7 +18,7 @@ from dbnorm_jax._cli.reading import names as naming
 from dbnorm_jax._cli.reading import single
 from dbnorm_jax._cli.reading.argument import Source, kind_of, opened
 from dbnorm_jax._cli.reading.formats import PICKLE
-from dbnorm_jax._cli.reading.lines import Names, numbered
+from dbnorm_jax._cli.reading.lines import Names, numbered, parsed
 from dbnorm_jax._cli.reading.names import Labels
 from dbnorm_jax._cli.reading.relevant import read_relevant
 from dbnorm_jax._cli.reading.sets import Array, Integers, Relevance
@@ -160,11 +160,10 @@ def _of_run(source: Source) -> Results:
 
 def _number(source: Source, what: str, kind: Any, text: bytes, line: int) -> Any:
     try:
-        value = kind(text)
+        (value,) = parsed([text], kind)
     except ValueError:
         value = None
-    # NaN is neither; Python takes 1_0 for 10, and no other reader of such files does.
-    if value is None or not -_MOST < value < _MOST or b"_" in text:
+    if value is None or not -_MOST < value < _MOST:  # nor NaN
         found = f"{excerpt(text.decode(errors='replace'))!r} on line {line}"
         raise source.fail(what, found, f"write lines of {_COLUMNS}")
     return value

@@ -11,6 +11,7 @@ from typing import IO
 import numpy as np
 
 from dbnorm_jax._cli.reading.argument import Source
+from dbnorm_jax._cli.reading.lines import parsed
 from dbnorm_jax._cli.reading.sets import Array
 from dbnorm_jax._src.core.text import excerpt
 
@@ -36,7 +37,7 @@ def read(source: Source, file: IO[bytes]) -> tuple[Array, Array]:
             raise source.fail(expected, f"{what} on line {line}", _REMEDY)
         try:
             words.append(b" ".join(cells[: len(cells) - dim]).decode())  # a word may hold blanks
-            values.extend(map(float, cells[len(cells) - dim :]))
+            values.extend(parsed(cells[len(cells) - dim :]))
         except ValueError as error:
             what = "text that is no UTF-8" if isinstance(error, UnicodeError) else "other text"
             raise source.fail(

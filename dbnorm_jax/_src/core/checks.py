@@ -6,6 +6,7 @@ away, which is also the way to opt out of their cost, one pass over the input.
 """
 
 import contextlib
+import numbers
 import operator
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -438,6 +439,16 @@ def integer(name: str, value: Any, *, low: int, high: int | None = None, of: str
         bound = f"at least {low}" if high is None else f"between {low} and {high}{of}"
         raise BadValueError(name, f" must be {bound}, got {number}")
     return number
+
+
+def rate(name: str, value: Any) -> float:
+    """`value` as a float between 0 and 1, neither of them; static."""
+    check_static(name, value)
+    if not isinstance(value, numbers.Real):
+        raise BadTypeError(name, f" must be a number, got {value!r}")
+    if not 0 < float(value) < 1:
+        raise BadValueError(name, f" must be between 0 and 1, got {value}")
+    return float(value)
 
 
 def neighbors(name: str, value: Any, default: int, *, high: int, of: str) -> int:

@@ -110,11 +110,7 @@ def hub_screening(
     few = " (fewer than the items to compare)"
     k = checks.neighbors("k", k, 10, high=num_clean - 1, of=few)
     chunk_size = checks.integer("chunk_size", chunk_size, low=1)
-    checks.check_static("false_alarm_rate", false_alarm_rate)
-    if not 0 < false_alarm_rate < 1:
-        raise checks.BadValueError(
-            "false_alarm_rate", f" must be between 0 and 1, got {false_alarm_rate}"
-        )
+    false_alarm_rate = checks.rate("false_alarm_rate", false_alarm_rate)
 
     bias = _bias("bias", bias, "gallery", gallery)
     if own:

@@ -20,7 +20,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -146,7 +146,7 @@ def add(
     for place, known in enumerate(classes.lists):
         if len(classes.lists) > 1:
             # Scores of all lists at once would leave TPUs no memory on the chip for the classes.
-            similarities, added = on_tpu(
+            similarities, added = lax.platform_dependent(
                 (similarities, added), tpu=elementary.separate, default=lambda parts: parts
             )
         scores = similarities if offsets is None else similarities - offsets[place][None]
@@ -160,11 +160,6 @@ def add(
         items = _by_class(scores, indices, known.folded.shape[1], classes.turn)
         added.append(_added(known, items, classes.handed_on))
     return dataclasses.replace(classes, lists=tuple(added))
-
-
-def on_tpu(*arrays: Any, tpu: Callable[..., Any], default: Callable[..., Any]) -> Any:
-    """One of the two, by the platform that the program is lowered for."""
-    return lax.platform_dependent(*arrays, tpu=tpu, default=default)
 
 
 def _by_class(
@@ -277,7 +272,9 @@ def _best(items: Ranked, k: int) -> Ranked:
         return _first(items).map(lambda part: part[:, None])
     if k > _MOST_PICKED:
         return _best_by_sort(items, k)
-    return on_tpu(items, tpu=partial(_best_by_picking, k=k), default=partial(_best_by_sort, k=k))
+    picked, sorted_ = (partial(find, k=k) for find in (_best_by_picking, _best_by_sort))
+    best: Ranked = lax.platform_dependent(items, tpu=picked, default=sorted_)
+    return best
 
 
 def _best_by_sort(items: Ranked, k: int) -> Ranked:

@@ -132,8 +132,7 @@ def times_of(times: Any, num_query_bank: int) -> Floats | None:
         return None
     found = np.asarray(times)
     if found.dtype.kind == "M":
-        unknown, since = np.isnat(found), _from_first(found.astype(np.int64))
-        found = np.where(unknown, np.nan, since if not unknown.any() else 0.0)
+        found = np.where(np.isnat(found), np.nan, _from_first(found.astype(np.int64)))
     elif found.dtype.kind in "iu":
         found = _from_first(found)
     if found.dtype.kind != "f":

@@ -1,6 +1,5 @@
 """Choose the correction from the banks alone: never worse than raw."""
 
-import numbers
 from functools import partial
 from typing import Any, Literal, NamedTuple, overload
 
@@ -118,7 +117,7 @@ def tune(
     banks = folds.checked(query_bank, gallery_bank, gallery, similarity_fn)
     num_folds = checks.integer("num_folds", num_folds, low=2)
     seed = checks.integer("seed", seed, low=0)
-    _check_level(level)
+    level = checks.rate("level", level)
     asked = folds.times_of(times, len(banks.query))
     own = folds.own_bias(biases, None if banks.items is None else len(banks.items))
     rng = np.random.default_rng(seed)
@@ -188,13 +187,6 @@ def tune(
         num_columns=len(split.columns),
         num_folds=split.num_folds,
     )
-
-
-def _check_level(level: Any) -> None:
-    if not isinstance(level, numbers.Real):
-        raise checks.BadTypeError("level", f" must be a number, got {level!r}")
-    if not 0 < float(level) < 1:
-        raise checks.BadValueError("level", f" must be between 0 and 1, got {level!r}")
 
 
 def fit(
